@@ -1,0 +1,1 @@
+"""Task mixtures for fine-tuning language models, measured with probes."""

