@@ -1,0 +1,314 @@
+"""`TaskPool`: the rows of n tasks and of the targets, split into training, contexts and validation.
+
+Rows are ranked by a hash of (run seed, conversation), so neither file order nor the other tasks decide which rows of a
+set are its contexts, and a row that two tasks share falls on the same side in both as far as their sizes allow.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskpgm.config import Config, ContextConfig, TargetConfig
+from taskpgm.errors import UserError
+from taskpgm.reading import Layout, Messages, Reading, read_source
+
+CHUNK = 512  # rows measured at a time, for progress
+SIDES = ("train", "contexts", "validation")
+
+
+class Length(NamedTuple):
+    """What a row costs: tokens in all, those of its assistant turns, and whether its prompt lost its left end."""
+
+    tokens: int
+    response_tokens: int
+    truncated: bool
+
+
+Measure = Callable[[Sequence[Messages]], list[Length | None]]  # None: the completion does not fit
+Tell = Callable[[str, int, int], None]  # (what, done, total)
+
+
+def tell_nobody(what: str, done: int, total: int) -> None:
+    """Progress that nobody sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One conversation, its cost in tokens, and the hash that identifies and ranks it."""
+
+    messages: Messages
+    tokens: int
+    response_tokens: int
+    truncated: bool
+    key: str
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Where the rows of a set went.
+
+    read + validation_read = duplicates + too_long + validation_dropped + train_dropped + the rows on all sides.
+    """
+
+    read: int  # rows in the set's own source
+    validation_read: int  # rows in the validation file it names, if any
+    duplicates: int  # equal to an earlier row of the same file
+    too_long: int  # the completion does not fit probes.max_length
+    validation_dropped: int  # validation rows equal to a context of any set
+    train_dropped: int  # training rows equal to a context, validation or target row of any set
+    truncated: int  # of the rows on all sides, those whose prompt lost its left end
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """The rows of one task or target, each side ordered by key. A target has no training rows."""
+
+    name: str
+    kind: Literal["task", "target"]
+    layout: Layout
+    columns: dict[str, str]  # field -> column it was read from
+    train: tuple[Row, ...]
+    contexts: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    counts: Counts
+
+    @property
+    def response_tokens(self) -> int:
+        """Response tokens of one pass over the training rows."""
+        return sum(row.response_tokens for row in self.train)
+
+    @property
+    def train_key(self) -> str:
+        """Hash of the training rows in order."""
+        return _key_of(self.train)
+
+    @property
+    def context_key(self) -> str:
+        """Hash of the contexts in order."""
+        return _key_of(self.contexts)
+
+    @property
+    def validation_key(self) -> str:
+        """Hash of the validation rows in order."""
+        return _key_of(self.validation)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskPool:
+    """All sets, and how many distinct rows every two of them share."""
+
+    tasks: tuple[TaskSet, ...]
+    targets: tuple[TaskSet, ...]
+    overlap: NDArray[np.int64]  # (sets, sets) in the order of `sets`, before any drop; diagonal: a set's distinct rows
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def all(self) -> tuple[TaskSet, ...]:
+        """The tasks, then the targets."""
+        return self.tasks + self.targets
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Names of the tasks, then of the targets."""
+        return tuple(one.name for one in self.all)
+
+    def __getitem__(self, name: str) -> TaskSet:
+        """The task or target of that name."""
+        return self.all[self.sets.index(name)]
+
+    def overlap_table(self) -> dict[str, list[str] | list[list[int]]]:
+        """The overlap matrix with its names, for JSON."""
+        return {"sets": list(self.sets), "rows": self.overlap.tolist()}
+
+    def save(self, folder: Path) -> None:
+        """Write rows.parquet and pool.json into the folder (not atomic; the store does that)."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        folder.mkdir(parents=True, exist_ok=True)
+        sides = [(one.name, side, row) for one in self.all for side in SIDES for row in getattr(one, side)]
+        rows = [row for _, _, row in sides]
+        turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+        columns = {
+            "set": pa.array([name for name, _, _ in sides], pa.string()),
+            "side": pa.array([side for _, side, _ in sides], pa.string()),
+            "messages": pa.array(
+                [[{"role": role, "content": text} for role, text in row.messages] for row in rows], pa.list_(turn)
+            ),
+            "tokens": pa.array([row.tokens for row in rows], pa.int64()),
+            "response_tokens": pa.array([row.response_tokens for row in rows], pa.int64()),
+            "truncated": pa.array([row.truncated for row in rows], pa.bool_()),
+            "key": pa.array([row.key for row in rows], pa.string()),
+        }
+        parquet.write_table(pa.table(columns), folder / "rows.parquet")
+        described = [
+            {"name": s.name, "kind": s.kind, "layout": s.layout, "columns": s.columns, "counts": asdict(s.counts)}
+            for s in self.all
+        ]
+        text = json.dumps({"sets": described, "overlap": self.overlap.tolist()}, ensure_ascii=False, indent=1)
+        (folder / "pool.json").write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "TaskPool":
+        """Pool written by `save`; needs pyarrow, neither datasets nor torch."""
+        from pyarrow import parquet
+
+        described = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
+        table = parquet.ParquetFile(folder / "rows.parquet").read().to_pydict()
+        rows: dict[tuple[str, str], list[Row]] = {}
+        for i, turns in enumerate(table["messages"]):
+            messages = tuple((turn["role"], turn["content"]) for turn in turns)
+            row = Row(messages, *(table[column][i] for column in ("tokens", "response_tokens", "truncated", "key")))
+            rows.setdefault((table["set"][i], table["side"][i]), []).append(row)
+        sets = []
+        for one in described["sets"]:
+            train, contexts, validation = (tuple(rows.get((one["name"], side), ())) for side in SIDES)
+            fields = {**one, "counts": Counts(**one["counts"])}
+            sets.append(TaskSet(train=train, contexts=contexts, validation=validation, **fields))
+        return _pool(sets, np.array(described["overlap"], dtype=np.int64))
+
+
+def load_tasks(config: Config, measure: Measure, tell: Tell = tell_nobody) -> TaskPool:
+    """Pool of the tasks and targets that the configuration names.
+
+    Within a set, equal rows are merged and ranked by key. The lowest `contexts.per_set` are its contexts; of a target
+    the rest is validation; of a task the next `contexts.validation`, at most a tenth of what the contexts leave, are
+    validation (or all rows of its `validation` file are), and the rest is for training. Then whatever equals a context
+    of any set leaves validation, and whatever equals a context, validation or target row of any set leaves training:
+    no other set ever changes a set's contexts.
+
+    Args:
+        config: its seed, tasks, targets and contexts count here.
+        measure: lengths of conversations, None where the completion does not fit; sees every distinct row once.
+        tell: hears of progress.
+
+    Raises:
+        UserError: a source that cannot be read, or a set with too few rows.
+    """
+    sources = (*config.tasks, *config.targets)
+    read: list[Reading] = []
+    given: list[Reading | None] = []
+    for i, source in enumerate(sources):
+        tell("reading", i, len(sources))
+        read.append(read_source(source))
+        path = getattr(source, "validation", None)
+        given.append(read_source(source, path) if path else None)
+    tell("reading", len(sources), len(sources))
+
+    keys = [[row_key(config.seed, m) for m in reading.rows] for reading in read]
+    given_keys = [[row_key(config.seed, m) for m in reading.rows] if reading else [] for reading in given]
+    distinct: dict[str, Messages] = {}
+    for found, reading in zip(keys + given_keys, [*read, *given], strict=True):
+        distinct.update(zip(found, reading.rows if reading else (), strict=True))
+    rows = _measured(distinct, measure, tell)
+
+    sets = []
+    for source, reading, own, validation in zip(sources, read, keys, given_keys, strict=True):
+        kind: Literal["task", "target"] = "target" if isinstance(source, TargetConfig) else "task"
+        counts = _counted(own, validation, rows)
+        ranked = _ranked(own, rows)
+        _check_enough(source.name, kind, len(ranked), counts, config.contexts)
+        sides = _split(ranked, kind, config.contexts, _ranked(validation, rows) if validation else None)
+        sets.append(TaskSet(source.name, kind, reading.layout, reading.columns, *sides, counts))
+    members = [{row.key for side in SIDES for row in getattr(one, side)} for one in sets]
+    overlap = np.array([[len(a & b) for b in members] for a in members], dtype=np.int64)
+    return _pool(_without_leaks(sets), overlap)
+
+
+def row_key(seed: int, messages: Messages) -> str:
+    """Hash of (run seed, conversation) as 32 hexadecimal digits."""
+    text = json.dumps([seed, messages], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _measured(distinct: dict[str, Messages], measure: Measure, tell: Tell) -> dict[str, Row | None]:
+    rows: dict[str, Row | None] = {}
+    keys = list(distinct)
+    for start in range(0, len(keys), CHUNK):
+        tell("tokenising", start, len(keys))
+        chunk = keys[start : start + CHUNK]
+        for key, length in zip(chunk, measure([distinct[key] for key in chunk]), strict=True):
+            assert length is None or length.response_tokens > 0
+            rows[key] = Row(distinct[key], *length, key) if length else None
+    tell("tokenising", len(keys), len(keys))
+    return rows
+
+
+def _ranked(keys: list[str], rows: dict[str, Row | None]) -> list[Row]:
+    return [row for key in sorted(set(keys)) if (row := rows[key])]
+
+
+def _counted(own: list[str], given: list[str], rows: dict[str, Row | None]) -> Counts:
+    files = [set(own), set(given)]
+    too_long = sum(rows[key] is None for keys in files for key in keys)
+    return Counts(len(own), len(given), len(own) + len(given) - sum(map(len, files)), too_long, 0, 0, 0)
+
+
+def _split(
+    ranked: list[Row], kind: str, contexts: ContextConfig, given: list[Row] | None
+) -> tuple[tuple[Row, ...], tuple[Row, ...], tuple[Row, ...]]:
+    """Training, contexts and validation, in this order."""
+    head, rest = tuple(ranked[: contexts.per_set]), tuple(ranked[contexts.per_set :])
+    if kind == "target":
+        return (), head, rest
+    if given is not None:
+        return rest, head, tuple(given)
+    held = min(contexts.validation, len(rest) // 10)
+    return rest[held:], head, rest[:held]
+
+
+def _without_leaks(sets: list[TaskSet]) -> list[TaskSet]:
+    """The sets without validation rows that are contexts, and without training rows that are held out anywhere."""
+    contexts = {row.key for one in sets for row in one.contexts}
+    held = contexts | {row.key for one in sets for row in one.validation}
+    clean = []
+    for one in sets:
+        validation = tuple(row for row in one.validation if row.key not in contexts)
+        train = tuple(row for row in one.train if row.key not in held)
+        if one.train and not train:
+            raise UserError(
+                f"Task {one.name!r} has no training row left: all {len(one.train)} equal held-out rows of its own or "
+                "other sets; lower contexts.per_set, add data, or leave out the task or the set that it repeats."
+            )
+        counts = replace(
+            one.counts,
+            validation_dropped=len(one.validation) - len(validation),
+            train_dropped=len(one.train) - len(train),
+            truncated=sum(row.truncated for side in (train, one.contexts, validation) for row in side),
+        )
+        clean.append(replace(one, train=train, validation=validation, counts=counts))
+    return clean
+
+
+def _check_enough(name: str, kind: str, rows: int, counts: Counts, contexts: ContextConfig) -> None:
+    need = contexts.per_set + (kind == "task")
+    if rows >= need:
+        return
+    lost = [f"{counts.duplicates} duplicates"] * bool(counts.duplicates)
+    lost += [f"{counts.too_long} longer than probes.max_length allows"] * bool(counts.too_long)
+    read = f" ({counts.read + counts.validation_read} read, {', '.join(lost)})" if lost else ""
+    needs = f"{contexts.per_set} contexts" + (" and one training row" if kind == "task" else "")
+    raise UserError(
+        f"{kind.capitalize()} {name!r} has {rows} usable rows{read}, but {needs} need {need}; "
+        "lower contexts.per_set or add data."
+    )
+
+
+def _pool(sets: list[TaskSet], overlap: NDArray[np.int64]) -> TaskPool:
+    overlap.setflags(write=False)
+    tasks = tuple(one for one in sets if one.kind == "task")
+    return TaskPool(tasks, tuple(one for one in sets if one.kind == "target"), overlap)
+
+
+def _key_of(rows: Iterable[Row]) -> str:
+    return hashlib.blake2b("".join(row.key for row in rows).encode(), digest_size=16).hexdigest()
