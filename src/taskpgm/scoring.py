@@ -1,0 +1,259 @@
+"""Makes `Scores`: every probe's label log-probabilities on the shared contexts.
+
+The unit of work is a block: one context set under one probe, (T_set,) log-probabilities and, where divergences are
+asked for, the last hidden states at the set's sampled positions. Blocks do not depend on each other, so a new task
+costs its own probe on all sets and all probes on its own set.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from taskpgm.chat import Encoded
+from taskpgm.divergence import jsd_matrix, label_logp
+from taskpgm.errors import UserError
+from taskpgm.lm import LanguageModel, batches, halving, padded
+from taskpgm.probes import Probe, derive_seed, installed
+from taskpgm.scores import Divergences, Floats, Ints, Scores
+from taskpgm.tasks import Tell
+
+BASE = "base"  # the name of the base model's blocks
+ADAPTER_MEMORY = 2 << 30  # bytes of adapters that the model carries at a time
+
+
+@dataclass(frozen=True)
+class Block:
+    """One set under one probe."""
+
+    logp: NDArray[np.float32]  # (T_set,) context by context, position by position
+    hidden: NDArray[np.float32] | None = None  # (P_set, d) last hidden states at the sampled positions
+
+
+Blocks = dict[tuple[str, str], Block]  # (probe name or BASE, set) -> block
+
+
+def score_sets(
+    lm: LanguageModel,
+    contexts: Mapping[str, list[Encoded]],
+    probes: Sequence[Probe],
+    missing: Mapping[str, Sequence[str]],
+    sampled: Mapping[str, Ints] | None = None,
+    tell: Tell = lambda *_: None,
+    warn: Callable[[str], None] = warnings.warn,
+) -> Iterator[tuple[str, Blocks]]:
+    """Blocks of one set after another, as they are done; a set may come several times, with other probes.
+
+    Args:
+        contexts: encoded contexts by set.
+        missing: probe names (or BASE) still to score, by set.
+        sampled: by set, the positions at which hidden states are kept, as indices into the set's columns.
+    """
+    total = sum(len(names) for names in missing.values())
+    done = 0
+    for chunk in _chunks(probes):
+        with installed(lm, chunk) as peft_model:
+            for name, rows in contexts.items():
+                wanted: list[Probe | None] = [p for p in chunk if p.name in missing[name]]
+                if BASE in missing[name] and (not chunk or chunk[0] is probes[0]):
+                    wanted.append(None)  # last, so that it shares the probes' prefix
+                if wanted:
+                    kept = sampled.get(name) if sampled else None
+                    yield name, _score_set(lm, peft_model, name, rows, wanted, kept, warn)
+                    done += len(wanted)
+                    tell("scoring", done, total)
+
+
+def assemble(
+    tasks: Sequence[str],
+    contexts: Mapping[str, list[Encoded]],
+    blocks: Mapping[tuple[str, str], Block],
+    names: Sequence[Sequence[str]],
+    divergences: Divergences | None = None,
+) -> Scores:
+    """Scores from all blocks; `names[s][i]` is the probe of task i under seed s.
+
+    Contexts fall into B = min(16, contexts of the smallest set) groups, in turn within each set.
+    """
+    sets = tuple(contexts)
+    counts = [[int(row.response.sum()) for row in rows] for rows in contexts.values()]
+    base = np.concatenate([blocks[BASE, s].logp for s in sets])
+    logp = [
+        np.stack([base, *(np.concatenate([blocks[name, s].logp for s in sets]) for name in of_seed)])
+        for of_seed in names
+    ]
+    flat = [c for of_set in counts for c in of_set]
+    context = np.repeat(np.arange(len(flat)), flat)
+    position = np.concatenate([np.arange(c) for c in flat])
+    seeds = len(names)
+    return Scores(
+        tasks=tuple(tasks),
+        sets=sets,
+        logp=np.concatenate(logp, axis=1).astype(np.float64),
+        context=np.tile(context, seeds),
+        position=np.tile(position, seeds),
+        seed=np.repeat(np.arange(seeds), len(context)),
+        context_set=np.repeat(np.arange(len(sets)), [len(c) for c in counts]),
+        context_group=np.concatenate([context_groups(len(c), counts) for c in counts]),
+        divergences=divergences,
+    )
+
+
+def context_groups(contexts: int, counts: Sequence[Sequence[int]]) -> Ints:
+    """(contexts,) jackknife group of each context of one set: taken in turn, B = min(16, smallest set)."""
+    return np.arange(contexts) % min(16, *(len(c) for c in counts), 16)
+
+
+def sample_positions(contexts: Mapping[str, list[Encoded]], positions: int, seed: int) -> dict[str, tuple[Ints, Floats]]:
+    """For every task set, indices into its columns and their weights: the sample on which divergences are computed.
+
+    Each set gets an equal part of `positions`. Where it has no more columns than that, all are taken with weight ω;
+    else they are drawn with probability ω, once for all pairs: unbiased, and ln 2 − JSD stays positive semidefinite.
+    The draw depends on the set alone, so a new task only shortens it.
+    """
+    sample = {}
+    for name, rows in contexts.items():
+        lengths = np.array([int(row.response.sum()) for row in rows])
+        omega = np.repeat(1 / (len(rows) * lengths), lengths)
+        part = max(1, positions // len(contexts))
+        if len(omega) <= part:
+            sample[name] = (np.arange(len(omega)), omega / len(contexts))
+        else:
+            rng = np.random.default_rng(derive_seed(seed, "positions", name))
+            drawn = np.searchsorted(np.cumsum(omega), rng.random(part) * omega.sum(), side="right")
+            sample[name] = (np.minimum(drawn, len(omega) - 1), np.full(part, 1 / (part * len(contexts))))
+    return sample
+
+
+def measure_divergences(
+    lm: LanguageModel,
+    contexts: Mapping[str, list[Encoded]],
+    sample: Mapping[str, tuple[Ints, Floats]],
+    blocks: Mapping[tuple[str, str], Block],
+    names: Sequence[Sequence[str]],
+    tell: Tell = lambda *_: None,
+) -> Divergences:
+    """JSD between all pairs of probes at the sampled positions of the task sets, averaged over seeds.
+
+    `contexts` are those of all sets, since the groups follow from the smallest one.
+    """
+    head = lm.model.get_output_embeddings()
+    counts = [[int(row.response.sum()) for row in rows] for rows in contexts.values()]
+    groups = int(max(context_groups(len(c), counts).max() for c in counts)) + 1
+    n = len(names[0])
+    total, weight = np.zeros((groups, n, n)), np.zeros(groups)
+    for done, (name, (columns, weights)) in enumerate(sample.items()):
+        lengths = [int(row.response.sum()) for row in contexts[name]]
+        group = np.repeat(context_groups(len(lengths), counts), lengths)[columns]
+        weight_PB = np.zeros((len(columns), groups))
+        weight_PB[np.arange(len(columns)), group] = weights
+        weight += weight_PB.sum(0)
+        for of_seed in names:
+            hidden = torch.from_numpy(np.stack([_hidden(blocks[p, name], p) for p in of_seed]))
+            with torch.inference_mode():
+                sums = jsd_matrix(
+                    hidden, lambda h: head(h.to(lm.device, head.weight.dtype)), torch.from_numpy(weight_PB),
+                    head.weight.shape[0],
+                )  # fmt: skip
+            total += sums.numpy() / len(names)
+        tell("divergences", done + 1, len(sample))
+    return Divergences(total, weight, sum(len(c) for c, _ in sample.values()))
+
+
+def check_divergences_possible(lm: LanguageModel, probes: Sequence[Probe]) -> None:
+    """Raise UserError where last hidden states do not determine a probe's distribution."""
+    for probe in probes:
+        if probe.changes_head or not lm.plain_head:
+            raise UserError(
+                f"affinity.kind jsd needs one plain output layer, which the probe of task {probe.task!r} on {lm.name!r} "
+                "does not have; use affinity.kind ratio or pmi."
+            )
+
+
+def _score_set(
+    lm: LanguageModel, peft_model: Any, name: str, rows: list[Encoded], probes: Sequence[Probe | None],
+    kept: Ints | None, warn: Callable[[str], None],
+) -> Blocks:  # fmt: skip
+    """Blocks of one set: every batch runs the shared layers once, then the rest under each probe."""
+    order = {id(row): i for i, row in enumerate(rows)}
+    logp: list[dict[int, NDArray[np.float32]]] = [{} for _ in probes]
+    hidden: list[dict[int, NDArray[np.float32]]] = [{} for _ in probes]
+
+    def run(batch: Sequence[Encoded]) -> None:
+        cuts = np.cumsum([int(row.response.sum()) for row in batch])[:-1]
+        places = [order[id(row)] for row in batch]
+        for k, (logp_R, hidden_Rd) in enumerate(_score_batch(lm, peft_model, batch, probes, kept is not None)):
+            logp[k].update(zip(places, np.split(logp_R, cuts), strict=True))
+            hidden[k].update(zip(places, np.split(hidden_Rd, cuts), strict=True))
+
+    for batch in batches([len(row.ids) for row in rows], lm.token_budget):
+        halving([rows[i] for i in batch], run, warn)
+    blocks: Blocks = {}
+    for k, probe in enumerate(probes):
+        logp_T = np.concatenate([logp[k][i] for i in range(len(rows))])
+        if not np.isfinite(logp_T).all():
+            who = f"probe of task {probe.task!r}" if probe else "base model"
+            raise UserError(
+                f"The {who} gives log-probabilities on {name!r} that are not finite; use model.dtype bfloat16 or float32, "
+                "or a lower probes.learning_rate."
+            )
+        hidden_Pd = None if kept is None else np.concatenate([hidden[k][i] for i in range(len(rows))])[kept]
+        blocks[probe.name if probe else BASE, name] = Block(logp_T, hidden_Pd)
+    return blocks
+
+
+@torch.inference_mode()
+def _score_batch(
+    lm: LanguageModel, peft_model: Any, batch: Sequence[Encoded], probes: Sequence[Probe | None], keep_hidden: bool
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """(R,) log-probabilities and (R, d or 0) hidden states of a batch under each probe, row by row."""
+    ids, response = padded(batch, lm.tokenizer.pad_token_id, lm.device)
+    prefixes: dict[int, Tensor | None] = {}
+    results = []
+    for probe in probes:
+        first = probe.first_layer(len(lm.layers)) if probe else max(prefixes, default=0)
+        with _under(peft_model, None):
+            prefixes.setdefault(first, lm.prefix(ids, first) if first not in prefixes else None)
+        logp, hidden = [], []
+        with _under(peft_model, probe):
+            for logits, labels, states in lm.response_logits(ids, response, prefixes[first], first):
+                logp.append(label_logp(logits, labels).cpu().numpy())
+                if keep_hidden and states is not None:
+                    hidden.append(states.float().cpu().numpy())
+        results.append((np.concatenate(logp), np.concatenate(hidden) if hidden else np.zeros((sum(map(len, logp)), 0), np.float32)))
+    return results
+
+
+@contextlib.contextmanager
+def _under(peft_model: Any, probe: Probe | None) -> Iterator[None]:
+    """Within, the model is the base model under this probe, or the base model alone."""
+    if peft_model is None:
+        yield
+    elif probe is None:
+        with peft_model.disable_adapter():
+            yield
+    else:
+        peft_model.set_adapter(probe.name)
+        yield
+
+
+def _chunks(probes: Sequence[Probe]) -> Iterator[Sequence[Probe]]:
+    """Probes in groups that the model can carry at once."""
+    if not probes:
+        yield ()
+        return
+    size = max(sum(w.numel() * 4 for w in p.weights.values()) for p in probes)
+    step = max(1, ADAPTER_MEMORY // max(1, size))
+    for start in range(0, len(probes), step):
+        yield probes[start : start + step]
+
+
+def _hidden(block: Block, probe: str) -> NDArray[np.float32]:
+    assert block.hidden is not None, f"no hidden states kept for {probe}"
+    return block.hidden
