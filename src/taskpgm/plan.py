@@ -1,0 +1,281 @@
+"""`RowPlan`: which rows the training set holds, how often, in which order.
+
+Shapes: R rows of the training set, repeats included.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskpgm.config import Config
+from taskpgm.errors import UserError
+from taskpgm.tasks import TaskPool, TaskSet
+
+Unit = Literal["examples", "tokens"]
+Ints = NDArray[np.int64]
+
+# Shares come out of a solver and products such as 0.29 · 100 out of floats: a millionth of a row is rounding noise.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """What the training set holds of one task."""
+
+    name: str
+    weight: float  # the share that was asked for, in the unit of the budget
+    count: int  # rows written, repeats included
+    tokens: int  # response tokens written
+    rows: int  # training rows available
+    epochs: float  # count / rows
+    row_share: float
+    token_share: float
+
+
+@dataclass(frozen=True, eq=False)
+class RowPlan:
+    """The training set: its i-th row is row[i] of the training rows of task task[i].
+
+    Inside an epoch no row is drawn twice: a task's rows are used ⌊count/rows⌋ or ⌈count/rows⌉ times each.
+    """
+
+    unit: Unit
+    budget: int
+    tasks: tuple[TaskPlan, ...]  # in the order of pool.tasks
+    task: Ints  # (R,) index into pool.tasks
+    row: Ints  # (R,) index into that task's training rows
+    repeat: Ints  # (R,) which pass over them this belongs to, 0..
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    def __getitem__(self, name: str) -> TaskPlan:
+        """The plan of the task of that name."""
+        return next(task for task in self.tasks if task.name == name)
+
+    def save(self, path: Path) -> None:
+        """Write one .npz file (not atomic; the store does that)."""
+        arrays: dict[str, Any] = {key: getattr(self, key) for key in ("unit", "budget", "task", "row", "repeat")}
+        for field in fields(TaskPlan):
+            arrays[f"task_{field.name}"] = np.array([getattr(task, field.name) for task in self.tasks])
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "RowPlan":
+        """Plan written by `save`."""
+        with np.load(path, allow_pickle=False) as z:
+            columns = {key: z[key].tolist() for key in z.files if key.startswith("task_")}
+            tasks = tuple(
+                TaskPlan(**{key.removeprefix("task_"): values[i] for key, values in columns.items()})
+                for i in range(len(columns["task_name"]))
+            )
+            unit: Unit = "examples" if str(z["unit"]) == "examples" else "tokens"
+            return cls(unit, int(z["budget"]), tasks, z["task"], z["row"], z["repeat"])
+
+
+def uniform_mixture(pool: TaskPool) -> dict[str, float]:
+    """The same share for every task."""
+    return {name: 1 / len(pool.tasks) for name in pool.names}
+
+
+def size_mixture(pool: TaskPool, unit: Unit) -> dict[str, float]:
+    """Shares proportional to a task's training rows, or to their response tokens."""
+    sizes = {task.name: len(task.train) if unit == "examples" else task.response_tokens for task in pool.tasks}
+    return {name: size / sum(sizes.values()) for name, size in sizes.items()}
+
+
+def supply_bounds(pool: TaskPool, config: Config) -> tuple[dict[str, float], dict[str, float]]:
+    """Least and largest share of every task: its min_share, and the smaller of its max_share and its supply.
+
+    The supply is what `budget.max_epochs` passes over its training rows give (⌊max_epochs · N_i⌋ rows; in tokens, the
+    response tokens of those rows), over the budget. Bounds on groups of tasks are not in it.
+
+    Raises:
+        UserError: the budget exceeds the supply of all tasks, or a min_share that of its task.
+    """
+    budget, unit, epochs = config.budget.size, config.budget.unit, config.budget.max_epochs
+    supplies = {task.name: _supply(task, config) for task in pool.tasks}
+    total = sum(supplies.values())
+    if total < budget:
+        once = sum(len(task.train) if unit == "examples" else task.response_tokens for task in pool.tasks)
+        raise UserError(
+            f"budget.{unit} {budget} exceeds the supply: the tasks have {total} under max_epochs {epochs:g}; "
+            f"lower it to {total}, raise max_epochs to {math.ceil(budget / once)}, or add data."
+        )
+    lo = {task.name: task.min_share for task in config.tasks}
+    hi = {task.name: min(task.max_share, supplies[task.name] / budget) for task in config.tasks}
+    for name in lo:
+        if lo[name] > hi[name]:
+            raise UserError(
+                f"Task {name!r} has min_share {lo[name]:g} of {budget} {unit}, but supplies only {supplies[name]} "
+                f"(a share of {hi[name]:.4f}) under max_epochs {epochs:g}; lower min_share, raise max_epochs, or add data."
+            )
+    return lo, hi
+
+
+def plan_rows(pool: TaskPool, weights: Mapping[str, float], config: Config) -> RowPlan:
+    """Row plan whose shares are the weights, in the unit of the budget.
+
+    A budget in examples is met exactly (see `round_shares`), one in response tokens to within a row, the rounding error
+    of each task being carried to the next. Which rows of a task are drawn follows from the run seed, its name and its
+    count alone, and the order of the tasks changes nothing.
+
+    Args:
+        pool: where rows come from.
+        weights: shares that sum to one; a task left out has none. Bounds on shares are kept where the weights keep
+            them, those on groups to within a row a task.
+        config: its budget, seed and bounds count here.
+
+    Raises:
+        UserError: the budget, or a task's share of it, exceeds what there is under `budget.max_epochs`.
+    """
+    assert set(weights) <= set(pool.names), "weights name unknown tasks"
+    total = math.fsum(weights.values())
+    assert min(weights.values()) >= 0, "weights are negative"
+    assert abs(total - 1) < 1e-6, "weights do not sum to one"
+    shares = {name: weights.get(name, 0.0) / total for name in pool.names}
+    lo, hi = supply_bounds(pool, config)
+    _check_supply(pool, shares, config)
+    if config.budget.unit == "examples":
+        counts = round_shares(shares, config.budget.size, {t.name: _row_supply(t, config) for t in pool.tasks}, lo, hi)
+    else:
+        counts = _token_counts(pool, shares, config)
+    return _planned(pool, shares, counts, config)
+
+
+def round_shares(
+    shares: Mapping[str, float],
+    total: int,
+    supply: Mapping[str, int],
+    lo: Mapping[str, float],
+    hi: Mapping[str, float],
+) -> dict[str, int]:
+    """Integers summing to `total`, at most `supply`, that are nearest to shares · total (largest remainder).
+
+    Bounds on shares that the shares themselves keep hold for the integers too, or where whole numbers do not allow it
+    (three tasks of at most a third each, ten rows) to less than one; a share of zero stays zero likewise. Ties go to
+    the first name.
+
+    Args:
+        shares: sum to one; share · total is at most the supply.
+        total: at most the sum of the supply.
+        supply: the most that each may get, whatever its share.
+        lo: least shares.
+        hi: largest shares.
+    """
+    exact = {name: share * total for name, share in shares.items()}
+    least = {name: math.ceil(min(lo[name], share) * total - ROUNDING) for name, share in shares.items()}
+    most = {name: math.floor(max(hi[name], share) * total + ROUNDING) if share else 0 for name, share in shares.items()}
+    counts = {name: min(max(math.floor(exact[name]), least[name]), most[name], supply[name]) for name in shares}
+    while sum(counts.values()) < total:
+        able = [name for name in shares if counts[name] < supply[name]]
+        counts[min(able, key=lambda name: (counts[name] >= most[name], counts[name] - exact[name], name))] += 1
+    while sum(counts.values()) > total:
+        able = [name for name in shares if counts[name] > 0]
+        counts[min(able, key=lambda name: (counts[name] <= least[name], exact[name] - counts[name], name))] -= 1
+    return counts
+
+
+def _check_supply(pool: TaskPool, shares: Mapping[str, float], config: Config) -> None:
+    budget = config.budget
+    for task in pool.tasks:
+        supply, need = _supply(task, config), shares[task.name] * budget.size
+        if need > supply * (1 + 1e-6) + ROUNDING:
+            raise UserError(
+                f"Task {task.name!r} is to be {shares[task.name]:.4f} of {budget.size} {budget.unit}, but supplies "
+                f"only {supply} under max_epochs {budget.max_epochs:g}; lower its share, raise max_epochs, or add data."
+            )
+
+
+def _row_supply(task: TaskSet, config: Config) -> int:
+    return math.floor(config.budget.max_epochs * len(task.train) + ROUNDING)
+
+
+def _supply(task: TaskSet, config: Config) -> int:
+    """Rows or response tokens that `max_epochs` passes give: in tokens, those of the rows that would be drawn."""
+    rows = _row_supply(task, config)
+    if config.budget.unit == "examples":
+        return rows
+    passes, rest = divmod(rows, len(task.train))
+    return passes * task.response_tokens + int(_tokens(task)[_order(task, passes, config.seed)][:rest].sum())
+
+
+def _token_counts(pool: TaskPool, shares: Mapping[str, float], config: Config) -> dict[str, int]:
+    """Rows of each task, so that response tokens sum to the budget within half of the longest row.
+
+    Every task takes the rows whose tokens come nearest to its share plus the error so far. One that cannot (all its
+    supply is used, or nothing is left to take away) passes on no more error than it was given, so the bound stands
+    whatever the order; those with most room come last, where they absorb what remains.
+    """
+    exact = {name: share * config.budget.size for name, share in shares.items()}
+    room = {task.name: min(exact[task.name], _supply(task, config) - exact[task.name]) for task in pool.tasks}
+    counts = dict.fromkeys(pool.names, 0)
+    error = 0.0
+    for name in sorted((name for name in pool.names if shares[name]), key=lambda name: (room[name], name)):
+        counts[name], tokens = _nearest_rows(pool[name], exact[name] + error, config)
+        error += exact[name] - tokens
+    if not any(counts.values()):
+        raise UserError(f"budget.tokens {config.budget.size} is less than half a row's; raise it.")
+    return counts
+
+
+def _nearest_rows(task: TaskSet, target: float, config: Config) -> tuple[int, int]:
+    """How many rows to draw so that their response tokens come nearest to the target, and those tokens."""
+    once = task.response_tokens
+    passes = max(0, math.floor(target / once))
+    ends = np.cumsum([0, *_tokens(task)[_order(task, passes, config.seed)]])
+    part = int(np.argmin(np.abs(passes * once + ends - target)))
+    count, tokens = passes * len(task.train) + part, passes * once + int(ends[part])
+    supply = _row_supply(task, config)
+    return (count, tokens) if count <= supply else (supply, _supply(task, config))
+
+
+def _planned(pool: TaskPool, shares: Mapping[str, float], counts: Mapping[str, int], config: Config) -> RowPlan:
+    order = sorted(range(len(pool.tasks)), key=lambda i: pool.names[i])
+    drawn = {i: _draw(pool.tasks[i], counts[pool.names[i]], config.seed) for i in order}
+    shuffled = _random(config.seed, "order").permutation(sum(counts.values()))
+    task_R = np.concatenate([np.full(len(drawn[i][0]), i, dtype=np.int64) for i in order])[shuffled]
+    row_R = np.concatenate([drawn[i][0] for i in order])[shuffled]
+    repeat_R = np.concatenate([drawn[i][1] for i in order])[shuffled]
+    tokens = {task.name: int(_tokens(task)[drawn[i][0]].sum()) for i, task in enumerate(pool.tasks)}
+    tasks = tuple(
+        TaskPlan(
+            name=task.name,
+            weight=shares[task.name],
+            count=counts[task.name],
+            tokens=tokens[task.name],
+            rows=len(task.train),
+            epochs=counts[task.name] / len(task.train),
+            row_share=counts[task.name] / sum(counts.values()),
+            token_share=tokens[task.name] / sum(tokens.values()),
+        )
+        for task in pool.tasks
+    )
+    return RowPlan(config.budget.unit, config.budget.size, tasks, task_R, row_R, repeat_R)
+
+
+def _draw(task: TaskSet, count: int, seed: int) -> tuple[Ints, Ints]:
+    """(count,) rows of the task, one pass after another, and how often each was used before."""
+    passes = range(-(-count // len(task.train)))
+    rows = np.concatenate([np.zeros(0, np.int64), *(_order(task, i, seed) for i in passes)])[:count]
+    return rows, np.arange(count) // len(task.train)
+
+
+def _order(task: TaskSet, epoch: int, seed: int) -> Ints:
+    """(rows,) the order of one pass over the training rows of a task."""
+    return _random(seed, "rows", task.name, epoch).permutation(len(task.train))
+
+
+def _tokens(task: TaskSet) -> Ints:
+    return np.array([row.response_tokens for row in task.train], dtype=np.int64)
+
+
+def _random(*parts: int | str) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()))
