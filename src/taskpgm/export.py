@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from taskpgm.errors import UserError
 from taskpgm.plan import RowPlan
@@ -12,7 +13,8 @@ from taskpgm.tasks import Row, TaskPool
 Format = Literal["messages", "prompt_completion"]
 
 
-class TrainerUnits(NamedTuple):
+@dataclass(frozen=True)
+class TrainerUnits:
     """One task's part of the mixture, in the units in which trainers ask for it."""
 
     share: float  # of the budget, in its own unit
@@ -48,8 +50,8 @@ def choose_format(
     if asked == "auto":
         return "messages"
     raise UserError(
-        f"export.format prompt_completion cannot hold the rows of task {odd!r} that have a system turn or several turns; "
-        "set it to messages or auto."
+        f"export.format prompt_completion cannot hold rows of task {odd!r} that are more than one user and one assistant "
+        "turn; set it to messages or auto."
     )
 
 
@@ -57,7 +59,7 @@ def write_train_jsonl(path: Path, pool: TaskPool, plan: RowPlan, format: Format)
     """Write the planned rows in training order, one object a line, every line with the same columns.
 
     messages: `messages` (a list of {role, content}) and `task`; prompt_completion: `prompt`, `completion` and `task`,
-    all text. UTF-8 and \\n on every system, so that the same plan gives the same bytes. Not atomic; the store does that.
+    all text. UTF-8 and \\n on every system: the same plan gives the same bytes. Not atomic; the store does that.
     """
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for task, row in _planned_rows(pool, plan):

@@ -115,7 +115,7 @@ def supply_bounds(pool: TaskPool, config: Config) -> tuple[dict[str, float], dic
         if lo[name] > hi[name]:
             raise UserError(
                 f"Task {name!r} has min_share {lo[name]:g} of {budget} {unit}, but supplies only {supplies[name]} "
-                f"(a share of {hi[name]:.4f}) under max_epochs {epochs:g}; lower min_share, raise max_epochs, or add data."
+                f"(a share of {hi[name]:.4f}) under max_epochs {epochs:g}; lower min_share or add data."
             )
     return lo, hi
 
