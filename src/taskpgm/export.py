@@ -50,8 +50,8 @@ def choose_format(
     if asked == "auto":
         return "messages"
     raise UserError(
-        f"export.format prompt_completion cannot hold rows of task {odd!r} that are more than one user and one assistant "
-        "turn; set it to messages or auto."
+        f"export.format prompt_completion cannot hold rows of task {odd!r} that are more than a user turn and an answer; "
+        "set it to messages or auto."
     )
 
 

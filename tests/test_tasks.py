@@ -1,0 +1,523 @@
+"""Reading and splitting: against plain recomputation, `datasets` itself, and what a user may get wrong."""
+
+import gzip
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from taskpgm.config import Config, parse_config
+from taskpgm.errors import UserError
+from taskpgm.reading import Messages, read_source
+from taskpgm.tasks import Length, TaskPool, load_tasks, row_key
+
+LONGEST = 30
+
+
+def measure(batch: Sequence[Messages]) -> list[Length | None]:
+    """Words as tokens, one more to end a turn: a real length, and rows that are cut or do not fit."""
+    lengths: list[Length | None] = []
+    for messages in batch:
+        response = sum(len(text.split()) + 1 for role, text in messages if role == "assistant")
+        prompt = sum(len(text.split()) + 1 for role, text in messages if role != "assistant")
+        fits = response <= LONGEST
+        lengths.append(Length(min(prompt + response, LONGEST), response, prompt + response > LONGEST) if fits else None)
+    return lengths
+
+
+def pair(prompt: str, completion: str = "yes") -> Messages:
+    return (("user", prompt), ("assistant", completion))
+
+
+def write(path: Path, rows: Sequence[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def pairs(*prompts: object) -> list[dict[str, str]]:
+    return [{"prompt": str(prompt), "completion": "yes"} for prompt in prompts]
+
+
+def configure(tasks: dict[str, Any], targets: dict[str, Any] | None = None, seed: int = 0, **contexts: int) -> Config:
+    def sources(given: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"name": name, **(one if isinstance(one, dict) else {"path": str(one)})} for name, one in given.items()]
+
+    return parse_config(
+        {
+            "tasks": sources(tasks),
+            "targets": sources(targets or {}),
+            "budget": {"examples": 1},
+            "contexts": {"per_set": 2, **contexts},
+            "seed": seed,
+        }
+    )
+
+
+def read(path: object, **settings: Any) -> list[Messages]:
+    return read_source(configure({"a": {"path": str(path), **settings}}).tasks[0]).rows
+
+
+def load(config: Config) -> TaskPool:
+    return load_tasks(config, measure)
+
+
+def prompts(rows: Sequence[Any]) -> list[str]:
+    return [row.messages[0][1] for row in rows]
+
+
+# Formats
+
+
+def test_every_layout_is_read(tmp_path: Path) -> None:
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    sharegpt = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
+    full = (("system", "s"), ("user", "u"), ("assistant", "a"))
+    alpaca = {"instruction": "i", "input": "x", "output": "o"}
+    for row, columns, expected in [
+        ({"messages": chat, "id": 7}, None, full),
+        ({"chat": chat}, {"messages": "chat"}, full),
+        ({"conversations": sharegpt}, {"messages": "conversations"}, pair("u", "a")),
+        ({"prompt": "p", "completion": "c", "choices": ["c", "d"]}, None, pair("p", "c")),
+        ({"question": "p", "answer": "c"}, {"prompt": "question", "completion": "answer"}, pair("p", "c")),
+        ({"prompt": "p", "answer": "c"}, {"completion": "answer"}, pair("p", "c")),
+        (alpaca, None, pair("i\n\nx", "o")),
+        ({**alpaca, "input": ""}, None, pair("i", "o")),
+        ({**alpaca, "input": None}, None, pair("i", "o")),
+        ({"instruction": "i", "output": "o"}, None, pair("i", "o")),
+        ({"q": "i", "more": "x", "a": "o"}, {"instruction": "q", "input": "more", "output": "a"}, pair("i\n\nx", "o")),
+    ]:
+        assert read(write(tmp_path / "a.jsonl", [row]), columns=columns) == [expected]
+
+
+def test_text_files_agree(tmp_path: Path) -> None:
+    # What text may hold: separators that splitlines() takes for line ends, quotes, commas, line breaks, a BOM.
+    texts = [
+        "a,b",
+        'say "x"',
+        "two\nlines",
+        "c\r\nd",
+        "e\u2028f\x85g",
+        "ünï😀",
+        " space ",
+        "007",
+        "None",
+        "NA",
+        "1e5",
+        "true",
+    ]
+    rows = [{"prompt": text, "completion": text + "."} for text in texts]
+    expected = [pair(text, text + ".") for text in texts]
+    lines = "".join(json.dumps(row, ensure_ascii=i % 2 == 0) + "\n" for i, row in enumerate(rows)).encode()
+    csv = (
+        "prompt,completion\n"
+        + "".join(f'"{t.replace(chr(34), chr(34) * 2)}","{t.replace(chr(34), chr(34) * 2)}."\n' for t in texts)
+    ).encode()
+    for name, data in [
+        ("a.jsonl", lines),
+        ("b.jsonl", b"\xef\xbb\xbf" + lines.replace(b"}\n", b"}\r\n\n") + b"  \n"),
+        ("c.jsonl", lines.removesuffix(b"\n")),
+        ("d.json", json.dumps(rows, indent=2).encode()),
+        ("e.json", lines),
+        ("f.csv", csv),
+        ("g.csv", b"\xef\xbb\xbf" + csv.replace(b".\"\n", b".\"\r\n") + b"\n"),
+        ("h.jsonl.gz", gzip.compress(lines)),
+        ("i.csv.gz", gzip.compress(csv)),
+    ]:  # fmt: skip
+        (tmp_path / name).write_bytes(data)
+        assert read(tmp_path / name) == expected, name
+
+
+def test_numbers_are_the_text_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(f'{{"prompt": 1, "completion": {c}}}\n' for c in ("18", "5.10", "1e5", "true", "-0")))
+    assert [m[1][1] for m in read(file)] == ["18", "5.10", "1e5", "true", "-0"]
+    assert read(file)[0][0] == ("user", "1")
+
+
+def test_folder_of_files(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    folder.mkdir()
+    write(folder / "b.jsonl", pairs("b"))
+    write(folder / "a.jsonl", pairs("a"))
+    (folder / "c.json").write_text(json.dumps(pairs("c")))
+    (folder / "README.md").write_text("not data")
+    assert read(folder) == [pair("a"), pair("b"), pair("c")]
+
+
+def test_arrow_formats_agree(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    chat = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+    data = datasets.Dataset.from_list(
+        [{"prompt": f"p{i}", "completion": i, "messages": chat, "extra": [i]} for i in range(3)]
+    )
+    plain = data.remove_columns("messages")
+    plain.to_parquet(tmp_path / "a.parquet")
+    plain.with_format("numpy").save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": plain, "test": plain.select([1])}).save_to_disk(tmp_path / "dict")
+    data.to_parquet(tmp_path / "chat.parquet")
+    expected = [pair(f"p{i}", str(i)) for i in range(3)]
+    assert read(tmp_path / "a.parquet") == read(tmp_path / "saved") == read(tmp_path / "dict") == expected
+    assert read(tmp_path / "dict", split="test") == expected[1:2]
+    assert read(tmp_path / "chat.parquet") == [pair("u", "a")] * 3
+    with pytest.raises(UserError, match="no split 'dev'; it has train, test"):
+        read(tmp_path / "dict", split="dev")
+
+
+def test_class_labels_become_names(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    data.to_parquet(tmp_path / "a.parquet")
+    data.save_to_disk(tmp_path / "saved")
+    columns = {"prompt": "text", "completion": "label"}
+    for path in (tmp_path / "a.parquet", tmp_path / "saved"):
+        assert read(path, columns=columns) == [pair("a", "pos"), pair("b", "neg")]
+
+
+def test_plain_text_is_read_as_datasets_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"prompt": f"word {i}\n", "completion": f"ünï {i}"} for i in range(20)]
+    path = write(tmp_path / "a.jsonl", rows)
+    theirs = datasets.load_dataset("json", data_files=path, split="train", cache_dir=str(tmp_path / "cache"))
+    assert read(path) == [pair(row["prompt"], row["completion"]) for row in theirs]
+
+
+# Splits
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> dict[str, list[int]]:
+    """Row contents of up to four sets from a small universe, so that they repeat themselves and each other."""
+    names = draw(st.sampled_from([["a"], ["a", "b"], ["a", "b", "t"], ["b", "a", "t", "u"]]))
+    rows = st.lists(st.integers(0, 60), min_size=5, max_size=40, unique=True)
+    again = st.lists(st.integers(0, 3), max_size=5)
+    return {name: (own := draw(rows)) + [own[i] for i in draw(again)] for name in names}
+
+
+def pool_config(folder: Path, sets: dict[str, list[int]], **more: Any) -> Config:
+    paths = {name: write(folder / f"{name}.jsonl", pairs(*rows)) for name, rows in sets.items()}
+    tasks = {name: path for name, path in paths.items() if name in "ab"}
+    return configure(tasks, {name: path for name, path in paths.items() if name in "tu"}, **more)
+
+
+common = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@common
+@given(sets=pools(), seed=st.integers(0, 3), held=st.integers(0, 5))
+def test_splits_against_a_plain_recomputation(tmp_path: Path, sets: dict[str, list[int]], seed: int, held: int) -> None:
+    config = pool_config(tmp_path, sets, seed=seed, validation=held)
+    ranked = {s: sorted({str(i) for i in rows}, key=lambda p: row_key(seed, pair(p))) for s, rows in sets.items()}
+    contexts = {name: rows[:2] for name, rows in ranked.items()}
+    all_contexts = {p for rows in contexts.values() for p in rows}
+    cut = {name: 2 + min(held, (len(rows) - 2) // 10) if name in "ab" else len(rows) for name, rows in ranked.items()}
+    validation = {name: [p for p in rows[2 : cut[name]] if p not in all_contexts] for name, rows in ranked.items()}
+    held_out = all_contexts.union(*validation.values())
+    train = {name: [p for p in rows[cut[name] :] if p not in held_out] for name, rows in ranked.items()}
+    event(f"leaks use up a task: {not all(train[name] for name in sets if name in 'ab')}")
+    if not all(train[name] for name in sets if name in "ab"):
+        with pytest.raises(UserError, match="has no training row left"):
+            load(config)
+        return
+    pool = load(config)
+    for one in pool.all:
+        assert prompts(one.contexts) == contexts[one.name]
+        assert prompts(one.validation) == validation[one.name]
+        assert prompts(one.train) == train[one.name]
+        c = one.counts
+        kept = len(one.train) + len(one.contexts) + len(one.validation)
+        assert c.read + c.validation_read == c.duplicates + c.too_long + c.validation_dropped + c.train_dropped + kept
+        assert c.read == len(sets[one.name])
+        assert c.duplicates == len(sets[one.name]) - len(set(sets[one.name]))
+    assert pool.overlap.tolist() == [[len(set(sets[a]) & set(sets[b])) for b in pool.sets] for a in pool.sets]
+
+
+@common
+@given(sets=pools(), order=st.randoms(use_true_random=False))
+def test_neither_file_order_nor_other_sets_move_contexts(
+    tmp_path: Path, sets: dict[str, list[int]], order: Any
+) -> None:
+    try:
+        before = load(pool_config(tmp_path, sets))
+    except UserError:
+        return
+    shuffled = {name: order.sample(rows, len(rows)) for name, rows in order.sample(list(sets.items()), len(sets))}
+    after = load(pool_config(tmp_path, shuffled))
+    assert {one.name: one for one in before.all} == {one.name: one for one in after.all}
+    alone = load(pool_config(tmp_path, {"a": sets["a"]}))
+    assert alone["a"].contexts == before["a"].contexts
+    assert alone["a"].context_key == before["a"].context_key
+    kept = set(prompts(before["a"].train))
+    assert [p for p in prompts(alone["a"].train) if p in kept] == prompts(before["a"].train)
+
+
+def test_shared_rows_fall_on_the_same_side(tmp_path: Path) -> None:
+    pool = load(
+        configure(
+            {"a": write(tmp_path / "a.jsonl", pairs(*range(50))), "b": write(tmp_path / "b.jsonl", pairs(*range(50)))}
+        )
+    )
+    assert pool["a"].train == pool["b"].train
+    assert pool["a"].contexts == pool["b"].contexts
+    assert pool["a"].counts.train_dropped == 0
+    assert pool.overlap_table() == {"sets": ["a", "b"], "rows": [[50, 50], [50, 50]]}
+
+
+def test_the_seed_moves_the_split(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", pairs(*range(200)))
+    first, second = (load(configure({"a": path}, seed=seed))["a"] for seed in (0, 1))
+    assert first.context_key != second.context_key
+    assert set(prompts(first.contexts)) != set(prompts(second.contexts))
+
+
+def test_rows_that_differ_in_any_part_are_distinct() -> None:
+    rows: list[Messages] = [
+        pair("ab", "c"),
+        pair("a", "bc"),
+        (("system", "ab"), ("assistant", "c")),
+        (*pair("ab", "c"), *pair("ab", "c")),
+    ]
+    assert len({row_key(seed, row) for row in rows for seed in (0, 1)}) == 8
+
+
+def test_every_row_is_as_likely_a_context(tmp_path: Path) -> None:
+    # 400 seeds, 2 of 20 rows: each row is a context 40 times, standard deviation 6.
+    chosen = np.zeros(20)
+    path = write(tmp_path / "a.jsonl", pairs(*range(20)))
+    for seed in range(400):
+        for prompt in prompts(load(configure({"a": path}, seed=seed))["a"].contexts):
+            chosen[int(prompt)] += 1
+    assert chosen.sum() == 800
+    assert abs(chosen - 40).max() < 5 * 6
+
+
+def test_validation_file(tmp_path: Path) -> None:
+    own = write(tmp_path / "a.jsonl", pairs(*range(50)))
+    contexts = prompts(load(configure({"a": own}))["a"].contexts)
+    file = write(tmp_path / "v.jsonl", pairs(contexts[0], 48, 49, 49, "new", "long " * 50))
+    a = load(configure({"a": {"path": own, "validation": file}}))["a"]
+    expected = ({"48", "49", "new"} | {"long " * 50}) - set(contexts)
+    assert set(prompts(a.validation)) == expected
+    assert prompts(a.contexts) == contexts
+    assert not expected & set(prompts(a.train))
+    assert len(a.train) == 48 - len(expected & set(map(str, range(50))))
+    assert (a.counts.validation_read, a.counts.duplicates, a.counts.validation_dropped) == (6, 1, 1)
+    assert a.counts.truncated == 1
+
+
+def test_lengths_are_counted(tmp_path: Path) -> None:
+    rows = [*pairs(*range(20)), {"prompt": "p " * 40, "completion": "cut"}, {"prompt": "q", "completion": "w " * 40}]
+    seen: list[tuple[str, int, int]] = []
+    pool = load_tasks(configure({"a": write(tmp_path / "a.jsonl", rows)}), measure, lambda *event: seen.append(event))
+    a = pool["a"]
+    assert (a.counts.too_long, a.counts.truncated) == (1, 1)
+    assert a.response_tokens == 2 * len(a.train)
+    assert all(row.tokens == measure([row.messages])[0].tokens for row in a.train)  # type: ignore[union-attr]
+    assert seen == [("reading", 0, 1), ("reading", 1, 1), ("tokenising", 0, 22), ("tokenising", 22, 22)]
+
+
+def test_a_shared_row_is_measured_once(tmp_path: Path) -> None:
+    sizes: list[int] = []
+
+    def counting(batch: Sequence[Messages]) -> list[Length | None]:
+        sizes.append(len(batch))
+        return measure(batch)
+
+    a, b = write(tmp_path / "a.jsonl", pairs(*range(600))), write(tmp_path / "b.jsonl", pairs(*range(300, 900)))
+    load_tasks(configure({"a": a, "b": b}), counting)
+    assert sum(sizes) == 900
+    assert max(sizes) <= 512
+
+
+def test_saved_pool_comes_back(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    chat = {
+        "messages": [
+            {"role": "system", "content": "ü\u2028"},
+            {"role": "user", "content": ""},
+            {"role": "assistant", "content": "x"},
+        ]
+    }
+    rows = [{"messages": [*chat["messages"], {"role": "user", "content": str(i)}]} for i in range(9)]
+    pool = load(
+        configure({"a": write(tmp_path / "a.jsonl", pairs(*range(9)))}, {"t": write(tmp_path / "t.jsonl", rows)})
+    )
+    pool.save(tmp_path / "pool")
+    back = TaskPool.load(tmp_path / "pool")
+    assert (back.tasks, back.targets) == (pool.tasks, pool.targets)
+    assert back.overlap.tolist() == pool.overlap.tolist()
+    assert [s.train_key for s in back.all] == [s.train_key for s in pool.all]
+
+
+def test_loading_plain_files_needs_neither_datasets_nor_torch(tmp_path: Path) -> None:
+    import subprocess
+
+    path = write(tmp_path / "a.jsonl", pairs(*range(20)))
+    data = {"tasks": [{"name": "a", "path": path}], "budget": {"examples": 1}, "contexts": {"per_set": 2}}
+    code = (
+        "import sys, taskpgm.export\n"
+        "from taskpgm.config import parse_config\n"
+        "from taskpgm.tasks import Length, load_tasks\n"
+        f"load_tasks(parse_config({data!r}), lambda rows: [Length(2, 1, False) for _ in rows])\n"
+        "assert not {'torch', 'datasets', 'pyarrow'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# What a user may get wrong: one sentence with value, reason and remedy
+
+
+def bad(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+GOOD = '{"prompt": "p", "completion": "c"}\n'
+BAD_FILES = [
+    ("a.jsonl", "", "holds no rows"),
+    ("a.csv", "", "holds no rows"),
+    ("a.csv", "prompt,completion\n", "holds no rows"),
+    ("a.json", "[]", "holds no rows"),
+    ("a.jsonl", "\n \n", "holds no rows"),
+    ("a.txt", "x", "is not a .jsonl, .json, .csv .* or .parquet file"),
+    ("a.jsonl", GOOD + '{"prompt": "p", "compl\n', r"line 2 is not valid JSON \(.*column 17\)"),
+    ("a.jsonl", GOOD + "\n" + GOOD + "oops\n", "line 4 is not valid JSON"),
+    ("a.json", '[\n{"prompt": "p",\n"completion" "c"}]', "line 3 is not valid JSON"),
+    ("a.json", '{\n"prompt": "p"\n}', "line 1 is not valid JSON .* one object a line, or one list of objects"),
+    ("a.jsonl", GOOD + "7\n", "line 2 of a.jsonl is text, not an object|line 2 of a.jsonl is a"),
+    ("a.jsonl", GOOD + '["p", "c"]\n', "line 2 of a.jsonl is a list, not an object"),
+    ("a.jsonl", GOOD.encode() + b'{"prompt": "\xff"}\n', "line 2 is not UTF-8"),
+    ("a.jsonl", '{"question": "p", "answer": "c"}\n', "has the columns question, answer; a task needs"),
+    ("a.jsonl", '{"prompt": "p", "output": "c"}\n', "has the columns prompt, output; a task needs"),
+    ("a.jsonl", GOOD + '{"prompt": "p"}\n', "line 2 of a.jsonl has no text in column 'completion' .missing or null"),
+    ("a.jsonl", GOOD + '{"prompt": null, "completion": "c"}\n', "line 2 of a.jsonl has no text in column 'prompt'"),
+    ("a.jsonl", GOOD + '{"prompt": "p", "completion": NaN}\n', "line 2 of a.jsonl has no text in column 'completion'"),
+    ("a.jsonl", GOOD + '{"prompt": "p", "completion": ["c"]}\n', "column 'completion' .a list"),
+    ("a.jsonl", GOOD + '{"prompt": "p", "completion": " "}\n', "line 2 of a.jsonl has an empty answer"),
+    ("a.jsonl", GOOD + '{"prompt": "\\ud800", "completion": "c"}\n', "line 2 of a.jsonl holds half a surrogate pair"),
+    ("a.jsonl", '{"messages": "hello"}\n', r"no list of \{role, content\} in 'messages' \(text\)"),
+    ("a.jsonl", '{"messages": null}\n', r"no list of \{role, content\} in 'messages' \(missing or null\)"),
+    ("a.jsonl", '{"messages": []}\n', r"no assistant turn after another one \(roles: none\)"),
+    ("a.jsonl", '{"messages": [{"role": "user", "content": "u"}]}\n', r"no assistant turn after .* \(roles: user\)"),
+    ("a.jsonl", '{"messages": [{"role": "assistant", "content": "u"}]}\n', "no assistant turn after another one"),
+    ("a.jsonl", '{"messages": [{"role": "user", "content": null}]}\n', "no text as content of turn 1 of 'messages'"),
+    ("a.jsonl", '{"messages": [{"role": "user", "content": [{"text": "x"}]}]}\n', "content of turn 1 of .* .a list"),
+    ("a.jsonl", '{"messages": [{"content": "x"}]}\n', "no text as role of turn 1 of 'messages' .missing"),
+    ("a.csv", "q;a\n1;2\n", "has the columns q;a; a task needs"),
+    ("a.csv", "prompt,completion\na,b,c\n", "row 1 has 3 fields where the first line names 2"),
+    ("a.csv", "prompt,completion\na,b\nc\n", "row 2 has 1 fields where the first line names 2"),
+    ("a.csv", "prompt,completion\na,\n", "row 1 of a.csv has an empty answer"),
+    ("a.csv", 'prompt,completion\na,"b\n', "line 2 is not valid CSV"),
+    ("a.csv", b"prompt,completion\na,\xff\n", "line 2 is not UTF-8"),
+    ("a.jsonl.gz", GOOD, "Cannot read .*Not a gzipped file"),
+    ("a.jsonl.gz", gzip.compress((GOOD * 99).encode())[:-9], "Cannot read"),
+]  # fmt: skip
+
+
+def one_sentence(error: pytest.ExceptionInfo[UserError]) -> None:
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.endswith(".")
+    assert ";" in text  # the remedy
+
+
+@pytest.mark.parametrize(("name", "text", "says"), BAD_FILES)
+def test_bad_files(tmp_path: Path, name: str, text: str | bytes, says: str) -> None:
+    with pytest.raises(UserError, match=says) as error:
+        read(bad(tmp_path / name, text))
+    one_sentence(error)
+    assert "a." in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"prompt": "question"}, "`columns` reads prompt from 'question', but .* has prompt, completion"),
+        ({"prompt": "prompt", "output": "completion"}, "and `columns` maps prompt, output; a task needs"),
+    ],
+)
+def test_bad_columns(tmp_path: Path, columns: dict[str, str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        read(bad(tmp_path / "a.jsonl", GOOD), columns=columns)
+
+
+@pytest.mark.parametrize(
+    "path", ["no/such/file", "nowhere.jsonl", "data/nowhere.csv", "/no/such", "what is this?", "a/b/c"]
+)
+def test_nothing_there(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="neither a file nor a folder, nor does it look like a hub id") as error:
+        read(path)
+    one_sentence(error)
+    assert path in str(error.value)
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no \.jsonl, \.json, \.csv or \.parquet file"):
+        read(tmp_path)
+    bad(tmp_path / "a.jsonl", GOOD)
+    bad(tmp_path / "b.csv", "prompt,completion\na,b\n")
+    with pytest.raises(UserError, match="mixes csv and json files") as error:
+        read(tmp_path)
+    one_sentence(error)
+
+
+def test_bad_arrow_files(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(UserError, match="is not a readable Parquet file") as error:
+        read(bad(tmp_path / "a.parquet", "PAR1 no"))
+    one_sentence(error)
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    bad(folder / "dataset_info.json", "{}")
+    with pytest.raises(UserError, match="is not a readable saved dataset"):
+        read(folder)
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    import subprocess
+
+    code = (
+        "from taskpgm.config import TaskConfig\nfrom taskpgm.reading import read_source\n"
+        "try: read_source(TaskConfig(name='a', path='nobody-here/nothing'))\nexcept ValueError as error: print(error)"
+    )
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith(
+        "Task 'a': 'nobody-here/nothing' is neither a file nor a folder here, and loading it from"
+    )
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+def test_too_few_rows(tmp_path: Path) -> None:
+    two, three = write(tmp_path / "two.jsonl", pairs(1, 2, 2)), write(tmp_path / "three.jsonl", pairs(1, 2, 3))
+    with pytest.raises(
+        UserError,
+        match=r"Task 'a' has 2 usable rows \(3 read, 1 duplicates\), but 2 contexts and one training row need 3",
+    ):
+        load(configure({"a": two}))
+    assert len(load(configure({"a": three}))["a"].train) == 1
+    assert (
+        len(load(configure({"a": three}, {"t": two}, seed=next(s for s in range(99) if shares(s))))["t"].contexts) == 2
+    )
+    with pytest.raises(UserError, match="Target 't' has 1 usable rows, but 2 contexts need 2; lower contexts"):
+        load(configure({"a": three}, {"t": write(tmp_path / "one.jsonl", pairs(1))}))
+    with pytest.raises(UserError, match="Task 'a' has no training row left: all 1 equal held-out rows") as error:
+        load(configure({"a": three}, {"t": three}))
+    one_sentence(error)
+    long = write(tmp_path / "long.jsonl", [{"prompt": str(i), "completion": "w " * 40} for i in range(9)])
+    with pytest.raises(UserError, match=r"has 0 usable rows \(9 read, 9 longer than probes.max_length allows\)"):
+        load(configure({"a": long}))
+
+
+def shares(seed: int) -> bool:
+    """Whether row 3 ranks last, so that the target's rows 1 and 2 take no training row away."""
+    return max("123", key=lambda p: row_key(seed, pair(p))) == "3"
