@@ -49,17 +49,26 @@ class Scores:
         """B, the number of jackknife groups."""
         return int(self.context_group.max()) + 1
 
-    def omega(self, set_weights: Floats, without_group: int | None = None, without_seed: int | None = None) -> Floats:
+    def omega(
+        self,
+        set_weights: Floats,
+        without_group: int | None = None,
+        without_seed: int | None = None,
+        only_group: int | None = None,
+    ) -> Floats:
         """(T,) position weights ω, Σω = 1: a set's weight, split evenly over its contexts, then over a context's columns.
 
         Args:
             set_weights: (sets,) non-negative, sums to one.
             without_group: leave out the contexts of one jackknife group.
             without_seed: leave out the columns of one probe seed.
+            only_group: keep the contexts of one jackknife group alone.
         """
         kept_C = np.ones(len(self.context_set), dtype=bool)
         if without_group is not None:
             kept_C = self.context_group != without_group
+        if only_group is not None:
+            kept_C = kept_C & (self.context_group == only_group)
         kept_T = kept_C[self.context]
         if without_seed is not None:
             kept_T = kept_T & (self.seed != without_seed)

@@ -1,0 +1,225 @@
+"""`Optimum`: where an energy is least within bounds, and the proof that it is.
+
+Quadratic energies are one quadratic program; a likelihood is a few of them (Newton's method with a line search, each
+step a program on the second-order expansion: sequential quadratic programming as in mixSQP, Kim et al. 2020).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import linprog
+
+from taskpgm.bounds import Bounds
+from taskpgm.energy import Energy
+from taskpgm.qp import FREE, Active, Constraints, Quadratic, solve_qp
+from taskpgm.scores import Floats
+
+RELATIVE_GAP = 1e-9  # of quadratic energies
+ABSOLUTE_GAP = 1e-6  # of likelihoods, in nats
+FEASIBILITY = 1e-9
+# Newton goes on to this gap: it is quadratic at the end, so the digits beyond ABSOLUTE_GAP are nearly free.
+_NEWTON_GAP = 1e-10
+_NEWTON_STEPS = 100
+# A step may shrink a share that the prior keeps positive to this fraction of itself; −log p leaves its model below.
+_SHRINK = 0.02
+
+
+class NotCertifiedError(RuntimeError):
+    """The solver's answer failed its certificate: a bug or arithmetic out of range, never the user's settings."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Karush–Kuhn–Tucker residuals of a mixture, and the multipliers that they were taken with.
+
+    gap = max_s ∇E(p)ᵀ(p − s) over the feasible set bounds E(p) − min E from above. It is relative to |ψᵀp| + |½pᵀKp|
+    with ψ centred for quadratic energies, absolute in nats for a likelihood.
+    """
+
+    stationarity: float  # max |∇E + ν1 + group prices − lower + upper|, over the scale of the gap
+    feasibility: float  # largest violated bound, or |1ᵀp − 1|
+    complementarity: float  # max multiplier · slack, over the scale of the gap
+    gap: float
+    relative_gap: float
+    absolute: bool  # whether the gap in nats is what counts
+    tolerance: float
+    nu: float  # multiplier of 1ᵀp = 1
+    lower: Floats  # (n,) ≥ 0
+    upper: Floats  # (n,) ≥ 0
+    group: Floats  # (groups,) > 0: held down by its upper bound; < 0: held up by its lower bound
+    curvature: float  # smallest, on {v : 1ᵀv = 0}
+    shift: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether gap and feasibility are within their tolerances."""
+        gap = self.gap if self.absolute else self.relative_gap
+        return bool(gap <= self.tolerance and self.feasibility <= FEASIBILITY)
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """Minimiser p with what is active there, the warm start of a neighbouring problem."""
+
+    p: Floats
+    active: Active
+    gap: float  # absolute
+    scale: float  # what the gap is relative to
+
+
+def minimise(energy: Energy, bounds: Bounds, start: Optimum | None = None) -> Optimum:
+    """Minimiser of `energy` over `bounds`, of least norm where there are several.
+
+    Raises:
+        NotCertifiedError: the gap of what was found exceeds its tolerance.
+    """
+    if energy.quadratic:
+        p, active = solve_qp(
+            Quadratic.of(energy.K), energy.psi, Constraints.of(bounds), None if start is None else start.active
+        )
+        gap, scale = duality_gap(energy.gradient(p), p, bounds), quadratic_scale(energy, p)
+        optimum, excess = Optimum(p, active, gap, scale), gap / scale - RELATIVE_GAP
+    else:
+        optimum = _newton(energy, bounds, start)
+        excess = optimum.gap - ABSOLUTE_GAP
+    if not (excess <= 0 and infeasibility(optimum.p, bounds) <= FEASIBILITY):
+        raise NotCertifiedError(
+            f"The minimiser of the {energy.kind} energy was found only to a gap of {optimum.gap:.3g} (scale "
+            f"{optimum.scale:.3g}, infeasibility {infeasibility(optimum.p, bounds):.3g}); no mixture is returned."
+        )
+    return optimum
+
+
+def certify(energy: Energy, bounds: Bounds, optimum: Optimum) -> Certificate:
+    """Certificate of `optimum`, from the energy's gradient there; the solver's own multipliers are not used."""
+    p, g = optimum.p, energy.gradient(optimum.p)
+    y, members = multipliers(g, optimum, bounds), bounds.members
+    residual = g + y[0] + y[1:] @ members
+    at_lo, at_hi = p <= bounds.lo + FEASIBILITY, p >= bounds.hi - FEASIBILITY
+    lower = np.where(at_lo, np.maximum(residual, 0), 0.0)
+    upper = np.where(at_hi, np.maximum(-residual, 0), 0.0)
+    sums = members @ p
+    group_slack = np.where(y[1:] > 0, bounds.group_hi - sums, sums - bounds.group_lo)
+    slackness = np.r_[lower * (p - bounds.lo), upper * (bounds.hi - p), np.abs(y[1:]) * group_slack]
+    return Certificate(
+        stationarity=float(np.abs(residual - lower + upper).max()) / optimum.scale,
+        feasibility=infeasibility(p, bounds),
+        complementarity=float(np.abs(slackness).max()) / optimum.scale,
+        gap=optimum.gap,
+        relative_gap=optimum.gap / optimum.scale,
+        absolute=not energy.quadratic,
+        tolerance=RELATIVE_GAP if energy.quadratic else ABSOLUTE_GAP,
+        nu=float(y[0]),
+        lower=lower,
+        upper=upper,
+        group=y[1:],
+        curvature=energy.curvature_at(p),
+        shift=energy.shift,
+    )
+
+
+def multipliers(g: Floats, optimum: Optimum, bounds: Bounds) -> Floats:
+    """(1 + groups,) ν and the prices of groups, y with g + Eᵀy ≈ 0 on the free tasks (least squares).
+
+    Where no task is free, or the free ones do not settle y, they come from the dual of the linear program of the gap.
+    """
+    free = optimum.active.variables == FREE
+    on = optimum.active.rows != FREE
+    E = np.vstack([np.ones((1, len(g))), bounds.members[on]])
+    y = np.zeros(1 + len(on))
+    if free.any() and np.linalg.matrix_rank(E[:, free]) == len(E):
+        y[np.r_[True, on]] = np.linalg.lstsq(E[:, free].T, -g[free], rcond=None)[0]
+        return y
+    return _linear_minimum(g, bounds)[1]
+
+
+def duality_gap(g: Floats, p: Floats, bounds: Bounds) -> float:
+    """max_s gᵀ(p − s) over the feasible set: what a linear model of the energy could still gain. Never negative."""
+    if bounds.groups:
+        least = _linear_minimum(g - g.min(), bounds)[0] + float(g.min())
+    else:
+        order = np.argsort(g, kind="stable")
+        room = (bounds.hi - bounds.lo)[order]
+        before = np.cumsum(room) - room
+        filled = np.clip(1 - bounds.lo.sum() - before, 0, room)
+        least = float(bounds.lo @ g + filled @ g[order])
+    return max(float(g @ p) - least, 0.0)
+
+
+def infeasibility(p: Floats, bounds: Bounds) -> float:
+    """Largest violated bound, or |1ᵀp − 1|; infinite if p is not finite."""
+    if not np.isfinite(p).all():
+        return float("inf")
+    sums = bounds.members @ p
+    violations = np.r_[bounds.lo - p, p - bounds.hi, bounds.group_lo - sums, sums - bounds.group_hi, abs(p.sum() - 1)]
+    return max(float(violations.max()), 0.0)
+
+
+def quadratic_scale(energy: Energy, p: Floats) -> float:
+    """|ψᵀp| + |½pᵀKp| with ψ centred; 1 where both vanish."""
+    psi = energy.psi - energy.psi.mean()
+    return abs(float(psi @ p)) + 0.5 * abs(float(p @ energy.K @ p)) or 1.0
+
+
+def least_norm_point(bounds: Bounds) -> Optimum:
+    """The feasible mixture nearest to uniform."""
+    n = len(bounds.tasks)
+    p, active = solve_qp(Quadratic.of(np.eye(n)), np.zeros(n), Constraints.of(bounds))
+    return Optimum(p, active, 0.0, 1.0)
+
+
+def _linear_minimum(g: Floats, bounds: Bounds) -> tuple[float, Floats]:
+    """(min_s gᵀs over the feasible set, (1 + groups,) multipliers ν and group prices there)."""
+    scale = float(np.abs(g).max()) or 1.0
+    members, groups = bounds.members, len(bounds.groups)
+    inequalities: dict[str, Any] = {}
+    if groups:
+        inequalities = {"A_ub": np.vstack([members, -members]), "b_ub": np.r_[bounds.group_hi, -bounds.group_lo]}
+    box = np.column_stack([bounds.lo, bounds.hi])
+    program: Any = linprog(g / scale, A_eq=np.ones((1, len(g))), b_eq=np.ones(1), bounds=box, **inequalities)
+    if program.status != 0:
+        raise NotCertifiedError(f"The linear program of the duality gap failed: {program.message}")
+    upper, lower = program.ineqlin.marginals[:groups], program.ineqlin.marginals[groups:]
+    return float(program.fun) * scale, scale * np.r_[-program.eqlin.marginals, lower - upper]
+
+
+def _newton(energy: Energy, bounds: Bounds, start: Optimum | None) -> Optimum:
+    """Minimiser of an energy with a likelihood or a prior; stops at _NEWTON_GAP, or where rounding stops it."""
+    optimum = start or least_norm_point(bounds)
+    p, active = optimum.p, optimum.active
+    kept_positive = (energy.reference > 0) & (energy.prior > 0)
+    if (p[kept_positive] < 1e-9).any():  # a start from elsewhere, where −log p is infinite or nearly so
+        p = 0.999 * p + 0.001 * least_norm_point(bounds).p
+    limits = Constraints.of(bounds)
+    value = energy.value(p)
+    for _ in range(_NEWTON_STEPS):
+        g = energy.gradient(p)
+        gap = duality_gap(g, p, bounds)
+        if gap <= _NEWTON_GAP:
+            break
+        H = energy.hessian(p)
+        floor = np.where(kept_positive, np.maximum(limits.lo, np.minimum(_SHRINK * p, limits.hi)), limits.lo)
+        boxed = Constraints(floor, limits.hi, limits.rows, limits.row_lo, limits.row_hi)
+        target, active = solve_qp(Quadratic.of(H), H @ p - g, boxed, active)
+        p, new_value = _line_search(energy, p, target - p, g, value)
+        if new_value >= value and gap <= ABSOLUTE_GAP:
+            break
+        value = new_value
+    g = energy.gradient(p)
+    return Optimum(p, active, duality_gap(g, p, bounds), 1.0)
+
+
+def _line_search(energy: Energy, p: Floats, d: Floats, g: Floats, value: float) -> tuple[Floats, float]:
+    """The first of p + d, p + d/2, ... with sufficient decrease (Armijo), or p itself."""
+    slope = float(g @ d)
+    step = 1.0
+    # Below rounding of the energy, decrease cannot be seen any more; Newton's full step is then the better judge.
+    blind = 1e-13 * max(1.0, abs(value))
+    while step > 1e-10:
+        trial = p + step * d
+        trial_value = energy.value(trial)
+        if trial_value <= value + 1e-4 * step * slope + blind:
+            return trial, trial_value
+        step /= 2
+    return p, value

@@ -1,0 +1,104 @@
+"""`Verification`: a second opinion on a mixture, from the definitions alone; shares no code with the solver.
+
+It writes the energy's terms out anew, checks the bounds one by one, bounds the distance to the minimum with SciPy's
+linear programming, and confirms the gradient by differences of the value.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linprog
+
+from taskpgm.bounds import Bounds
+from taskpgm.energy import Energy
+from taskpgm.mixture import Mixture
+from taskpgm.scores import Floats
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What an independent look at a mixture found. `gap` is in units of the energy, `relative_gap` of its scale."""
+
+    feasibility: float  # largest violated bound, or |1ᵀp − 1|
+    gap: float  # E(p) − min E is at most this, if the energy is convex
+    relative_gap: float
+    gradient_error: float  # analytic against numerical slope towards the linear program's vertex, over the scale
+    absolute: bool
+
+    @property
+    def passed(self) -> bool:
+        """Feasible to 1e-9, and within 1e-9 relative of the minimum (a likelihood: within 1e-6 nats)."""
+        close = self.gap <= 1e-6 if self.absolute else self.relative_gap <= 1e-9
+        return bool(close and self.feasibility <= 1e-9 and self.gradient_error <= 1e-4)
+
+
+def verify(energy: Energy, mixture: Mixture) -> Verification:
+    """Verification of `mixture` as the minimiser of `energy` within the mixture's own bounds."""
+    bounds, p = mixture.bounds, mixture.weights
+    energy = energy.allowing(bounds.hi > 0)
+    g = _slopes(energy, p)
+    vertex, gap = _vertex(g, p, bounds)
+    psi = energy.t * energy.unary + energy.utility
+    K = energy.saturation * energy.pairwise
+    absolute = energy.likelihoods.shape[1] > 0 or energy.prior > 0
+    scale = 1.0 if absolute else abs(float((psi - psi.mean()) @ p)) + abs(0.5 * float(p @ K @ p)) or 1.0
+    # Towards the vertex shares may hit zero, where a prior is infinite; a millionth of the way is far enough.
+    h = 1e-6
+    ahead, behind = _value(energy, p + h * (vertex - p)), _value(energy, p - h * (vertex - p))
+    slope = (ahead - behind) / (2 * h) if math.isfinite(ahead) and math.isfinite(behind) else -gap
+    error = abs(slope + gap) / scale
+    return Verification(_violation(p, bounds), gap, gap / scale, error, absolute)
+
+
+def _slopes(energy: Energy, p: Floats) -> Floats:
+    slopes = np.zeros(len(p))
+    K = energy.saturation * energy.pairwise
+    ensemble = np.einsum("n,nt->t", p, energy.likelihoods)
+    for i in range(len(p)):
+        slopes[i] = math.fsum(K[i] * p) - energy.t * energy.unary[i] - energy.utility[i]
+        if len(ensemble):
+            slopes[i] -= math.fsum(energy.omega * energy.likelihoods[i] / ensemble)
+        if energy.prior > 0 and energy.reference[i] > 0:
+            slopes[i] -= energy.prior * energy.reference[i] / p[i]
+    return slopes
+
+
+def _value(energy: Energy, p: Floats) -> float:
+    K = energy.saturation * energy.pairwise
+    terms = [0.5 * float(p @ K @ p), -float((energy.t * energy.unary + energy.utility) @ p)]
+    ensemble = np.einsum("n,nt->t", p, energy.likelihoods)
+    held = energy.reference > 0
+    if (ensemble <= 0).any() or (energy.prior > 0 and (p[held] <= 0).any()):
+        return math.inf
+    terms.append(-math.fsum(energy.omega * np.log(ensemble)))
+    if energy.prior > 0:
+        terms.append(energy.prior * math.fsum(energy.reference[held] * np.log(energy.reference[held] / p[held])))
+    return math.fsum(terms)
+
+
+def _vertex(g: Floats, p: Floats, bounds: Bounds) -> tuple[Floats, float]:
+    """The feasible s that lowers the linear model the most, and by how much."""
+    centred = g - g.min()
+    scale = float(centred.max()) or 1.0
+    rows = [[float(task in group.tasks) for task in bounds.tasks] for group in bounds.groups]
+    program = linprog(
+        centred / scale,
+        A_ub=[*rows, *[[-x for x in row] for row in rows]] or None,
+        b_ub=[*[group.hi for group in bounds.groups], *[-group.lo for group in bounds.groups]] or None,
+        A_eq=[[1.0] * len(p)], b_eq=[1.0], bounds=list(zip(bounds.lo, bounds.hi, strict=True)),
+    )  # fmt: skip
+    if program.status != 0:
+        return p, math.inf
+    vertex = np.asarray(program.x)
+    return vertex, math.fsum(centred * (p - vertex))
+
+
+def _violation(p: Floats, bounds: Bounds) -> float:
+    worst = abs(math.fsum(p) - 1)
+    for share, lo, hi in zip(p, bounds.lo, bounds.hi, strict=True):
+        worst = max(worst, lo - share, share - hi) if math.isfinite(share) else math.inf
+    for group in bounds.groups:
+        total = math.fsum(share for share, task in zip(p, bounds.tasks, strict=True) if task in group.tasks)
+        worst = max(worst, group.lo - total, total - group.hi)
+    return float(worst)
