@@ -107,7 +107,7 @@ def supply_bounds(pool: TaskPool, config: Config) -> tuple[dict[str, float], dic
         once = sum(len(task.train) if unit == "examples" else task.response_tokens for task in pool.tasks)
         raise UserError(
             f"budget.{unit} {budget} exceeds the supply: the tasks have {total} under max_epochs {epochs:g}; "
-            f"lower it to {total}, raise max_epochs to {math.ceil(budget / once)}, or add data."
+            f"{f'lower it to {total}, ' if total else ''}raise max_epochs to {math.ceil(budget / once)}, or add data."
         )
     lo = {task.name: task.min_share for task in config.tasks}
     hi = {task.name: min(task.max_share, supplies[task.name] / budget) for task in config.tasks}

@@ -1,0 +1,29 @@
+"""Small pools made in memory, for the tests of plans and files."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from taskpgm.config import Config, parse_config
+from taskpgm.reading import Messages
+from taskpgm.tasks import Counts, Row, TaskPool, TaskSet, row_key
+
+
+def make_task(name: str, lengths: Sequence[int], rows: Sequence[Messages] = ()) -> TaskSet:
+    """Task whose training rows have so many response tokens each."""
+    rows = rows or [(("user", f"{name} {i}"), ("assistant", "x")) for i in range(len(lengths))]
+    train = tuple(Row(m, n + 5, n, False, row_key(0, m)) for m, n in zip(rows, lengths, strict=True))
+    return TaskSet(name, "task", "messages", {}, train, (), (), Counts(len(rows), 0, 0, 0, 0, 0, 0))
+
+
+def make_pool(lengths: Mapping[str, Sequence[int]]) -> TaskPool:
+    tasks = tuple(make_task(name, own) for name, own in lengths.items())
+    return TaskPool(tasks, (), np.zeros((len(tasks), len(tasks)), dtype=np.int64))
+
+
+def make_config(
+    pool: TaskPool, seed: int = 0, bounds: Mapping[str, Mapping[str, float]] | None = None, **budget: Any
+) -> Config:
+    tasks = [{"name": name, "path": "nowhere", **(bounds or {}).get(name, {})} for name in pool.names]
+    return parse_config({"tasks": tasks, "budget": budget, "seed": seed})
