@@ -183,6 +183,14 @@ def test_the_seed_draws_other_rows_in_another_order() -> None:
     assert set(first.row.tolist()) != set(second.row.tolist())
 
 
+def test_tasks_of_one_size_draw_apart() -> None:
+    pool = make_pool({"a": [1] * 200, "b": [1] * 200})
+    plan = plan_rows(pool, uniform_mixture(pool), make_config(pool, examples=200))
+    a, b = (set(plan.row[plan.task == i].tolist()) for i in (0, 1))
+    # Two draws of 100 of 200: they share 50 rows, standard deviation 3.5.
+    assert abs(len(a & b) - 50) < 5 * 3.6
+
+
 def test_draws_and_order_look_uniform() -> None:
     # 300 seeds, 25 of 100 rows each: a row is drawn 75 times, standard deviation 7.5.
     pool = make_pool({"a": [1] * 100, "b": [1] * 100})
