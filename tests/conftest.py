@@ -44,7 +44,9 @@ def make_tokenizer(folder: Path, template: str | None = CHATML, bos: bool = Fals
             single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
         )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>" if template else "<|endoftext|>", bos_token="<s>" if bos else None
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>" if template else "<|endoftext|>",
+        bos_token="<s>" if bos else None,
     )
     fast.chat_template = template
     fast.save_pretrained(folder)

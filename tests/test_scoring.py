@@ -6,23 +6,24 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import ARCHITECTURES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from scipy.spatial.distance import jensenshannon
 
-from conftest import ARCHITECTURES
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import ModelConfig, parse_config
 from taskpgm.lm import load_model
 from taskpgm.probes import Probe, train_probes
 from taskpgm.scoring import BASE, assemble, measure_divergences, sample_positions, score_sets
+from taskpgm.tasks import Row
 
 ROWS = {
     "sums": [
         (("user", "What is 3 and 4?"), ("assistant", "7")),
-        (("user", "What is the sum of 12 and 30? Think first, the answer is a number."), ("assistant", "The answer is 42.")),
-        (("system", "You are a helpful assistant."), ("user", "5 and 5"), ("assistant", "10"), ("user", "and 1?"), ("assistant", "11")),
+        (("user", "What is the sum of 12 and 30? Think, then answer."), ("assistant", "The answer is 42.")),
+        (("system", "Help."), ("user", "5 and 5"), ("assistant", "10"), ("user", "and 1?"), ("assistant", "11")),
     ],
     "sky": [
         (("user", "Is the sky blue?"), ("assistant", "yes")),
@@ -47,7 +48,8 @@ def setup(folder, dtype="float32", **lora):
     lm = load_model(ModelConfig(path=str(folder), device="cpu", dtype=dtype))
     encoder = ChatEncoder(lm.tokenizer, 256)
     rows = {name: encoder.encode(of_set) for name, of_set in ROWS.items()}
-    return lm, rows, list(train_probes(lm, rows, config))
+    train = {n: [Row(m, *encoder.lengths([m])[0], key="") for m in of_set] for n, of_set in ROWS.items()}
+    return lm, rows, list(train_probes(lm, train, config))
 
 
 def plain_loop(folder, adapter, rows: list[Encoded], dtype=torch.float32) -> list[np.ndarray]:
@@ -89,7 +91,10 @@ def test_scores_are_those_of_the_plain_loop(architecture, last_layers, model_fol
             probe.save(adapter)
         for name, of_set in rows.items():
             expected = np.concatenate(
-                [lp[np.arange(len(lp)), labels_of(r)] for lp, r in zip(plain_loop(folder, adapter, of_set), of_set, strict=True)]
+                [
+                    lp[np.arange(len(lp)), labels_of(r)]
+                    for lp, r in zip(plain_loop(folder, adapter, of_set), of_set, strict=True)
+                ]
             )
             found = blocks[probe.name if probe else BASE, name].logp
             np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -193,6 +198,10 @@ def test_a_probe_of_another_rank_scores_beside_the_others(model_folders, tmp_pat
     (tmp_path / "a").mkdir()
     mixed[1].save(tmp_path / "a")
     expected = plain_loop(folder, tmp_path / "a", rows["sky"])
-    expected = np.concatenate([lp[np.arange(len(lp)), labels_of(r)] for lp, r in zip(expected, rows["sky"], strict=True)])
+    expected = np.concatenate(
+        [lp[np.arange(len(lp)), labels_of(r)] for lp, r in zip(expected, rows["sky"], strict=True)]
+    )
     np.testing.assert_allclose(blocks[mixed[1].name, "sky"].logp, expected, atol=1e-4)
-    np.testing.assert_array_equal(blocks[probes[0].name, "sky"].logp, all_blocks(lm, rows, probes)[probes[0].name, "sky"].logp)
+    np.testing.assert_array_equal(
+        blocks[probes[0].name, "sky"].logp, all_blocks(lm, rows, probes)[probes[0].name, "sky"].logp
+    )

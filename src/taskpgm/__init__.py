@@ -1,1 +1,43 @@
-"""Task mixtures for fine-tuning language models, measured with probes."""
+"""Task mixtures for fine-tuning language models, measured with probes.
+
+    from taskpgm import load_config, run
+
+    result = run(load_config("mix.yaml"), "runs/first")
+    result.mixture.shares
+
+Names are loaded when they are first used, so that importing the package loads neither torch nor SciPy.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Config": "config", "load_config": "config", "parse_config": "config",
+    "UserError": "errors",
+    "TaskPool": "tasks", "load_tasks": "tasks",
+    "ChatEncoder": "chat", "load_tokenizer": "chat",
+    "LanguageModel": "lm", "load_model": "lm",
+    "Probe": "probes", "load_probe": "probes", "train_probes": "probes",
+    "Scores": "scores",
+    "score_contexts": "scoring",
+    "Affinity": "affinity", "measure_affinity": "affinity", "read_affinity": "affinity",
+    "Energy": "energy", "build_energy": "energy",
+    "Bounds": "bounds", "Group": "bounds", "make_bounds": "bounds",
+    "Mixture": "mixture", "solve_mixture": "mixture",
+    "RowPlan": "plan", "plan_rows": "plan",
+    "write_train_jsonl": "export",
+    "Result": "pipeline", "run": "pipeline",
+}  # fmt: skip
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'taskpgm' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"taskpgm.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from taskpgm.checkpoint import model_folder
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError, first_line
-from taskpgm.tasks import Length, Messages
+from taskpgm.reading import Messages
+from taskpgm.tasks import Length
 
 _GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
 
@@ -46,8 +47,8 @@ def load_tokenizer(config: ModelConfig) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
-            f"No tokenizer can be loaded from {config.path!r} ({first_line(error)}); put the model's tokenizer.json and "
-            "tokenizer_config.json beside its weights."
+            f"No tokenizer can be loaded from {config.path!r} ({first_line(error)}); put the model's "
+            "tokenizer.json and tokenizer_config.json beside its weights."
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or next(iter(tokenizer.get_vocab()))
@@ -74,9 +75,9 @@ class ChatEncoder:
         self._mark = re.compile("|".join(map(re.escape, marks))) if marks else None
 
     def lengths(self, rows: Sequence[Messages]) -> list[Length | None]:
-        """Tokens, response tokens and whether the prompt was cut, for each row; None where the completion does not fit."""
+        """Tokens, response tokens and whether the prompt was cut, for each row; None where its end does not fit."""
         return [
-            e and Length(len(e.ids), int(e.response.sum()), e.truncated)
+            None if e is None else Length(len(e.ids), int(e.response.sum()), e.truncated)
             for start in range(0, len(rows), 512)
             for e in self.encode(rows[start : start + 512])
         ]

@@ -79,7 +79,7 @@ class TaskConfig(Source):
         None, description="File of validation rows to use instead of carving some from the task."
     )
     adapter: str | None = Field(
-        None, description="Folder of a PEFT adapter of the same base, used as this task's probe instead of training one."
+        None, description="Folder of a PEFT adapter of the same base, to use as this task's probe; none is trained."
     )
     min_share: Share = Field(0.0, description="Least share of the budget.")
     max_share: Share = Field(1.0, description="Largest share of the budget.")
@@ -115,10 +115,12 @@ class BudgetConfig(Section):
 
     @property
     def unit(self) -> Literal["examples", "tokens"]:
+        """What the budget counts."""
         return "examples" if self.examples is not None else "tokens"
 
     @property
     def size(self) -> int:
+        """How many of them."""
         return self.examples or self.tokens or 0
 
 
@@ -128,7 +130,7 @@ class LoraConfig(Section):
     r: PositiveInt = Field(16, description="Rank.")
     alpha: Positive = Field(32.0, description="Scale: the update is alpha/r · BA.")
     target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
-        "all-linear", description="Linear layers that carry an adapter, by the end of their name; all-linear: every one."
+        "all-linear", description="Linear layers that carry an adapter, by the end of their name, or all-linear."
     )
     last_layers: PositiveInt | None = Field(
         None,
@@ -151,7 +153,9 @@ class ProbeConfig(Section):
     )
     seeds: PositiveInt = Field(1, description="Probes a task; more than one adds their spread to the errors.")
     lora: LoraConfig = Field(default_factory=lambda: LoraConfig(), description="The adapter.")
-    learning_rate: Positive = Field(5e-4, description="Peak of the schedule: short linear warm-up, then linear to zero.")
+    learning_rate: Positive = Field(
+        5e-4, description="Peak of the schedule: a short linear warm-up, then down to zero."
+    )
     max_length: PositiveInt = Field(
         1024, description="Tokens a row may have; longer ones lose the left end of their prompt and are counted."
     )
@@ -170,10 +174,13 @@ class AffinityConfig(Section):
     """How alike two tasks are."""
 
     kind: Literal["ratio", "jsd", "pmi"] = Field(
-        "ratio", description="ratio (positive semidefinite, free), jsd (the same, costs a pass over the "
-        "vocabulary a pair) or pmi (free, no guarantee of convexity)."
+        "ratio",
+        description="ratio (positive semidefinite, free), jsd (the same, costs a pass over the "
+        "vocabulary a pair) or pmi (free, no guarantee of convexity).",
     )
-    reference: Literal["own", "base"] = Field("own", description="pmi only: against the owner's probe, or the base model.")
+    reference: Literal["own", "base"] = Field(
+        "own", description="pmi only: against the owner's probe, or against the base model."
+    )
     jsd_positions: PositiveInt = Field(2000, description="Positions on which divergences are computed.")
 
 
@@ -190,12 +197,15 @@ class EnergyConfig(Section):
     )
     reference: Literal["uniform", "size"] = Field("uniform", description="likelihood: the prior's reference mixture.")
     t: NonNegative | None = Field(
-        None, description="affinity: utility against redundancy; 0 least redundant, 1 uniform, more: central tasks "
-        "(default 2 for ratio; jsd and pmi have none)."
+        None,
+        description="affinity: utility against redundancy; 0 least redundant, 1 uniform, more: central tasks "
+        "(default 2 for ratio; jsd and pmi have none).",
     )
     ridge: NonNegative = Field(0.0, description="affinity: adds ridge times K's mean diagonal to its diagonal.")
     saturation: NonNegative = Field(0.5, description="transfer: how fast returns saturate (κ).")
-    floor: Positive = Field(0.01, description="transfer: smallest best gain, in nats, that a set's gains are divided by.")
+    floor: Positive = Field(
+        0.01, description="transfer: smallest best gain, in nats, that a set's gains are divided by."
+    )
     utility: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
         default_factory=dict, description="Your own utility of a task, added to its ψ: {task: value}."
     )
@@ -211,8 +221,9 @@ class ExportConfig(Section):
     """How the training set is written."""
 
     format: Literal["auto", "messages", "prompt_completion"] = Field(
-        "auto", description="Columns of train.jsonl; auto: messages where the model has a chat template or a row has "
-        "several turns, prompt and completion otherwise."
+        "auto",
+        description="Columns of train.jsonl; auto: messages where the model has a chat template or a row has "
+        "several turns, prompt and completion otherwise.",
     )
 
 
@@ -246,8 +257,9 @@ class Config(Section):
             if task.min_share > task.max_share:
                 raise ValueError(f"task {task.name!r}: min_share {task.min_share} exceeds max_share {task.max_share}")
         known = [task.name for task in self.tasks]
-        for where, listed in (*((f"group {g.name!r}", g.tasks) for g in self.groups), ("energy.utility", self.energy.utility)):
-            for name in listed:
+        listed: dict[str, tuple[str, ...]] = {f"group {group.name!r}": group.tasks for group in self.groups}
+        for where, members in {**listed, "energy.utility": tuple(self.energy.utility)}.items():
+            for name in members:
                 if name not in known:
                     raise ValueError(f"{where} names {name!r}, which is not a task{_did_you_mean(name, known)}")
         other = "tokens" if self.budget.unit == "examples" else "examples"
@@ -257,9 +269,13 @@ class Config(Section):
             )
         if self.energy.kind == "affinity":
             if self.targets:
-                raise ValueError("energy.kind 'affinity' takes no targets (affinities have no such columns); use likelihood or transfer")
+                raise ValueError(
+                    "energy.kind 'affinity' takes no targets: S has no such columns; use likelihood or transfer"
+                )
             if self.energy.t is None and self.affinity.kind != "ratio":
-                raise ValueError(f"energy.t has no default for affinity.kind {self.affinity.kind!r}; give one, 2 for example")
+                raise ValueError(
+                    f"energy.t has no default for affinity.kind {self.affinity.kind!r}; give one, such as 2"
+                )
         return self
 
     @property
@@ -292,7 +308,7 @@ def load_config(path: str | Path) -> Config:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(data, dict):
-        raise UserError(f"{path} holds no settings; `taskpgm init FILES > {path}` writes a configuration to start from.")
+        raise UserError(f"{path} holds no settings; `taskpgm init FILES > {path}` writes some to start from.")
     return resolve_paths(parse_config(data, str(path)), path.parent)
 
 

@@ -60,7 +60,7 @@ class LanguageModel:
     def response_logits(
         self, ids_BL: Tensor, response_BL: Tensor, prefix_BLd: Tensor | None = None, first: int = 0
     ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Blocks of (logits (r, V), labels (r,), last hidden states (r, d)) over the response tokens, row by row, in order.
+        """Blocks of (logits (r, V), labels (r,), last hidden states (r, d)) over the response tokens, row by row.
 
         A label at position t is predicted from position t-1. No hidden states where the head is not plain.
         """
@@ -137,7 +137,9 @@ def padded(rows: Sequence[Encoded], pad: int, device: torch.device) -> tuple[Ten
     return torch.from_numpy(ids).to(device), torch.from_numpy(response).to(device)
 
 
-def halving(items: Sequence[Encoded], work: Callable[[Sequence[Encoded]], Any], warn: Callable[[str], None]) -> list[Any]:
+def halving(
+    items: Sequence[Encoded], work: Callable[[Sequence[Encoded]], Any], warn: Callable[[str], None]
+) -> list[Any]:
     """Results of `work` on all items, or on halves of them, and halves of these, where memory runs out."""
     try:
         return [work(items)]
@@ -177,14 +179,14 @@ def _stopped_at(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextlib.contextmanager
-def _skipped(layers: Sequence[nn.Module]) -> Iterator[None]:
+def _skipped(layers: nn.ModuleList) -> Iterator[None]:
     """Within, these layers hand their input on."""
 
     def hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
 
     for layer in layers:
-        layer.forward = hand_on  # type: ignore[method-assign]
+        layer.forward = hand_on
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
 """`Probe`: one adapter a task, trained alike from the same base and the same initialisation.
 
-Sources: LoRA (arXiv 2106.09685) as PEFT implements it; AdamW, linear warm-up over a twentieth of the steps, linear decay
-to zero, gradient norm clipped at one. The model stays in evaluation mode: no dropout, so a probe depends on its rows,
-their order and the run seed alone.
+Sources: LoRA (arXiv 2106.09685) as PEFT implements it; AdamW, linear warm-up over a twentieth of the steps, linear
+decay to zero, gradient norm clipped at one. The model stays in evaluation mode: no dropout, so a probe depends on its
+rows, their order and the run seed alone.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taskpgm.chat import Encoded
+from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config, LoraConfig
 from taskpgm.errors import UserError
 from taskpgm.lm import LanguageModel, batches, out_of_memory, padded
-from taskpgm.tasks import Tell
+from taskpgm.tasks import Row, Tell, tell_nobody
 
 WEIGHTS, SETTINGS, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
 
@@ -43,8 +43,8 @@ class Probe:
 
     @property
     def name(self) -> str:
-        """Adapter name inside the model; PEFT takes no dots."""
-        return f"{self.task.replace('.', '_')}__{self.seed}"
+        """Name of the adapter inside the model (PEFT takes no dots)."""
+        return f"{self.task.replace('.', '~')}__{self.seed}"
 
     def first_layer(self, depth: int) -> int:
         """Lowest decoder layer that the adapter changes; 0 where it reaches outside of the layers."""
@@ -56,13 +56,19 @@ class Probe:
         """Whether the adapter changes the output embedding or a module as a whole."""
         return any("lm_head" in key or "embed" in key or "wte" in key for key in self.weights)
 
-    def save(self, folder: Path) -> None:
-        """Write PEFT's files and `training.json` into an existing folder."""
+    def save(self, folder: Path, **facts: Any) -> None:
+        """Write PEFT's files and `training.json`, which also gets `facts`, into an existing folder."""
         from safetensors.torch import save_file
 
         save_file(self.weights, folder / WEIGHTS, metadata={"format": "pt"})
         self.settings.save_pretrained(str(folder))
-        record = {"task": self.task, "seed": self.seed, "trained_tokens": self.trained_tokens, "losses": self.losses}
+        record = {
+            "task": self.task,
+            "seed": self.seed,
+            "trained_tokens": self.trained_tokens,
+            **facts,
+            "losses": self.losses,
+        }
         (folder / TRAINING).write_text(json.dumps(record) + "\n")
 
 
@@ -76,7 +82,9 @@ def load_probe(folder: Path, task: str, seed: int = 0) -> Probe:
     from safetensors.torch import load_file
 
     if not (folder / SETTINGS).is_file() or not (folder / WEIGHTS).is_file():
-        raise UserError(f"Task {task!r}: adapter {folder} needs {SETTINGS} and {WEIGHTS}; save it with PEFT's save_pretrained.")
+        raise UserError(
+            f"Task {task!r}: adapter {folder} needs {SETTINGS} and {WEIGHTS}; save it with PEFT's save_pretrained."
+        )
     try:
         settings = PeftConfig.from_pretrained(str(folder))
         weights = load_file(folder / WEIGHTS)
@@ -84,8 +92,8 @@ def load_probe(folder: Path, task: str, seed: int = 0) -> Probe:
         raise UserError(f"Task {task!r}: adapter {folder} cannot be read ({error}); save it again.") from error
     if settings.peft_type != "LORA" or settings.bias != "none" or settings.modules_to_save:
         raise UserError(
-            f"Task {task!r}: adapter {folder} is {settings.peft_type} with bias={getattr(settings, 'bias', None)!r}; probes "
-            "are LoRA without bias or whole modules. Leave `adapter` out to train one."
+            f"Task {task!r}: adapter {folder} is {settings.peft_type}, bias={getattr(settings, 'bias', None)!r}; "
+            "probes are LoRA without biases or whole modules. Leave `adapter` out to train one."
         )
     record = json.loads((folder / TRAINING).read_text()) if (folder / TRAINING).is_file() else {}
     return Probe(task, seed, settings, weights, tuple(record.get("losses", ())), record.get("trained_tokens", 0))
@@ -93,15 +101,16 @@ def load_probe(folder: Path, task: str, seed: int = 0) -> Probe:
 
 def train_probes(
     lm: LanguageModel,
-    rows: dict[str, list[Encoded]],
+    rows: Mapping[str, Sequence[Row]],
     config: Config,
     seed: int = 0,
-    tell: Tell = lambda *_: None,
+    tell: Tell = tell_nobody,
     warn: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Probe]:
     """One probe for each task in `rows`, yielded as its training ends.
 
     Args:
+        lm: the base model; unchanged when the iterator is exhausted or closed.
         rows: training rows by task; a task with fewer than the probe size repeats its own.
         seed: which of the `probes.seeds`: draws the initialisation, shared by all tasks, and the orders.
 
@@ -116,38 +125,50 @@ def train_probes(
         peft_model = get_peft_model(lm.model, settings)
     parameters = [p for p in peft_model.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in parameters]
-    first = _first_adapted(config.probes.lora, len(lm.layers))
+    orders = {
+        task: training_order(
+            [row.response_tokens for row in of_task], config, derive_seed(config.seed, "order", task, str(seed))
+        )
+        for task, of_task in rows.items()
+    }
+    progress = _Progress(sum(map(len, orders.values())), tell)
+    trainer = _Trainer(lm, parameters, _first_adapted(config.probes.lora, len(lm.layers)), config, progress, warn)
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
     try:
-        for task, examples in rows.items():
+        for task, order in orders.items():
             with torch.no_grad():
                 for parameter, initial in zip(parameters, start, strict=True):
                     parameter.copy_(initial)
-            order = training_order(examples, config, derive_seed(config.seed, "order", task, str(seed)))
-            losses = _train(lm, parameters, examples, order, first, task, config, tell, warn)
+            steps = _encoded_steps(encoder, rows[task], order)
+            losses = trainer.train(task, steps)
             weights = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(peft_model).items()}
-            tokens = sum(len(examples[i].ids) for step in order for i in step)
-            yield Probe(task, seed, settings, weights, tuple(losses), tokens)
+            yield Probe(
+                task, seed, settings, weights, tuple(losses), sum(len(row.ids) for step in steps for row in step)
+            )
     finally:
         peft_model.unload()
         lm.model.requires_grad_(False)
 
 
-def training_order(examples: Sequence[Encoded], config: Config, seed: int) -> list[NDArray[np.int64]]:
+def training_order(response_tokens: Sequence[int], config: Config, seed: int) -> list[NDArray[np.int64]]:
     """Row indices of every optimiser step: whole shuffled epochs, cut at the probe size, in equal steps.
 
     The size and the steps are counted in the unit of the budget, examples or response tokens, and are the same for
     every task, up to the one row that crosses the end.
+
+    Args:
+        response_tokens: of each of the task's training rows.
     """
     rng = np.random.default_rng(seed)
-    cost = np.ones(len(examples)) if config.budget.unit == "examples" else [e.response.sum() for e in examples]
-    cost = np.asarray(cost, dtype=np.float64)
+    cost = np.ones(len(response_tokens)) if config.budget.unit == "examples" else np.array(response_tokens, dtype=float)
     epochs = math.ceil(config.probe_size / cost.sum())
-    order = np.concatenate([rng.permutation(len(examples)) for _ in range(epochs)])
+    order = np.concatenate([rng.permutation(len(cost)) for _ in range(epochs)])
     spent = np.cumsum(cost[order])
     order = order[: int(np.searchsorted(spent, config.probe_size)) + 1]
+    spent = spent[: len(order)]
     steps = min(config.probe_steps, len(order))
-    cuts = np.searchsorted(spent[: len(order)], np.arange(1, steps) * spent[len(order) - 1] / steps, side="right")
-    return [step for step in np.split(order, cuts) if len(step)]
+    cuts = np.searchsorted(spent, np.arange(1, steps) * spent[-1] / steps, side="left") + 1
+    return [step for step in np.split(order, np.minimum(cuts, len(order))) if len(step)]
 
 
 def lora_settings(lm: LanguageModel, lora: LoraConfig) -> Any:
@@ -207,37 +228,72 @@ def derive_seed(seed: int, *names: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _train(
-    lm: LanguageModel, parameters: list[Tensor], examples: Sequence[Encoded], order: list[NDArray[np.int64]],
-    first: int, task: str, config: Config, tell: Tell, warn: Callable[[str], None],
-) -> list[float]:  # fmt: skip
-    """Mean response loss of every step, after training the parameters in place."""
-    optimiser = torch.optim.AdamW(parameters, lr=config.probes.learning_rate, weight_decay=0.0)
-    budget, losses = lm.token_budget, []
-    for step, chosen in enumerate(order):
-        optimiser.param_groups[0]["lr"] = config.probes.learning_rate * _schedule(step, len(order))
+@dataclass
+class _Progress:
+    """Steps done over all tasks."""
+
+    total: int
+    tell: Tell
+    done: int = 0
+
+    def step(self) -> None:
+        self.done += 1
+        self.tell("training probes", self.done, self.total)
+
+
+@dataclass
+class _Trainer:
+    """The training loop; its token budget shrinks when memory runs out."""
+
+    lm: LanguageModel
+    parameters: list[Tensor]
+    first: int
+    config: Config
+    progress: _Progress
+    warn: Callable[[str], None]
+    budget: int = 0
+
+    def train(self, task: str, steps: list[list[Encoded]]) -> list[float]:
+        """Mean response loss of every step, after training the parameters in place."""
+        rate = self.config.probes.learning_rate
+        optimiser = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=0.0)
+        losses = []
+        for number, rows in enumerate(steps):
+            optimiser.param_groups[0]["lr"] = rate * _schedule(number, len(steps))
+            loss = self._gradient(rows, f"probe {task!r}, step {number + 1}")
+            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, 1.0))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise UserError(
+                    f"Probe {task!r} has loss {loss:.4g} and gradient norm {norm:.4g} at step {number + 1} of "
+                    f"{len(steps)}; lower probes.learning_rate ({rate:g}) or use model.dtype bfloat16 or float32. "
+                    "Finished probes are kept."
+                )
+            optimiser.step()
+            optimiser.zero_grad()
+            losses.append(loss)
+            self.progress.step()
+        return losses
+
+    def _gradient(self, rows: list[Encoded], where: str) -> float:
+        """Mean loss; its gradient is left in the parameters. Smaller batches where memory runs out."""
+        self.budget = self.budget or self.lm.token_budget
+        longest = max(len(row.ids) for row in rows)
         while True:
             try:
-                loss = _accumulate(lm, [examples[i] for i in chosen], first, budget)
-                break
+                return _accumulate(self.lm, rows, self.first, self.budget)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or budget < 2 * max(len(examples[i].ids) for i in chosen):
+                if not out_of_memory(error) or self.budget <= longest:
                     raise
-                budget //= 2
-                optimiser.zero_grad()
-                warn(f"out of memory in probe {task!r}, step {step + 1}: going on with {budget} tokens a batch")
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        if not (math.isfinite(loss) and bool(torch.isfinite(norm))):
-            raise UserError(
-                f"Probe {task!r} has loss {loss} and gradient norm {float(norm)} at step {step + 1} of {len(order)}; lower "
-                f"probes.learning_rate ({config.probes.learning_rate:g}) or use model.dtype bfloat16 or float32. "
-                "Finished probes are kept."
-            )
-        optimiser.step()
-        optimiser.zero_grad()
-        losses.append(loss)
-        tell(f"probe {task}", step + 1, len(order))
-    return losses
+            self.budget //= 2
+            for parameter in self.parameters:
+                parameter.grad = None
+            self.warn(f"out of memory in {where}: going on with {self.budget} tokens a batch")
+
+
+def _encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], order: list[NDArray[np.int64]]) -> list[list[Encoded]]:
+    used = sorted({int(i) for step in order for i in step})
+    encoded = dict(zip(used, encoder.encode([rows[i].messages for i in used]), strict=True))
+    return [[row for i in step if (row := encoded[int(i)]) is not None] for step in order]
 
 
 def _accumulate(lm: LanguageModel, rows: list[Encoded], first: int, token_budget: int) -> float:
@@ -270,7 +326,9 @@ def _check_fits(result: Any, probe: Probe, lm: LanguageModel) -> None:
     missing = [key for key in result.missing_keys if f".{probe.name}." in key and "lora_" in key]
     if result.unexpected_keys or missing:
         key = (list(result.unexpected_keys) + missing)[0]
-        raise UserError(f"The adapter of task {probe.task!r} does not fit {lm.name!r} (at {key}); is it of the same base?")
+        raise UserError(
+            f"The adapter of task {probe.task!r} does not fit {lm.name!r} (at {key}); is it of the same base?"
+        )
 
 
 @contextlib.contextmanager

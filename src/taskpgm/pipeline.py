@@ -1,0 +1,558 @@
+"""The stages in order, each resuming from what the run directory holds; the only module that touches the store.
+
+    pool      rows of all sets, split                      pool/, overlap.json
+    probe     one adapter a task                           adapters/<task>/ (adapters.1/ for a second seed)
+    score     every probe on every context                 blocks/<set>.npz, scores.npz
+    solve     affinities, energy, mixture                  affinity.npz, mixture.json
+    sample    rows of the training set                     train.jsonl
+
+`solve` and `sample` read scores and rows and never load the model.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taskpgm import __version__
+from taskpgm.affinity import Affinity, measure_affinity
+from taskpgm.bounds import Bounds, Group, make_bounds
+from taskpgm.checkpoint import model_fingerprint
+from taskpgm.config import Config, Source, TaskConfig
+from taskpgm.energy import build_energy
+from taskpgm.errors import UserError
+from taskpgm.export import choose_format, trainer_units, write_train_jsonl
+from taskpgm.mixture import Mixture, solve_mixture
+from taskpgm.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
+from taskpgm.scores import Ints, Scores
+from taskpgm.store import (
+    RunDirectory,
+    atomic_file,
+    atomic_folder,
+    differing,
+    digest,
+    path_digest,
+    peak_memory,
+    reset_peak_memory,
+    stale_because,
+)
+from taskpgm.tasks import TaskPool, Tell, load_tasks, tell_nobody
+
+if TYPE_CHECKING:
+    from taskpgm.chat import Encoded
+    from taskpgm.lm import LanguageModel
+    from taskpgm.probes import Probe
+    from taskpgm.scoring import Block
+
+Say = Callable[[str], None]
+Parts = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves behind, in memory; the same is in the run directory."""
+
+    pool: TaskPool
+    scores: Scores
+    affinity: Affinity
+    mixture: Mixture
+    plan: RowPlan
+
+
+def run(config: Config, out: Path | str, tell: Tell = tell_nobody, say: Say = lambda _: None) -> Result:
+    """All stages on the directory `out`, from task files to `train.jsonl`; what is done already is not done again.
+
+    Args:
+        config: the experiment.
+        out: run directory, made if missing.
+        tell: progress, called with (what, done, total).
+        say: told in a sentence what is done again and why, and of what went otherwise than planned.
+
+    Raises:
+        UserError: wrong input or settings, or another process on `out`; finished work is kept.
+    """
+    with RunDirectory(out) as directory:
+        stages = Stages(config, directory, tell, say)
+        stages.probe()
+        stages.score()
+        return stages.sample()
+
+
+class Stages:
+    """The stages of one experiment on one run directory. The model is loaded when a stage first needs it."""
+
+    def __init__(
+        self, config: Config, directory: RunDirectory, tell: Tell = tell_nobody, say: Say = lambda _: None
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.tell = tell
+        self.say = say
+        self.manifest: dict[str, Any] = directory.manifest()
+        self._lm: LanguageModel | None = None
+        self._pool: TaskPool | None = None
+        self._fingerprint: str | None = None
+
+    # --- pool ---
+
+    def pool(self) -> TaskPool:
+        """Rows of all sets, split; read again where a source, the tokenizer or a setting of theirs changed."""
+        if self._pool is not None:
+            return self._pool
+        wanted = {**self._data_parts(), "model": self.fingerprint}
+        folder = self.directory / "pool"
+        if self._why_again("pool", stale_because(folder, wanted)) is None:
+            self._pool = TaskPool.load(folder)
+            return self._pool
+        from taskpgm.chat import ChatEncoder, load_tokenizer
+
+        started = _Clock()
+        encoder = ChatEncoder(load_tokenizer(self.config.model), self.config.probes.max_length)
+        self._pool = load_tasks(self.config, encoder.lengths, self.tell)
+        self._invalidate("pool")
+        with atomic_folder(folder, wanted) as scratch:
+            self._pool.save(scratch)
+        with atomic_file(self.directory / "overlap.json") as path:
+            path.write_text(json.dumps(self._pool.overlap_table(), indent=1) + "\n", encoding="utf-8")
+        tokens = sum(row.tokens for s in self._pool.all for row in (*s.train, *s.contexts, *s.validation))
+        self._record("pool", wanted, started, tokens=tokens, chat_template=encoder.has_template)
+        return self._pool
+
+    def _recorded_pool(self) -> TaskPool:
+        """The pool as the last `probe` or `score` read it; an error where its sources or settings changed since."""
+        if self._pool is None:
+            found = self._stage("pool")["parts"]
+            wanted = {**self._data_parts(), "model": found["model"]}
+            if why := differing(found, wanted):
+                raise UserError(
+                    f"{self.directory.path} was made with other data ({why}); run `taskpgm run` to bring it up to date."
+                )
+            self._pool, self._fingerprint = TaskPool.load(self.directory / "pool"), found["model"]
+        return self._pool
+
+    def _data_parts(self) -> Parts:
+        """What the pool depends on, but for the model: every source and the settings of the split."""
+        config = self.config
+        parts = {
+            f"data of {source.name!r}": digest([_source_settings(source), _source_digest(source)])
+            for source in (*config.tasks, *config.targets)
+        }
+        order = [[s.name for s in config.tasks], [s.name for s in config.targets]]
+        model = [config.model.path, config.model.revision]
+        return {
+            **parts,
+            "list of tasks and targets": digest(order),
+            "model setting": digest(model),
+            "seed": digest(config.seed),
+            "contexts": digest(config.contexts.model_dump()),
+            "probes.max_length": digest(config.probes.max_length),
+        }
+
+    # --- probe ---
+
+    def probe(self) -> None:
+        """One finished adapter for every task and probe seed; trains those that are missing or out of date."""
+        pool = self.pool()
+        for seed in range(self.config.probes.seeds):
+            stale = []
+            for task in self.config.tasks:
+                why = stale_because(self._adapter(task.name, seed), self._probe_parts(pool, task, seed))
+                if self._why_again(f"the probe of {task.name!r}", why) is not None:
+                    stale.append(task)
+            if stale:
+                self._invalidate("probe")
+                self._make_probes(pool, stale, seed)
+        self._record_probes(pool)
+
+    def _make_probes(self, pool: TaskPool, tasks: Sequence[TaskConfig], seed: int) -> None:
+        from taskpgm.probes import installed, load_probe, train_probes
+
+        started = _Clock()
+        for task in tasks:
+            if task.adapter:
+                probe = load_probe(Path(task.adapter), task.name, seed)
+                with installed(self.lm, [probe]):  # raises where it does not fit
+                    pass
+                self._save_probe(pool, task, probe, started)
+        rows = {task.name: pool[task.name].train for task in tasks if not task.adapter}
+        by_name = {task.name: task for task in tasks}
+        if rows:
+            for probe in train_probes(self.lm, rows, self.config, seed, self.tell, self.say):
+                self._save_probe(pool, by_name[probe.task], probe, started)
+                started = _Clock()
+
+    def _save_probe(self, pool: TaskPool, task: TaskConfig, probe: "Probe", started: "_Clock") -> None:
+        with atomic_folder(self._adapter(task.name, probe.seed), self._probe_parts(pool, task, probe.seed)) as folder:
+            probe.save(folder, seconds=started.seconds, peak_memory=started.peak())
+
+    def _record_probes(self, pool: TaskPool) -> None:
+        from taskpgm.probes import TRAINING
+
+        folders = self._adapters()
+        records = [json.loads((folder / TRAINING).read_text()) for folder in folders]
+        parts = {str(folder.relative_to(self.directory.path)): self._parts_digest(folder) for folder in folders}
+        self._record(
+            "probe", parts,
+            seconds=sum(r["seconds"] for r in records), peak_memory=max(r["peak_memory"] for r in records),
+            trained_tokens=sum(r["trained_tokens"] for r in records),
+        )  # fmt: skip
+
+    def _adapter(self, task: str, seed: int) -> Path:
+        return self.directory / (f"adapters.{seed}" if seed else "adapters") / task
+
+    def _adapters(self) -> list[Path]:
+        return [self._adapter(t.name, s) for s in range(self.config.probes.seeds) for t in self.config.tasks]
+
+    def _parts_digest(self, folder: Path) -> str:
+        return digest(json.loads((folder / "key.json").read_text()))
+
+    def _probe_parts(self, pool: TaskPool, task: TaskConfig, seed: int) -> Parts:
+        if task.adapter:
+            if not Path(task.adapter).is_dir():
+                raise UserError(f"Task {task.name!r}: adapter {task.adapter} is no folder; check the path.")
+            return {"model": self.fingerprint, "adapter": path_digest(Path(task.adapter))}
+        settings = self.config.probes.model_dump(exclude={"seeds", "max_length"})
+        settings |= {"unit": self.config.budget.unit, "size": self.config.probe_size, "steps": self.config.probe_steps}
+        return {
+            "model": self.fingerprint,
+            "training rows": pool[task.name].train_key,
+            "seed": digest([self.config.seed, seed]),
+            "probes": digest(settings),
+            "probes.max_length": digest(self.config.probes.max_length),
+        }
+
+    # --- score ---
+
+    def score(self) -> Scores:
+        """Scores of all finished probes on all contexts; only blocks that are missing or out of date are run.
+
+        Raises:
+            UserError: a probe is missing or out of date.
+        """
+        pool = self.pool()
+        self._check_probes(pool)
+        wanted = self._score_parts(pool)
+        path = self.directory / "scores.npz"
+        if path.exists() and differing(self._stage("score", {}).get("parts", {}), wanted) is None:
+            return Scores.load(path)
+        self._invalidate("score")
+        return self._make_scores(pool, path, wanted)
+
+    def _make_scores(self, pool: TaskPool, path: Path, wanted: Parts) -> Scores:
+        from taskpgm.chat import ChatEncoder, load_tokenizer
+        from taskpgm.probes import load_probe
+        from taskpgm.scoring import assemble, encode_contexts, measure_divergences, sample_positions
+
+        started = _Clock()
+        config, seeds = self.config, range(self.config.probes.seeds)
+        probes = [load_probe(self._adapter(t.name, s), t.name, s) for s in seeds for t in config.tasks]
+        names = [[probe.name for probe in probes if probe.seed == s] for s in seeds]
+        contexts = encode_contexts(ChatEncoder(load_tokenizer(config.model), config.probes.max_length), pool)
+        sample = {}
+        if config.affinity.kind == "jsd":
+            of_tasks = {name: contexts[name] for name in pool.names}
+            sample = sample_positions(of_tasks, config.affinity.jsd_positions, config.seed)
+        blocks, seconds = self._blocks(pool, contexts, probes, {name: columns for name, (columns, _) in sample.items()})
+        divergences = measure_divergences(self.lm, contexts, sample, blocks, names, self.tell) if sample else None
+        scores = assemble(pool.names, contexts, blocks, names, divergences)
+        with atomic_file(path) as scratch:
+            scores.save(scratch)
+        tokens = sum(len(row.ids) for rows in contexts.values() for row in rows)
+        self._record(
+            "score", wanted, seconds=seconds, peak_memory=started.peak(), contexts=sum(map(len, contexts.values())),
+            context_tokens=tokens, scored_tokens=tokens * (len(probes) + 1),
+            positions=len(scores.position) // len(seeds),
+        )  # fmt: skip
+        return scores
+
+    def _score_parts(self, pool: TaskPool) -> Parts:
+        keys = {str(f.relative_to(self.directory.path)): self._parts_digest(f) for f in self._adapters()}
+        jsd = self.config.affinity.jsd_positions if self.config.affinity.kind == "jsd" else 0
+        return {
+            "probes": digest(keys),
+            "contexts": digest([(s.name, s.context_key) for s in pool.all]),
+            "affinity.jsd_positions": digest(jsd),
+        }
+
+    def _check_probes(self, pool: TaskPool) -> None:
+        for seed in range(self.config.probes.seeds):
+            for task in self.config.tasks:
+                why = stale_because(self._adapter(task.name, seed), self._probe_parts(pool, task, seed))
+                if why:
+                    raise UserError(
+                        f"The probe of task {task.name!r} in {self.directory.path} is not up to date ({why}); "
+                        "run `taskpgm probe`, then `taskpgm score`."
+                    )
+
+    def _blocks(
+        self, pool: TaskPool, contexts: "Mapping[str, list[Encoded]]", probes: "Sequence[Probe]",
+        columns: Mapping[str, Ints],
+    ) -> "tuple[dict[tuple[str, str], Block], float]":  # fmt: skip
+        """All blocks, from the store where they are there, and the seconds that they took in all."""
+        from taskpgm.scoring import BASE, check_divergences_possible, score_sets
+
+        ids = {p.name: self._parts_digest(self._adapter(p.task, p.seed)) for p in probes}
+
+        def key(probe: str, name: str) -> str:
+            return digest(
+                [self.fingerprint, ids.get(probe, BASE), pool[name].context_key, self.config.probes.max_length]
+            )
+
+        everyone = [p.name for p in probes] + [BASE]
+        known = {name: _read_blocks(self.directory / "blocks" / f"{name}.npz") for name in contexts}
+        blocks: dict[tuple[str, str], Block] = {}
+        seconds: dict[tuple[str, str], float] = {}
+        for name, stored in known.items():
+            for probe in everyone:
+                found = _usable(stored.get(key(probe, name)), columns.get(name) if probe != BASE else None)
+                if found is not None:
+                    blocks[probe, name], seconds[probe, name] = found
+        missing = {name: [p for p in everyone if (p, name) not in blocks] for name in contexts}
+        if any(missing.values()):
+            if any(known.values()):
+                count, of = sum(map(len, missing.values())), len(everyone) * len(contexts)
+                self.say(f"scoring {count} of {of} blocks; the others are there")
+            if columns:
+                check_divergences_possible(self.lm, probes)
+            clock = _Clock()
+            for name, new in score_sets(self.lm, contexts, probes, missing, columns, self.tell, self.say):
+                blocks |= new
+                seconds |= dict.fromkeys(new, clock.seconds / len(new))
+                kept = {key(p, n): (b, columns.get(n), seconds[p, n]) for (p, n), b in blocks.items() if n == name}
+                _write_blocks(self.directory / "blocks" / f"{name}.npz", kept)
+                clock = _Clock()
+        return blocks, sum(seconds.values())
+
+    # --- solve ---
+
+    def solve(self) -> Result:
+        """Affinities, energy and the certified mixture, written to `affinity.npz` and `mixture.json`.
+
+        Raises:
+            UserError: no scores, scores of other data or probes, or a setting that the energy cannot take.
+        """
+        started = _Clock()
+        pool = self._recorded_pool()
+        scores = self._recorded_scores(pool)
+        config = self.config
+        affinity = measure_affinity(scores, config.affinity)
+        weights = {target.name: target.weight for target in config.targets}
+        uniform, size = uniform_mixture(pool), size_mixture(pool, config.budget.unit)
+        reference = size if config.energy.reference == "size" else uniform
+        energy = build_energy(scores, affinity, config.energy, weights, reference)
+        bounds = allowed_shares(pool, config)
+        mixture = solve_mixture(energy, bounds, {"uniform": uniform, "size-proportional": size})
+        plan = plan_rows(pool, mixture.shares, config)
+        with atomic_file(self.directory / "affinity.npz") as path:
+            affinity.save(path)
+        self._write_mixture(mixture, plan)
+        self._record("solve", {"scores": digest(self._stage("score")["parts"])}, started)
+        return Result(pool, scores, affinity, mixture, plan)
+
+    def _recorded_scores(self, pool: TaskPool) -> Scores:
+        """The scores that `score` wrote; an error where probes, contexts or their settings changed since."""
+        found = self._stage("score")["parts"]
+        self._check_probes(pool)
+        wanted = self._score_parts(pool)
+        if self.config.affinity.kind != "jsd":
+            wanted["affinity.jsd_positions"] = found["affinity.jsd_positions"]
+        if why := differing(found, wanted):
+            raise UserError(f"The scores in {self.directory.path} were made with other {why}; run `taskpgm score`.")
+        return Scores.load(self.directory / "scores.npz")
+
+    # --- sample ---
+
+    def sample(self) -> Result:
+        """The training set `train.jsonl` in the mixture's proportions; solves first, which takes no model."""
+        result = self.solve()
+        started = _Clock()
+        config = self.config.export
+        layout = choose_format(result.pool, result.plan, config.format, self._stage("pool")["chat_template"])
+        with atomic_file(self.directory / "train.jsonl") as path:
+            write_train_jsonl(path, result.pool, result.plan, layout)
+        tokens = sum(task.tokens for task in result.plan.tasks)
+        self._record(
+            "sample", {"solve": digest(result.mixture.shares)}, started, rows=len(result.plan), response_tokens=tokens
+        )
+        return result
+
+    # --- what the stages share ---
+
+    @property
+    def lm(self) -> "LanguageModel":
+        """The base model, loaded on first use."""
+        if self._lm is None:
+            from taskpgm.lm import load_model
+
+            self.tell("loading the model", 0, 1)
+            self._lm = load_model(self.config.model)
+            self.tell("loading the model", 1, 1)
+        return self._lm
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the base model's files."""
+        if self._fingerprint is None:
+            self._fingerprint = model_fingerprint(self.config.model)
+        return self._fingerprint
+
+    def _stage(self, name: str, default: Any = None) -> Any:
+        found = self.manifest.get("stages", {}).get(name, default)
+        if found is None:
+            before = {"pool": "probe", "solve": "solve"}.get(name, name)
+            raise UserError(
+                f"{self.directory.path} has no finished stage {name!r}; run `taskpgm {before}` or `taskpgm run` first."
+            )
+        return found
+
+    def _why_again(self, what: str, why: str | None) -> str | None:
+        """`why`, said aloud where something is there but cannot be used."""
+        if why not in (None, "missing"):
+            self.say(f"{what} is made again: {why} changed")
+        return why
+
+    def _invalidate(self, stage: str) -> None:
+        """Take a stage out of the manifest before its files change, so that a crash leaves none that does not match."""
+        stages = self.manifest.get("stages", {})
+        if stages.pop(stage, None) is not None:
+            self.directory.write_manifest(self.manifest)
+
+    def _record(self, stage: str, parts: Parts, started: "_Clock | None" = None, **facts: Any) -> None:
+        if started is not None:
+            facts = {"seconds": started.seconds, "peak_memory": started.peak(), **facts}
+        facts["seconds"] = round(facts["seconds"], 3)
+        stages = {**self.manifest.get("stages", {}), stage: {"parts": parts, **facts}}
+        self.manifest = {
+            **environment(),
+            "model": {"path": self.config.model.path, "fingerprint": self.fingerprint},
+            "settings": self.config.model_dump(mode="json"),
+            "stages": stages,
+        }
+        self.directory.write_manifest(self.manifest)
+
+    def _write_mixture(self, mixture: Mixture, plan: RowPlan) -> None:
+        data = mixture.to_dict()
+        units = trainer_units(plan)
+        for task in data["tasks"]:
+            planned = asdict(plan[task["name"]])
+            task |= {key: planned[key] for key in ("count", "tokens", "rows", "epochs", "row_share", "token_share")}
+            task["draw_probability"] = units[task["name"]].draw_probability
+        data["budget"] = {"unit": plan.unit, "size": plan.budget, "rows": len(plan)}
+        with atomic_file(self.directory / "mixture.json") as path:
+            path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for the manifest."""
+    import os
+    import platform
+    import sys
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for package in ("numpy", "scipy", "torch", "transformers", "peft", "datasets", "tokenizers"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    hardware: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
+    hardware["processor"] = _processor()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return {"taskpgm": __version__, "python": platform.python_version(), "versions": versions, "hardware": hardware}
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    import platform
+
+    return platform.processor()
+
+
+def allowed_shares(pool: TaskPool, config: Config) -> Bounds:
+    """Least and largest share of every task and group, by the configuration and the supply.
+
+    Raises:
+        UserError: no mixture keeps them all.
+    """
+    lo, hi = supply_bounds(pool, config)  # raises where the budget exceeds the supply
+    return make_bounds(
+        pool.names, lo, {task.name: task.max_share for task in config.tasks}, hi,
+        [Group(g.name, g.tasks, g.min_share, g.max_share) for g in config.groups],
+    )  # fmt: skip
+
+
+def _source_settings(source: Source) -> dict[str, Any]:
+    return source.model_dump(include={"path", "subset", "split", "columns", "validation"})
+
+
+def _source_digest(source: Source) -> list[str]:
+    """Hashes of a source's local files; a hub id stands for itself."""
+    paths = [source.path, getattr(source, "validation", None)]
+    return [path_digest(Path(p)) if Path(p).exists() else p for p in paths if p]
+
+
+def _read_blocks(path: Path) -> dict[str, tuple["Block", Ints | None, float]]:
+    """Blocks of one set by key, with the columns of their hidden states and the seconds they took."""
+    from taskpgm.scoring import Block
+
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as z:
+        arrays = {name: z[name] for name in z.files}
+    keys = {name.split("/")[0] for name in arrays}
+    return {
+        k: (
+            Block(arrays[f"{k}/logp"], arrays.get(f"{k}/hidden")),
+            arrays.get(f"{k}/columns"),
+            float(arrays[f"{k}/seconds"]),
+        )
+        for k in keys
+    }
+
+
+def _write_blocks(path: Path, blocks: Mapping[str, tuple["Block", Ints | None, float]]) -> None:
+    arrays: dict[str, Any] = {}
+    for key, (block, columns, seconds) in blocks.items():
+        arrays |= {f"{key}/logp": block.logp, f"{key}/seconds": np.array(seconds)}
+        if block.hidden is not None and columns is not None:
+            arrays |= {f"{key}/hidden": block.hidden, f"{key}/columns": columns}
+    with atomic_file(path) as scratch, scratch.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _usable(stored: tuple["Block", Ints | None, float] | None, wanted: Ints | None) -> tuple["Block", float] | None:
+    """A stored block with the hidden states at the wanted columns, and its seconds; None where it lacks some."""
+    from taskpgm.scoring import Block
+
+    if stored is None:
+        return None
+    block, columns, seconds = stored
+    if wanted is None:
+        return Block(block.logp), seconds
+    if columns is None or block.hidden is None or not np.isin(wanted, columns).all():
+        return None
+    place = {int(column): i for i, column in enumerate(columns)}
+    return Block(block.logp, block.hidden[[place[int(column)] for column in wanted]]), seconds
+
+
+class _Clock:
+    """Seconds and peak memory since it was made."""
+
+    def __init__(self) -> None:
+        reset_peak_memory()
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    def peak(self) -> int:
+        return peak_memory()
