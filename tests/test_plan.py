@@ -191,6 +191,23 @@ def test_tasks_of_one_size_draw_apart() -> None:
     assert abs(len(a & b) - 50) < 5 * 3.6
 
 
+def test_every_pass_has_an_order_of_its_own() -> None:
+    pool = make_pool({"a": [1] * 200})
+    once, twice = (plan_rows(pool, {"a": 1.0}, make_config(pool, examples=n)) for n in (100, 300))
+    first, second = set(once.row.tolist()), set(twice.row[twice.repeat == 1].tolist())
+    assert abs(len(first & second) - 50) < 5 * 3.6
+
+
+def test_a_share_that_exceeds_the_supply_by_noise_never_repeats_a_row() -> None:
+    pool = make_pool({"a": [10**7] + [1] * 9, "b": [1] * 100})
+    supply = {"a": 10**7 + 9, "b": 100}
+    for over in range(1, 9):  # within the millionth that a solver is forgiven
+        budget = supply["a"] + 50
+        share = (supply["a"] + over) / budget
+        plan = plan_rows(pool, {"a": share, "b": 1 - share}, make_config(pool, max_epochs=1, tokens=budget))
+        assert (plan["a"].count, plan["b"].count) == (10, 50)
+
+
 def test_draws_and_order_look_uniform() -> None:
     # 300 seeds, 25 of 100 rows each: a row is drawn 75 times, standard deviation 7.5.
     pool = make_pool({"a": [1] * 100, "b": [1] * 100})

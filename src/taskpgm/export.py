@@ -50,7 +50,7 @@ def choose_format(
     if asked == "auto":
         return "messages"
     raise UserError(
-        f"export.format prompt_completion cannot hold rows of task {odd!r} that are more than a user turn and an answer; "
+        f"export.format prompt_completion cannot hold rows of task {odd!r} that are more than a prompt and an answer; "
         "set it to messages or auto."
     )
 

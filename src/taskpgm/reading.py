@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import math
 import re
 import zlib
@@ -278,7 +279,7 @@ def _quiet() -> Iterator[None]:
 
     bars, level = datasets.are_progress_bars_disabled(), hub_logging.get_verbosity()
     datasets.disable_progress_bars()
-    hub_logging.set_verbosity_error()
+    hub_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
