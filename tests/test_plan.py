@@ -204,7 +204,7 @@ def test_a_share_that_exceeds_the_supply_by_noise_never_repeats_a_row() -> None:
     for over in range(1, 9):  # within the millionth that a solver is forgiven
         budget = supply["a"] + 50
         share = (supply["a"] + over) / budget
-        plan = plan_rows(pool, {"a": share, "b": 1 - share}, make_config(pool, max_epochs=1, tokens=budget))
+        plan = plan_rows(pool, {"a": share, "b": 1 - share}, make_config(pool, over, max_epochs=1, tokens=budget))
         assert (plan["a"].count, plan["b"].count) == (10, 50)
 
 
