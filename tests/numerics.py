@@ -87,8 +87,8 @@ def cvxpy_minimum(energy: Energy, bounds: Bounds) -> tuple[np.ndarray, float]:
         return np.ones(1), energy.value(np.ones(1))
     p = cvxpy.Variable(n)
     K, psi = energy.K, energy.psi
-    scale = max(np.abs(K - K.mean()).max(), np.abs(psi - psi.mean()).max(), 1e-300)
-    if not energy.quadratic:
+    scale = max(np.abs(K - K.mean()).max(), np.abs(psi - psi.mean()).max())
+    if not energy.quadratic or scale <= 1e-14 * max(np.abs(K).max(), np.abs(psi).max()):
         scale = 1.0
     objective = -((psi - psi.mean()) / scale) @ p
     if K.any():
@@ -96,7 +96,7 @@ def cvxpy_minimum(energy: Energy, bounds: Bounds) -> tuple[np.ndarray, float]:
         values, vectors = np.linalg.eigh((K - K.mean(axis=0) - K.mean(axis=1)[:, None] + K.mean()) / scale)
         root = vectors * np.sqrt(np.clip(values, 0, None))
         level = K.mean(axis=0) - K.mean()
-        root = root[:, values > 1e-15]
+        root = root[:, values > 1e-12]
         objective = objective + 0.5 * cvxpy.sum_squares(root.T @ p) + (level / scale) @ p
     if energy.likelihoods.shape[1]:
         objective = objective - energy.omega @ cvxpy.log(energy.likelihoods.T @ p)

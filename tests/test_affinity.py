@@ -145,7 +145,7 @@ def test_intervals_of_means_gains_and_ratios_cover_the_truth():
     rng = np.random.default_rng(8)
     truth = random_truth(rng, 3)
     large = synthetic_scores(np.random.default_rng(9), n=3, contexts=20_000, truth=truth)
-    expected = {name: m for name, m in measure_affinity(large, AffinityConfig()).matrices.items()}
+    expected = dict(measure_affinity(large, AffinityConfig()).matrices)
     expected["M"], expected["G"] = truth, truth[1:] - truth[0]
     quantile = stats.t.ppf(0.975, 15)
     hits = {name: [] for name in ("M", "G", "ratio", "pmi_base")}

@@ -37,7 +37,7 @@ KNOBS = {"likelihood": "prior", "affinity": "t", "transfer": "saturation"}
 class Energy:
     """Convex energy on the simplex over `tasks`, with its delete-one-group replicates.
 
-    `pairwise` is K (times `saturation`), already shifted and with its ridge. `likelihoods` is P_i(y_t) scaled to a
+    `pairwise` is K without `saturation`, already shifted and with its ridge. `likelihoods` is P_i(y_t) scaled to a
     column maximum of one, `log_scale` the logarithm of that scale. Quadratic energies have T = 0, `likelihood` has K = 0.
     """
 

@@ -68,16 +68,21 @@ class Optimum:
     scale: float  # what the gap is relative to
 
 
-def minimise(energy: Energy, bounds: Bounds, start: Optimum | None = None) -> Optimum:
+def minimise(
+    energy: Energy, bounds: Bounds, start: Optimum | None = None, prepared: Quadratic | None = None
+) -> Optimum:
     """Minimiser of `energy` over `bounds`, of least norm where there are several.
+
+    Args:
+        start: optimum of a neighbouring problem; fewer steps, the same result.
+        prepared: `Quadratic.of(energy.K)`, where many energies share K.
 
     Raises:
         NotCertifiedError: the gap of what was found exceeds its tolerance.
     """
     if energy.quadratic:
-        p, active = solve_qp(
-            Quadratic.of(energy.K), energy.psi, Constraints.of(bounds), None if start is None else start.active
-        )
+        quadratic = prepared or Quadratic.of(energy.K)
+        p, active = solve_qp(quadratic, energy.psi, Constraints.of(bounds), start.active if start else None)
         gap, scale = duality_gap(energy.gradient(p), p, bounds), quadratic_scale(energy, p)
         optimum, excess = Optimum(p, active, gap, scale), gap / scale - RELATIVE_GAP
     else:
@@ -96,7 +101,8 @@ def certify(energy: Energy, bounds: Bounds, optimum: Optimum) -> Certificate:
     p, g = optimum.p, energy.gradient(optimum.p)
     y, members = multipliers(g, optimum, bounds), bounds.members
     residual = g + y[0] + y[1:] @ members
-    at_lo, at_hi = p <= bounds.lo + FEASIBILITY, p >= bounds.hi - FEASIBILITY
+    at_lo = p <= bounds.lo + FEASIBILITY
+    at_hi = (p >= bounds.hi - FEASIBILITY) & (bounds.hi < 1)
     lower = np.where(at_lo, np.maximum(residual, 0), 0.0)
     upper = np.where(at_hi, np.maximum(-residual, 0), 0.0)
     sums = members @ p
@@ -173,11 +179,11 @@ def _linear_minimum(g: Floats, bounds: Bounds) -> tuple[float, Floats]:
     """(min_s gᵀs over the feasible set, (1 + groups,) multipliers ν and group prices there)."""
     scale = float(np.abs(g).max()) or 1.0
     members, groups = bounds.members, len(bounds.groups)
-    inequalities: dict[str, Any] = {}
+    A_ub, b_ub = None, None
     if groups:
-        inequalities = {"A_ub": np.vstack([members, -members]), "b_ub": np.r_[bounds.group_hi, -bounds.group_lo]}
-    box = np.column_stack([bounds.lo, bounds.hi])
-    program: Any = linprog(g / scale, A_eq=np.ones((1, len(g))), b_eq=np.ones(1), bounds=box, **inequalities)
+        A_ub, b_ub = np.vstack([members, -members]), np.r_[bounds.group_hi, -bounds.group_lo]
+    box: Any = np.column_stack([bounds.lo, bounds.hi])
+    program: Any = linprog(g / scale, A_ub, b_ub, A_eq=np.ones((1, len(g))), b_eq=np.ones(1), bounds=box)
     if program.status != 0:
         raise NotCertifiedError(f"The linear program of the duality gap failed: {program.message}")
     upper, lower = program.ineqlin.marginals[:groups], program.ineqlin.marginals[groups:]

@@ -204,7 +204,7 @@ def closed_form(energy: Energy) -> Floats:
     u = np.full(n, 1 / n)
     if n == 1:
         return u
-    Z = _tangent_basis(n)
+    Z = tangent_basis(n)
     H, g = Z.T @ energy.K @ Z, Z.T @ (energy.psi - energy.K @ u)
     try:
         factor = cho_factor(H)
@@ -215,11 +215,13 @@ def closed_form(energy: Energy) -> Floats:
         pass
     v = np.linalg.pinv(H, rcond=1e-12, hermitian=True) @ g
     if np.abs(H @ v - g).max() > 1e-7 * max(float(np.abs(g).max()), float(np.abs(H).max())):
-        raise UserError("The energy falls without end outside the simplex, so it has no closed form; use solve_mixture.")
+        raise UserError(
+            "The energy falls without end outside the simplex, so it has no closed form; use solve_mixture."
+        )
     return np.asarray(u + Z @ v)
 
 
-def _tangent_basis(n: int) -> Floats:
+def tangent_basis(n: int) -> Floats:
     """(n, n−1) orthonormal Z with 1ᵀZ = 0 (Helmert)."""
     Z = np.zeros((n, n - 1))
     for k in range(1, n):

@@ -13,7 +13,7 @@ c = the last solution then remove the error that ε made elsewhere.
 Legend: H, b the centred and scaled K and ψ; F free variables; E the equality rows (1 and the active groups).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import piqp  # type: ignore[import-untyped]
@@ -29,6 +29,7 @@ FREE, LOWER, UPPER = 0, -1, 1
 _TOLERANCE = 1e-11  # of signs and bounds, in units of the scaled problem; rounding errors of n = 2,000 stay below
 _ROUNDS = 40
 _PATIENCE = 6
+_CONTINUATION = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Constraints:
 
     @classmethod
     def of(cls, bounds: Bounds) -> "Constraints":
-        """The arrays of `bounds`."""
-        return cls(bounds.lo, bounds.hi, bounds.members, bounds.group_lo, bounds.group_hi)
+        """The arrays of `bounds`; a share of at most one is no bound of its own, so it never becomes active."""
+        hi = np.where(bounds.hi >= 1, 2.0, bounds.hi)
+        return cls(bounds.lo, hi, bounds.members, bounds.group_lo, bounds.group_hi)
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,24 @@ class _Problem:
     H: Floats
     b: Floats
     limits: Constraints
+    epsilon: float = PROXIMAL
 
     def solve(self, center: Floats, active: Active) -> tuple[Floats, Active]:
         """Minimiser of the proximal problem around `center`."""
-        found = self._exchange(center, active)
+        found = self._exchange(center, active) or self._continuation(center, active)
         if found is None:
             x, guess = self._interior_point(center)
             found = self._exchange(center, guess) or (x, guess)
         return found
+
+    def _continuation(self, center: Floats, active: Active) -> tuple[Floats, Active] | None:
+        """Minimiser by way of well-conditioned problems around the same center, each the start of the next."""
+        for epsilon in _CONTINUATION:
+            found = replace(self, epsilon=epsilon)._exchange(center, active)
+            if found is None:
+                return None
+            active = found[1]
+        return self._exchange(center, active)
 
     def _exchange(self, center: Floats, active: Active) -> tuple[Floats, Active] | None:
         """Primal–dual active set iterations; None if they do not settle."""
@@ -142,7 +154,7 @@ class _Problem:
         """The same guess with one variable let go: the one that gains most from taking up what the sum lacks."""
         lim = self.limits
         x = np.where(active.variables == LOWER, lim.lo, lim.hi)
-        slope = self.H @ x + PROXIMAL * (x - center) - self.b
+        slope = self.H @ x + self.epsilon * (x - center) - self.b
         side, sign = (LOWER, 1.0) if x.sum() <= 1 + _TOLERANCE else (UPPER, -1.0)
         candidates = (active.variables == side) & (lim.lo < lim.hi)
         if not candidates.any():
@@ -162,12 +174,12 @@ class _Problem:
         on = active.rows != FREE
         E = np.vstack([np.ones((1, len(x))), lim.rows[on]])
         e = np.r_[1.0, np.where(active.rows == LOWER, lim.row_lo, lim.row_hi)[on]]
-        right = self.b + PROXIMAL * center
+        right = self.b + self.epsilon * center
         fixed = np.flatnonzero(x)
         if len(fixed):
             right = right - self.H[:, fixed] @ x[fixed]
         block = self.H if len(free) == len(x) else self.H[np.ix_(free, free)]
-        block = _add_diagonal(block.copy() if len(free) == len(x) else block, PROXIMAL)
+        block = _add_diagonal(block.copy() if len(free) == len(x) else block, self.epsilon)
         factor, info = dpotrf(block.T, lower=1, overwrite_a=1, clean=0)
         if info != 0:
             return None
@@ -180,12 +192,13 @@ class _Problem:
         except LinAlgError:
             return None
         x[free] = unconstrained - Z @ y
-        return x, y
+        # Groups whose free members coincide can contradict each other under a wrong guess.
+        return (x, y) if len(e) == 1 or np.abs(E @ x - e).max() <= 1e-10 else None
 
     def _corrected(self, center: Floats, active: Active, x: Floats, y: Floats) -> tuple[Active, int]:
         """The next guess, and how many entries of this one are wrong."""
         lim = self.limits
-        z = self.H @ x + PROXIMAL * (x - center) - self.b + y[0]
+        z = self.H @ x + self.epsilon * (x - center) - self.b + y[0]
         on = active.rows != FREE
         if on.any():
             z = z + y[1:] @ lim.rows[on]
@@ -227,11 +240,19 @@ class _Problem:
             sums = lim.rows @ result.x
             active_rows[result.z_l > sums - lim.row_lo] = LOWER
             active_rows[result.z_u > lim.row_hi - sums] = UPPER
-        x = np.clip(result.x, lim.lo, lim.hi)
-        room = np.where(x.sum() > 1, x - lim.lo, lim.hi - x)
-        if room.sum() > 0:
-            x = np.clip(x + room * ((1 - x.sum()) / room.sum()), lim.lo, lim.hi)
-        return x, _pin_fixed(Active(variables, active_rows), lim)
+        active = _pin_fixed(Active(variables, active_rows), lim)
+        return self._onto(result.x, active), active
+
+    def _onto(self, x: Floats, active: Active) -> Floats:
+        """The point nearest to x that meets the active constraints as equations."""
+        lim = self.limits
+        x = np.where(active.variables == LOWER, lim.lo, np.where(active.variables == UPPER, lim.hi, x))
+        on, free = active.rows != FREE, active.variables == FREE
+        E = np.vstack([np.ones((1, len(x))), lim.rows[on]])
+        e = np.r_[1.0, np.where(active.rows == LOWER, lim.row_lo, lim.row_hi)[on]]
+        if free.any():
+            x[free] += np.linalg.lstsq(E[:, free], e - E @ x, rcond=None)[0]
+        return np.clip(x, lim.lo, lim.hi)
 
 
 def _pin_fixed(active: Active, limits: Constraints) -> Active:

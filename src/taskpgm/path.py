@@ -1,0 +1,53 @@
+"""`Path`: the mixture as a function of the one knob of its energy (t, saturation or prior)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from taskpgm.bounds import Bounds
+from taskpgm.energy import KNOBS, Energy
+from taskpgm.minimise import Optimum, minimise
+from taskpgm.mixture import simplex
+from taskpgm.qp import Quadratic
+from taskpgm.scores import Floats
+
+
+@dataclass(frozen=True)
+class Path:
+    """Certified mixtures along the values of a knob, for a plot of weights against it."""
+
+    tasks: tuple[str, ...]
+    knob: str
+    values: Floats  # (m,)
+    weights: Floats  # (m, n)
+    relative_gap: Floats  # (m,) of each; absolute, in nats, for a likelihood
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        weights = {task: column.tolist() for task, column in zip(self.tasks, self.weights.T, strict=True)}
+        return {"knob": self.knob, "values": self.values.tolist(), "weights": weights}
+
+
+def trace_path(energy: Energy, values: Sequence[float], bounds: Bounds | None = None) -> Path:
+    """Path of minimisers of `energy` with its knob at each of `values`, each the warm start of the next.
+
+    Raises:
+        NotCertifiedError: one of them failed its certificate.
+    """
+    bounds = bounds or simplex(energy.tasks)
+    energy = replace(energy.allowing(bounds.hi > 0), without=(), only=(), seeds=())
+    prepared = Quadratic.of(energy.K) if energy.kind == "affinity" else None
+    optimum: Optimum | None = None
+    optima = []
+    for value in values:
+        optimum = minimise(energy.with_knob(float(value)), bounds, optimum, prepared)
+        optima.append(optimum)
+    return Path(
+        energy.tasks,
+        KNOBS[energy.kind],
+        np.array(values, dtype=np.float64),
+        np.array([one.p for one in optima]).reshape(-1, len(energy.tasks)),
+        np.array([one.gap / one.scale for one in optima]),
+    )

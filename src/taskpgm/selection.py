@@ -1,0 +1,397 @@
+"""`Selection`: at most k tasks, in the order in which greedy takes them, with how far from the best k they can be.
+
+Mass is priced at ν, the multiplier of 1ᵀp = 1 at the mixture p* of all tasks, so that p* itself maximises
+
+    f(A) = max { bᵀv − ½vᵀKv : v ≥ 0, supp v ⊆ A },   b = ψ − ν1,   f(∅) = 0.
+
+f is monotone and weakly submodular with ratio γ ≥ λ_min of K scaled to unit diagonal (Das and Kempe 2011; Elenberg et
+al. 2018, arXiv 1612.00804; the objective of ProtoDash, arXiv 1707.01212), so greedy's set A_k has
+f(A_k) ≥ (1 − e^−γ) f(A*). Bounds on shares do not enter f: they return when the mixture on the chosen tasks is solved.
+
+Legend: P the chosen tasks with v > 0, c = b − Kv the gain per unit of mass.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from taskpgm.bounds import SLACK, Bounds
+from taskpgm.energy import SHIFT_MARGIN, Energy, field_energy, mean_curvature
+from taskpgm.errors import UserError
+from taskpgm.minimise import minimise, multipliers
+from taskpgm.mixture import simplex, tangent_basis
+from taskpgm.scores import Floats, Ints
+
+EXHAUSTIVE_UP_TO = 20
+# A pivot below this, relative to the diagonal, is a task that lies in the span of the chosen ones.
+_DEPENDENT = 1e-10
+_ZERO = 1e-12  # relative to the largest gain or weight
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """The quadratic bᵀv − ½vᵀKv of a selection, with K positive semidefinite on all of ℝⁿ."""
+
+    b: Floats  # (n,)
+    K: Floats  # (n, n)
+    p: Floats  # (n,) its maximiser over v ≥ 0: the mixture of all tasks
+    level: float  # c of the c·11ᵀ added to K; it leaves the mixture alone
+    shift: float  # added to K's diagonal, over and above the energy's own shift; it does not
+    gamma: float  # λ_min of K scaled to unit diagonal, ≥ 0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Chosen tasks in order, with the value f after each and bounds on what the best set of that size reaches."""
+
+    chosen: tuple[str, ...]
+    values: Floats  # (k,) f of the first 1, 2, ... chosen tasks
+    full_value: float  # f of all tasks
+    gamma: float
+    level: float
+    shift: float
+    upper_bound: float  # f(A*) of the best k tasks is at most this
+    exhaustive: bool  # whether every set was considered; `chosen` is then optimal, ordered by weight
+    resolved: int  # candidates that needed an exact non-negative re-solve
+
+    @property
+    def gains(self) -> Floats:
+        """(k,) what each task added to f."""
+        return np.diff(self.values, prepend=0.0)
+
+    @property
+    def guarantee(self) -> float:
+        """1 − e^−γ: the part of f(A*) that greedy is known to reach before looking; 1 for an exhaustive search."""
+        return 1.0 if self.exhaustive else 1 - math.exp(-self.gamma)
+
+    @property
+    def certified(self) -> float:
+        """f(A_k) over the upper bound on f(A*): the part of the best that is known to be reached, after looking."""
+        if len(self.values) == 0 or self.upper_bound <= 0:
+            return 1.0
+        return max(min(float(self.values[-1]) / self.upper_bound, 1.0), self.guarantee)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: order, values, gains and guarantees."""
+        steps = zip(self.chosen, self.values, self.gains, strict=True)
+        return {
+            "chosen": [{"task": task, "value": float(value), "gain": float(gain)} for task, value, gain in steps],
+            "full_value": self.full_value,
+            "gamma": self.gamma,
+            "guarantee": self.guarantee,
+            "upper_bound": self.upper_bound,
+            "certified": self.certified,
+            "level": self.level,
+            "shift": self.shift,
+            "exhaustive": self.exhaustive,
+            "resolved": self.resolved,
+        }
+
+
+def select_tasks(
+    energy: Energy, bounds: Bounds | None = None, k: int | None = None, exhaustive: bool | None = None
+) -> Selection:
+    """Selection of at most k tasks (all where k is None) by greedy, or exactly by branch and bound.
+
+    Tasks with a least share above zero come first, whatever they gain.
+
+    Args:
+        exhaustive: search every set; for at most 20 tasks. None: greedy.
+
+    Raises:
+        UserError: k is not between 1 and n, fewer than the tasks that must be in, or too small to hold the budget;
+            `exhaustive` with more than 20 tasks.
+    """
+    n = len(energy.tasks)
+    bounds = bounds or simplex(energy.tasks)
+    k = n if k is None else k
+    forced = np.flatnonzero(bounds.lo > 0)
+    _check(n, k, forced, exhaustive)
+    pricing = price(energy, bounds)
+    allowed = np.flatnonzero(bounds.hi > 0)
+    if exhaustive:
+        order, values, resolved = _branch_and_bound(pricing, k, forced, allowed), None, 0
+    else:
+        order, values, resolved = _greedy(pricing, min(k, len(allowed)), forced, bounds)
+    if values is None:
+        values = np.array([_maximise(pricing, order[: i + 1])[1] for i in range(len(order))])
+    full = 0.5 * float(pricing.b @ pricing.p)
+    upper = float(values[-1]) if exhaustive else _upper_bound(pricing, order, float(values[-1]), k, full)
+    chosen = tuple(energy.tasks[i] for i in order)
+    bounds.restricted_to(chosen)
+    return Selection(
+        chosen, values, full, pricing.gamma, pricing.level, pricing.shift, upper, bool(exhaustive), resolved
+    )
+
+
+def price(energy: Energy, bounds: Bounds | None = None) -> Pricing:
+    """Pricing of mass at the multiplier of the mixture of all tasks; of a likelihood, of its field at that mixture.
+
+    Only tasks that `bounds` exclude altogether stay out; other bounds do not enter.
+    """
+    bounds = bounds or simplex(energy.tasks)
+    free = Bounds(energy.tasks, np.zeros(len(energy.tasks)), (bounds.hi > 0).astype(np.float64))
+    energy = replace(energy.allowing(bounds.hi > 0), without=(), only=(), seeds=())
+    optimum = minimise(energy, free)
+    psi, K = energy.field_at(optimum.p)
+    level = _level(K)
+    K = K + level
+    shift = _spectral_shift(K)
+    if shift:
+        K = K + shift * np.eye(len(K))
+        optimum = minimise(field_energy(energy.tasks, psi, K), free)
+    nu = multipliers(K @ optimum.p - psi, optimum, free)[0]
+    diagonal = np.sqrt(np.where(np.diag(K) > 0, np.diag(K), 1.0))
+    gamma = max(float(np.linalg.eigvalsh(K / diagonal / diagonal[:, None])[0]), 0.0)
+    return Pricing(psi - nu, K, optimum.p, level, shift, gamma)
+
+
+def _spectral_shift(K: Floats) -> float:
+    """What K's diagonal lacks to be positive semidefinite on all of ℝⁿ, and a margin; 0 where nothing is lacking."""
+    values = np.linalg.eigvalsh(K)
+    scale = float(np.abs(values).max())
+    return 0.0 if values[0] >= -1e-12 * len(K) * scale else float(-values[0] + SHIFT_MARGIN * scale)
+
+
+def _level(K: Floats) -> float:
+    """c for which K + c·11ᵀ has mean curvature along 1, seen from the tangent space; 0 where K is semidefinite.
+
+    A matrix of PMI is negative along 1 and curved upwards on {v : 1ᵀv = 0}. Adding 11ᵀ repairs that and leaves the
+    mixture alone; shifting the whole spectrum would pull the mixture towards uniform.
+    """
+    n = len(K)
+    if n == 1 or _spectral_shift(K) == 0:
+        return 0.0
+    Z, e = tangent_basis(n), np.full(n, 1 / math.sqrt(n))
+    k = Z.T @ (K @ e)
+    along = float(e @ K @ e) - float(k @ np.linalg.lstsq(Z.T @ K @ Z, k, rcond=1e-12)[0])
+    return max((mean_curvature(K) - along) / n, 0.0)
+
+
+def _check(n: int, k: int, forced: Ints, exhaustive: bool | None) -> None:
+    if not 1 <= k <= n:
+        raise UserError(f"selection.k is {k}; with {n} tasks it must be between 1 and {n}.")
+    if len(forced) > k:
+        raise UserError(f"selection.k is {k} but {len(forced)} tasks have a min_share; raise k or lower a min_share.")
+    if exhaustive and n > EXHAUSTIVE_UP_TO:
+        raise UserError(f"An exhaustive search over {n} tasks is too long; it takes {EXHAUSTIVE_UP_TO} at most.")
+
+
+def _greedy(pricing: Pricing, k: int, forced: Ints, bounds: Bounds) -> tuple[list[int], Floats, int]:
+    """(order, f after each, exact re-solves): always the candidate of largest exact gain, the first of equals.
+
+    Only candidates with which k tasks can still hold the whole budget count; it ends early when nothing gains any more.
+    """
+    order: list[int] = []
+    values: list[float] = []
+    resolved = 0
+    v, value = np.zeros(len(pricing.b)), 0.0
+    for step in range(k):
+        if step < len(forced):
+            best = int(forced[step])
+            v, value = _maximise(pricing, [*order, best], v)
+        else:
+            candidates = _able(bounds.hi, order, k)
+            best, new_v, new_value, count = _best_candidate(pricing, order, candidates, v, value)
+            resolved += count
+            if new_value <= value and bounds.hi[order].sum() >= 1 - SLACK:
+                break
+            v, value = new_v, new_value
+        order.append(best)
+        values.append(value)
+    return order, np.array(values), resolved
+
+
+def _able(hi: Floats, order: list[int], k: int) -> Ints:
+    """Candidates after which the largest shares of the remaining choices still add up to the budget."""
+    candidates = np.setdiff1d(np.flatnonzero(hi > 0), order)
+    later = k - len(order) - 1
+    by_share = np.sort(hi[candidates])[::-1]
+    with_others = by_share[:later].sum()
+    # A candidate among the largest takes one of their places, so the next largest moves up.
+    among = hi[candidates] >= (by_share[later - 1] if later > 0 else np.inf)
+    spare = by_share[later] if later < len(by_share) else 0.0
+    total = hi[order].sum() + with_others + np.where(among, spare, hi[candidates])
+    able = candidates[total >= 1 - SLACK]
+    return able if len(able) else candidates
+
+
+def _best_candidate(
+    pricing: Pricing, order: list[int], candidates: Ints, v: Floats, value: float
+) -> tuple[int, Floats, float, int]:
+    """(candidate, v, f, exact re-solves) of the largest f(A ∪ {j}).
+
+    Where adding j leaves the earlier v non-negative, and the earlier tasks with v = 0 still not worth having, the gain
+    is the closed form c_j²/(2d_j), d_j the Schur complement. The others are re-solved, the most promising first, until
+    no upper bound of the rest exceeds the best gain found.
+    """
+    b, K = pricing.b, pricing.K
+    positive = np.array([i for i in order if v[i] > 0], dtype=np.int64)
+    idle = np.array([i for i in order if v[i] <= 0], dtype=np.int64)
+    c = b - K @ v
+    c_j, diagonal = c[candidates], np.diag(K)[candidates]
+    X = np.zeros((len(positive), len(candidates)))
+    d = diagonal.copy()
+    if len(positive):
+        columns = K[np.ix_(positive, candidates)]
+        X = cho_solve(cho_factor(K[np.ix_(positive, positive)], check_finite=False), columns, check_finite=False)
+        d = diagonal - np.einsum("pj,pj->j", columns, X)
+    scale = float(np.abs(b).max()) or 1.0
+    worth = c_j > _ZERO * scale
+    sound = d > _DEPENDENT * np.maximum(diagonal, 1e-300)
+    step = np.where(worth & sound, c_j / np.where(sound, d, 1.0), 0.0)
+    kept = (v[positive][:, None] - X * step >= 0).all(axis=0)
+    if len(idle):
+        rise = K[np.ix_(idle, candidates)] - K[np.ix_(idle, positive)] @ X
+        kept &= (c[idle][:, None] - rise * step <= _ZERO * scale).all(axis=0)
+    closed = np.where(sound & kept, 0.5 * c_j * step, 0.0)
+    best_at = int(np.argmax(closed))
+    best_gain, best_v = float(closed[best_at]), None
+    limit = np.where(worth & ~(sound & kept), _most(pricing, v, value, candidates, c_j, d, sound, len(idle) == 0), 0.0)
+    count = 0
+    for at in np.argsort(-limit, kind="stable"):
+        if limit[at] < best_gain * (1 - 1e-12) or limit[at] == 0:
+            break
+        trial, trial_value = _maximise(pricing, [*order, int(candidates[at])], v)
+        count += 1
+        gain = trial_value - value
+        tie = abs(gain - best_gain) <= 1e-12 * abs(best_gain)
+        if (gain > best_gain and not tie) or (tie and at < best_at):
+            best_at, best_gain, best_v = int(at), gain, trial
+    j = int(candidates[best_at])
+    if best_v is None:
+        best_v = v.copy()
+        best_v[positive] -= X[:, best_at] * step[best_at]
+        best_v[j] = step[best_at]
+    return j, best_v, value + best_gain, count
+
+
+def _most(
+    pricing: Pricing, v: Floats, value: float, candidates: Ints, c: Floats, d: Floats, sound: Any, all_positive: bool
+) -> Floats:
+    """An upper bound on the gain of each candidate j.
+
+    By duality f(A) = min {½xᵀKx : Kx ≥ b on A}. x = (1−s)v + s p* with s = c_j/(c_j + (Kp* − b)_j) is feasible for
+    A ∪ {j}, because Kv ≥ b on A and Kp* ≥ b everywhere. Where all of A has v > 0, c_j²/(2d_j) bounds it as well: it
+    lets the others go negative.
+    """
+    slack = np.maximum((pricing.K @ pricing.p - pricing.b)[candidates], 0.0)
+    s = np.clip(np.where(c > 0, c / np.maximum(c + slack, 1e-300), 0.0), 0, 1)
+    vKv, vKp, pKp = (float(x @ pricing.K @ y) for x, y in ((v, v), (v, pricing.p), (pricing.p, pricing.p)))
+    dual = 0.5 * ((1 - s) ** 2 * vKv + 2 * s * (1 - s) * vKp + s**2 * pKp) - value
+    if all_positive:
+        free = np.where(sound, 0.5 * c**2 / np.where(sound, d, 1.0), np.inf)
+        dual = np.minimum(dual, free)
+    # Rounding of the difference above must not hide a gain.
+    return np.maximum(dual, 0.0) + 1e-12 * abs(value)
+
+
+def _maximise(pricing: Pricing, among: Collection[int], start: Floats | None = None) -> tuple[Floats, float]:
+    """(v, f(A)): the maximiser over v ≥ 0 with support in A, by Lawson and Hanson's active set method.
+
+    `start` is a feasible v to begin at. Singular blocks are solved by least squares, which drops what is dependent.
+    """
+    A = np.array(sorted(among), dtype=np.int64)
+    K, b = pricing.K[np.ix_(A, A)], pricing.b[A]
+    x = np.zeros(len(A)) if start is None else np.maximum(start[A], 0.0)
+    support = x > 0
+    tolerance = _ZERO * (float(np.abs(pricing.b).max()) or 1.0)
+    for _ in range(10 * len(A) + 10):
+        x, support = _settle(K, b, x, support)
+        c = np.where(support, -np.inf, b - K @ x)
+        entering = int(np.argmax(c)) if len(A) else 0
+        if not len(A) or c[entering] <= tolerance:
+            break
+        support = support.copy()
+        support[entering] = True
+    v = np.zeros(len(pricing.b))
+    v[A] = x
+    return v, float(b @ x - 0.5 * x @ K @ x)
+
+
+def _settle(K: Floats, b: Floats, x: Floats, support: Any) -> tuple[Floats, Any]:
+    """The maximiser on a support, after walking towards it and dropping what hits zero on the way."""
+    for _ in range(len(b) + 1):
+        on = np.flatnonzero(support)
+        if len(on) == 0:
+            return np.zeros_like(x), support
+        direction, bounded = _ascent(K[np.ix_(on, on)], b[on], x[on])
+        falling = direction < 0
+        ratio = np.divide(x[on], -direction, out=np.full(len(on), np.inf), where=falling)
+        step = float(ratio.min())
+        if bounded and step > 1:
+            x = x.copy()
+            x[on] += direction
+            return x, support
+        if not math.isfinite(step):
+            return x, support
+        x = x.copy()
+        x[on] += step * direction
+        support = support.copy()
+        support[on[ratio <= step * (1 + 1e-12)]] = False
+        x = np.where(support, np.maximum(x, 0.0), 0.0)
+    return x, support
+
+
+def _ascent(K: Floats, b: Floats, x: Floats) -> tuple[Floats, bool]:
+    """(direction, True) to the maximiser of bᵀx − ½xᵀKx, or (ray, False) along which a singular K lets it rise."""
+    try:
+        factor = cho_factor(K, check_finite=False)
+        pivots = np.diag(factor[0]) ** 2
+        if pivots.min() > _DEPENDENT * float(np.diag(K).max()):
+            return np.asarray(cho_solve(factor, b, check_finite=False) - x), True
+    except np.linalg.LinAlgError:
+        pass
+    gain = b - K @ x
+    move = np.asarray(np.linalg.lstsq(K, gain, rcond=1e-10)[0])
+    ray = np.asarray(gain - K @ move)
+    flat = float(np.abs(ray).max()) <= 1e-9 * float(np.abs(b).max())
+    return (move, True) if flat else (np.asarray(ray), False)
+
+
+def _upper_bound(pricing: Pricing, order: list[int], value: float, k: int, full: float) -> float:
+    """f(A*) of any k tasks is at most this: from the gains at A_k and the curvature γ diag K, and never above f(all).
+
+    With v on A_k and c = b − Kv, any x ≥ 0 on S has bᵀx − ½xᵀKx ≤ f(A_k) + cᵀ(x − v) − ½γ Σ_i K_ii (x_i − v_i)².
+    Task by task: outside A_k the best x_i gains c_i²/(2γK_ii); a task of A_k that S lacks costs ½γK_ii v_i².
+    """
+    if pricing.gamma <= 0:
+        return full
+    v, _ = _maximise(pricing, order)
+    c = np.maximum(pricing.b - pricing.K @ v, 0.0)
+    curvature = pricing.gamma * np.diag(pricing.K)
+    outside = np.ones(len(v), dtype=bool)
+    outside[order] = False
+    gain = np.divide(c**2, 2 * curvature, out=np.where(c > 0, np.inf, 0.0), where=curvature > 0)
+    loss = 0.5 * curvature * v**2
+    score = np.where(outside, gain, loss)
+    bound = value + float(np.sort(score)[::-1][:k].sum()) - float(loss[~outside].sum())
+    return max(min(bound, full), value)
+
+
+def _branch_and_bound(pricing: Pricing, k: int, forced: Ints, allowed: Ints) -> list[int]:
+    """The best k tasks, by weight: f of the tasks not yet excluded bounds every set among them.
+
+    A branch is settled when its maximiser has at most k tasks; else its heaviest undecided task goes out, or stays in.
+    """
+    best_value, best_order = -np.inf, [int(i) for i in forced]
+
+    def visit(pool: frozenset[int], kept: frozenset[int]) -> None:
+        nonlocal best_value, best_order
+        v, value = _maximise(pricing, kept if len(kept) == k else pool)
+        if value <= best_value + 1e-14 * abs(best_value):
+            return
+        used = kept | {int(i) for i in np.flatnonzero(v > 0)}
+        if len(used) <= k:
+            best_value, best_order = value, sorted(used, key=lambda i: (-v[i], i))
+            return
+        heaviest = max(used - kept, key=lambda i: (v[i], -i))
+        visit(pool, kept | {heaviest})
+        visit(pool - {heaviest}, kept)
+
+    visit(frozenset(int(i) for i in allowed), frozenset(int(i) for i in forced))
+    return best_order
