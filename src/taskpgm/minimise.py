@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from taskpgm.bounds import Bounds
-from taskpgm.energy import Energy
+from taskpgm.energy import Energy, mean_curvature
 from taskpgm.qp import FREE, Active, Constraints, Quadratic, solve_qp
 from taskpgm.scores import Floats
 
@@ -34,7 +34,7 @@ class Certificate:
     """Karush–Kuhn–Tucker residuals of a mixture, and the multipliers that they were taken with.
 
     gap = max_s ∇E(p)ᵀ(p − s) over the feasible set bounds E(p) − min E from above. It is relative to |ψᵀp| + |½pᵀKp|
-    with ψ centred for quadratic energies, absolute in nats for a likelihood.
+    with ψ centred (see `quadratic_scale`) for quadratic energies, absolute in nats for a likelihood.
     """
 
     stationarity: float  # max |∇E + ν1 + group prices − lower + upper|, over the scale of the gap
@@ -163,9 +163,10 @@ def infeasibility(p: Floats, bounds: Bounds) -> float:
 
 
 def quadratic_scale(energy: Energy, p: Floats) -> float:
-    """|ψᵀp| + |½pᵀKp| with ψ centred; 1 where both vanish."""
+    """|ψᵀp| + |½pᵀKp| with ψ centred, at least a millionth of K's mean curvature: both can vanish at the optimum."""
     psi = energy.psi - energy.psi.mean()
-    return abs(float(psi @ p)) + 0.5 * abs(float(p @ energy.K @ p)) or 1.0
+    scale = abs(float(psi @ p)) + 0.5 * abs(float(p @ energy.K @ p))
+    return max(scale, 1e-6 * mean_curvature(energy.K)) or 1.0
 
 
 def least_norm_point(bounds: Bounds) -> Optimum:

@@ -42,7 +42,10 @@ def verify(energy: Energy, mixture: Mixture) -> Verification:
     psi = energy.t * energy.unary + energy.utility
     K = energy.saturation * energy.pairwise
     absolute = energy.likelihoods.shape[1] > 0 or energy.prior > 0
-    scale = 1.0 if absolute else abs(float((psi - psi.mean()) @ p)) + abs(0.5 * float(p @ K @ p)) or 1.0
+    scale = 1.0
+    if not absolute:
+        curvature = (np.trace(K) - K.mean() * len(p)) / max(len(p) - 1, 1)
+        scale = max(abs(float((psi - psi.mean()) @ p)) + abs(0.5 * float(p @ K @ p)), 1e-6 * float(curvature)) or 1.0
     # Towards the vertex shares may hit zero, where a prior is infinite; a millionth of the way is far enough.
     h = 1e-6
     ahead, behind = _value(energy, p + h * (vertex - p)), _value(energy, p - h * (vertex - p))

@@ -1,0 +1,180 @@
+"""`Explanation`: why a mixture is what it is, as data for the report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+from taskpgm.affinity import Affinity
+from taskpgm.bounds import Bounds
+from taskpgm.energy import Energy
+from taskpgm.errors import UserError
+from taskpgm.minimise import Optimum, certify, least_norm_point, minimise
+from taskpgm.mixture import Mixture
+from taskpgm.scores import Floats
+
+# Tasks are interchangeable when swapping mass between them bends the energy by less than this part of the median pair.
+# A guess: on the 14 task pool's scale it joins near copies and nothing else.
+INTERCHANGEABLE = 0.1
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How the marginal energy of one task adds up; utility − redundancies + prior − ν + lower − upper = 0.
+
+    For a likelihood, utility and redundancy are those of its quadratic field at the mixture, whose slope is the exact
+    one there.
+    """
+
+    task: str
+    utility: float  # ψ_i
+    redundancy: Mapping[str, float]  # K_ij p_j for every task j with a share
+    prior: float  # κ r_i/p_i, what the prior pulls with
+    lower: float  # multiplier of the task's least share (zero counts)
+    upper: float  # multiplier of its largest share
+    group: float  # multipliers of the groups that it belongs to, summed: > 0 holds it down
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**vars(self), "redundancy": dict(self.redundancy)}
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What happens without one task: the energy lost, and who takes over its share."""
+
+    task: str
+    loss: float | None  # E without it − E; None where the others cannot hold the budget
+    takers: Mapping[str, float]  # change of every other weight that moves
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"task": self.task, "loss": self.loss, "takers": dict(self.takers)}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Marginal energies, leave-one-out and clusters of interchangeable tasks."""
+
+    nu: float  # multiplier of 1ᵀp = 1: what mass costs everywhere
+    margins: tuple[Margin, ...]
+    dropped: tuple[Dropped, ...]
+    clusters: tuple[tuple[str, ...], ...]  # of two or more tasks
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "nu": self.nu,
+            "margins": [margin.to_dict() for margin in self.margins],
+            "dropped": [one.to_dict() for one in self.dropped],
+            "clusters": [list(cluster) for cluster in self.clusters],
+        }
+
+
+def explain(energy: Energy, mixture: Mixture) -> Explanation:
+    """Explanation of `mixture` as the minimiser of `energy` within the mixture's bounds."""
+    energy = replace(energy.allowing(mixture.bounds.hi > 0), without=(), only=(), seeds=())
+    optimum = minimise(energy, mixture.bounds)
+    psi, K = field_without_prior(energy, optimum.p)
+    return Explanation(
+        float(mixture.certificate.nu),
+        _margins(energy, mixture, optimum, psi, K),
+        tuple(leave_out(energy, mixture.bounds, optimum, int(i)) for i in np.flatnonzero(optimum.p > 1e-9)),
+        clusters(energy.tasks, K),
+    )
+
+
+def field_without_prior(energy: Energy, p: Floats) -> tuple[Floats, Floats]:
+    """(ψ, K) of the energy without its prior, expanded at p: utility and redundancy of the data alone."""
+    return replace(energy, prior=0.0).field_at(p)
+
+
+def _margins(energy: Energy, mixture: Mixture, optimum: Optimum, psi: Floats, K: Floats) -> tuple[Margin, ...]:
+    p = optimum.p
+    certificate = certify(energy, mixture.bounds, optimum)
+    pull = np.divide(energy.prior * energy.reference, p, out=np.zeros_like(p), where=p > 0)
+    group = certificate.group @ mixture.bounds.members
+    shared = np.flatnonzero(p > 0)
+    return tuple(
+        Margin(
+            task,
+            utility=float(psi[i]),
+            redundancy={energy.tasks[j]: float(K[i, j] * p[j]) for j in shared},
+            prior=float(pull[i]),
+            lower=float(certificate.lower[i]),
+            upper=float(certificate.upper[i]),
+            group=float(group[i]),
+        )
+        for i, task in enumerate(energy.tasks)
+    )
+
+
+def leave_out(energy: Energy, bounds: Bounds, optimum: Optimum, i: int) -> Dropped:
+    """What happens when task i gets nothing; the prior then expects nothing of it either."""
+    task = energy.tasks[i]
+    others = replace(bounds, lo=np.where(np.arange(len(bounds.lo)) == i, 0.0, bounds.lo), hi=bounds.hi.copy())
+    others.hi[i] = 0.0
+    try:
+        others.check()
+    except UserError:
+        return Dropped(task, None, {})
+    without = energy.allowing(others.hi > 0)
+    start = least_norm_point(others) if energy.prior > 0 or not energy.quadratic else optimum
+    p = minimise(without, others, start).p
+    # With a prior the two energies differ by what the prior expects; the loss of the data is what is comparable.
+    loss = without.loss(p) - energy.loss(optimum.p) if energy.prior > 0 else energy.value(p) - energy.value(optimum.p)
+    change = p - optimum.p
+    moved = {energy.tasks[j]: float(change[j]) for j in np.argsort(-change) if j != i and abs(change[j]) > 1e-9}
+    return Dropped(task, float(loss), moved)
+
+
+def clusters(tasks: tuple[str, ...], K: Floats, threshold: float = INTERCHANGEABLE) -> tuple[tuple[str, ...], ...]:
+    """Groups of two or more interchangeable tasks, by complete linkage on d_ij = K_ii + K_jj − 2K_ij.
+
+    d_ij is how much the energy bends when mass moves from i to j: zero for copies. `threshold` is relative to the
+    median d.
+    """
+    n = len(tasks)
+    if n < 2:
+        return ()
+    diagonal = np.diag(K)
+    d = np.maximum(diagonal[:, None] + diagonal - 2 * K, 0.0)
+    pairs = squareform(d, checks=False)
+    median = float(np.median(pairs))
+    if median == 0:
+        return (tasks,)
+    labels = fcluster(linkage(pairs, method="complete"), threshold * median, criterion="distance")
+    groups = [tuple(tasks[i] for i in np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    return tuple(sorted((group for group in groups if len(group) > 1), key=lambda g: tasks.index(g[0])))
+
+
+def strongest_pairs(affinity: Affinity, count: int = 3) -> dict[str, list[dict[str, Any]]]:
+    """The strongest redundancies and interferences, for saying in words.
+
+    redundancies: pairs of tasks of highest correlation in S centred on the simplex (1: copies). interferences: task i
+    and set j ≠ i with the most negative G_ij, in nats a token; none where no probe hurts, or with a given matrix.
+    """
+    n = len(affinity.tasks)
+    J = np.eye(n) - 1 / n
+    centred = J @ affinity.S @ J
+    size = np.sqrt(np.maximum(np.diag(centred), 0))
+    scale = np.outer(size, size)
+    correlation = np.divide(centred, scale, out=np.zeros_like(centred), where=scale > 0)
+    upper = [(float(correlation[i, j]), i, j) for i in range(n) for j in range(i + 1, n) if correlation[i, j] > 0]
+    redundant = [
+        {"tasks": [affinity.tasks[i], affinity.tasks[j]], "correlation": value, "affinity": float(affinity.S[i, j])}
+        for value, i, j in sorted(upper, key=lambda one: -one[0])[:count]
+    ]
+    interfering: list[dict[str, Any]] = []
+    G, errors = affinity.matrices.get("G"), affinity.errors.get("G")
+    if G is not None:
+        hurt = [(float(G[i, j]), i, j) for i in range(n) for j in range(len(affinity.sets)) if i != j and G[i, j] < 0]
+        interfering = [
+            {"task": affinity.tasks[i], "set": affinity.sets[j], "gain": value,
+             "standard_error": None if errors is None else float(errors[i, j])}
+            for value, i, j in sorted(hurt)[:count]
+        ]  # fmt: skip
+    return {"redundancies": redundant, "interferences": interfering}
