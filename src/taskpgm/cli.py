@@ -46,6 +46,8 @@ def main() -> None:
         _fail("Error", str(error), 2)
     except KeyboardInterrupt:
         _fail("Stopped", "Finished work is kept; the same command goes on from there.", 130)
+    except ModuleNotFoundError as error:
+        _fail("Error", f"This needs {error.name}, which is not installed: pip install 'taskpgm[lm]'.", 1)
     except (OSError, MemoryError) as error:
         what = str(error) or type(error).__name__
         _fail("Error", f"{what}. Finished work is kept; the same command goes on from there.", 1)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config, LoraConfig
-from taskpgm.errors import UserError
+from taskpgm.errors import UserError, first_line
 from taskpgm.lm import LanguageModel, batches, out_of_memory, padded
 from taskpgm.tasks import Row, Tell, tell_nobody
 
@@ -210,11 +210,18 @@ def installed(lm: LanguageModel, probes: Sequence[Probe]) -> Iterator[Any]:
     try:
         with _peft_quiet():
             for probe in probes:
-                if peft_model is None:
-                    peft_model = PeftModel(lm.model, probe.settings, adapter_name=probe.name)
-                else:
-                    peft_model.add_adapter(probe.name, probe.settings)
-                _check_fits(set_peft_model_state_dict(peft_model, probe.weights, adapter_name=probe.name), probe, lm)
+                try:
+                    if peft_model is None:
+                        peft_model = PeftModel(lm.model, probe.settings, adapter_name=probe.name)
+                    else:
+                        peft_model.add_adapter(probe.name, probe.settings)
+                    loaded = set_peft_model_state_dict(peft_model, probe.weights, adapter_name=probe.name)
+                except (ValueError, RuntimeError) as error:
+                    if out_of_memory(error):
+                        raise
+                    raise _misfit(probe, lm, first_line(error)) from error
+                if strange := _not_matched(loaded, probe):
+                    raise _misfit(probe, lm, strange)
         lm.model.requires_grad_(False)
         yield peft_model
     finally:
@@ -322,13 +329,14 @@ def _first_adapted(lora: LoraConfig, depth: int) -> int:
     return 0 if lora.last_layers is None else depth - lora.last_layers
 
 
-def _check_fits(result: Any, probe: Probe, lm: LanguageModel) -> None:
-    missing = [key for key in result.missing_keys if f".{probe.name}." in key and "lora_" in key]
-    if result.unexpected_keys or missing:
-        key = (list(result.unexpected_keys) + missing)[0]
-        raise UserError(
-            f"The adapter of task {probe.task!r} does not fit {lm.name!r} (at {key}); is it of the same base?"
-        )
+def _not_matched(loaded: Any, probe: Probe) -> str | None:
+    """First weight that only the model or only the adapter has."""
+    missing = [key for key in loaded.missing_keys if f".{probe.name}." in key and "lora_" in key]
+    return next(iter([*loaded.unexpected_keys, *missing]), None)
+
+
+def _misfit(probe: Probe, lm: LanguageModel, why: str) -> UserError:
+    return UserError(f"The adapter of task {probe.task!r} does not fit {lm.name!r} ({why}); is it of the same base?")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -11,19 +12,20 @@ from taskpgm.affinity import Affinity
 from taskpgm.config import Config
 from taskpgm.tasks import TaskPool
 
-COLUMN = {"uniform": "uniform", "size-proportional": "by size"}
+COLUMN = {"size-proportional": "by size"}
 
 
 def mixture_table(data: Mapping[str, Any]) -> Table:
     """Weights with their intervals, counts and reference shares, heaviest first; `data` is mixture.json."""
     references = list(data["tasks"][0]["references"])
     counted = "count" in data["tasks"][0]
-    table = Table(title=None, header_style="bold", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     for name in ("task", "weight", "", "95 % interval", *(["rows", "epochs"] if counted else []), *references):
-        table.add_column(COLUMN.get(name, name), justify="left" if name in ("task", "") else "right")
+        justify = "left" if name in ("task", "", "95 % interval") else "right"
+        table.add_column(COLUMN.get(name, name), justify=justify, no_wrap=name != "task", overflow="ellipsis")
     top = max(task["weight"] for task in data["tasks"])
     for task in sorted(data["tasks"], key=lambda task: (-task["weight"], task["name"])):
-        bar = "█" * round(16 * task["weight"] / top)
+        bar = "█" * round(6 * task["weight"] / top)
         cells = [task["name"], f"{task['weight']:.1%}", f"[cyan]{bar}[/]", _interval(task)]
         cells += [str(task["count"]), f"{task['epochs']:.2f}"] if counted else []
         table.add_row(*cells, *(f"{task['references'][r]:.1%}" for r in references))
@@ -53,24 +55,22 @@ def relation_lines(affinity: Affinity, most: int = 3) -> list[str]:
     pairs = sorted(((pmi[i, j], i, j) for i in range(n) for j in range(i)), reverse=True)
     for value, i, j in pairs[:most]:
         a, b = affinity.tasks[j], affinity.tasks[i]
-        cost = (
-            "as well as its own"
-            if value >= 0
-            else f"{-value:.2f}{_error(pmi_se, i, j)} nats a token worse than its own"
-        )
-        lines.append(f"redundant: [b]{a}[/] and [b]{b}[/]: each one's probe predicts the other's answers {cost}")
+        cost = f"{-value:.2f}{_error(pmi_se, i, j)} nats a token worse than" if value < 0 else "as well as"
+        lines.append(f"redundant: [b]{a}[/] and [b]{b}[/] predict each other's answers {cost} their own")
+    if pairs:
+        lines[-1] += f" (median pair: {-np.median([value for value, _, _ in pairs]):.2f})"
     worst = sorted((gain[i, j], i, j) for i in range(n) for j in range(len(affinity.sets)) if i != j and gain[i, j] < 0)
     for value, i, j in worst[:most]:
         lines.append(
-            f"interfering: training on [b]{affinity.tasks[i]}[/] makes [b]{affinity.sets[j]}[/] "
+            f"interfering: [b]{affinity.tasks[i]}[/] makes [b]{affinity.sets[j]}[/] "
             f"{-value:.2f}{_error(gain_se, i, j)} nats a token worse than the base model"
         )
-    return lines or ["no interference found: no probe predicts another set worse than the base model"]
+    return lines if worst else [*lines, "no interference: no probe predicts another set worse than the base model"]
 
 
 def pool_view(pool: TaskPool, config: Config) -> RenderableType:
     """What was read and where it went, one row a set, then rows that sets share."""
-    table = Table(header_style="bold", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in (
         "set",
         "kind",
@@ -111,8 +111,8 @@ def pool_view(pool: TaskPool, config: Config) -> RenderableType:
 def _interval(task: Mapping[str, Any]) -> str:
     if task["at_bound"]:
         often = task["off_bound_frequency"]
-        return "at bound" + ("" if often is None else f", off it in {often:.0%}")
-    return "" if task["interval"] is None else f"{task['interval'][0]:.1%} … {task['interval'][1]:.1%}"
+        return "at bound" + ("" if often is None else f" {1 - often:.0%}")
+    return "" if task["interval"] is None else f"{100 * task['interval'][0]:.1f} – {task['interval'][1]:.1%}"
 
 
 def _error(errors: Any, i: int, j: int) -> str:

@@ -1,0 +1,161 @@
+"""Probes are trained alike, and as a plain loop of transformers and PEFT trains them."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import PeftModel, get_peft_model
+from test_scoring import ROWS, config_for
+from transformers import AutoModelForCausalLM
+
+from taskpgm.chat import ChatEncoder
+from taskpgm.config import ModelConfig, parse_config
+from taskpgm.errors import UserError
+from taskpgm.lm import LanguageModel, load_model
+from taskpgm.probes import derive_seed, installed, load_probe, lora_settings, train_probes, training_order
+from taskpgm.tasks import Row
+
+
+def loaded(folder):
+    lm = load_model(ModelConfig(path=str(folder), device="cpu", dtype="float32"))
+    encoder = ChatEncoder(lm.tokenizer, 256)
+    rows = {n: [Row(m, *encoder.lengths([m])[0], key="") for m in of_set] for n, of_set in ROWS.items()}
+    return lm, encoder, rows
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("last_layers", [None, 1])
+def test_training_is_that_of_a_plain_loop(architecture, last_layers, model_folders, tmp_path):
+    folder = model_folders[architecture]
+    config = config_for(folder, lora={"r": 4, "alpha": 8, "last_layers": last_layers}, examples=10, batch=3)
+    lm, encoder, rows = loaded(folder)
+    found = {probe.task: probe for probe in train_probes(lm, rows, config)}
+
+    torch.manual_seed(derive_seed(config.seed, "adapter", "0"))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), lora_settings(lm, config.probes.lora)
+    )
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    task = "sums"
+    order = training_order(
+        [r.response_tokens for r in rows[task]], config, derive_seed(config.seed, "order", task, "0")
+    )
+    optimiser = torch.optim.AdamW(parameters, lr=config.probes.learning_rate, weight_decay=0.0)
+    for step, chosen in enumerate(order):
+        optimiser.param_groups[0]["lr"] = config.probes.learning_rate * (
+            1 if step == 0 else (len(order) - step) / (len(order) - 1)
+        )
+        losses = []
+        for row in encoder.encode([rows[task][i].messages for i in chosen]):
+            ids = torch.tensor(row.ids[None].astype(np.int64))
+            labels = torch.where(torch.tensor(row.response)[None], ids, -100)
+            logits = model(input_ids=ids).logits
+            losses.append(torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum"))
+        total = sum(rows[task][i].response_tokens for i in chosen)
+        (sum(losses) / total).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        np.testing.assert_allclose(found[task].losses[step], float(sum(losses)) / total, rtol=1e-3)
+    expected = {n.replace(".default", ""): p for n, p in model.named_parameters() if p.requires_grad}
+    assert set(expected) == set(found[task].weights)
+    for name, weight in found[task].weights.items():
+        np.testing.assert_allclose(weight.numpy(), expected[name].detach().numpy(), atol=2e-3)
+
+    (tmp_path / "a").mkdir()
+    found[task].save(tmp_path / "a")
+    ids = torch.arange(20)[None]
+    reloaded = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path / "a"
+    )
+    with installed(lm, [found[task]]), torch.no_grad():
+        torch.testing.assert_close(lm.model(input_ids=ids).logits, reloaded(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_probes_start_alike_and_leave_the_base_as_it_was(model_folders):
+    lm, _, rows = loaded(model_folders["llama"])
+    before = {name: p.clone() for name, p in lm.model.named_parameters()}
+    config = config_for(model_folders["llama"], learning_rate=1e-12)
+    a, b = train_probes(lm, rows, config)
+    for name in a.weights:
+        torch.testing.assert_close(a.weights[name], b.weights[name], atol=1e-10, rtol=0)
+        assert ("lora_B" in name) == (a.weights[name].abs().max() < 1e-10)
+    assert dict(before).keys() == dict(lm.model.named_parameters()).keys()
+    assert all(torch.equal(before[name], p) for name, p in lm.model.named_parameters())
+    other = next(iter(train_probes(lm, rows, config, seed=1)))
+    assert any(not torch.allclose(other.weights[n], a.weights[n]) for n in a.weights if "lora_A" in n)
+
+
+def test_a_probe_does_not_depend_on_the_other_tasks(model_folders):
+    lm, _, rows = loaded(model_folders["llama"])
+    config = config_for(model_folders["llama"])
+    together = {p.task: p for p in train_probes(lm, rows, config)}
+    (alone,) = train_probes(lm, {"sky": rows["sky"]}, config)
+    assert all(torch.equal(alone.weights[n], together["sky"].weights[n]) for n in alone.weights)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    tokens=st.lists(st.integers(1, 50), min_size=1, max_size=40),
+    size=st.integers(1, 400),
+    batch=st.integers(1, 60),
+    unit=st.sampled_from(["examples", "tokens"]),
+    seed=st.integers(0, 99),
+)
+def test_the_amount_of_training_is_the_same_for_every_task(tokens, size, batch, unit, seed):
+    config = parse_config(
+        {"tasks": [{"name": "a", "path": "a"}], "budget": {unit: 9}, "probes": {unit: size, "batch": batch}}
+    )
+    order = training_order(tokens, config, seed)
+    flat = np.concatenate(order)
+    cost = np.ones(len(tokens)) if unit == "examples" else np.array(tokens)
+    assert cost[flat].sum() >= size > cost[flat[:-1]].sum()  # to within the last row
+    used = np.bincount(flat, minlength=len(tokens))
+    assert used.max() - used.min() <= 1
+    assert len(order) == min(config.probe_steps, len(flat)) or unit == "tokens"
+    assert len(order) <= config.probe_steps
+    spent = [cost[step].sum() for step in order]
+    assert max(spent) <= size / config.probe_steps + 2 * cost.max() + 1
+
+
+def test_a_loss_that_is_not_finite_names_the_probe_and_the_step(model_folders):
+    lm, _, rows = loaded(model_folders["llama"])
+    config = config_for(model_folders["llama"], learning_rate=1e30, examples=12)
+    with pytest.raises(UserError, match=r"Probe 'sums' has loss .* at step \d+ of 6; lower probes.learning_rate"):
+        list(train_probes(lm, rows, config))
+    assert not [name for name, _ in lm.model.named_parameters() if "lora" in name]
+
+
+def test_out_of_memory_halves_the_batch_and_is_told(model_folders, monkeypatch):
+    lm, _, rows = loaded(model_folders["llama"])
+    config = config_for(model_folders["llama"], examples=6, batch=6)
+    (expected,) = train_probes(lm, {"sums": rows["sums"]}, config)
+    whole = LanguageModel.response_logits
+
+    def short_of_memory(self, ids, *rest):
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("Tried to allocate")
+        return whole(self, ids, *rest)
+
+    monkeypatch.setattr(LanguageModel, "response_logits", short_of_memory)
+    told = []
+    (found,) = train_probes(lm, {"sums": rows["sums"]}, config, warn=told.append)
+    assert "out of memory in probe 'sums', step 1" in told[0]
+    for name in found.weights:
+        torch.testing.assert_close(found.weights[name], expected.weights[name], atol=1e-4, rtol=1e-3)
+
+
+def test_wrong_adapters_and_modules_are_one_sentence(model_folders, tmp_path):
+    lm, _, rows = loaded(model_folders["llama"])
+    with pytest.raises(UserError, match=r"needs adapter_config.json"):
+        load_probe(tmp_path, "sums")
+    other, _, _ = loaded(model_folders["gpt2"])
+    (probe,) = train_probes(other, {"sums": rows["sums"]}, config_for(model_folders["gpt2"]))
+    with pytest.raises(UserError, match=r"adapter of task 'sums' does not fit"), installed(lm, [probe]):
+        pass
+    with pytest.raises(UserError, match=r"names 'q_prj'.*its linear modules are .*q_proj"):
+        lora_settings(lm, config_for(".", lora={"target_modules": ["q_prj"]}).probes.lora)
+    with pytest.raises(UserError, match=r"last_layers is 9, but .* has 4 layers"):
+        lora_settings(lm, config_for(".", lora={"last_layers": 9}).probes.lora)
