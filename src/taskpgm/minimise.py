@@ -21,6 +21,7 @@ FEASIBILITY = 1e-9
 # Newton goes on to this gap: it is quadratic at the end, so the digits beyond ABSOLUTE_GAP are nearly free.
 _NEWTON_GAP = 1e-10
 _NEWTON_STEPS = 100
+_REFINEMENTS = (1e-10, 1e-11, 1e-12, 1e-13)
 # A step may shrink a share that the prior keeps positive to this fraction of itself; −log p leaves its model below.
 _SHRINK = 0.02
 
@@ -81,10 +82,8 @@ def minimise(
         NotCertifiedError: the gap of what was found exceeds its tolerance.
     """
     if energy.quadratic:
-        quadratic = prepared or Quadratic.of(energy.K)
-        p, active = solve_qp(quadratic, energy.psi, Constraints.of(bounds), start.active if start else None)
-        gap, scale = duality_gap(energy.gradient(p), p, bounds), quadratic_scale(energy, p)
-        optimum, excess = Optimum(p, active, gap, scale), gap / scale - RELATIVE_GAP
+        optimum = _quadratic(energy, bounds, start.active if start else None, prepared or Quadratic.of(energy.K))
+        excess = optimum.gap / optimum.scale - RELATIVE_GAP
     else:
         optimum = _newton(energy, bounds, start)
         excess = optimum.gap - ABSOLUTE_GAP
@@ -189,6 +188,22 @@ def _linear_minimum(g: Floats, bounds: Bounds) -> tuple[float, Floats]:
         raise NotCertifiedError(f"The linear program of the duality gap failed: {program.message}")
     upper, lower = program.ineqlin.marginals[:groups], program.ineqlin.marginals[groups:]
     return float(program.fun) * scale, scale * np.r_[-program.eqlin.marginals, lower - upper]
+
+
+def _quadratic(energy: Energy, bounds: Bounds, start: Active | None, quadratic: Quadratic) -> Optimum:
+    """Minimiser of a quadratic energy; with weaker proximal terms where the usual one leaves too large a gap."""
+    limits = Constraints.of(bounds)
+
+    def measured(p: Floats, active: Active) -> Optimum:
+        return Optimum(p, active, duality_gap(energy.gradient(p), p, bounds), quadratic_scale(energy, p))
+
+    best = measured(*solve_qp(quadratic, energy.psi, limits, start))
+    for epsilon in _REFINEMENTS:
+        if best.gap <= 0.1 * RELATIVE_GAP * best.scale:
+            break
+        finer = measured(*solve_qp(quadratic, energy.psi, limits, best.active, best.p, epsilon))
+        best = finer if finer.gap < best.gap and infeasibility(finer.p, bounds) <= FEASIBILITY else best
+    return best
 
 
 def _newton(energy: Energy, bounds: Bounds, start: Optimum | None) -> Optimum:
