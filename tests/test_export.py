@@ -45,7 +45,9 @@ def test_prompt_completion_holds_the_plan(tmp_path: Path) -> None:
     pool, plan = planned(PAIRS, PAIRS[:2])
     write_train_jsonl(tmp_path / "train.jsonl", pool, plan, "prompt_completion")
     read = [json.loads(line) for line in (tmp_path / "train.jsonl").read_bytes().splitlines()]
-    assert [(r["task"], (("user", r["prompt"]), ("assistant", r["completion"]))) for r in read] == expected(pool, plan)
+    assert [
+        (r["task"], (("user", r["prompt"].removesuffix("\n")), ("assistant", r["completion"]))) for r in read
+    ] == expected(pool, plan)
     assert {tuple(r) for r in read} == {("prompt", "completion", "task")}
 
 
@@ -66,7 +68,10 @@ def test_datasets_reads_it_as_it_is(tmp_path: Path, format: str) -> None:
     if format == "messages":
         rows = [tuple((m["role"], m["content"]) for m in messages) for messages in data["messages"]]
     else:
-        rows = [(("user", p), ("assistant", c)) for p, c in zip(data["prompt"], data["completion"], strict=True)]
+        rows = [
+            (("user", p.removesuffix("\n")), ("assistant", c))
+            for p, c in zip(data["prompt"], data["completion"], strict=True)
+        ]
     assert list(zip(data["task"], rows, strict=True)) == expected(pool, plan)
 
 

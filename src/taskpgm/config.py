@@ -315,7 +315,7 @@ def load_config(path: str | Path) -> Config:
 def parse_config(data: dict[str, Any], where: str = "configuration") -> Config:
     """Config from plain data, with the first mistake as a UserError in one sentence."""
     try:
-        return Config.model_validate(data)
+        return Config.model_validate(_without_empty(data))
     except pydantic.ValidationError as error:
         raise UserError(f"{where}: {_first_mistake(error)}.") from error
 
@@ -334,6 +334,13 @@ def resolve_paths(config: Config, folder: Path) -> Config:
             if key in source:
                 source[key] = local(source[key])
     return Config.model_validate(data)
+
+
+def _without_empty(data: Any) -> Any:
+    """The data without keys that have no value: a section whose lines are all commented out stands at its defaults."""
+    if isinstance(data, list):
+        return [_without_empty(value) for value in data]
+    return {k: _without_empty(v) for k, v in data.items() if v is not None} if isinstance(data, dict) else data
 
 
 def _first_mistake(error: pydantic.ValidationError) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from taskpgm.chat import separated
 from taskpgm.errors import UserError
 from taskpgm.plan import RowPlan
 from taskpgm.tasks import Row, TaskPool
@@ -59,7 +60,9 @@ def write_train_jsonl(path: Path, pool: TaskPool, plan: RowPlan, format: Format)
     """Write the planned rows in training order, one object a line, every line with the same columns.
 
     messages: `messages` (a list of {role, content}) and `task`; prompt_completion: `prompt`, `completion` and `task`,
-    all text. UTF-8 and \\n on every system: the same plan gives the same bytes. Not atomic; the store does that.
+    all text. A prompt ends with white space, a newline unless it has its own, as in the plain template: trainers join
+    the two as they stand. UTF-8 and \\n on every system: the same plan gives the same bytes. Not atomic; the store does
+    that.
     """
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for task, row in _planned_rows(pool, plan):
@@ -80,4 +83,4 @@ def _columns(row: Row, format: Format) -> dict[str, object]:
     if format == "messages":
         return {"messages": [{"role": role, "content": content} for role, content in row.messages]}
     assert _is_pair(row), "choose_format refuses these rows"
-    return {"prompt": row.messages[0][1], "completion": row.messages[1][1]}
+    return {"prompt": separated(row.messages[0][1]), "completion": row.messages[1][1]}

