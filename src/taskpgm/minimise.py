@@ -82,7 +82,7 @@ def minimise(
         NotCertifiedError: the gap of what was found exceeds its tolerance.
     """
     if energy.quadratic:
-        optimum = _quadratic(energy, bounds, start.active if start else None, prepared or Quadratic.of(energy.K))
+        optimum = _quadratic(energy, bounds, start, prepared or Quadratic.of(energy.K))
         excess = optimum.gap / optimum.scale - RELATIVE_GAP
     else:
         optimum = _newton(energy, bounds, start)
@@ -190,18 +190,21 @@ def _linear_minimum(g: Floats, bounds: Bounds) -> tuple[float, Floats]:
     return float(program.fun) * scale, scale * np.r_[-program.eqlin.marginals, lower - upper]
 
 
-def _quadratic(energy: Energy, bounds: Bounds, start: Active | None, quadratic: Quadratic) -> Optimum:
+def _quadratic(energy: Energy, bounds: Bounds, start: Optimum | None, quadratic: Quadratic) -> Optimum:
     """Minimiser of a quadratic energy; with weaker proximal terms where the usual one leaves too large a gap."""
     limits = Constraints.of(bounds)
 
     def measured(p: Floats, active: Active) -> Optimum:
         return Optimum(p, active, duality_gap(energy.gradient(p), p, bounds), quadratic_scale(energy, p))
 
-    best = measured(*solve_qp(quadratic, energy.psi, limits, start))
+    near = None
+    if start:
+        near = (start.p if infeasibility(start.p, bounds) <= FEASIBILITY else None, start.active)
+    best = measured(*solve_qp(quadratic, energy.psi, limits, near))
     for epsilon in _REFINEMENTS:
         if best.gap <= 0.1 * RELATIVE_GAP * best.scale:
             break
-        finer = measured(*solve_qp(quadratic, energy.psi, limits, best.active, best.p, epsilon))
+        finer = measured(*solve_qp(quadratic, energy.psi, limits, (best.p, best.active), best.p, epsilon))
         best = finer if finer.gap < best.gap and infeasibility(finer.p, bounds) <= FEASIBILITY else best
     return best
 
@@ -214,22 +217,20 @@ def _newton(energy: Energy, bounds: Bounds, start: Optimum | None) -> Optimum:
     if (p[kept_positive] < 1e-9).any():  # a start from elsewhere, where −log p is infinite or nearly so
         p = 0.999 * p + 0.001 * least_norm_point(bounds).p
     limits = Constraints.of(bounds)
-    value = energy.value(p)
+    value, least, stalled = energy.value(p), np.inf, 0
     for _ in range(_NEWTON_STEPS):
         g = energy.gradient(p)
         gap = duality_gap(g, p, bounds)
-        if gap <= _NEWTON_GAP:
+        stalled = 0 if gap < 0.5 * least else stalled + 1
+        least = min(gap, least)
+        if gap <= _NEWTON_GAP or (gap <= ABSOLUTE_GAP and stalled >= 3):
             break
         H = energy.hessian(p)
         floor = np.where(kept_positive, np.maximum(limits.lo, np.minimum(_SHRINK * p, limits.hi)), limits.lo)
         boxed = Constraints(floor, limits.hi, limits.rows, limits.row_lo, limits.row_hi)
-        target, active = solve_qp(Quadratic.of(H), H @ p - g, boxed, active)
-        p, new_value = _line_search(energy, p, target - p, g, value)
-        if new_value >= value and gap <= ABSOLUTE_GAP:
-            break
-        value = new_value
-    g = energy.gradient(p)
-    return Optimum(p, active, duality_gap(g, p, bounds), 1.0)
+        target, active = solve_qp(Quadratic.of(H), H @ p - g, boxed, (p, active))
+        p, value = _line_search(energy, p, target - p, g, value)
+    return Optimum(p, active, duality_gap(energy.gradient(p), p, bounds), 1.0)
 
 
 def _line_search(energy: Energy, p: Floats, d: Floats, g: Floats, value: float) -> tuple[Floats, float]:

@@ -29,8 +29,8 @@ FREE, LOWER, UPPER = 0, -1, 1
 _TOLERANCE = 1e-11  # of signs and bounds, in units of the scaled problem; rounding errors of n = 2,000 stay below
 _ROUNDS = 40
 _PATIENCE = 4
-_DESCENTS = 500
-_PROXIMAL_STEPS = 4
+_DESCENTS = 1000
+_NEIGHBOURLY = 100
 # Up to this n one run of PIQP costs less than the continuation below, beyond it more.
 _SMALL = 500
 _CONTINUATION = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
@@ -89,7 +89,7 @@ def solve_qp(
     quadratic: Quadratic,
     psi: Floats,
     constraints: Constraints,
-    start: Active | None = None,
+    start: tuple[Floats | None, Active] | None = None,
     center: Floats | None = None,
     epsilon: float = PROXIMAL,
 ) -> tuple[Floats, Active]:
@@ -98,23 +98,17 @@ def solve_qp(
     The caller checks the result: the constraints must be feasible, and K convex on {v : 1ᵀv = 0}.
 
     Args:
-        start: what is active at the solution of a neighbouring problem.
+        start: solution of a neighbouring problem (None if it is not feasible here) and what is active at it.
         center: a nearly optimal x to refine, with an epsilon smaller than PROXIMAL; uniform where left out.
     """
     b = psi - psi.mean() - quadratic.offset
     scale = quadratic.scale or float(np.abs(b).max()) or 1.0
     problem = _Problem(quadratic.H, b / scale, constraints, epsilon)
     center = np.full(len(b), 1 / len(b)) if center is None else center
-    active = start or Active(np.full(len(b), FREE), np.full(len(constraints.row_lo), FREE))
-    active = _pin_fixed(active, constraints)
-    x = center
-    for _ in range(_PROXIMAL_STEPS):
-        x, active = problem.solve(center, active)
-        step = float(np.abs(x - center).max())
-        center = x
-        if step * epsilon < 1e-15:
-            break
-    return x, active
+    near, active = start or (None, Active(np.full(len(b), FREE), np.full(len(constraints.row_lo), FREE)))
+    x, active = problem.solve(center, near, _pin_fixed(active, constraints))
+    # Again around the solution: what is left of the proximal term's error is its square.
+    return problem.solve(x, x, active)
 
 
 @dataclass(frozen=True)
@@ -124,22 +118,24 @@ class _Problem:
     limits: Constraints
     epsilon: float
 
-    def solve(self, center: Floats, active: Active) -> tuple[Floats, Active]:
-        """Minimiser of the proximal problem around `center`."""
+    def solve(self, center: Floats, x: Floats | None, active: Active) -> tuple[Floats, Active]:
+        """Minimiser of the proximal problem around `center`, from a neighbour's solution x if there is one."""
         found = self._exchange(center, active)
+        if found is None and x is not None:
+            found = self._descend(center, x, active, _NEIGHBOURLY)
         if found is None and len(center) > _SMALL:
             found = self._continuation(center, active)
         if found is None:
-            x, guess = self._interior_point(center)
-            found = self._exchange(center, guess) or self._descend(center, x, guess)
+            guess = self._interior_point(center)
+            found = self._exchange(center, guess[1]) or self._descend(center, *guess, _DESCENTS) or guess
         return found
 
-    def _descend(self, center: Floats, x: Floats, active: Active) -> tuple[Floats, Active]:
-        """Primal active set steps from a feasible x: slower than exchanging, but every one goes down, so they end."""
-        for _ in range(_DESCENTS):
+    def _descend(self, center: Floats, x: Floats, active: Active, steps: int) -> tuple[Floats, Active] | None:
+        """Primal active set steps from a feasible x: slower than exchanging, but every one goes down; None if too many."""
+        for _ in range(steps):
             solved = self._on_active(center, active)
             if solved is None:
-                break
+                return None
             target, y = solved
             x, blocked = self._towards(x, target, active)
             if blocked is not None:
@@ -147,9 +143,9 @@ class _Problem:
                 continue
             released = self._released(center, active, x, y)
             if released is None:
-                break
+                return x, active
             active = released
-        return x, active
+        return None
 
     def _towards(self, x: Floats, target: Floats, active: Active) -> tuple[Floats, Active | None]:
         """As far from x to target as the bounds allow, and the active set with what stopped it, if anything did."""
@@ -272,7 +268,7 @@ class _Problem:
             z = z + y[1:] @ lim.rows[on]
         variables = active.variables.copy()
         free, movable = variables == FREE, lim.lo < lim.hi
-        tolerance = _TOLERANCE * max(1.0, float(np.abs(self.b).max()))
+        tolerance = min(_TOLERANCE, max(1e-2 * self.epsilon, 1e-15)) * max(1.0, float(np.abs(self.b).max()))
         variables[free & (x < lim.lo - _TOLERANCE)] = LOWER
         variables[free & (x > lim.hi + _TOLERANCE)] = UPPER
         variables[(active.variables == LOWER) & (z < -tolerance) & movable] = FREE
@@ -294,7 +290,7 @@ class _Problem:
         n, lim = len(self.b), self.limits
         solver = piqp.DenseSolver()
         solver.settings.eps_abs = solver.settings.eps_rel = 1e-11
-        solver.settings.max_iter = 200
+        solver.settings.max_iter = 60
         rows = (lim.rows, lim.row_lo, lim.row_hi) if len(lim.rows) else (None, None, None)
         P = _add_diagonal(self.H.copy(), PROXIMAL)
         solver.setup(P, -(self.b + PROXIMAL * center), np.ones((1, n)), np.ones(1), *rows, lim.lo, lim.hi)
