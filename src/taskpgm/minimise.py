@@ -227,9 +227,13 @@ def _newton(energy: Energy, bounds: Bounds, start: Optimum | None) -> Optimum:
             break
         H = energy.hessian(p)
         floor = np.where(kept_positive, np.maximum(limits.lo, np.minimum(_SHRINK * p, limits.hi)), limits.lo)
-        boxed = Constraints(floor, limits.hi, limits.rows, limits.row_lo, limits.row_hi)
-        target, active = solve_qp(Quadratic.of(H), H @ p - g, boxed, (p, active))
-        p, value = _line_search(energy, p, target - p, g, value)
+        sums = limits.rows @ p
+        # Solved for the step, not for the point: rounding is then relative to the step, and tiny shares stay sharp.
+        boxed = Constraints(
+            floor - p, limits.hi - p, limits.rows, limits.row_lo - sums, limits.row_hi - sums, total=0.0
+        )
+        step, active = solve_qp(Quadratic.of(H), -g, boxed, (np.zeros_like(p), active))
+        p, value = _line_search(energy, p, step, g, value)
     return Optimum(p, active, duality_gap(energy.gradient(p), p, bounds), 1.0)
 
 

@@ -1,6 +1,6 @@
 """One convex quadratic program over a bounded simplex, exactly: an active-set method, with PIQP behind it.
 
-    minimise ½ xᵀKx − ψᵀx   subject to   1ᵀx = 1,  lo ≤ x ≤ hi,  group_lo ≤ Ax ≤ group_hi
+    minimise ½ xᵀKx − ψᵀx   subject to   1ᵀx = 1 (or 0),  lo ≤ x ≤ hi,  group_lo ≤ Ax ≤ group_hi
 
 The primal–dual active set method (Hintermüller, Ito and Kunisch 2002) guesses which variables sit at a bound, solves
 the equality-constrained problem on the rest, and corrects the guess where a variable leaves its bounds or a multiplier
@@ -45,6 +45,7 @@ class Constraints:
     rows: Floats  # (groups, n)
     row_lo: Floats
     row_hi: Floats
+    total: float = 1.0  # what x sums to: 1 for a mixture, 0 for a step from one
 
     @classmethod
     def of(cls, bounds: Bounds) -> "Constraints":
@@ -101,10 +102,10 @@ def solve_qp(
         start: solution of a neighbouring problem (None if it is not feasible here) and what is active at it.
         center: a nearly optimal x to refine, with an epsilon smaller than PROXIMAL; uniform where left out.
     """
-    b = psi - psi.mean() - quadratic.offset
+    b = psi - psi.mean() - constraints.total * quadratic.offset
     scale = quadratic.scale or float(np.abs(b).max()) or 1.0
     problem = _Problem(quadratic.H, b / scale, constraints, epsilon)
-    center = np.full(len(b), 1 / len(b)) if center is None else center
+    center = np.full(len(b), constraints.total / len(b)) if center is None else center
     near, active = start or (None, Active(np.full(len(b), FREE), np.full(len(constraints.row_lo), FREE)))
     x, active = problem.solve(center, near, _pin_fixed(active, constraints))
     # Again around the solution: what is left of the proximal term's error is its square.
@@ -131,7 +132,7 @@ class _Problem:
         return found
 
     def _descend(self, center: Floats, x: Floats, active: Active, steps: int) -> tuple[Floats, Active] | None:
-        """Primal active set steps from a feasible x: slower than exchanging, but every one goes down; None if too many."""
+        """Primal active set steps from a feasible x: slower than exchanging, but each goes down; None if too many."""
         for _ in range(steps):
             solved = self._on_active(center, active)
             if solved is None:
@@ -219,7 +220,7 @@ class _Problem:
         lim = self.limits
         x = np.where(active.variables == LOWER, lim.lo, lim.hi)
         slope = self.H @ x + self.epsilon * (x - center) - self.b
-        side, sign = (LOWER, 1.0) if x.sum() <= 1 + _TOLERANCE else (UPPER, -1.0)
+        side, sign = (LOWER, 1.0) if x.sum() <= lim.total + _TOLERANCE else (UPPER, -1.0)
         candidates = (active.variables == side) & (lim.lo < lim.hi)
         if not candidates.any():
             candidates = lim.lo < lim.hi
@@ -237,7 +238,7 @@ class _Problem:
             return None
         on = active.rows != FREE
         E = np.vstack([np.ones((1, len(x))), lim.rows[on]])
-        e = np.r_[1.0, np.where(active.rows == LOWER, lim.row_lo, lim.row_hi)[on]]
+        e = np.r_[lim.total, np.where(active.rows == LOWER, lim.row_lo, lim.row_hi)[on]]
         right = self.b + self.epsilon * center
         fixed = np.flatnonzero(x)
         if len(fixed):
@@ -293,7 +294,7 @@ class _Problem:
         solver.settings.max_iter = 60
         rows = (lim.rows, lim.row_lo, lim.row_hi) if len(lim.rows) else (None, None, None)
         P = _add_diagonal(self.H.copy(), PROXIMAL)
-        solver.setup(P, -(self.b + PROXIMAL * center), np.ones((1, n)), np.ones(1), *rows, lim.lo, lim.hi)
+        solver.setup(P, -(self.b + PROXIMAL * center), np.ones((1, n)), np.full(1, lim.total), *rows, lim.lo, lim.hi)
         solver.solve()
         result = solver.result
         variables = np.full(n, FREE)
@@ -313,7 +314,7 @@ class _Problem:
         x = np.where(active.variables == LOWER, lim.lo, np.where(active.variables == UPPER, lim.hi, x))
         on, free = active.rows != FREE, active.variables == FREE
         E = np.vstack([np.ones((1, len(x))), lim.rows[on]])
-        e = np.r_[1.0, np.where(active.rows == LOWER, lim.row_lo, lim.row_hi)[on]]
+        e = np.r_[lim.total, np.where(active.rows == LOWER, lim.row_lo, lim.row_hi)[on]]
         if free.any():
             x[free] += np.linalg.lstsq(E[:, free], e - E @ x, rcond=None)[0]
         return np.clip(x, lim.lo, lim.hi)
