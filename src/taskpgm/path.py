@@ -1,4 +1,4 @@
-"""`Path`: the mixture as a function of the one knob of its energy (t, saturation or prior)."""
+"""`KnobPath`: the mixture as a function of the one knob of its energy (t, saturation or prior)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from taskpgm.scores import Floats
 
 
 @dataclass(frozen=True)
-class Path:
+class KnobPath:
     """Certified mixtures along the values of a knob, for a plot of weights against it."""
 
     tasks: tuple[str, ...]
@@ -30,8 +30,8 @@ class Path:
         return {"knob": self.knob, "values": self.values.tolist(), "weights": weights}
 
 
-def trace_path(energy: Energy, values: Sequence[float], bounds: Bounds | None = None) -> Path:
-    """Path of minimisers of `energy` with its knob at each of `values`, each the warm start of the next.
+def trace_path(energy: Energy, values: Sequence[float], bounds: Bounds | None = None) -> KnobPath:
+    """KnobPath of minimisers of `energy` with its knob at each of `values`, each the warm start of the next.
 
     Raises:
         NotCertifiedError: one of them failed its certificate.
@@ -44,7 +44,7 @@ def trace_path(energy: Energy, values: Sequence[float], bounds: Bounds | None = 
     for value in values:
         optimum = minimise(energy.with_knob(float(value)), bounds, optimum, prepared)
         optima.append(optimum)
-    return Path(
+    return KnobPath(
         energy.tasks,
         KNOBS[energy.kind],
         np.array(values, dtype=np.float64),
