@@ -168,7 +168,10 @@ def test_shift_restores_exactly_what_is_missing_and_a_margin(seed, n):
     values = np.linalg.eigvalsh(Z.T @ K @ Z)
     smallest, largest = tangent_spectrum(K)
     np.testing.assert_allclose([smallest, largest], [values[0], values[-1]], atol=1e-10 * np.abs(values).max())
-    shift = convexity_shift(K)
+    shift, least = convexity_shift(K)
+    assert least == smallest
+    energy = field_energy(names(n), np.zeros(n), K)
+    assert energy.curvature == pytest.approx(tangent_spectrum(energy.K)[0], rel=1e-6, abs=1e-10)
     if values[0] >= 0:
         assert shift == 0
     else:

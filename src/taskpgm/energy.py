@@ -54,6 +54,7 @@ class Energy:
     saturation: float = 1.0
     prior: float = 0.0
     shift: float = 0.0  # added to K's diagonal so that K is convex on the simplex
+    least: float | None = None  # smallest eigenvalue of `pairwise` on {v : 1ᵀv = 0}, where it is known already
     settings: Mapping[str, Any] = field(default_factory=dict)
     without: tuple["Energy", ...] = ()  # one a group of contexts, left out
     only: tuple["Energy", ...] = ()  # one a group of contexts, alone: for held-out values, not for minimising
@@ -77,7 +78,7 @@ class Energy:
     @cached_property
     def curvature(self) -> float:
         """Smallest eigenvalue of K on {v : 1ᵀv = 0}; infinite for a single task."""
-        return tangent_spectrum(self.K)[0]
+        return tangent_spectrum(self.K)[0] if self.least is None else self.saturation * self.least
 
     def loss(self, p: Floats) -> float:
         """−ψᵀp + ½pᵀKp − E_ω log Σ_i p_i P_i: the energy without its prior, in nats for a likelihood."""
@@ -229,11 +230,14 @@ def normalised(tasks: tuple[str, ...], values: Mapping[str, float] | None, what:
     return np.asarray(vector / vector.sum())
 
 
-def convexity_shift(K: Floats) -> float:
-    """What K's diagonal lacks to be convex on the simplex: 0, or −λ_min + SHIFT_MARGIN · max |λ|, on {v : 1ᵀv = 0}."""
+def convexity_shift(K: Floats) -> tuple[float, float]:
+    """(δ, λ): what K's diagonal lacks to be convex on the simplex, and K's smallest eigenvalue there without it.
+
+    δ = 0, or −λ + SHIFT_MARGIN · max |eigenvalue|, all on {v : 1ᵀv = 0}.
+    """
     smallest, largest = tangent_spectrum(K)
     scale = max(abs(smallest), abs(largest)) if len(K) > 1 else 0.0
-    return 0.0 if smallest >= -ROUNDING * scale * len(K) else -smallest + SHIFT_MARGIN * scale
+    return (0.0 if smallest >= -ROUNDING * scale * len(K) else -smallest + SHIFT_MARGIN * scale), smallest
 
 
 def mean_curvature(K: Floats) -> float:
@@ -249,15 +253,19 @@ def _affinity_energy(affinity: Affinity, config: EnergyConfig, weights: Mapping[
             f"energy.t has no default for an affinity of kind {affinity.kind!r}; give one: 0 is least redundant, "
             "1 is uniform, 2 favours central tasks."
         )
-    w = normalised(affinity.tasks, weights and {name: weights.get(name, 1.0) for name in affinity.tasks}, "weights")
+    given = named_vector(affinity.tasks, weights, 1.0, "weights")
+    w = normalised(affinity.tasks, dict(zip(affinity.tasks, given, strict=True)), "weights")
     utility = named_vector(affinity.tasks, config.utility, 0.0, "energy.utility")
     settings = {"affinity": affinity.kind, "t": t, "ridge": config.ridge, "utility": dict(config.utility)}
 
     def of(S: Floats, shift: float | None = None) -> Energy:
-        shift = convexity_shift(S) if shift is None else shift
-        K = S + np.diag(np.full(len(S), shift))
-        K = K + np.diag(np.full(len(S), config.ridge * mean_curvature(K)))
-        return _field("affinity", affinity.tasks, S @ w, utility, K, t=t, shift=shift, settings=settings)
+        least = None
+        if shift is None:
+            shift, least = convexity_shift(S)
+        ridge = config.ridge * (mean_curvature(S) + shift)
+        K = S + np.diag(np.full(len(S), shift + ridge))
+        least = None if least is None else least + shift + ridge
+        return _field("affinity", affinity.tasks, S @ w, utility, K, t=t, shift=shift, least=least, settings=settings)
 
     full = of(affinity.S)
     return replace(
@@ -345,9 +353,10 @@ def _likelihood_energy(
 
 def field_energy(tasks: tuple[str, ...], psi: Floats, K: Floats) -> Energy:
     """Quadratic energy −ψᵀp + ½pᵀKp from arrays of your own; K symmetric, shifted where it is not convex."""
-    shift = convexity_shift(K)
+    shift, least = convexity_shift(K)
     K = np.asarray(K, dtype=np.float64) + shift * np.eye(len(K))
-    return _field("affinity", tasks, np.zeros(len(K)), np.asarray(psi, dtype=np.float64), K, shift=shift)
+    psi = np.asarray(psi, dtype=np.float64)
+    return _field("affinity", tasks, np.zeros(len(K)), psi, K, shift=shift, least=least + shift)
 
 
 def _field(kind: str, tasks: tuple[str, ...], unary: Floats, utility: Floats, K: Floats, **extra: Any) -> Energy:
