@@ -475,7 +475,7 @@ def test_verdict_by_its_definition():
     "config", [EnergyConfig(prior=0.05), EnergyConfig(kind="affinity"), EnergyConfig(kind="transfer")]
 )
 def test_verdicts_seldom_err_where_uniform_is_optimal(config):
-    """Exchangeable tasks: uniform is the population's optimum, so 'better' is an error. It may be had in 5 %."""
+    """Exchangeable tasks: uniform is the population's optimum, so 'better' is an error."""
     rng = np.random.default_rng(23)
     truth = np.full((4, 3), -2.0)
     truth[1:] += 0.3 * np.eye(3)
@@ -484,7 +484,7 @@ def test_verdicts_seldom_err_where_uniform_is_optimal(config):
         scores = synthetic_scores(rng, n=3, truth=truth)
         energy = build_energy(scores, measure_affinity(scores, AffinityConfig()), config)
         wrong += solve_mixture(energy, references={"uniform": None}).verdicts[0].better
-    assert wrong <= 8  # a false-positive rate of 5 % exceeds 8 in 100 with probability 6 %; measured: far lower
+    assert wrong <= 10  # a rate of 5 % exceeds 10 in 100 with probability 1 %; benchmarks/verdicts.py measures it
 
 
 def test_verdicts_find_a_real_difference():

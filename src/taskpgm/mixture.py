@@ -25,8 +25,10 @@ AT_BOUND = 1e-9
 class Verdict:
     """Whether the mixture beats a reference mixture on contexts that it was not chosen on.
 
-    gain is the mean over groups b of E_b(r) − E_b(p without b), energies without their prior; p_value is one-sided.
-    The test covers the choice of contexts only, not other probe seeds or another training run.
+    gain is the mean over groups b of E_b(r) − E_b(p without b), energies without their prior; p_value is one-sided,
+    by a t-test over groups. It covers the choice of contexts only, not other probe seeds or another training run.
+    Where r is optimal, the gain is a degenerate U-statistic with a heavier right tail than Student's: measured on
+    synthetic nulls, p < 0.05 happens in up to a tenth of the draws (strong prior), so `better` asks for p < 0.025.
     """
 
     reference: str
@@ -37,8 +39,8 @@ class Verdict:
 
     @property
     def better(self) -> bool:
-        """Whether the gain is significant at 5 %."""
-        return self.p_value < 0.05
+        """Whether the two-sided 95 % interval of the gain lies above zero."""
+        return self.p_value < 0.025
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@
 The primal–dual active set method (Hintermüller, Ito and Kunisch 2002) guesses which variables sit at a bound, solves
 the equality-constrained problem on the rest, and corrects the guess where a variable leaves its bounds or a multiplier
 has the wrong sign. It usually needs a handful of Cholesky factorisations of the free block, one where the guess comes
-from a neighbouring problem. Where it does not settle, PIQP (an interior point method) supplies the guess.
+from a neighbouring problem. Where it does not settle, better conditioned problems lead up to this one, with primal
+active set steps between them; where those are too many, PIQP (an interior point method) supplies the guess.
 
 Where K is singular the proximal term ½ε‖x − c‖², first around c = uniform, picks the optimum of least norm; steps with
 c = the last solution then remove the error that ε made elsewhere.
@@ -28,12 +29,10 @@ PROXIMAL = 1e-9
 FREE, LOWER, UPPER = 0, -1, 1
 _TOLERANCE = 1e-11  # of signs and bounds, in units of the scaled problem; rounding errors of n = 2,000 stay below
 _ROUNDS = 40
-_PATIENCE = 4
+_PATIENCE = 3
 _DESCENTS = 1000
 _NEIGHBOURLY = 100
-# Up to this n one run of PIQP costs less than the continuation below, beyond it more.
-_SMALL = 500
-_CONTINUATION = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+_CONTINUATION = (1e0, 1e-2, 1e-4, 1e-6, 1e-7, 1e-8)
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class _Problem:
         found = self._exchange(center, active)
         if found is None and x is not None:
             found = self._descend(center, x, active, _NEIGHBOURLY)
-        if found is None and len(center) > _SMALL:
+        if found is None:
             found = self._continuation(center, active)
         if found is None:
             guess = self._interior_point(center)
@@ -186,12 +185,16 @@ class _Problem:
 
     def _continuation(self, center: Floats, active: Active) -> tuple[Floats, Active] | None:
         """Minimiser by way of well-conditioned problems around the same center, each the start of the next."""
-        for epsilon in _CONTINUATION:
-            found = replace(self, epsilon=epsilon)._exchange(center, active)
+        x: Floats | None = None
+        for epsilon in (*_CONTINUATION, self.epsilon):
+            stage = replace(self, epsilon=epsilon)
+            found = stage._exchange(center, active)
+            if found is None and x is not None:
+                found = stage._descend(center, x, active, _NEIGHBOURLY)
             if found is None:
                 return None
-            active = found[1]
-        return self._exchange(center, active)
+            x, active = found
+        return found
 
     def _exchange(self, center: Floats, active: Active) -> tuple[Floats, Active] | None:
         """Primal–dual active set iterations; None if they do not settle."""
