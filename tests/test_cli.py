@@ -64,7 +64,7 @@ def test_init_check_stages_and_run(call, tmp_path, monkeypatch, model_folders):
     assert code == 0
     assert "by size" in out
     assert "predicted" in out
-    assert "redundant: sums and sky" in out
+    assert "interfer" in out
     assert (tmp_path / "out" / "train.jsonl").read_bytes() == before
 
 
@@ -169,6 +169,65 @@ def test_stages_out_of_order_say_what_to_run(call, tmp_path, model_folders):
     code, _, err = call("score", config, "--out", tmp_path / "out")
     assert code == 2
     assert "run `taskpgm probe`" in err
+
+
+@pytest.fixture
+def matrix(tmp_path):
+    (tmp_path / "S.csv").write_text("name,a,b,c\na,1,0.9,0.1\nb,0.9,1,0.2\nc,0.1,0.2,1\n")
+    return tmp_path / "S.csv"
+
+
+def test_a_matrix_of_ones_own_is_solved_and_selected_from(call, matrix, tmp_path):
+    code, out, err = call("solve", "--affinity", matrix, "--t", "1", "--out", tmp_path / "m", "--knob", "0,1,2")
+    assert code == 0, err
+    mixture = json.loads((tmp_path / "m" / "mixture.json").read_text())
+    assert [task["weight"] for task in mixture["tasks"]] == pytest.approx([1 / 3] * 3)  # t = 1 gives w whatever S is
+    path = json.loads((tmp_path / "m" / "path.json").read_text())
+    assert path["values"] == [0, 1, 2]
+    assert [column[1] for column in path["weights"].values()] == pytest.approx([1 / 3] * 3)
+    code, out, err = call("select", "--affinity", matrix, "--t", "2", "-k", "2", "--out", tmp_path / "s")
+    assert code == 0, err
+    selection = json.loads((tmp_path / "s" / "selection.json").read_text())
+    assert len(selection["chosen"]) == 2
+    assert re.search(r"2 tasks: at least \d+\.\d% of the best set's value", out)
+    weights = {
+        task["name"]: task["weight"] for task in json.loads((tmp_path / "s" / "mixture.json").read_text())["tasks"]
+    }
+    assert sum(weights[one["task"]] for one in selection["chosen"]) == pytest.approx(1)
+    code, out, _ = call("select", "--affinity", matrix, "--t", "2", "-k", "2", "--exhaustive", "--out", tmp_path / "s")
+    assert "the best set there is" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "sentence"),
+    [
+        ("name,a,b\na,1,0.9\nb,0.8,1\n", ("--t", "2"), r"not symmetric: \('a', 'b'\) is 0.9 but \('b', 'a'\) is 0.8"),
+        ("name,a,b\na,1,nan\nb,nan,1\n", ("--t", "2"), r"has nan at \('a', 'b'\)"),
+        ("name,a,b\na,1,0.2\nx,0.2,1\n", ("--t", "2"), r"names a column 'b' but the row in its place 'x'"),
+        ("name,a,b\na,1,0.2\nb,0.2,1\n", (), r"needs --t"),
+        ("name,a,b\na,1,0.2\nb,0.2,1\n", ("--t", "2", "--knob", "x"), r"--knob takes numbers"),
+    ],
+)
+def test_wrong_matrices_are_one_sentence(text, arguments, sentence, call, tmp_path):
+    (tmp_path / "S.csv").write_text(text)
+    code, _, err = call("solve", "--affinity", tmp_path / "S.csv", *arguments, "--out", tmp_path / "m")
+    assert code == 2
+    assert re.search(sentence, err), err
+
+
+def test_a_run_is_selected_from_and_explained(call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders["llama"])
+    assert call("run", config, "--out", tmp_path / "out")[0] == 0
+    code, _, err = call("select", config, "-k", "2", "--out", tmp_path / "out")
+    assert code == 0, err
+    mixture = json.loads((tmp_path / "out" / "mixture.json").read_text())
+    assert sum(task["count"] > 0 for task in mixture["tasks"]) == 2
+    assert sum(task["count"] for task in mixture["tasks"]) == 50
+    code, out, err = call("explain", config, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "who takes over" in out
+    explanation = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    assert {one["task"] for one in explanation["dropped"]} == {"sums", "sky", "words"}
 
 
 def test_importing_and_help_load_no_torch():

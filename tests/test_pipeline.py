@@ -85,7 +85,8 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def times(out: Path, pattern: str) -> dict[str, int]:
-    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.glob(pattern)}
+    found = [path for path in out.glob(pattern) if ".tmp-" not in str(path)]
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in found}
 
 
 def test_everything_that_comes_out(finished, model_folders):

@@ -18,8 +18,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
-from taskpgm.config import Config, load_config
+from taskpgm.config import Config, EnergyConfig, load_config
 from taskpgm.errors import UserError
 
 app = typer.Typer(
@@ -51,6 +52,18 @@ def main() -> None:
     except (OSError, MemoryError) as error:
         what = str(error) or type(error).__name__
         _fail("Error", f"{what}. Finished work is kept; the same command goes on from there.", 1)
+
+
+OptionalConfig = Annotated[
+    Path | None, typer.Argument(help="The experiment's YAML file; not needed with --affinity.", metavar="[MIX.YAML]")
+]
+AffinityFile = Annotated[
+    Path | None, typer.Option(help="A symmetric affinity matrix: .csv with names, .npy or .npz.", metavar="FILE")
+]
+Knob = Annotated[
+    float | None,
+    typer.Option("--t", help="With --affinity: utility against redundancy (0 least redundant, 1 uniform).", min=0),
+]
 
 
 @app.command()
@@ -113,11 +126,76 @@ def score(config: ConfigFile, out: Out) -> None:
 
 
 @app.command()
-def solve(config: ConfigFile, out: Out) -> None:
-    """Find the mixture from the scores; takes no model."""
+def solve(
+    out: Out,
+    config: OptionalConfig = None,
+    affinity: AffinityFile = None,
+    t: Knob = None,
+    ridge: Annotated[float, typer.Option(help="Adds this times K's mean diagonal to its diagonal.", min=0)] = 0.0,
+    knob: Annotated[
+        str | None,
+        typer.Option(help="Also solve for these knob values (t, prior or saturation) into path.json: 0.1,1,10."),
+    ] = None,
+) -> None:
+    """Find the mixture, from a run's scores or from an affinity matrix of your own; takes no model."""
+    from taskpgm.path import trace_path
+    from taskpgm.pipeline import write_json
+
+    if affinity is not None:
+        energy, bounds = _solve_matrix(out, config, affinity, _energy(t, ridge), None, False), None
+    else:
+        with _stages(_required(config), out) as (stages, _):
+            result = stages.solve()
+        _show(out, result.affinity)
+        energy, bounds = result.energy, result.mixture.bounds
+    if knob is not None:
+        path = trace_path(energy, _values(knob), bounds)
+        write_json(out / "path.json", path.to_dict())
+        screen.print(f"{len(path.values)} solutions along the knob: {out}/path.json")
+
+
+@app.command()
+def select(
+    out: Out,
+    k: Annotated[int, typer.Option("-k", help="Use at most so many tasks.", min=1)],
+    config: OptionalConfig = None,
+    affinity: AffinityFile = None,
+    t: Knob = None,
+    ridge: Annotated[float, typer.Option(help="Adds this times K's mean diagonal to its diagonal.", min=0)] = 0.0,
+    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Look at every set; at most 20 tasks.")] = False,
+) -> None:
+    """Choose at most k tasks, with a bound on what the best choice could reach, and solve the mixture on them."""
+    from taskpgm.pipeline import write_json
+    from taskpgm.selection import select_tasks
+    from taskpgm.summary import selection_table
+
+    if affinity is not None:
+        _solve_matrix(out, config, affinity, _energy(t, ridge), k, exhaustive)
+        return
+    settings = _required(config)
+    settings = settings.model_copy(update={"selection": settings.selection.model_copy(update={"k": k})})
+    with _stages(settings, out) as (stages, _):
+        result = stages.solve()
+        selection = result.selection
+        if exhaustive:
+            selection = select_tasks(result.energy, stages.problem()[-1], k, exhaustive=True)
+            write_json(out / "selection.json", selection.to_dict())
+    screen.print(selection_table(selection))
+    _show(out, result.affinity)
+
+
+@app.command()
+def explain(config: ConfigFile, out: Out) -> None:
+    """Why the mixture is what it is: marginal energies, leave-one-out, interchangeable tasks, into explanation.json."""
+    from taskpgm.explain import explain as explained
+    from taskpgm.pipeline import write_json
+    from taskpgm.summary import explanation_table
+
     with _stages(load_config(config), out) as (stages, _):
         result = stages.solve()
-    _show(out, result)
+        explanation = explained(result.energy, result.mixture)
+        write_json(out / "explanation.json", explanation.to_dict())
+    screen.print(explanation_table(explanation))
 
 
 @app.command()
@@ -125,7 +203,7 @@ def sample(config: ConfigFile, out: Out) -> None:
     """Find the mixture from the scores and write the training set; takes no model."""
     with _stages(load_config(config), out) as (stages, _):
         result = stages.sample()
-    _show(out, result)
+    _show(out, result.affinity)
     screen.print(f"{len(result.plan)} rows: {out}/train.jsonl")
 
 
@@ -134,22 +212,61 @@ def _run(config: Config, out: Path) -> None:
         stages.probe()
         stages.score()
         result = stages.sample()
-    _show(out, result)
+    _show(out, result.affinity)
     screen.print(f"{len(result.plan)} rows: {out}/train.jsonl")
 
 
-def _show(out: Path, result: Any) -> None:
+def _show(out: Path, affinity: Any) -> None:
     from taskpgm.summary import mixture_table, relation_lines, verdict_lines
 
     data = json.loads((out / "mixture.json").read_text(encoding="utf-8"))
     screen.print(mixture_table(data))
-    for line in (*verdict_lines(data), *relation_lines(result.affinity)):
+    for line in (*verdict_lines(data), *relation_lines(affinity)):
         screen.print(line, highlight=False)
     certificate = data["certificate"]
     screen.print(
         f"certified: gap {certificate['gap']:.1e}, stationarity {certificate['stationarity']:.1e}; {out}/mixture.json",
         highlight=False,
     )
+
+
+def _required(config: Path | None) -> Config:
+    if config is None:
+        raise UserError("Give the experiment's MIX.YAML, or a matrix with --affinity FILE.")
+    return load_config(config)
+
+
+def _energy(t: float | None, ridge: float) -> EnergyConfig:
+    if t is None:
+        raise UserError(
+            "An affinity matrix needs --t: utility against redundancy, such as 2; see docs/how-to-choose.md."
+        )
+    return EnergyConfig(kind="affinity", t=t, ridge=ridge)
+
+
+def _solve_matrix(
+    out: Path, config: Path | None, file: Path, energy: EnergyConfig, k: int | None, exhaustive: bool
+) -> Any:
+    from taskpgm.affinity import read_affinity
+    from taskpgm.energy import build_energy
+    from taskpgm.pipeline import solve_affinity
+    from taskpgm.summary import selection_table
+
+    if config is not None:
+        raise UserError(f"Give either {config} or --affinity {file}, not both.")
+    affinity = read_affinity(file)
+    _, selection = solve_affinity(affinity, energy, out, k, exhaustive)
+    if selection:
+        screen.print(selection_table(selection))
+    _show(out, affinity)
+    return build_energy(None, affinity, energy)
+
+
+def _values(text: str) -> list[float]:
+    try:
+        return [float(value) for value in text.split(",")]
+    except ValueError:
+        raise UserError(f"--knob takes numbers with commas between, such as 0.1,1,10, not {text!r}.") from None
 
 
 class _Bars:
@@ -192,6 +309,5 @@ def _stages(config: Config, out: Path) -> Iterator[tuple[Any, _Bars]]:
 
 
 def _fail(word: str, sentence: str, code: int) -> None:
-    errors.print(f"[bold red]{word}:[/] ", end="")
-    errors.print(sentence, markup=False, highlight=False)
+    errors.print(Text.assemble((f"{word}: ", "bold red"), sentence))
     sys.exit(code)

@@ -23,13 +23,14 @@ from taskpgm import __version__
 from taskpgm.affinity import Affinity, measure_affinity
 from taskpgm.bounds import Bounds, Group, make_bounds
 from taskpgm.checkpoint import model_fingerprint
-from taskpgm.config import Config, Source, TaskConfig
-from taskpgm.energy import build_energy
+from taskpgm.config import Config, EnergyConfig, Source, TaskConfig
+from taskpgm.energy import Energy, build_energy
 from taskpgm.errors import UserError
 from taskpgm.export import choose_format, trainer_units, write_train_jsonl
 from taskpgm.mixture import Mixture, solve_mixture
 from taskpgm.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.scores import Ints, Scores
+from taskpgm.selection import Selection, select_tasks
 from taskpgm.store import (
     RunDirectory,
     atomic_file,
@@ -60,8 +61,10 @@ class Result:
     pool: TaskPool
     scores: Scores
     affinity: Affinity
+    energy: Energy
     mixture: Mixture
     plan: RowPlan
+    selection: Selection | None = None  # where `selection.k` asks for one
 
 
 def run(config: Config, out: Path | str, tell: Tell = tell_nobody, say: Say = lambda _: None) -> Result:
@@ -117,8 +120,7 @@ class Stages:
         self._invalidate("pool")
         with atomic_folder(folder, wanted) as scratch:
             self._pool.save(scratch)
-        with atomic_file(self.directory / "overlap.json") as path:
-            path.write_text(json.dumps(self._pool.overlap_table(), indent=1) + "\n", encoding="utf-8")
+        write_json(self.directory / "overlap.json", self._pool.overlap_table())
         tokens = sum(row.tokens for s in self._pool.all for row in (*s.train, *s.contexts, *s.validation))
         self._record("pool", wanted, started, tokens=tokens, chat_template=encoder.has_template)
         return self._pool
@@ -338,22 +340,35 @@ class Stages:
             UserError: no scores, scores of other data or probes, or a setting that the energy cannot take.
         """
         started = _Clock()
+        pool, scores, affinity, energy, bounds = self.problem()
+        k = self.config.selection.k
+        selection = select_tasks(energy, bounds, k) if k else None
+        references = {
+            "uniform": uniform_mixture(pool),
+            "size-proportional": size_mixture(pool, self.config.budget.unit),
+        }
+        mixture = solve_mixture(energy, bounds, references, selection.chosen if selection else None)
+        plan = plan_rows(pool, mixture.shares, self.config)
+        with atomic_file(self.directory / "affinity.npz") as path:
+            affinity.save(path)
+        if selection:
+            write_json(self.directory / "selection.json", selection.to_dict())
+        write_json(self.directory / "mixture.json", _counted(mixture, plan))
+        self._record("solve", {"scores": digest(self._stage("score")["parts"])}, started)
+        return Result(pool, scores, affinity, energy, mixture, plan, selection)
+
+    def problem(self) -> tuple[TaskPool, Scores, Affinity, Energy, Bounds]:
+        """What there is to solve, from the rows and the scores that the run directory holds."""
         pool = self._recorded_pool()
         scores = self._recorded_scores(pool)
         config = self.config
         affinity = measure_affinity(scores, config.affinity)
         weights = {target.name: target.weight for target in config.targets}
-        uniform, size = uniform_mixture(pool), size_mixture(pool, config.budget.unit)
-        reference = size if config.energy.reference == "size" else uniform
+        reference = (
+            size_mixture(pool, config.budget.unit) if config.energy.reference == "size" else uniform_mixture(pool)
+        )
         energy = build_energy(scores, affinity, config.energy, weights, reference)
-        bounds = allowed_shares(pool, config)
-        mixture = solve_mixture(energy, bounds, {"uniform": uniform, "size-proportional": size})
-        plan = plan_rows(pool, mixture.shares, config)
-        with atomic_file(self.directory / "affinity.npz") as path:
-            affinity.save(path)
-        self._write_mixture(mixture, plan)
-        self._record("solve", {"scores": digest(self._stage("score")["parts"])}, started)
-        return Result(pool, scores, affinity, mixture, plan)
+        return pool, scores, affinity, energy, allowed_shares(pool, config)
 
     def _recorded_scores(self, pool: TaskPool) -> Scores:
         """The scores that `score` wrote; an error where probes, contexts or their settings changed since."""
@@ -436,16 +451,40 @@ class Stages:
         }
         self.directory.write_manifest(self.manifest)
 
-    def _write_mixture(self, mixture: Mixture, plan: RowPlan) -> None:
-        data = mixture.to_dict()
-        units = trainer_units(plan)
-        for task in data["tasks"]:
-            planned = asdict(plan[task["name"]])
-            task |= {key: planned[key] for key in ("count", "tokens", "rows", "epochs", "row_share", "token_share")}
-            task["draw_probability"] = units[task["name"]].draw_probability
-        data["budget"] = {"unit": plan.unit, "size": plan.budget, "rows": len(plan)}
-        with atomic_file(self.directory / "mixture.json") as path:
-            path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+def solve_affinity(
+    affinity: Affinity, config: EnergyConfig, out: Path | str, k: int | None = None, exhaustive: bool = False
+) -> tuple[Mixture, Selection | None]:
+    """Mixture, and selection of at most k tasks, from a matrix alone, written to `out`: no model, no rows, no counts.
+
+    Raises:
+        UserError: a k that the tasks do not allow, or no value of `config.t`.
+    """
+    with RunDirectory(out) as directory:
+        energy = build_energy(None, affinity, config)
+        selection = select_tasks(energy, None, k, exhaustive) if k else None
+        mixture = solve_mixture(energy, None, {"uniform": None}, selection.chosen if selection else None)
+        if selection:
+            write_json(directory / "selection.json", selection.to_dict())
+        write_json(directory / "mixture.json", mixture.to_dict())
+        return mixture, selection
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Data as JSON in UTF-8, in one piece or not at all."""
+    with atomic_file(path) as scratch:
+        scratch.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _counted(mixture: Mixture, plan: RowPlan) -> dict[str, Any]:
+    """mixture.json: the mixture, and what the training set holds of each task."""
+    data = mixture.to_dict()
+    units = trainer_units(plan)
+    for task in data["tasks"]:
+        planned = asdict(plan[task["name"]])
+        task |= {key: planned[key] for key in ("count", "tokens", "rows", "epochs", "row_share", "token_share")}
+        task["draw_probability"] = units[task["name"]].draw_probability
+    return {**data, "budget": {"unit": plan.unit, "size": plan.budget, "rows": len(plan)}}
 
 
 def environment() -> dict[str, Any]:

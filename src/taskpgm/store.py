@@ -106,7 +106,8 @@ def stale_because(folder: Path, wanted: Parts) -> str | None:
 def differing(found: Parts, wanted: Parts) -> str | None:
     """Names of the parts that differ, joined; None where none does."""
     names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-    return ", ".join(names) or None
+    more = f" and {len(names) - 3} more" if len(names) > 4 else ""
+    return ", ".join(names[: 3 if more else 4]) + more or None
 
 
 def digest(value: Any) -> str:

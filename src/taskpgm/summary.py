@@ -1,7 +1,7 @@
 """What a person reads at the end of a stage: tables and sentences for the terminal."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -10,6 +10,8 @@ from rich.table import Table
 
 from taskpgm.affinity import Affinity
 from taskpgm.config import Config
+from taskpgm.explain import Explanation, strongest_pairs
+from taskpgm.selection import Selection
 from taskpgm.tasks import TaskPool
 
 COLUMN = {"size-proportional": "by size"}
@@ -19,14 +21,17 @@ def mixture_table(data: Mapping[str, Any]) -> Table:
     """Weights with their intervals, counts and reference shares, heaviest first; `data` is mixture.json."""
     references = list(data["tasks"][0]["references"])
     counted = "count" in data["tasks"][0]
+    sampled = data["replicates"] is not None
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
-    for name in ("task", "weight", "", "95 % interval", *(["rows", "epochs"] if counted else []), *references):
-        justify = "left" if name in ("task", "", "95 % interval") else "right"
+    measured = ["95 % interval"] * sampled + ["rows", "epochs"] * counted
+    for name in ("task", "weight", "", *measured, *references):
+        justify: Literal["left", "right"] = "left" if name in ("task", "", "95 % interval") else "right"
         table.add_column(COLUMN.get(name, name), justify=justify, no_wrap=name != "task", overflow="ellipsis")
     top = max(task["weight"] for task in data["tasks"])
     for task in sorted(data["tasks"], key=lambda task: (-task["weight"], task["name"])):
         bar = "█" * round(6 * task["weight"] / top)
-        cells = [task["name"], f"{task['weight']:.1%}", f"[cyan]{bar}[/]", _interval(task)]
+        cells = [task["name"], f"{task['weight']:.1%}", f"[cyan]{bar}[/]"]
+        cells += [_interval(task)] if sampled else []
         cells += [str(task["count"]), f"{task['epochs']:.2f}"] if counted else []
         table.add_row(*cells, *(f"{task['references'][r]:.1%}" for r in references))
     return table
@@ -45,27 +50,55 @@ def verdict_lines(data: Mapping[str, Any]) -> list[str]:
 
 
 def relation_lines(affinity: Affinity, most: int = 3) -> list[str]:
-    """The strongest redundancies (pmi nearest to zero) and interferences (most negative gains), in words."""
-    if "pmi_own" not in affinity.matrices:
-        return []
-    pmi, pmi_se = affinity.matrices["pmi_own"], affinity.errors.get("pmi_own")
-    gain, gain_se = affinity.matrices["G"], affinity.errors.get("G")
-    lines = []
-    n = len(affinity.tasks)
-    pairs = sorted(((pmi[i, j], i, j) for i in range(n) for j in range(i)), reverse=True)
-    for value, i, j in pairs[:most]:
-        a, b = affinity.tasks[j], affinity.tasks[i]
-        cost = f"{-value:.2f}{_error(pmi_se, i, j)} nats a token worse than" if value < 0 else "as well as"
-        lines.append(f"redundant: [b]{a}[/] and [b]{b}[/] predict each other's answers {cost} their own")
-    if pairs:
-        lines[-1] += f" (median pair: {-np.median([value for value, _, _ in pairs]):.2f})"
-    worst = sorted((gain[i, j], i, j) for i in range(n) for j in range(len(affinity.sets)) if i != j and gain[i, j] < 0)
-    for value, i, j in worst[:most]:
+    """The strongest redundancies and interferences, in words."""
+    pairs = strongest_pairs(affinity, most)
+    lines = [
+        f"redundant: [b]{first}[/] and [b]{second}[/], correlation {pair['correlation']:.2f}"
+        for pair in pairs["redundancies"]
+        for first, second in [pair["tasks"]]
+    ]
+    for pair in pairs["interferences"]:
+        error = "" if pair["standard_error"] is None else f" ± {pair['standard_error']:.2f}"
         lines.append(
-            f"interfering: [b]{affinity.tasks[i]}[/] makes [b]{affinity.sets[j]}[/] "
-            f"{-value:.2f}{_error(gain_se, i, j)} nats a token worse than the base model"
+            f"interfering: [b]{pair['task']}[/] makes [b]{pair['set']}[/] {-pair['gain']:.2f}{error} nats a token "
+            "worse than the base model"
         )
-    return lines if worst else [*lines, "no interference: no probe predicts another set worse than the base model"]
+    if "G" in affinity.matrices and not pairs["interferences"]:
+        lines.append("no interference: no probe predicts another set worse than the base model")
+    return lines
+
+
+def selection_table(selection: Selection) -> RenderableType:
+    """Chosen tasks in order, what each added, and how far from the best set they can be."""
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+    table.add_column("", justify="right")
+    table.add_column("task")
+    table.add_column("gain", justify="right")
+    table.add_column("of all tasks' value", justify="right")
+    for place, (task, value, gain) in enumerate(
+        zip(selection.chosen, selection.values, selection.gains, strict=True), 1
+    ):
+        part = value / selection.full_value if selection.full_value > 0 else 1.0
+        table.add_row(str(place), task, f"{gain:.4g}", f"{part:.1%}")
+    found = (
+        "the best set there is"
+        if selection.exhaustive
+        else f"at least {selection.certified:.1%} of the best set's value"
+    )
+    return Group(table, f"{len(selection.chosen)} tasks: {found}")
+
+
+def explanation_table(explanation: Explanation) -> RenderableType:
+    """What is lost without each task and who takes over its share, dearest first; then interchangeable tasks."""
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+    table.add_column("without")
+    table.add_column("energy lost", justify="right")
+    table.add_column("who takes over")
+    for one in sorted(explanation.dropped, key=lambda one: -(np.inf if one.loss is None else one.loss)):
+        takers = sorted(one.takers.items(), key=lambda item: -item[1])[:3]
+        loss = "cannot" if one.loss is None else f"{one.loss:.4g}"
+        table.add_row(one.task, loss, ", ".join(f"{name} {change:+.1%}" for name, change in takers if change > 0))
+    return Group(table, *(f"interchangeable: {', '.join(group)}" for group in explanation.clusters))
 
 
 def pool_view(pool: TaskPool, config: Config) -> RenderableType:
@@ -113,7 +146,3 @@ def _interval(task: Mapping[str, Any]) -> str:
         often = task["off_bound_frequency"]
         return "at bound" + ("" if often is None else f" {1 - often:.0%}")
     return "" if task["interval"] is None else f"{100 * task['interval'][0]:.1f} – {task['interval'][1]:.1%}"
-
-
-def _error(errors: Any, i: int, j: int) -> str:
-    return "" if errors is None else f" ± {errors[i, j]:.2f}"
