@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import cvxpy
 import numpy as np
@@ -513,3 +514,39 @@ def test_round_trip_through_json():
     assert math.isinf(again.certificate.curvature)
     data["tasks"][0]["count"] = 12  # what the plan adds is ignored
     Mixture.from_dict(data)
+
+
+@given(seed=seeds, n=st.integers(2, 6))
+@settings(max_examples=40, deadline=None)
+def test_spread_is_allowed_and_positive_wherever_any_mixture_is(seed, n):
+    rng = np.random.default_rng(seed)
+    inside = rng.dirichlet(np.ones(n)) * 0.999
+    first, second = (tuple(np.array(names(n))[rng.random(n) < 0.5]) for _ in range(2))
+    groups = [Group("none", first[:1], 0.0, 0.0), Group("some", second, 0.0, 0.9)]
+    lo = inside * (rng.random(n) < 0.3) * ~np.isin(names(n), first[:1])
+    try:
+        bounds = Bounds(names(n), lo, np.ones(n), tuple(groups))
+        bounds.check()
+    except UserError:
+        return
+    spread = bounds.spread
+    assert spread.sum() == pytest.approx(1)
+    assert (spread >= bounds.lo - 1e-9).all()
+    assert ((bounds.members @ spread) <= bounds.group_hi + 1e-9).all()
+    for i in range(n):
+        most, _ = cvxpy_minimum(field_energy(names(n), np.eye(n)[i], np.zeros((n, n))), bounds)
+        assert bounds.usable[i] == (most[i] > 1e-6)
+
+
+def test_a_task_left_out_does_not_set_the_scale():
+    """Its labels are e²⁰ times likelier than anyone else's; without it the others must still be weighed finely."""
+    rng = np.random.default_rng(27)
+    truth = np.full((4, 3), -3.0)
+    scores = synthetic_scores(rng, n=3, truth=truth, noise=0.3)
+    logp = scores.logp.copy()
+    logp[1] += 20
+    energy = build_energy(replace(scores, logp=logp), None, EnergyConfig(prior=0))
+    mixture = solve_mixture(energy, chosen=["t1", "t2"])
+    small = build_energy(scores, None, EnergyConfig(prior=0))
+    np.testing.assert_allclose(mixture.weights, solve_mixture(small, chosen=["t1", "t2"]).weights, atol=1e-6)
+    assert verify(energy, mixture).passed

@@ -5,8 +5,10 @@ Feasible set: {p : 1ᵀp = 1, lo ≤ p ≤ hi, lo_g ≤ Σ_{i∈g} p_i ≤ hi_g 
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 from taskpgm.energy import named_vector
@@ -68,6 +70,51 @@ class Bounds:
         bounds = replace(self, hi=np.where(out, 0.0, self.hi))
         bounds.check()
         return bounds
+
+    def among(self, kept: NDArray[np.bool_]) -> "Bounds":
+        """The same bounds on the tasks that are `kept`, the others having no share."""
+        tasks = tuple(task for task, keep in zip(self.tasks, kept, strict=True) if keep)
+        groups = tuple(replace(g, tasks=tuple(task for task in g.tasks if task in tasks)) for g in self.groups)
+        return Bounds(tasks, self.lo[kept], self.hi[kept], groups)
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """(n,) whether a task has a positive share in any mixture that is allowed."""
+        return self.spread > SLACK
+
+    @property
+    def spread(self) -> Floats:
+        """(n,) a mixture that is allowed and positive wherever any is.
+
+        Every share above its least by the same part of its room, that part as large as it can be; if some share then
+        has to stay at zero, the mean of the mixtures in which one share each is largest.
+        """
+        n, room = len(self.tasks), self.hi - self.lo
+        part = (1 - self.lo.sum()) / room.sum() if room.sum() > 0 else 0.0
+        if not self.groups or self._meets_groups(self.lo + part * room):
+            return np.asarray(self.lo + part * room)
+        even = self._program(np.r_[np.zeros(n), -1.0], np.c_[-np.eye(n), room], -self.lo)
+        if even[n] > 1e-9:
+            return even[:n]
+        unit = -np.eye(n + 1)[:n]
+        return np.asarray(
+            np.mean([self._program(cost, np.zeros((1, n + 1)), np.zeros(1)) for cost in unit], axis=0)[:n]
+        )
+
+    def _meets_groups(self, p: Floats) -> bool:
+        sums = self.members @ p
+        return bool((sums >= self.group_lo).all() and (sums <= self.group_hi).all())
+
+    def _program(self, cost: Floats, rows: Floats, limits: Floats) -> Floats:
+        """(n+1,) minimiser (p, s) of cost · (p, s) over the feasible p and 0 ≤ s ≤ 1 with rows (p, s) ≤ limits."""
+        members = np.c_[self.members, np.zeros(len(self.groups))]
+        A_ub = np.vstack([members, -members, rows])
+        b_ub = np.r_[self.group_hi, -self.group_lo, limits]
+        box: Any = np.column_stack([np.r_[self.lo, 0.0], np.r_[self.hi, 1.0]])
+        sums = np.r_[np.ones(len(self.tasks)), 0.0][None]
+        program = linprog(cost, A_ub, b_ub, A_eq=sums, b_eq=np.ones(1), bounds=box)
+        assert program.x is not None, program.message
+        return np.clip(program.x, box[:, 0], box[:, 1])
 
     def check(self) -> None:
         """UserError naming an irreducible set of bounds in conflict, and by how much, if no mixture is allowed."""

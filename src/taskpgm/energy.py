@@ -38,7 +38,7 @@ class Energy:
     """Convex energy on the simplex over `tasks`, with its delete-one-group replicates.
 
     `pairwise` is K without `saturation`, already shifted and with its ridge. `likelihoods` is P_i(y_t) scaled to a
-    column maximum of one, `log_scale` the logarithm of that scale. Quadratic energies have T = 0, `likelihood` has K = 0.
+    column maximum of one, `log_scale` the logarithm of that scale. Quadratic energies have T = 0, a likelihood K = 0.
     """
 
     kind: str  # likelihood, affinity or transfer
@@ -144,6 +144,15 @@ class Energy:
         parts = ("without", "only", "seeds")
         restricted = {part: tuple(energy.allowing(allowed) for energy in getattr(self, part)) for part in parts}
         return replace(self, reference=r, **restricted)  # type: ignore[arg-type]
+
+    def among(self, kept: NDArray[np.bool_]) -> "Energy":
+        """The same energy of the tasks that are `kept`, the others having no share; without its replicates."""
+        tasks = tuple(task for task, keep in zip(self.tasks, kept, strict=True) if keep)
+        return replace(
+            self, tasks=tasks, unary=self.unary[kept], utility=self.utility[kept], reference=self.reference[kept],
+            pairwise=self.pairwise[np.ix_(kept, kept)], likelihoods=self.likelihoods[kept], least=None, without=(),
+            only=(), seeds=(),
+        )  # fmt: skip
 
     @property
     def knob(self) -> float:

@@ -12,7 +12,7 @@ from taskpgm.affinity import Affinity
 from taskpgm.bounds import Bounds
 from taskpgm.energy import Energy
 from taskpgm.errors import UserError
-from taskpgm.minimise import Optimum, certify, least_norm_point, minimise
+from taskpgm.minimise import Optimum, certify, minimise
 from taskpgm.mixture import Mixture
 from taskpgm.scores import Floats
 
@@ -76,7 +76,7 @@ class Explanation:
 
 def explain(energy: Energy, mixture: Mixture) -> Explanation:
     """Explanation of `mixture` as the minimiser of `energy` within the mixture's bounds."""
-    energy = replace(energy.allowing(mixture.bounds.hi > 0), without=(), only=(), seeds=())
+    energy = replace(energy.allowing(mixture.bounds.usable), without=(), only=(), seeds=())
     optimum = minimise(energy, mixture.bounds)
     psi, K = field_without_prior(energy, optimum.p)
     return Explanation(
@@ -121,9 +121,8 @@ def leave_out(energy: Energy, bounds: Bounds, optimum: Optimum, i: int) -> Dropp
         others.check()
     except UserError:
         return Dropped(task, None, {})
-    without = energy.allowing(others.hi > 0)
-    start = least_norm_point(others) if energy.prior > 0 or not energy.quadratic else optimum
-    p = minimise(without, others, start).p
+    without = energy.allowing(others.usable)
+    p = minimise(without, others, optimum if energy.quadratic else None).p
     # With a prior the two energies differ by what the prior expects; the loss of the data is what is comparable.
     loss = without.loss(p) - energy.loss(optimum.p) if energy.prior > 0 else energy.value(p) - energy.value(optimum.p)
     change = p - optimum.p

@@ -4,15 +4,16 @@ Quadratic energies are one quadratic program; a likelihood is a few of them (New
 step a program on the second-order expansion: sequential quadratic programming as in mixSQP, Kim et al. 2020).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 from taskpgm.bounds import Bounds
 from taskpgm.energy import Energy, mean_curvature
-from taskpgm.qp import FREE, Active, Constraints, Quadratic, solve_qp
+from taskpgm.qp import FREE, LOWER, Active, Constraints, Quadratic, solve_qp
 from taskpgm.scores import Floats
 
 RELATIVE_GAP = 1e-9  # of quadratic energies
@@ -81,6 +82,11 @@ def minimise(
     Raises:
         NotCertifiedError: the gap of what was found exceeds its tolerance.
     """
+    kept = bounds.hi > 0
+    if not kept.all():
+        # A task that is out must not set the scale of the problem: its own curvature can exceed all others by far.
+        near = start and Optimum(start.p[kept], Active(start.active.variables[kept], start.active.rows), 0.0, 1.0)
+        return _with_zeros(minimise(energy.among(kept), bounds.among(kept), near), kept)
     if energy.quadratic:
         optimum = _quadratic(energy, bounds, start, prepared or Quadratic.of(energy.K))
         excess = optimum.gap / optimum.scale - RELATIVE_GAP
@@ -93,6 +99,12 @@ def minimise(
             f"{optimum.scale:.3g}, infeasibility {infeasibility(optimum.p, bounds):.3g}); no mixture is returned."
         )
     return optimum
+
+
+def _with_zeros(optimum: Optimum, kept: NDArray[np.bool_]) -> Optimum:
+    p, variables = np.zeros(len(kept)), np.full(len(kept), LOWER)
+    p[kept], variables[kept] = optimum.p, optimum.active.variables
+    return replace(optimum, p=p, active=Active(variables, optimum.active.rows))
 
 
 def certify(energy: Energy, bounds: Bounds, optimum: Optimum) -> Certificate:
@@ -119,9 +131,13 @@ def certify(energy: Energy, bounds: Bounds, optimum: Optimum) -> Certificate:
         lower=lower,
         upper=upper,
         group=y[1:],
-        curvature=energy.curvature_at(p),
+        curvature=_curvature(energy, p, bounds.hi > 0),
         shift=energy.shift,
     )
+
+
+def _curvature(energy: Energy, p: Floats, kept: NDArray[np.bool_]) -> float:
+    return energy.curvature_at(p) if kept.all() else energy.among(kept).curvature_at(p[kept])
 
 
 def multipliers(g: Floats, optimum: Optimum, bounds: Bounds) -> Floats:
@@ -168,13 +184,6 @@ def quadratic_scale(energy: Energy, p: Floats) -> float:
     return max(scale, 1e-6 * mean_curvature(energy.K)) or 1.0
 
 
-def least_norm_point(bounds: Bounds) -> Optimum:
-    """The feasible mixture nearest to uniform."""
-    n = len(bounds.tasks)
-    p, active = solve_qp(Quadratic.of(np.eye(n)), np.zeros(n), Constraints.of(bounds))
-    return Optimum(p, active, 0.0, 1.0)
-
-
 def _linear_minimum(g: Floats, bounds: Bounds) -> tuple[float, Floats]:
     """(min_s gᵀs over the feasible set, (1 + groups,) multipliers ν and group prices there)."""
     scale = float(np.abs(g).max()) or 1.0
@@ -211,11 +220,12 @@ def _quadratic(energy: Energy, bounds: Bounds, start: Optimum | None, quadratic:
 
 def _newton(energy: Energy, bounds: Bounds, start: Optimum | None) -> Optimum:
     """Minimiser of an energy with a likelihood or a prior; stops at _NEWTON_GAP, or where rounding stops it."""
-    optimum = start or least_norm_point(bounds)
-    p, active = optimum.p, optimum.active
+    n = len(bounds.tasks)
+    p = bounds.spread if start is None else start.p
+    active = start.active if start else Active(np.full(n, FREE), np.full(len(bounds.groups), FREE))
     kept_positive = (energy.reference > 0) & (energy.prior > 0)
     if (p[kept_positive] < 1e-9).any():  # a start from elsewhere, where −log p is infinite or nearly so
-        p = 0.999 * p + 0.001 * least_norm_point(bounds).p
+        p = 0.999 * p + 0.001 * bounds.spread
     limits = Constraints.of(bounds)
     value, least, stalled = energy.value(p), np.inf, 0
     for _ in range(_NEWTON_STEPS):

@@ -159,7 +159,7 @@ def solve_mixture(
     assert bounds.tasks == energy.tasks, "bounds and energy must name the same tasks in the same order"
     if chosen is not None:
         bounds = bounds.restricted_to(chosen)
-    energy = energy.allowing(bounds.hi > 0)
+    energy = energy.allowing(bounds.usable)
     optimum = minimise(energy, bounds)
     certificate = certify(energy, bounds, optimum)
     without = [minimise(replicate, bounds, optimum) for replicate in energy.without]

@@ -36,7 +36,7 @@ class Verification:
 def verify(energy: Energy, mixture: Mixture) -> Verification:
     """Verification of `mixture` as the minimiser of `energy` within the mixture's own bounds."""
     bounds, p = mixture.bounds, mixture.weights
-    energy = energy.allowing(bounds.hi > 0)
+    energy = energy.allowing(bounds.usable)
     g = _slopes(energy, p)
     vertex, gap = _vertex(g, p, bounds)
     psi = energy.t * energy.unary + energy.utility
@@ -46,11 +46,13 @@ def verify(energy: Energy, mixture: Mixture) -> Verification:
     if not absolute:
         curvature = (np.trace(K) - K.mean() * len(p)) / max(len(p) - 1, 1)
         scale = max(abs(float((psi - psi.mean()) @ p)) + abs(0.5 * float(p @ K @ p)), 1e-6 * float(curvature)) or 1.0
-    # Towards the vertex shares may hit zero, where a prior is infinite; a millionth of the way is far enough.
-    h = 1e-6
+    # A share may change by a thousandth of itself at most: beyond, the curvature of −log p shows in the difference.
+    away = np.abs(vertex - p)[p > 0].max() or 1.0
+    h = min(1e-6 / away, 1e-3 * float(np.min(p[p > 0] / np.maximum(np.abs(vertex - p)[p > 0], 1e-300))))
     ahead, behind = _value(energy, p + h * (vertex - p)), _value(energy, p - h * (vertex - p))
     slope = (ahead - behind) / (2 * h) if math.isfinite(ahead) and math.isfinite(behind) else -gap
-    error = abs(slope + gap) / scale
+    rounding = 1e-15 * abs(_value(energy, p)) / h
+    error = max(abs(slope + gap) - rounding, 0.0) / scale
     return Verification(_violation(p, bounds), gap, gap / scale, error, absolute)
 
 
