@@ -21,7 +21,7 @@ from taskpgm.scores import Floats, Scores
 LN2 = float(np.log(2))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Affinity:
     """The chosen affinity S with its jackknife replicates, and every matrix that was measured.
 

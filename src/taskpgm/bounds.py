@@ -29,7 +29,7 @@ class Group:
     hi: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bounds:
     """Shares that are allowed: bounds on each task and on groups of tasks. A fixed share has lo = hi."""
 
@@ -152,7 +152,7 @@ def make_bounds(
     return bounds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Limit:
     """One inequality sign · row·p ≤ sign · limit, in words; sign −1 for a lower limit."""
 

@@ -33,7 +33,7 @@ ROUNDING = 1e-12
 KNOBS = {"likelihood": "prior", "affinity": "t", "transfer": "saturation"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Energy:
     """Convex energy on the simplex over `tasks`, with its delete-one-group replicates.
 

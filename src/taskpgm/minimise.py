@@ -31,7 +31,7 @@ class NotCertifiedError(RuntimeError):
     """The solver's answer failed its certificate: a bug or arithmetic out of range, never the user's settings."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Certificate:
     """Karush–Kuhn–Tucker residuals of a mixture, and the multipliers that they were taken with.
 
@@ -60,7 +60,7 @@ class Certificate:
         return bool(gap <= self.tolerance and self.feasibility <= FEASIBILITY)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Optimum:
     """Minimiser p with what is active there, the warm start of a neighbouring problem."""
 

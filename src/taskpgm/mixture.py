@@ -43,7 +43,7 @@ class Verdict:
         return self.p_value < 0.025
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mixture:
     """Weights of `tasks` that minimise an energy within bounds, with their certificate.
 

@@ -14,7 +14,7 @@ from taskpgm.qp import Quadratic
 from taskpgm.scores import Floats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KnobPath:
     """Certified mixtures along the values of a knob, for a plot of weights against it."""
 

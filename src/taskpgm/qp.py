@@ -35,7 +35,7 @@ _NEIGHBOURLY = 100
 _CONTINUATION = (1e0, 1e-2, 1e-4, 1e-6, 1e-7, 1e-8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Constraints:
     """Bounds as bare arrays, ready for a solver: they may be tighter than the user's own (a trust region)."""
 
@@ -53,7 +53,7 @@ class Constraints:
         return cls(bounds.lo, hi, bounds.members, bounds.group_lo, bounds.group_hi)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Active:
     """Which variables and groups sit at which bound: FREE, LOWER or UPPER each; the warm start of the next problem."""
 
@@ -61,7 +61,7 @@ class Active:
     rows: Ints  # (groups,)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Quadratic:
     """K centred, J K J + (s/n) 11ᵀ with J = I − 11ᵀ/n, and divided by its mean curvature s; the same on the simplex."""
 
@@ -111,7 +111,7 @@ def solve_qp(
     return problem.solve(x, x, active)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Problem:
     H: Floats
     b: Floats

@@ -29,10 +29,11 @@ from taskpgm.scores import Floats, Ints
 EXHAUSTIVE_UP_TO = 20
 # A pivot below this, relative to the diagonal, is a task that lies in the span of the chosen ones.
 _DEPENDENT = 1e-10
+_TINY = 1e-300
 _ZERO = 1e-12  # relative to the largest gain or weight
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pricing:
     """The quadratic bᵀv − ½vᵀKv of a selection, with K positive semidefinite on all of ℝⁿ."""
 
@@ -44,7 +45,7 @@ class Pricing:
     gamma: float  # λ_min of K scaled to unit diagonal, ≥ 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """Chosen tasks in order, with the value f after each and bounds on what the best set of that size reaches."""
 
@@ -280,7 +281,7 @@ def _most(
     lets the others go negative.
     """
     slack = np.maximum((pricing.K @ pricing.p - pricing.b)[candidates], 0.0)
-    s = np.clip(np.where(c > 0, c / np.maximum(c + slack, 1e-300), 0.0), 0, 1)
+    s = np.divide(c, c + slack, out=np.zeros_like(c), where=c > _TINY)
     vKv, vKp, pKp = (float(x @ pricing.K @ y) for x, y in ((v, v), (v, pricing.p), (pricing.p, pricing.p)))
     dual = 0.5 * ((1 - s) ** 2 * vKv + 2 * s * (1 - s) * vKp + s**2 * pKp) - value
     if all_positive:
