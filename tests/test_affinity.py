@@ -221,6 +221,7 @@ def test_reads_a_matrix_from_anywhere(tmp_path, suffix):
     ("text", "words"),
     [
         ("a,b\n1,0.5\n0.4,1", "not symmetric"),
+        ("a,b\n1,0.5\n0,1", "not symmetric"),  # only the upper triangle filled
         ("a,b\n1,nan\nnan,1", "finite"),
         ("a,b\n1,inf\ninf,1", "finite"),
         ("a,a\n1,0\n0,1", "twice"),

@@ -171,6 +171,21 @@ def test_scale_and_level_of_the_affinity_do_not_matter(seed, n, t):
     np.testing.assert_allclose(solve_mixture(affinity_energy(S + 2.5, t)).weights, p, atol=1e-7)
 
 
+def test_weights_stay_with_their_names():
+    """A trap: weights and task names drifting apart."""
+    rng = np.random.default_rng(28)
+    A = rng.normal(size=(6, 9))
+    S, order = A @ A.T, rng.permutation(6)
+    config = EnergyConfig(kind="affinity", t=2.0, utility={"t3": 0.5})
+    shares = solve_mixture(build_energy(None, given_affinity(S, names(6)), config)).shares
+    moved = given_affinity(S[np.ix_(order, order)], tuple(f"t{i}" for i in order))
+    mixture = solve_mixture(build_energy(None, moved, config), make_bounds(moved.tasks), {"mine": {"t5": 1.0}})
+    assert mixture.shares == pytest.approx(shares, abs=1e-8)
+    rows = {row["name"]: row for row in mixture.to_dict()["tasks"]}
+    assert {name: row["weight"] for name, row in rows.items()} == pytest.approx(shares, abs=1e-8)
+    assert [name for name, row in rows.items() if row["references"]["mine"] == 1] == ["t5"]
+
+
 def test_shift_of_both_terms_is_a_pull_towards_t_w():
     """What the research code's shift of S in both terms does: ½δ‖p − tw‖², found by shifting only the energy."""
     rng = np.random.default_rng(2)

@@ -103,11 +103,11 @@ def test_greedy_keeps_its_guarantees_against_exhaustive_search(seed, n, kind):
 
 
 def test_thousands_of_instances_keep_greedys_bound():
-    """No hypothesis here: 3,000 small instances, greedy at every k against brute force by branch and bound."""
+    """3,000 instances of up to 12 tasks, greedy against the exact optimum by branch and bound."""
     rng = np.random.default_rng(0)
     worst = 1.0
     for trial in range(1000):
-        energy = random_field(rng, int(rng.integers(3, 8)), kind=SELECTION_KINDS[trial % len(SELECTION_KINDS)])
+        energy = random_field(rng, int(rng.integers(3, 13)), kind=SELECTION_KINDS[trial % len(SELECTION_KINDS)])
         for k in (1, 2, 3):
             greedy, best = select_tasks(energy, k=k), select_tasks(energy, k=k, exhaustive=True)
             if best.values[-1] > 1e-12:
