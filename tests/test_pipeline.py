@@ -326,3 +326,17 @@ def test_rows_shared_by_tasks_never_leak(tmp_path, model_folders):
     table = pool.overlap_table()
     i, j = table["sets"].index("sums"), table["sets"].index("sky")
     assert table["rows"][i][j] == 20
+
+
+@pytest.mark.parametrize("layout", ["messages", "prompt_completion"])
+def test_trl_trains_on_the_file_as_it_is(layout, copied, finished, model_folders, tmp_path):
+    from trl import SFTConfig, SFTTrainer
+
+    settings = json.loads((copied / "mix.yaml").read_text())
+    (copied / "mix.yaml").write_text(json.dumps(settings | {"export": {"format": layout}}))
+    run(load_config(copied / "mix.yaml"), copied / "out")
+    path = str(copied / "out" / "train.jsonl")
+    rows = load_dataset("json", data_files=path, split="train", cache_dir=str(tmp_path / "cache"))
+    arguments = SFTConfig(output_dir=str(tmp_path / "trained"), max_steps=1, report_to=[], use_cpu=True, bf16=False)
+    done = SFTTrainer(str(model_folders["llama"]), args=arguments, train_dataset=rows).train()
+    assert np.isfinite(done.training_loss)

@@ -353,6 +353,8 @@ class Stages:
             affinity.save(path)
         if selection:
             write_json(self.directory / "selection.json", selection.to_dict())
+        else:
+            (self.directory / "selection.json").unlink(missing_ok=True)
         write_json(self.directory / "mixture.json", _counted(mixture, plan))
         self._record("solve", {"scores": digest(self._stage("score")["parts"])}, started)
         return Result(pool, scores, affinity, energy, mixture, plan, selection)
