@@ -20,6 +20,7 @@ from taskpgm.energy import build_energy, field_energy
 from taskpgm.errors import UserError
 from taskpgm.minimise import NotCertifiedError, duality_gap, minimise
 from taskpgm.mixture import Mixture, closed_form, simplex, solve_mixture
+from taskpgm.qp import Active
 from taskpgm.verify import verify
 
 seeds = st.integers(0, 1_000_000)
@@ -565,3 +566,22 @@ def test_a_task_left_out_does_not_set_the_scale():
     small = build_energy(scores, None, EnergyConfig(prior=0))
     np.testing.assert_allclose(mixture.weights, solve_mixture(small, chosen=["t1", "t2"]).weights, atol=1e-6)
     assert verify(energy, mixture).passed
+
+
+def test_a_wrong_answer_is_neither_certified_nor_verified(monkeypatch):
+    energy = random_field(np.random.default_rng(29), 6)
+    mixture = solve_mixture(energy)
+    nudged = mixture.weights + 1e-6 * (np.eye(6)[mixture.weights.argmax()] - 1 / 6)
+    assert not verify(energy, replace(mixture, weights=nudged)).passed
+    assert not verify(energy, replace(mixture, weights=mixture.weights * (1 + 1e-8))).passed
+    likelihood = build_energy(synthetic_scores(np.random.default_rng(30), n=6), None, EnergyConfig())
+    assert not verify(likelihood, mixture).passed
+
+    def lazy(quadratic, psi, constraints, *_):
+        return np.full(6, 1 / 6), Active(np.zeros(6, dtype=int), np.zeros(0, dtype=int))
+
+    monkeypatch.setattr("taskpgm.minimise.solve_qp", lazy)
+    with pytest.raises(NotCertifiedError, match="no mixture is returned"):
+        solve_mixture(energy)
+    with pytest.raises(NotCertifiedError):
+        solve_mixture(likelihood)

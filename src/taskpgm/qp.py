@@ -293,7 +293,7 @@ class _Problem:
         """PIQP's solution, made feasible, and the constraints whose multiplier exceeds their slack there."""
         n, lim = len(self.b), self.limits
         solver = piqp.DenseSolver()
-        solver.settings.eps_abs = solver.settings.eps_rel = 1e-11
+        solver.settings.eps_abs = solver.settings.eps_rel = 1e-12
         solver.settings.max_iter = 60
         rows = (lim.rows, lim.row_lo, lim.row_hi) if len(lim.rows) else (None, None, None)
         P = _add_diagonal(self.H.copy(), PROXIMAL)

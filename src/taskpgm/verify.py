@@ -50,9 +50,9 @@ def verify(energy: Energy, mixture: Mixture) -> Verification:
     away = np.abs(vertex - p)[p > 0].max() or 1.0
     h = min(1e-6 / away, 1e-3 * float(np.min(p[p > 0] / np.maximum(np.abs(vertex - p)[p > 0], 1e-300))))
     ahead, behind = _value(energy, p + h * (vertex - p)), _value(energy, p - h * (vertex - p))
-    slope = (ahead - behind) / (2 * h) if math.isfinite(ahead) and math.isfinite(behind) else -gap
+    slope = (ahead - behind) / (2 * h) if math.isfinite(ahead - behind) else -gap
     rounding = 1e-15 * abs(_value(energy, p)) / h
-    error = max(abs(slope + gap) - rounding, 0.0) / scale
+    error = max(abs(slope + gap) - rounding, 0.0) / scale if math.isfinite(gap) else math.inf
     return Verification(_violation(p, bounds), gap, gap / scale, error, absolute)
 
 
@@ -65,7 +65,7 @@ def _slopes(energy: Energy, p: Floats) -> Floats:
         if len(ensemble):
             slopes[i] -= math.fsum(energy.omega * energy.likelihoods[i] / ensemble)
         if energy.prior > 0 and energy.reference[i] > 0:
-            slopes[i] -= energy.prior * energy.reference[i] / p[i]
+            slopes[i] -= energy.prior * energy.reference[i] / p[i] if p[i] > 0 else math.inf
     return slopes
 
 
@@ -84,6 +84,8 @@ def _value(energy: Energy, p: Floats) -> float:
 
 def _vertex(g: Floats, p: Floats, bounds: Bounds) -> tuple[Floats, float]:
     """The feasible s that lowers the linear model the most, and by how much."""
+    if not np.isfinite(g).all():
+        return p, math.inf
     centred = g - g.min()
     scale = float(centred.max()) or 1.0
     rows = [[float(task in group.tasks) for task in bounds.tasks] for group in bounds.groups]
