@@ -53,7 +53,10 @@ def test_the_file_is_converted_once(finished):
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert model_folder(ModelConfig()) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
-    assert "smollm" in load_tokenizer(ModelConfig()).apply_chat_template([{"role": "user", "content": "x"}], tokenize=False).lower()
+    assert (
+        "smollm"
+        in load_tokenizer(ModelConfig()).apply_chat_template([{"role": "user", "content": "x"}], tokenize=False).lower()
+    )
 
 
 def test_bfloat16_errs_no_more_than_the_plain_loop_and_the_mixture_stays(finished):

@@ -219,7 +219,7 @@ class Stages:
             if not Path(task.adapter).is_dir():
                 raise UserError(f"Task {task.name!r}: adapter {task.adapter} is no folder; check the path.")
             return {"model": self.fingerprint, "adapter": path_digest(Path(task.adapter))}
-        settings = self.config.probes.model_dump(exclude={"seeds", "max_length"})
+        settings = self.config.probes.model_dump(include={"lora", "learning_rate"})
         settings |= {"unit": self.config.budget.unit, "size": self.config.probe_size, "steps": self.config.probe_steps}
         return {
             "model": self.fingerprint,

@@ -57,7 +57,7 @@ class Scores:
         without_seed: int | None = None,
         only_group: int | None = None,
     ) -> Floats:
-        """(T,) position weights ω, Σω = 1: a set's weight, split evenly over its contexts, then over a context's columns.
+        """(T,) position weights ω, Σω = 1: a set's weight, spread evenly over its contexts, then over their columns.
 
         Args:
             set_weights: (sets,) non-negative, sums to one.
@@ -81,7 +81,7 @@ class Scores:
         return np.divide(weight, divisor, out=np.zeros_like(weight), where=divisor > 0)
 
     def target_weights(self, weights: Mapping[str, float]) -> Floats:
-        """(sets,) w, sums to one: `weights` of the target sets, normalised; equal over the tasks where there are none."""
+        """(sets,) w, sums to one: `weights` of the targets, normalised; equal over the tasks where there are none."""
         if len(self.sets) == len(self.tasks):
             return self.task_weights()
         w = np.array([0.0] * len(self.tasks) + [weights.get(name, 1.0) for name in self.sets[len(self.tasks) :]])

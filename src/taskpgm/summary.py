@@ -46,6 +46,8 @@ def verdict_lines(data: Mapping[str, Any]) -> list[str]:
         error = "" if v["standard_error"] is None else f" ± {v['standard_error']:.4f}"
         p = "" if v["p_value"] is None else f", p = {v['p_value']:.2g}"
         lines.append(f"predicted {verdict} {v['reference']}: {v['gain']:+.4f}{error}{unit}, cross-fitted{p}")
+    if lines:
+        lines.append("(errors and intervals cover the choice of contexts, and of probes where probes.seeds > 1)")
     return lines
 
 
