@@ -29,8 +29,8 @@ def synthetic_scores(rng, n=4, targets=0, contexts=16, longest=4, seeds=1, noise
     divergences = None
     if jsd:
         B = min(16, contexts)
-        points = rng.random((B, n, 3))
-        distance = ((points[:, :, None] - points[:, None]) ** 2).sum(-1) / 5
+        points = rng.random((seeds, B, n, 3))
+        distance = ((points[:, :, :, None] - points[:, :, None]) ** 2).sum(-1) / 5
         divergences = Divergences(distance * 2.0, np.full(B, 2.0), 100)
     return Scores(
         names(n), names(n) + names(targets, "g"), np.hstack(blocks), np.tile(context, seeds),

@@ -80,17 +80,23 @@ def test_log_probabilities_far_below_underflow_keep_their_ratios():
         )
 
 
-def test_jsd_is_a_weighted_mean_of_group_sums():
-    scores = synthetic_scores(np.random.default_rng(4), n=4, jsd=True)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_jsd_is_a_weighted_mean_of_group_sums(seeds):
+    scores = synthetic_scores(np.random.default_rng(4), n=4, jsd=True, seeds=seeds)
     a = measure_affinity(scores, AffinityConfig(kind="jsd"))
     d = scores.divergences
-    np.testing.assert_allclose(a.S, 1 - d.total_BNN.sum(0) / d.weight_B.sum() / np.log(2), atol=1e-14)
+
+    def expected(of_seeds, groups):
+        each = [sum(d.total_SBNN[s, b] for b in groups) / sum(d.weight_B[b] for b in groups) for s in of_seeds]
+        return 1 - sum(each) / len(each) / np.log(2)
+
+    everyone, rest = range(seeds), [b for b in range(16) if b != 5]
+    np.testing.assert_allclose(a.S, expected(everyone, range(16)), atol=1e-14)
     np.testing.assert_allclose(np.diag(a.S), 1)
-    rest = [b for b in range(16) if b != 5]
-    np.testing.assert_allclose(
-        a.without[5], 1 - d.total_BNN[rest].sum(0) / d.weight_B[rest].sum() / np.log(2), atol=1e-14
-    )
-    np.testing.assert_allclose(a.only[5], 1 - d.total_BNN[5] / d.weight_B[5] / np.log(2), atol=1e-14)
+    np.testing.assert_allclose(a.without[5], expected(everyone, rest), atol=1e-14)
+    np.testing.assert_allclose(a.only[5], expected(everyone, [5]), atol=1e-14)
+    if seeds > 1:
+        np.testing.assert_allclose(a.seeds[1], expected([0, 2], range(16)), atol=1e-14)
     assert set(a.errors) == {"M", "G", "pmi_own", "pmi_base", "ratio", "jsd"}
 
 

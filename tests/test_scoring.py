@@ -125,7 +125,7 @@ def test_divergences_are_scipys_on_full_distributions(model_folders, tmp_path):
             for n in rows
         ]
     )
-    d = found.total_BNN.sum(0) / found.weight_B.sum()
+    d = found.total_SBNN[0].sum(0) / found.weight_B.sum()
     np.testing.assert_allclose(d[0, 1], expected, rtol=1e-4)
     np.testing.assert_allclose(found.weight_B.sum(), 1.0)
     assert d[0, 1] == d[1, 0]

@@ -145,7 +145,7 @@ def _measure_fold(scores: Scores, logp_TN: Floats, ratios_NT: Floats, fold: Fold
         "pmi_base": pmi_base(M),
         "ratio": scaled_NT @ scaled_NT.T,
     }
-    if scores.divergences is not None and fold.without_seed is None:
+    if scores.divergences is not None:
         measured["jsd"] = _mean_divergence(scores, fold)
     return measured
 
@@ -158,19 +158,15 @@ def _mean_divergence(scores: Scores, fold: Fold) -> Floats:
         kept_B[fold.without_group] = False
     if fold.only_group is not None:
         kept_B = np.arange(len(kept_B)) == fold.only_group
-    weight = d.weight_B[kept_B].sum()
-    # A group that the draw of positions missed says nothing of its own; the pooled mean stands in for it.
-    if weight == 0:
-        return np.asarray(d.total_BNN.sum(axis=0) / d.weight_B.sum())
-    return np.asarray(d.total_BNN[kept_B].sum(axis=0) / weight)
+    if not d.weight_B[kept_B].any():
+        kept_B[:] = True  # a group that the draw of positions missed says nothing of its own: the pooled mean stands in
+    kept_S = np.arange(len(d.total_SBNN)) != fold.without_seed
+    return np.asarray(d.total_SBNN[kept_S].mean(axis=0)[kept_B].sum(axis=0) / d.weight_B[kept_B].sum())
 
 
 def _similarity(kind: str, measured: Mapping[str, Floats]) -> Floats:
-    """S from a fold's matrices. Divergences are not kept apart by seed, so jsd has no replicates without one."""
-    if kind == "jsd":
-        n = measured["ratio"].shape[0]
-        return 1 - measured["jsd"] / LN2 if "jsd" in measured else np.empty((0, n))
-    return measured[kind]
+    """S from a fold's matrices."""
+    return 1 - measured["jsd"] / LN2 if kind == "jsd" else measured[kind]
 
 
 def read_affinity(path: Path | str, names: tuple[str, ...] | None = None) -> Affinity:

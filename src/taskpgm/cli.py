@@ -131,7 +131,9 @@ def solve(
     config: OptionalConfig = None,
     affinity: AffinityFile = None,
     t: Knob = None,
-    ridge: Annotated[float, typer.Option(help="Adds this times K's mean diagonal to its diagonal.", min=0)] = 0.0,
+    ridge: Annotated[
+        float, typer.Option(help="Adds this times K's mean curvature on the simplex to its diagonal.", min=0)
+    ] = 0.0,
     knob: Annotated[
         str | None,
         typer.Option(help="Also solve for these knob values (t, prior or saturation) into path.json: 0.1,1,10."),
@@ -161,7 +163,9 @@ def select(
     config: OptionalConfig = None,
     affinity: AffinityFile = None,
     t: Knob = None,
-    ridge: Annotated[float, typer.Option(help="Adds this times K's mean diagonal to its diagonal.", min=0)] = 0.0,
+    ridge: Annotated[
+        float, typer.Option(help="Adds this times K's mean curvature on the simplex to its diagonal.", min=0)
+    ] = 0.0,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Look at every set; at most 20 tasks.")] = False,
 ) -> None:
     """Choose at most k tasks, with a bound on what the best choice could reach, and solve the mixture on them."""

@@ -201,7 +201,9 @@ class EnergyConfig(Section):
         description="affinity: utility against redundancy; 0 least redundant, 1 uniform, more: central tasks "
         "(default 2 for ratio; jsd and pmi have none).",
     )
-    ridge: NonNegative = Field(0.0, description="affinity: adds ridge times K's mean diagonal to its diagonal.")
+    ridge: NonNegative = Field(
+        0.0, description="affinity: adds ridge times K's mean curvature on the simplex to its diagonal."
+    )
     saturation: NonNegative = Field(0.5, description="transfer: how fast returns saturate (κ).")
     floor: Positive = Field(
         0.01, description="transfer: smallest best gain, in nats, that a set's gains are divided by."

@@ -17,12 +17,13 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Divergences:
-    """Jensen–Shannon sums over sampled positions, kept apart by jackknife group.
+    """Jensen–Shannon sums over sampled positions, kept apart by probe seed and jackknife group.
 
-    total[b] sums JSD(P_i, P_j) in nats over the sampled positions of group b, weighted; D = Σ_b total / Σ_b weight.
+    total[s, b] sums JSD(P_i, P_j) in nats over the sampled positions of group b, weighted, under the probes of seed s;
+    D is the mean over seeds of Σ_b total / Σ_b weight.
     """
 
-    total_BNN: Floats
+    total_SBNN: Floats
     weight_B: Floats
     positions: int
 
@@ -98,7 +99,7 @@ class Scores:
         extra: dict[str, Any] = {}
         if self.divergences is not None:
             d = self.divergences
-            extra = {"jsd_total": d.total_BNN, "jsd_weight": d.weight_B, "jsd_positions": np.array(d.positions)}
+            extra = {"jsd_total": d.total_SBNN, "jsd_weight": d.weight_B, "jsd_positions": np.array(d.positions)}
         with path.open("wb") as file:
             np.savez_compressed(
                 file, tasks=np.array(self.tasks), sets=np.array(self.sets),

@@ -173,7 +173,7 @@ def measure_divergences(
     names: Sequence[Sequence[str]],
     tell: Tell = tell_nobody,
 ) -> Divergences:
-    """JSD between all pairs of probes at the sampled positions of the task sets, averaged over seeds.
+    """JSD between all pairs of probes at the sampled positions of the task sets, seed by seed.
 
     `contexts` are those of all sets, since the groups follow from the smallest one.
     """
@@ -181,21 +181,21 @@ def measure_divergences(
     counts = [[int(row.response.sum()) for row in rows] for rows in contexts.values()]
     groups = int(max(context_groups(len(c), counts).max() for c in counts)) + 1
     n = len(names[0])
-    total, weight = np.zeros((groups, n, n)), np.zeros(groups)
+    total, weight = np.zeros((len(names), groups, n, n)), np.zeros(groups)
     for done, (name, (columns, weights)) in enumerate(sample.items()):
         lengths = [int(row.response.sum()) for row in contexts[name]]
         group = np.repeat(context_groups(len(lengths), counts), lengths)[columns]
         weight_PB = np.zeros((len(columns), groups))
         weight_PB[np.arange(len(columns)), group] = weights
         weight += weight_PB.sum(0)
-        for of_seed in names:
+        for seed, of_seed in enumerate(names):
             hidden = torch.from_numpy(np.stack([_hidden(blocks[p, name], p) for p in of_seed]))
             with torch.inference_mode():
                 sums = jsd_matrix(
                     hidden, lambda h: head(h.to(lm.device, head.weight.dtype)), torch.from_numpy(weight_PB),
                     head.weight.shape[0],
                 )  # fmt: skip
-            total += sums.numpy() / len(names)
+            total[seed] += sums.numpy()
         tell("divergences", done + 1, len(sample))
     return Divergences(total, weight, sum(len(c) for c, _ in sample.values()))
 
