@@ -230,6 +230,16 @@ def test_a_run_is_selected_from_and_explained(call, tmp_path, model_folders):
     assert {one["task"] for one in explanation["dropped"]} == {"sums", "sky", "words"}
 
 
+def test_the_demos_data_does_not_depend_on_the_hash_seed(tmp_path, monkeypatch):
+    from taskpgm.demo import write_demo
+
+    for seed in ("1", "2"):
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        assert len(write_demo(tmp_path / seed).tasks) == 10
+    for path in (tmp_path / "1" / "data").iterdir():
+        assert path.read_bytes() == (tmp_path / "2" / "data" / path.name).read_bytes()
+
+
 def test_importing_and_help_load_no_torch():
     code = "import sys, taskpgm, taskpgm.cli, taskpgm.pipeline; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ from taskpgm.affinity import measure_affinity
 from taskpgm.chat import ChatEncoder, load_tokenizer
 from taskpgm.checkpoint import model_folder
 from taskpgm.config import ModelConfig
-from taskpgm.demo import _generate
+from taskpgm.demo import generate
 from taskpgm.energy import build_energy
 from taskpgm.lm import load_model
 from taskpgm.mixture import solve_mixture
@@ -26,7 +26,7 @@ TASKS = ("chain_sum", "basic_arithmetic", "syllogism")
 def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("smollm2")
     for name in TASKS:
-        (root / f"{name}.jsonl").write_text("".join(_generate(name, 40)))
+        (root / f"{name}.jsonl").write_text("".join(generate(name, 40)))
     settings = {
         "tasks": [{"name": name, "path": f"{name}.jsonl"} for name in TASKS],
         "budget": {"examples": 60},

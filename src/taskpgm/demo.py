@@ -4,7 +4,11 @@ Three families repeat each other (sums; greatest divisors and multiples; letters
 targets are none of the tasks. Same files on every machine: the generators are seeded by the task's name.
 """
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from taskpgm.config import Config, load_config
@@ -33,11 +37,14 @@ def write_demo(folder: Path) -> Config:
     Raises:
         UserError: reasoning-gym is not installed.
     """
-    for name, rows in {**ROWS, **dict.fromkeys(TARGETS, TARGET_ROWS)}.items():
-        path = folder / "data" / f"{name}.jsonl"
-        if not path.exists():
-            with atomic_file(path) as scratch:
-                scratch.write_text("".join(_generate(name, rows)), encoding="utf-8")
+    if importlib.util.find_spec("reasoning_gym") is None:
+        raise UserError("The demo's tasks need reasoning-gym; pip install 'taskpgm[demo]'.")
+    # Some generators draw from sets of strings, whose order follows Python's hash seed: a process with a fixed one.
+    subprocess.run(
+        [sys.executable, "-m", "taskpgm.demo", str(folder / "data")],
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        check=True,
+    )
     settings = folder / "mix.yaml"
     if not settings.exists():
         with atomic_file(settings) as scratch:
@@ -59,14 +66,20 @@ def demo_settings() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _generate(name: str, rows: int) -> list[str]:
+def write_data(folder: Path) -> None:
+    """Write the rows of every task and target to `folder` as JSON Lines, where they are missing."""
+    for name, rows in {**ROWS, **dict.fromkeys(TARGETS, TARGET_ROWS)}.items():
+        path = folder / f"{name}.jsonl"
+        if not path.exists():
+            with atomic_file(path) as scratch:
+                scratch.write_text("".join(generate(name, rows)), encoding="utf-8")
+
+
+def generate(name: str, rows: int) -> list[str]:
     """Distinct rows of one generator as JSON Lines, seeded by its name."""
-    try:
-        import reasoning_gym
-    except ImportError as error:
-        raise UserError("The demo's tasks need reasoning-gym; pip install 'taskpgm[demo]'.") from error
-    seed = sum(name.encode())
-    data = reasoning_gym.create_dataset(name, size=4 * rows, seed=seed)
+    import reasoning_gym
+
+    data = reasoning_gym.create_dataset(name, size=4 * rows, seed=sum(name.encode()))
     lines: dict[str, None] = {}
     for item in data:
         if len(lines) < rows:
@@ -74,3 +87,7 @@ def _generate(name: str, rows: int) -> list[str]:
                 json.dumps({"prompt": item["question"], "completion": str(item["answer"])}, ensure_ascii=False) + "\n"
             ] = None
     return list(lines)
+
+
+if __name__ == "__main__":
+    write_data(Path(sys.argv[1]))
