@@ -9,24 +9,21 @@
 `solve` and `sample` read scores and rows and never load the model.
 """
 
-import contextlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from taskpgm import __version__
 from taskpgm.affinity import Affinity, measure_affinity
+from taskpgm.blocks import BASE, Block, read_blocks, usable, write_blocks
 from taskpgm.bounds import Bounds, Group, make_bounds
 from taskpgm.checkpoint import model_fingerprint
 from taskpgm.config import Config, EnergyConfig, Source, TaskConfig
 from taskpgm.energy import Energy, build_energy
 from taskpgm.errors import UserError
 from taskpgm.export import choose_format, trainer_units, write_train_jsonl
+from taskpgm.machine import Clock, environment
 from taskpgm.mixture import Mixture, solve_mixture
 from taskpgm.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.scores import Ints, Scores
@@ -38,8 +35,6 @@ from taskpgm.store import (
     differing,
     digest,
     path_digest,
-    peak_memory,
-    reset_peak_memory,
     stale_because,
 )
 from taskpgm.tasks import TaskPool, Tell, load_tasks, tell_nobody
@@ -48,7 +43,6 @@ if TYPE_CHECKING:
     from taskpgm.chat import Encoded
     from taskpgm.lm import LanguageModel
     from taskpgm.probes import Probe
-    from taskpgm.scoring import Block
 
 Say = Callable[[str], None]
 Parts = dict[str, str]
@@ -114,7 +108,7 @@ class Stages:
             return self._pool
         from taskpgm.chat import ChatEncoder, load_tokenizer
 
-        started = _Clock()
+        started = Clock()
         encoder = ChatEncoder(load_tokenizer(self.config.model), self.config.probes.max_length)
         self._pool = load_tasks(self.config, encoder.lengths, self.tell)
         self._invalidate("pool")
@@ -175,7 +169,7 @@ class Stages:
     def _make_probes(self, pool: TaskPool, tasks: Sequence[TaskConfig], seed: int) -> None:
         from taskpgm.probes import installed, load_probe, train_probes
 
-        started = _Clock()
+        started = Clock()
         for task in tasks:
             if task.adapter:
                 probe = load_probe(Path(task.adapter), task.name, seed)
@@ -187,9 +181,9 @@ class Stages:
         if rows:
             for probe in train_probes(self.lm, rows, self.config, seed, self.tell, self.say):
                 self._save_probe(pool, by_name[probe.task], probe, started)
-                started = _Clock()
+                started = Clock()
 
-    def _save_probe(self, pool: TaskPool, task: TaskConfig, probe: "Probe", started: "_Clock") -> None:
+    def _save_probe(self, pool: TaskPool, task: TaskConfig, probe: "Probe", started: "Clock") -> None:
         with atomic_folder(self._adapter(task.name, probe.seed), self._probe_parts(pool, task, probe.seed)) as folder:
             probe.save(folder, seconds=started.seconds, peak_memory=started.peak())
 
@@ -251,7 +245,7 @@ class Stages:
         from taskpgm.probes import load_probe
         from taskpgm.scoring import assemble, encode_contexts, measure_divergences, sample_positions
 
-        started = _Clock()
+        started = Clock()
         config, seeds = self.config, range(self.config.probes.seeds)
         probes = [load_probe(self._adapter(t.name, s), t.name, s) for s in seeds for t in config.tasks]
         names = [[probe.name for probe in probes if probe.seed == s] for s in seeds]
@@ -295,9 +289,9 @@ class Stages:
     def _blocks(
         self, pool: TaskPool, contexts: "Mapping[str, list[Encoded]]", probes: "Sequence[Probe]",
         columns: Mapping[str, Ints],
-    ) -> "tuple[dict[tuple[str, str], Block], float]":  # fmt: skip
+    ) -> tuple[dict[tuple[str, str], Block], float]:  # fmt: skip
         """All blocks, from the store where they are there, and the seconds that they took in all."""
-        from taskpgm.scoring import BASE, check_divergences_possible, score_sets
+        from taskpgm.scoring import check_divergences_possible, score_sets
 
         ids = {p.name: self._parts_digest(self._adapter(p.task, p.seed)) for p in probes}
 
@@ -307,12 +301,12 @@ class Stages:
             )
 
         everyone = [p.name for p in probes] + [BASE]
-        known = {name: _read_blocks(self.directory / "blocks" / f"{name}.npz") for name in contexts}
+        known = {name: read_blocks(self.directory / "blocks" / f"{name}.npz") for name in contexts}
         blocks: dict[tuple[str, str], Block] = {}
         seconds: dict[tuple[str, str], float] = {}
         for name, stored in known.items():
             for probe in everyone:
-                found = _usable(stored.get(key(probe, name)), columns.get(name) if probe != BASE else None)
+                found = usable(stored.get(key(probe, name)), columns.get(name) if probe != BASE else None)
                 if found is not None:
                     blocks[probe, name], seconds[probe, name] = found
         missing = {name: [p for p in everyone if (p, name) not in blocks] for name in contexts}
@@ -322,13 +316,13 @@ class Stages:
                 self.say(f"scoring {count} of {of} blocks; the others are there")
             if columns:
                 check_divergences_possible(self.lm, probes)
-            clock = _Clock()
+            clock = Clock()
             for name, new in score_sets(self.lm, contexts, probes, missing, columns, self.tell, self.say):
                 blocks |= new
                 seconds |= dict.fromkeys(new, clock.seconds / len(new))
                 kept = {key(p, n): (b, columns.get(n), seconds[p, n]) for (p, n), b in blocks.items() if n == name}
-                _write_blocks(self.directory / "blocks" / f"{name}.npz", kept)
-                clock = _Clock()
+                write_blocks(self.directory / "blocks" / f"{name}.npz", kept)
+                clock = Clock()
         return blocks, sum(seconds.values())
 
     # --- solve ---
@@ -339,7 +333,7 @@ class Stages:
         Raises:
             UserError: no scores, scores of other data or probes, or a setting that the energy cannot take.
         """
-        started = _Clock()
+        started = Clock()
         pool, scores, affinity, energy, bounds = self.problem()
         k = self.config.selection.k
         selection = select_tasks(energy, bounds, k) if k else None
@@ -388,7 +382,7 @@ class Stages:
     def sample(self) -> Result:
         """The training set `train.jsonl` in the mixture's proportions; solves first, which takes no model."""
         result = self.solve()
-        started = _Clock()
+        started = Clock()
         config = self.config.export
         layout = choose_format(result.pool, result.plan, config.format, self._stage("pool")["chat_template"])
         with atomic_file(self.directory / "train.jsonl") as path:
@@ -440,7 +434,7 @@ class Stages:
         if stages.pop(stage, None) is not None:
             self.directory.write_manifest(self.manifest)
 
-    def _record(self, stage: str, parts: Parts, started: "_Clock | None" = None, **facts: Any) -> None:
+    def _record(self, stage: str, parts: Parts, started: "Clock | None" = None, **facts: Any) -> None:
         if started is not None:
             facts = {"seconds": started.seconds, "peak_memory": started.peak(), **facts}
         facts["seconds"] = round(facts["seconds"], 3)
@@ -489,35 +483,6 @@ def _counted(mixture: Mixture, plan: RowPlan) -> dict[str, Any]:
     return {**data, "budget": {"unit": plan.unit, "size": plan.budget, "rows": len(plan)}}
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware, for the manifest."""
-    import os
-    import platform
-    import sys
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-    for package in ("numpy", "scipy", "torch", "transformers", "peft", "datasets", "tokenizers"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    hardware: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
-    hardware["processor"] = _processor()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        hardware["gpu"] = torch.cuda.get_device_name()
-    return {"taskpgm": __version__, "python": platform.python_version(), "versions": versions, "hardware": hardware}
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    import platform
-
-    return platform.processor()
-
-
 def allowed_shares(pool: TaskPool, config: Config) -> Bounds:
     """Least and largest share of every task and group, by the configuration and the supply.
 
@@ -539,62 +504,3 @@ def _source_digest(source: Source) -> list[str]:
     """Hashes of a source's local files; a hub id stands for itself."""
     paths = [source.path, getattr(source, "validation", None)]
     return [path_digest(Path(p)) if Path(p).exists() else p for p in paths if p]
-
-
-def _read_blocks(path: Path) -> dict[str, tuple["Block", Ints | None, float]]:
-    """Blocks of one set by key, with the columns of their hidden states and the seconds they took."""
-    from taskpgm.scoring import Block
-
-    if not path.exists():
-        return {}
-    with np.load(path, allow_pickle=False) as z:
-        arrays = {name: z[name] for name in z.files}
-    keys = {name.split("/")[0] for name in arrays}
-    return {
-        k: (
-            Block(arrays[f"{k}/logp"], arrays.get(f"{k}/hidden")),
-            arrays.get(f"{k}/columns"),
-            float(arrays[f"{k}/seconds"]),
-        )
-        for k in keys
-    }
-
-
-def _write_blocks(path: Path, blocks: Mapping[str, tuple["Block", Ints | None, float]]) -> None:
-    arrays: dict[str, Any] = {}
-    for key, (block, columns, seconds) in blocks.items():
-        arrays |= {f"{key}/logp": block.logp, f"{key}/seconds": np.array(seconds)}
-        if block.hidden is not None and columns is not None:
-            arrays |= {f"{key}/hidden": block.hidden, f"{key}/columns": columns}
-    with atomic_file(path) as scratch, scratch.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-def _usable(stored: tuple["Block", Ints | None, float] | None, wanted: Ints | None) -> tuple["Block", float] | None:
-    """A stored block with the hidden states at the wanted columns, and its seconds; None where it lacks some."""
-    from taskpgm.scoring import Block
-
-    if stored is None:
-        return None
-    block, columns, seconds = stored
-    if wanted is None:
-        return Block(block.logp), seconds
-    if columns is None or block.hidden is None or not np.isin(wanted, columns).all():
-        return None
-    place = {int(column): i for i, column in enumerate(columns)}
-    return Block(block.logp, block.hidden[[place[int(column)] for column in wanted]]), seconds
-
-
-class _Clock:
-    """Seconds and peak memory since it was made."""
-
-    def __init__(self) -> None:
-        reset_peak_memory()
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-    def peak(self) -> int:
-        return peak_memory()

@@ -8,7 +8,6 @@ costs its own probe on all sets and all probes on its own set.
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from taskpgm.blocks import BASE, Block, Blocks
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config
 from taskpgm.divergence import jsd_matrix, label_logp
@@ -25,19 +25,7 @@ from taskpgm.probes import Probe, derive_seed, installed
 from taskpgm.scores import Divergences, Floats, Ints, Scores
 from taskpgm.tasks import TaskPool, Tell, tell_nobody
 
-BASE = "base"  # the name of the base model's blocks
 ADAPTER_MEMORY = 2 << 30  # bytes of adapters that the model carries at a time
-
-
-@dataclass(frozen=True)
-class Block:
-    """One set under one probe."""
-
-    logp: NDArray[np.float32]  # (T_set,) context by context, position by position
-    hidden: NDArray[np.float32] | None = None  # (P_set, d) last hidden states at the sampled positions
-
-
-Blocks = dict[tuple[str, str], Block]  # (probe name or BASE, set) -> block
 
 
 def score_sets(

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -136,23 +135,6 @@ def file_digest(path: Path) -> str:
             file.seek(-(1 << 20), os.SEEK_END)
             found.update(file.read())
     return found.hexdigest()
-
-
-def reset_peak_memory() -> None:
-    """Start measuring `peak_memory` anew, where the system can (Linux)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> int:
-    """Largest resident memory of this process in bytes, since the last reset where the system can."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _flush(path: Path) -> None:
