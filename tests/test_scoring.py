@@ -14,7 +14,7 @@ from scipy.spatial.distance import jensenshannon
 
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import ModelConfig, parse_config
-from taskpgm.lm import load_model
+from taskpgm.lm import LanguageModel, load_model
 from taskpgm.probes import Probe, train_probes
 from taskpgm.scoring import BASE, assemble, measure_divergences, sample_positions, score_sets
 from taskpgm.tasks import Row
@@ -205,3 +205,22 @@ def test_a_probe_of_another_rank_scores_beside_the_others(model_folders, tmp_pat
     np.testing.assert_array_equal(
         blocks[probes[0].name, "sky"].logp, all_blocks(lm, rows, probes)[probes[0].name, "sky"].logp
     )
+
+
+def test_out_of_memory_halves_the_batch_and_is_told(model_folders, monkeypatch):
+    lm, rows, probes = setup(model_folders["llama"], last_layers=2)
+    expected = all_blocks(lm, rows, probes)
+    whole = LanguageModel.response_logits
+
+    def short_of_memory(self, ids, *rest):
+        if len(ids) > 1:
+            raise torch.OutOfMemoryError("Tried to allocate")
+        return whole(self, ids, *rest)
+
+    monkeypatch.setattr(LanguageModel, "response_logits", short_of_memory)
+    told = []
+    names = {name: [p.name for p in probes] for name in rows}
+    for name, blocks in score_sets(lm, rows, probes, names, warn=told.append):
+        for probe, _ in blocks:
+            np.testing.assert_allclose(blocks[probe, name].logp, expected[probe, name].logp, atol=1e-4)
+    assert any("out of memory with 2 rows in a batch" in sentence for sentence in told)
