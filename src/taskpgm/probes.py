@@ -58,9 +58,13 @@ class Probe:
 
     def save(self, folder: Path, **facts: Any) -> None:
         """Write PEFT's files and `training.json`, which also gets `facts`, into an existing folder."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        save_file(self.weights, folder / WEIGHTS, metadata={"format": "pt"})
+        try:
+            save_file(self.weights, folder / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk comes as one of these
+            raise OSError(f"{folder / WEIGHTS}: {error}") from error
         self.settings.save_pretrained(str(folder))
         record = {
             "task": self.task,

@@ -42,10 +42,10 @@ def verdict_lines(data: Mapping[str, Any]) -> list[str]:
     unit = " nats a token" if data["energy"]["kind"] == "likelihood" else ""
     lines = []
     for v in data["verdicts"]:
-        verdict = "better than" if v["better"] else "not shown to be better than"
+        verdict = "predicted better than" if v["better"] else "not shown to be better than"
         error = "" if v["standard_error"] is None else f" ± {v['standard_error']:.4f}"
         p = "" if v["p_value"] is None else f", p = {v['p_value']:.2g}"
-        lines.append(f"predicted {verdict} {v['reference']}: {v['gain']:+.4f}{error}{unit}, cross-fitted{p}")
+        lines.append(f"{verdict} {v['reference']}: {v['gain']:+.4f}{error}{unit}, cross-fitted{p}")
     if lines:
         lines.append("(errors and intervals cover the choice of contexts, and of probes where probes.seeds > 1)")
     return lines
