@@ -336,7 +336,6 @@ def test_a_shared_row_is_measured_once(tmp_path: Path) -> None:
 
 
 def test_saved_pool_comes_back(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     chat = {
         "messages": [
             {"role": "system", "content": "ü\u2028"},

@@ -131,26 +131,14 @@ class TaskPool:
         return {"sets": list(self.sets), "rows": self.overlap.tolist()}
 
     def save(self, folder: Path) -> None:
-        """Write rows.parquet and pool.json into the folder (not atomic; the store does that)."""
-        import pyarrow as pa
-        from pyarrow import parquet
-
+        """Write rows.jsonl and pool.json into the folder (not atomic; the store does that)."""
         folder.mkdir(parents=True, exist_ok=True)
-        sides = [(one.name, side, row) for one in self.all for side in SIDES for row in getattr(one, side)]
-        rows = [row for _, _, row in sides]
-        turn = pa.struct([("role", pa.string()), ("content", pa.string())])
-        columns = {
-            "set": pa.array([name for name, _, _ in sides], pa.string()),
-            "side": pa.array([side for _, side, _ in sides], pa.string()),
-            "messages": pa.array(
-                [[{"role": role, "content": text} for role, text in row.messages] for row in rows], pa.list_(turn)
-            ),
-            "tokens": pa.array([row.tokens for row in rows], pa.int64()),
-            "response_tokens": pa.array([row.response_tokens for row in rows], pa.int64()),
-            "truncated": pa.array([row.truncated for row in rows], pa.bool_()),
-            "key": pa.array([row.key for row in rows], pa.string()),
-        }
-        parquet.write_table(pa.table(columns), folder / "rows.parquet")
+        with (folder / "rows.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+            for one in self.all:
+                for side in SIDES:
+                    for r in getattr(one, side):
+                        line = [one.name, side, r.messages, r.tokens, r.response_tokens, r.truncated, r.key]
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
         described = [
             {"name": s.name, "kind": s.kind, "layout": s.layout, "columns": s.columns, "counts": asdict(s.counts)}
             for s in self.all
@@ -160,16 +148,14 @@ class TaskPool:
 
     @classmethod
     def load(cls, folder: Path) -> "TaskPool":
-        """Pool written by `save`; needs pyarrow, neither datasets nor torch."""
-        from pyarrow import parquet
-
+        """Pool written by `save`."""
         described = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
-        table = parquet.ParquetFile(folder / "rows.parquet").read().to_pydict()
         rows: dict[tuple[str, str], list[Row]] = {}
-        for i, turns in enumerate(table["messages"]):
-            messages = tuple((turn["role"], turn["content"]) for turn in turns)
-            row = Row(messages, *(table[column][i] for column in ("tokens", "response_tokens", "truncated", "key")))
-            rows.setdefault((table["set"][i], table["side"][i]), []).append(row)
+        with (folder / "rows.jsonl").open(encoding="utf-8", newline="\n") as file:
+            for line in file:
+                name, side, turns, *rest = json.loads(line)
+                messages = tuple((role, content) for role, content in turns)
+                rows.setdefault((name, side), []).append(Row(messages, *rest))
         sets = []
         for one in described["sets"]:
             train, contexts, validation = (tuple(rows.get((one["name"], side), ())) for side in SIDES)
