@@ -110,7 +110,7 @@ def demo(out: Out = Path("runs/demo")) -> None:
 @app.command()
 def probe(config: ConfigFile, out: Out) -> None:
     """Train one adapter a task; finished ones are kept."""
-    with _stages(load_config(config), out) as (stages, _):
+    with _stages(load_config(config), out) as stages:
         stages.probe()
     facts = stages.manifest["stages"]["probe"]
     screen.print(f"{facts['trained_tokens']} tokens trained in {facts['seconds']:.0f} s: {out}/adapters")
@@ -119,7 +119,7 @@ def probe(config: ConfigFile, out: Out) -> None:
 @app.command()
 def score(config: ConfigFile, out: Out) -> None:
     """Score every probe on the shared contexts; finished blocks are kept."""
-    with _stages(load_config(config), out) as (stages, _):
+    with _stages(load_config(config), out) as stages:
         stages.score()
     facts = stages.manifest["stages"]["score"]
     screen.print(f"{facts['scored_tokens']} tokens scored in {facts['seconds']:.0f} s: {out}/scores.npz")
@@ -146,7 +146,7 @@ def solve(
     if affinity is not None:
         energy, bounds = _solve_matrix(out, config, affinity, _energy(t, ridge), None, False), None
     else:
-        with _stages(_required(config), out) as (stages, _):
+        with _stages(_required(config), out) as stages:
             result = stages.solve()
         _show(out, result.affinity)
         energy, bounds = result.energy, result.mixture.bounds
@@ -178,7 +178,7 @@ def select(
         return
     settings = _required(config)
     settings = settings.model_copy(update={"selection": settings.selection.model_copy(update={"k": k})})
-    with _stages(settings, out) as (stages, _):
+    with _stages(settings, out) as stages:
         result = stages.solve()
         selection = result.selection
         if exhaustive:
@@ -195,7 +195,7 @@ def explain(config: ConfigFile, out: Out) -> None:
     from taskpgm.pipeline import write_json
     from taskpgm.summary import explanation_table
 
-    with _stages(load_config(config), out) as (stages, _):
+    with _stages(load_config(config), out) as stages:
         result = stages.solve()
         explanation = explained(result.energy, result.mixture)
         write_json(out / "explanation.json", explanation.to_dict())
@@ -205,14 +205,14 @@ def explain(config: ConfigFile, out: Out) -> None:
 @app.command()
 def sample(config: ConfigFile, out: Out) -> None:
     """Find the mixture from the scores and write the training set; takes no model."""
-    with _stages(load_config(config), out) as (stages, _):
+    with _stages(load_config(config), out) as stages:
         result = stages.sample()
     _show(out, result.affinity)
     screen.print(f"{len(result.plan)} rows: {out}/train.jsonl")
 
 
 def _run(config: Config, out: Path) -> None:
-    with _stages(config, out) as (stages, _):
+    with _stages(config, out) as stages:
         stages.probe()
         stages.score()
         result = stages.sample()
@@ -304,12 +304,12 @@ def _bars() -> Iterator[_Bars]:
 
 
 @contextmanager
-def _stages(config: Config, out: Path) -> Iterator[tuple[Any, _Bars]]:
+def _stages(config: Config, out: Path) -> Iterator[Any]:
     from taskpgm.pipeline import Stages
     from taskpgm.store import RunDirectory
 
     with RunDirectory(out) as directory, _bars() as bars:
-        yield Stages(config, directory, bars.tell, bars.say), bars
+        yield Stages(config, directory, bars.tell, bars.say)
 
 
 def _fail(word: str, sentence: str, code: int) -> None:
