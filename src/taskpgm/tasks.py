@@ -93,11 +93,6 @@ class TaskSet:
         """Hash of the contexts in order."""
         return _key_of(self.contexts)
 
-    @property
-    def validation_key(self) -> str:
-        """Hash of the validation rows in order."""
-        return _key_of(self.validation)
-
 
 @dataclass(frozen=True, eq=False)
 class TaskPool:
