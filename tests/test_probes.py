@@ -70,7 +70,7 @@ def test_training_is_that_of_a_plain_loop(architecture, last_layers, model_folde
     reloaded = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path / "a"
     )
-    with installed(lm, [found[task]]), torch.no_grad():
+    with installed(lm, [found[task]]) as use, use(found[task]), torch.no_grad():
         torch.testing.assert_close(lm.model(input_ids=ids).logits, reloaded(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
 
 
@@ -134,10 +134,10 @@ def test_out_of_memory_halves_the_batch_and_is_told(model_folders, monkeypatch):
     (expected,) = train_probes(lm, {"sums": rows["sums"]}, config)
     whole = LanguageModel.response_logits
 
-    def short_of_memory(self, ids, *rest):
-        if len(ids) > 2:
+    def short_of_memory(self, packed, *rest):
+        if len(packed.rows) > 2:
             raise torch.OutOfMemoryError("Tried to allocate")
-        return whole(self, ids, *rest)
+        return whole(self, packed, *rest)
 
     monkeypatch.setattr(LanguageModel, "response_logits", short_of_memory)
     told = []

@@ -108,7 +108,8 @@ def test_divergences_are_scipys_on_full_distributions(model_folders, tmp_path):
     sample = sample_positions(rows, 10_000, seed=0)
     blocks = all_blocks(lm, rows, probes, {n: c for n, (c, _) in sample.items()})
     names = [[p.name for p in probes]]
-    found = measure_divergences(lm, rows, sample, blocks, names)
+    hidden = {n: {p.name: blocks[p.name, n].hidden for p in probes} for n in rows}
+    found = measure_divergences(lm, rows, sample, hidden.__getitem__, names)
     full = []
     for probe in probes:
         (tmp_path / probe.task).mkdir()
@@ -212,10 +213,10 @@ def test_out_of_memory_halves_the_batch_and_is_told(model_folders, monkeypatch):
     expected = all_blocks(lm, rows, probes)
     whole = LanguageModel.response_logits
 
-    def short_of_memory(self, ids, *rest):
-        if len(ids) > 1:
+    def short_of_memory(self, packed, *rest):
+        if len(packed.rows) > 1:
             raise torch.OutOfMemoryError("Tried to allocate")
-        return whole(self, ids, *rest)
+        return whole(self, packed, *rest)
 
     monkeypatch.setattr(LanguageModel, "response_logits", short_of_memory)
     told = []

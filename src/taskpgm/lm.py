@@ -1,10 +1,10 @@
-"""`LanguageModel`: the base model, run in two parts, and batches by length.
+"""`LanguageModel`: the base model, run in two parts over packed rows, and batches by length.
 
-A probe adapts the last layers only, so the layers before are run once a batch: `prefix` gives the activations that
-enter layer `first`, `hidden` runs the rest. Rows are padded on the right, which a causal model never sees: no mask is
-passed, and a row's scores do not depend on its batch-mates.
+A probe adapts the last layers only, so the layers before are run once a batch: `trunk` gives the activations that enter
+layer `first`, `hidden` runs the rest. Rows come packed (`packing.py`): no padding, no mask, and a row's scores do not
+depend on its batch-mates.
 
-Shapes: B rows, L padded length, d hidden size, R response tokens.
+Shapes: N tokens of a packed batch, d hidden size, R response tokens, V vocabulary.
 """
 
 import contextlib
@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from taskpgm import packing
 from taskpgm.chat import Encoded, load_tokenizer
 from taskpgm.checkpoint import model_folder
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError, first_line
+from taskpgm.packing import Packed, attending, ends, pack, shared_prefix
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class LanguageModel:
     tokenizer: Any
     name: str
     layers: nn.ModuleList
-    plain_head: bool  # logits are exactly the output embedding of the last hidden state
+    plain_head: bool  # packed trunk, rest and output embedding give exactly the model's own logits
 
     @property
     def device(self) -> torch.device:
@@ -39,40 +41,92 @@ class LanguageModel:
 
     @property
     def token_budget(self) -> int:
-        """Padded tokens in a batch."""
+        """Tokens in a batch."""
         return 2048 if self.device.type == "cpu" else 16384
 
-    def prefix(self, ids_BL: Tensor, first: int) -> Tensor | None:
-        """(B, L, d) activations that enter layer `first`; None for the first layer, whose input is the embedding."""
-        if first == 0:
+    def shared_prefix(self, rows: Sequence[Encoded]) -> int:
+        """Number of first tokens that the model may run once for all these rows."""
+        return shared_prefix(rows) if self.plain_head else 0
+
+    def trunk(self, packed: Packed, first: int) -> Tensor | None:
+        """(N, d) activations that enter layer `first`; None for the first layer, whose input is the embedding."""
+        if first == 0 or not self.plain_head:
             return None
         with torch.no_grad(), _stopped_at(self.layers[first]) as seen, contextlib.suppress(_StoppedError):
-            self.model.base_model(input_ids=ids_BL, use_cache=False)
-        return seen[0]
+            self._run(packed)
+        return seen[0][0]
 
-    def hidden(self, ids_BL: Tensor, prefix_BLd: Tensor | None, first: int) -> Tensor:
-        """(B, L, d) last hidden states, final norm included, from the activations that enter layer `first`."""
-        if prefix_BLd is None:
-            return self.model.base_model(input_ids=ids_BL, use_cache=False).last_hidden_state
-        with _skipped(self.layers[:first]), _fed(self.layers[first], prefix_BLd):
-            return self.model.base_model(input_ids=ids_BL, use_cache=False).last_hidden_state
+    def hidden(self, packed: Packed, entering_Nd: Tensor | None, first: int) -> Tensor:
+        """(N, d) last hidden states, final norm included, from the activations that enter layer `first`."""
+        if entering_Nd is None:
+            return self._run(packed)
+        with _skipped(self.layers[:first]), _fed(self.layers[first], entering_Nd[None]):
+            return self._run(packed)
 
     def response_logits(
-        self, ids_BL: Tensor, response_BL: Tensor, prefix_BLd: Tensor | None = None, first: int = 0
+        self, packed: Packed, entering_Nd: Tensor | None = None, first: int = 0
     ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Blocks of (logits (r, V), labels (r,), last hidden states (r, d)) over the response tokens, row by row.
 
         A label at position t is predicted from position t-1. No hidden states where the head is not plain.
         """
-        labels_R = ids_BL[:, 1:][response_BL[:, 1:]]
         if not self.plain_head:
-            logits_BLV = self.model(input_ids=ids_BL, use_cache=False).logits
-            yield logits_BLV[:, :-1][response_BL[:, 1:]], labels_R, None
+            yield from self._whole(packed)
             return
-        hidden_Rd = self.hidden(ids_BL, prefix_BLd, first)[:, :-1][response_BL[:, 1:]]
+        hidden_Rd = self.hidden(packed, entering_Nd, first).index_select(0, packed.predict_R)
         head = self.model.get_output_embeddings()
-        for block in torch.arange(len(labels_R), device=labels_R.device).split(logit_rows(head.weight.shape[0])):
-            yield head(hidden_Rd[block]), labels_R[block], hidden_Rd[block]
+        for block in torch.arange(len(hidden_Rd), device=hidden_Rd.device).split(logit_rows(head.weight.shape[0])):
+            yield head(hidden_Rd[block]), packed.labels_R[block], hidden_Rd[block]
+
+    def _run(self, packed: Packed) -> Tensor:
+        # A mask of four dimensions is handed on as it is; the packed attention does not read it.
+        mask = torch.zeros(1, 1, 1, 1, device=self.device)
+        with attending(self.model, packed):
+            return self.model.base_model(
+                input_ids=packed.ids_N[None], position_ids=packed.position_N[None], attention_mask=mask,
+                use_cache=False,
+            ).last_hidden_state[0]  # fmt: skip
+
+    def _whole(self, packed: Packed) -> Iterator[tuple[Tensor, Tensor, None]]:
+        """The model's own logits, rows padded on the right, which a causal model never sees."""
+        ids_BL, response_BL = padded(packed.rows, self.tokenizer.pad_token_id, self.device)
+        logits_BLV = self.model(input_ids=ids_BL, use_cache=False).logits
+        yield logits_BLV[:, :-1][response_BL[:, 1:]], packed.labels_R, None
+
+
+class Trunk:
+    """Activations of rows of one set that enter layer `first`, each row run once while there is memory to keep it.
+
+    Shapes: N tokens of the packed rows, d hidden size.
+    """
+
+    def __init__(self, lm: LanguageModel, first: int, shared: int, memory: int = 1 << 30) -> None:
+        self.lm = lm
+        self.first = first
+        self.shared = shared
+        self.memory = memory  # bytes that may still be kept
+        self.kept: dict[int, tuple[Encoded, Tensor]] = {}  # the row too, so that its id stays its own
+        self.prefix: Tensor | None = None
+
+    def entering(self, packed: Packed) -> Tensor | None:
+        """(N, d) activations that enter layer `first`, as `LanguageModel.trunk` gives them."""
+        if self.first == 0 or not self.lm.plain_head:
+            return None
+        rests = {id(row): self.kept[id(row)][1] for row in packed.rows if id(row) in self.kept}
+        missing = list({id(row): row for row in packed.rows if id(row) not in rests}.values())
+        if missing:
+            batch = pack(missing, self.shared, self.lm.device)
+            run = self.lm.trunk(batch, self.first)
+            assert run is not None
+            self.prefix = run[: self.shared]
+            cuts = [ends(row) - self.shared for row in missing]
+            for row, rest in zip(missing, run[self.shared :].split(cuts), strict=True):
+                rests[id(row)] = rest
+                if self.memory >= rest.nbytes:
+                    self.kept[id(row)] = (row, rest)
+                    self.memory -= rest.nbytes
+        assert self.prefix is not None
+        return torch.cat([self.prefix, *(rests[id(row)] for row in packed.rows)])
 
 
 def logit_rows(vocabulary: int, copies: int = 3, budget: int = 256 << 20) -> int:
@@ -109,19 +163,25 @@ def load_model(config: ModelConfig) -> LanguageModel:
     finally:
         transformers_logging.enable_progress_bar()
     model = model.to(device).eval().requires_grad_(False)
+    packing.register()
     lm = LanguageModel(model, tokenizer, config.path, _decoder_layers(model), plain_head=True)
     return LanguageModel(model, tokenizer, config.path, lm.layers, plain_head=_runs_in_parts(lm))
 
 
-def batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Indices grouped so that rows of like length share a batch of at most `token_budget` padded tokens."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+def batches(lengths: Sequence[int], token_budget: int, shared: int = 0) -> Iterator[list[int]]:
+    """Indices grouped so that rows of like length share a batch of at most `token_budget` tokens.
+
+    Args:
+        lengths: tokens of each row, `shared` of which a batch holds only once.
+    """
     batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) + 1) * lengths[i] > token_budget:
+    tokens = shared
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch and tokens + lengths[i] - shared > token_budget:
             yield batch
-            batch = []
+            batch, tokens = [], shared
         batch.append(i)
+        tokens += lengths[i] - shared
     if batch:
         yield batch
 
@@ -217,17 +277,25 @@ def _decoder_layers(model: Any) -> nn.ModuleList:
 
 
 def _runs_in_parts(lm: LanguageModel) -> bool:
-    """Whether trunk, skipped layers and head reproduce the model's own logits (no soft cap, scale or shared state)."""
+    """Whether packed trunk, rest and head reproduce the model's own logits (no soft cap, scale or shared state)."""
     vocabulary = lm.model.get_input_embeddings().weight.shape[0]
-    ids = (torch.arange(24, device=lm.device).reshape(2, 12) * 7919 + 11) % vocabulary
-    response = torch.ones_like(ids, dtype=torch.bool)
-    with torch.no_grad():
-        whole = lm.model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
-        for first in {0, len(lm.layers) // 2, len(lm.layers) - 1}:
-            blocks = lm.response_logits(ids, response, lm.prefix(ids, first), first)
-            parts = torch.cat([logits for logits, *_ in blocks])
-            if not torch.allclose(whole.float(), parts.float(), rtol=2e-2, atol=2e-2):
-                return False
+    ids = (np.arange(36, dtype=np.int32).reshape(3, 12) * 7919 + 11) % vocabulary
+    ids[:, :5] = ids[0, :5]
+    rows = [Encoded(row[:length], np.arange(length) >= 6, False) for row, length in zip(ids, (12, 9, 12), strict=True)]
+    packed = pack(rows, 5, lm.device)
+    try:
+        with torch.no_grad():
+            whole = torch.cat([logits for logits, *_ in lm._whole(packed)]).float()
+            for first in {0, len(lm.layers) // 2, len(lm.layers) - 1}:
+                blocks = lm.response_logits(packed, lm.trunk(packed, first), first)
+                parts = torch.cat([logits for logits, *_ in blocks]).float()
+                if not torch.allclose(whole, parts, rtol=2e-2, atol=2e-2):
+                    return False
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        # Another kind of attention, cache or position: such a model is run whole.
+        if out_of_memory(error):
+            raise
+        return False
     return True
 
 

@@ -255,7 +255,13 @@ class Stages:
             of_tasks = {name: contexts[name] for name in pool.names}
             sample = sample_positions(of_tasks, config.affinity.jsd_positions, config.seed)
         blocks, seconds = self._blocks(pool, contexts, probes, {name: columns for name, (columns, _) in sample.items()})
-        divergences = measure_divergences(self.lm, contexts, sample, blocks, names, self.tell) if sample else None
+        divergences = None
+        if sample:
+
+            def hidden(name: str) -> Any:
+                return self._hidden_states(pool, name, sample[name][0], probes)
+
+            divergences = measure_divergences(self.lm, contexts, sample, hidden, names, self.tell)
         scores = assemble(pool.names, contexts, blocks, names, divergences)
         with atomic_file(path) as scratch:
             scores.save(scratch)
@@ -290,40 +296,64 @@ class Stages:
         self, pool: TaskPool, contexts: "Mapping[str, list[Encoded]]", probes: "Sequence[Probe]",
         columns: Mapping[str, Ints],
     ) -> tuple[dict[tuple[str, str], Block], float]:  # fmt: skip
-        """All blocks, from the store where they are there, and the seconds that they took in all."""
+        """All blocks without their hidden states, and the seconds that they took in all.
+
+        Those that are in the store are not made again; hidden states stay in the store, since n probes' would not fit.
+        """
         from taskpgm.scoring import check_divergences_possible, score_sets
 
-        ids = {p.name: self._parts_digest(self._adapter(p.task, p.seed)) for p in probes}
-
-        def key(probe: str, name: str) -> str:
-            return digest(
-                [self.fingerprint, ids.get(probe, BASE), pool[name].context_key, self.config.probes.max_length]
-            )
-
+        keys = {name: self._block_keys(pool, name, probes) for name in contexts}
         everyone = [p.name for p in probes] + [BASE]
-        known = {name: read_blocks(self.directory / "blocks" / f"{name}.npz") for name in contexts}
         blocks: dict[tuple[str, str], Block] = {}
         seconds: dict[tuple[str, str], float] = {}
-        for name, stored in known.items():
+        some = False
+        for name in contexts:
+            stored = read_blocks(self._block_file(name))
+            some |= bool(stored)
             for probe in everyone:
-                found = usable(stored.get(key(probe, name)), columns.get(name) if probe != BASE else None)
+                found = usable(stored.get(keys[name][probe]), columns.get(name) if probe != BASE else None)
                 if found is not None:
-                    blocks[probe, name], seconds[probe, name] = found
+                    blocks[probe, name], seconds[probe, name] = Block(found[0].logp), found[1]
         missing = {name: [p for p in everyone if (p, name) not in blocks] for name in contexts}
         if any(missing.values()):
-            if any(known.values()):
+            if some:
                 count, of = sum(map(len, missing.values())), len(everyone) * len(contexts)
                 self.say(f"scoring {count} of {of} blocks; the others are there")
             if columns:
                 check_divergences_possible(self.lm, probes)
             clock = Clock()
             for name, new in score_sets(self.lm, contexts, probes, missing, columns, self.tell, self.say):
-                blocks |= new
-                seconds |= dict.fromkeys(new, clock.seconds / len(new))
-                kept = {key(p, n): (b, columns.get(n), seconds[p, n]) for (p, n), b in blocks.items() if n == name}
-                write_blocks(self.directory / "blocks" / f"{name}.npz", kept)
+                spent = clock.seconds / len(new)
+                self._keep_blocks(name, keys[name], new, columns.get(name), spent)
+                blocks |= {k: Block(block.logp) for k, block in new.items()}
+                seconds |= dict.fromkeys(new, spent)
                 clock = Clock()
         return blocks, sum(seconds.values())
+
+    def _keep_blocks(
+        self, name: str, keys: Mapping[str, str], new: Mapping[tuple[str, str], Block], columns: Ints | None,
+        seconds: float,
+    ) -> None:  # fmt: skip
+        """Add blocks to the file of their set, which keeps those that are still of use."""
+        current = set(keys.values())
+        kept = {k: stored for k, stored in read_blocks(self._block_file(name)).items() if k in current}
+        kept |= {keys[probe]: (block, columns if probe != BASE else None, seconds) for (probe, _), block in new.items()}
+        write_blocks(self._block_file(name), kept)
+
+    def _block_file(self, name: str) -> Path:
+        return self.directory / "blocks" / f"{name}.npz"
+
+    def _block_keys(self, pool: TaskPool, name: str, probes: "Sequence[Probe]") -> dict[str, str]:
+        """By probe (and BASE), what a block of this set is made of."""
+        ids = {p.name: self._parts_digest(self._adapter(p.task, p.seed)) for p in probes} | {BASE: BASE}
+        made_of = [pool[name].context_key, self.config.probes.max_length]
+        return {probe: digest([self.fingerprint, adapter, *made_of]) for probe, adapter in ids.items()}
+
+    def _hidden_states(self, pool: TaskPool, name: str, columns: Ints, probes: "Sequence[Probe]") -> dict[str, Any]:
+        """Last hidden states of a set at these columns, by probe, from the store."""
+        stored, keys = read_blocks(self._block_file(name)), self._block_keys(pool, name, probes)
+        found = {p.name: usable(stored[keys[p.name]], columns) for p in probes}
+        return {probe: block[0].hidden for probe, block in found.items() if block}
 
     # --- solve ---
 

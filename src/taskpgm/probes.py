@@ -7,6 +7,7 @@ rows, their order and the run seed alone.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -21,10 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from taskpgm.adapters import LowRank, flatten, low_rank, patched
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config, LoraConfig
 from taskpgm.errors import UserError, first_line
-from taskpgm.lm import LanguageModel, batches, out_of_memory, padded
+from taskpgm.lm import LanguageModel, Trunk, batches, out_of_memory
+from taskpgm.packing import ends, pack
 from taskpgm.tasks import Row, Tell, tell_nobody
 
 WEIGHTS, SETTINGS, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
@@ -121,37 +124,18 @@ def train_probes(
     Raises:
         UserError: a loss that is not finite, with the task and the step.
     """
-    from peft import get_peft_model, get_peft_model_state_dict
-
-    settings = lora_settings(lm, config.probes.lora)
-    with _peft_quiet(), torch.random.fork_rng():
-        torch.manual_seed(derive_seed(config.seed, "adapter", str(seed)))
-        peft_model = get_peft_model(lm.model, settings)
-    parameters = [p for p in peft_model.parameters() if p.requires_grad]
-    start = [p.detach().clone() for p in parameters]
+    trainer = Trainer(lm, config, seed, warn)
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
     orders = {
         task: training_order(
             [row.response_tokens for row in of_task], config, derive_seed(config.seed, "order", task, str(seed))
         )
         for task, of_task in rows.items()
     }
-    progress = _Progress(sum(map(len, orders.values())), tell)
-    trainer = _Trainer(lm, parameters, _first_adapted(config.probes.lora, len(lm.layers)), config, progress, warn)
-    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
-    try:
-        for task, order in orders.items():
-            with torch.no_grad():
-                for parameter, initial in zip(parameters, start, strict=True):
-                    parameter.copy_(initial)
-            steps = _encoded_steps(encoder, rows[task], order)
-            losses = trainer.train(task, steps)
-            weights = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(peft_model).items()}
-            yield Probe(
-                task, seed, settings, weights, tuple(losses), sum(len(row.ids) for step in steps for row in step)
-            )
-    finally:
-        peft_model.unload()
-        lm.model.requires_grad_(False)
+    total, done = sum(map(len, orders.values())), itertools.count(1)
+    for task, order in orders.items():
+        steps = _encoded_steps(encoder, rows[task], order)
+        yield trainer.train(task, steps, lambda: tell("training probes", next(done), total))
 
 
 def training_order(response_tokens: Sequence[int], config: Config, seed: int) -> list[NDArray[np.int64]]:
@@ -205,9 +189,34 @@ def lora_settings(lm: LanguageModel, lora: LoraConfig) -> Any:
     )  # fmt: skip
 
 
+Use = Callable[["Probe | None"], contextlib.AbstractContextManager[None]]
+
+
 @contextlib.contextmanager
-def installed(lm: LanguageModel, probes: Sequence[Probe]) -> Iterator[Any]:
-    """Within, the model carries these probes as PEFT adapters; select one with `set_adapter(probe.name)`."""
+def installed(lm: LanguageModel, probes: Sequence[Probe]) -> Iterator[Use]:
+    """Within, the model carries these probes; `with use(probe)` it is under one of them, else it is the base model.
+
+    Raises:
+        UserError: an adapter that does not fit the model.
+    """
+    try:
+        updates = {p.name: low_rank(lm.model, p.settings, p.weights) for p in probes}
+    except ValueError as error:
+        raise _misfit(probes, lm, first_line(error)) from error
+    plain = {name: update for name, update in updates.items() if update is not None}
+    with patched(list(plain.values())) as switch, _peft_installed(lm, [p for p in probes if p.name not in plain]) as peft:
+
+        def use(probe: Probe | None) -> contextlib.AbstractContextManager[None]:
+            if probe is None or probe.name in plain:
+                return switch.use(plain[probe.name] if probe else None)
+            return _peft_switched(peft, probe)
+
+        yield use
+
+
+@contextlib.contextmanager
+def _peft_installed(lm: LanguageModel, probes: Sequence[Probe]) -> Iterator[Any]:
+    """Within, the model carries these probes as PEFT adapters, none of them active."""
     from peft import PeftModel, set_peft_model_state_dict
 
     peft_model = None
@@ -223,14 +232,26 @@ def installed(lm: LanguageModel, probes: Sequence[Probe]) -> Iterator[Any]:
                 except (ValueError, RuntimeError) as error:
                     if out_of_memory(error):
                         raise
-                    raise _misfit(probe, lm, first_line(error)) from error
+                    raise _misfit([probe], lm, first_line(error)) from error
                 if strange := _not_matched(loaded, probe):
-                    raise _misfit(probe, lm, strange)
+                    raise _misfit([probe], lm, strange)
         lm.model.requires_grad_(False)
+        if peft_model is not None:
+            peft_model.base_model.disable_adapter_layers()
         yield peft_model
     finally:
         if peft_model is not None:
             peft_model.unload()
+
+
+@contextlib.contextmanager
+def _peft_switched(peft_model: Any, probe: Probe) -> Iterator[None]:
+    peft_model.set_adapter(probe.name)
+    peft_model.base_model.enable_adapter_layers()
+    try:
+        yield
+    finally:
+        peft_model.base_model.disable_adapter_layers()
 
 
 def derive_seed(seed: int, *names: str) -> int:
@@ -239,65 +260,78 @@ def derive_seed(seed: int, *names: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-@dataclass
-class _Progress:
-    """Steps done over all tasks."""
+class Trainer:
+    """Trains adapters of one base alike: the same initialisation, schedule and number of steps, other rows.
 
-    total: int
-    tell: Tell
-    done: int = 0
+    The float32 weights of an adapter, and AdamW's two moments, are one flat tensor each. The layers use a copy in the
+    model's precision, whose gradient is added up in float32 over the batches of a step.
+    """
 
-    def step(self) -> None:
-        self.done += 1
-        self.tell("training probes", self.done, self.total)
+    def __init__(self, lm: LanguageModel, config: Config, seed: int = 0, warn: Callable[[str], None] = warnings.warn):
+        self.lm = lm
+        self.config = config.probes
+        self.seed = seed
+        self.warn = warn
+        self.first = _first_adapted(config.probes.lora, len(lm.layers))
+        self.settings = lora_settings(lm, config.probes.lora)
+        self.initial = _initial_weights(lm, self.settings, derive_seed(config.seed, "adapter", str(seed)))
+        self.budget = lm.token_budget  # tokens a batch; shrinks when memory runs out
 
+    def train(self, name: str, steps: Sequence[Sequence[Encoded]], tell: Callable[[], None] = lambda: None) -> Probe:
+        """The adapter trained on these rows, step by step; `tell` is called after each.
 
-@dataclass
-class _Trainer:
-    """The training loop; its token budget shrinks when memory runs out."""
-
-    lm: LanguageModel
-    parameters: list[Tensor]
-    first: int
-    config: Config
-    progress: _Progress
-    warn: Callable[[str], None]
-    budget: int = 0
-
-    def train(self, task: str, steps: list[list[Encoded]]) -> list[float]:
-        """Mean response loss of every step, after training the parameters in place."""
-        rate = self.config.probes.learning_rate
-        optimiser = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=0.0)
+        Raises:
+            UserError: a loss that is not finite, with the adapter's name and the step.
+        """
+        master = torch.nn.Parameter(flatten(self.initial).to(self.lm.device))
+        update, gradient = self._update(master)
+        optimiser = torch.optim.AdamW([master], lr=self.config.learning_rate, weight_decay=0.0, fused=True)
+        shared = self.lm.shared_prefix([row for step in steps for row in step])
+        trunk = Trunk(self.lm, self.first, shared)
         losses = []
-        for number, rows in enumerate(steps):
-            optimiser.param_groups[0]["lr"] = rate * _schedule(number, len(steps))
-            loss = self._gradient(rows, f"probe {task!r}, step {number + 1}")
-            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, 1.0))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise UserError(
-                    f"Probe {task!r} has loss {loss:.4g} and gradient norm {norm:.4g} at step {number + 1} of "
-                    f"{len(steps)}; lower probes.learning_rate ({rate:g}) or use model.dtype bfloat16 or float32. "
-                    "Finished probes are kept."
-                )
-            optimiser.step()
-            optimiser.zero_grad()
-            losses.append(loss)
-            self.progress.step()
-        return losses
+        with patched([update]) as switch, switch.use(update):
+            for number, rows in enumerate(steps):
+                optimiser.param_groups[0]["lr"] = self.config.learning_rate * _schedule(number, len(steps))
+                master.grad = torch.zeros_like(master)
+                loss = self._gradient(rows, trunk, master.grad, gradient, f"probe {name!r}, step {number + 1}")
+                norm = float(torch.nn.utils.clip_grad_norm_([master], 1.0))
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    raise UserError(
+                        f"Probe {name!r} has loss {loss:.4g} and gradient norm {norm:.4g} at step {number + 1} of "
+                        f"{len(steps)}; lower probes.learning_rate ({self.config.learning_rate:g}) or use model.dtype "
+                        "bfloat16 or float32. Finished probes are kept."
+                    )
+                optimiser.step()
+                with torch.no_grad():
+                    update.flat.copy_(master)
+                losses.append(loss)
+                tell()
+        tokens = sum(len(row.ids) for step in steps for row in step)
+        return Probe(name, self.seed, self.settings, update.weights(master.detach().cpu()), tuple(losses), tokens)
 
-    def _gradient(self, rows: list[Encoded], where: str) -> float:
-        """Mean loss; its gradient is left in the parameters. Smaller batches where memory runs out."""
-        self.budget = self.budget or self.lm.token_budget
+    def _update(self, master: Tensor) -> tuple[LowRank, Tensor]:
+        """The update that the layers use, and the flat tensor that collects its gradient."""
+        flat = master.detach().to(next(self.lm.model.parameters()).dtype, copy=True)
+        gradient = torch.zeros_like(flat)
+        update, collected = (low_rank(self.lm.model, self.settings, self.initial, t) for t in (flat, gradient))
+        assert update is not None and collected is not None, "probes are plain LoRA"
+        for weights, gradients in ((update.left, collected.left), (update.right, collected.right)):
+            for weight, of_weight in zip(weights, gradients, strict=True):
+                weight.requires_grad_().grad = of_weight
+        return update, gradient
+
+    def _gradient(self, rows: Sequence[Encoded], trunk: Trunk, total: Tensor, of_batch: Tensor, where: str) -> float:
+        """Mean loss; its gradient goes to `total`. Smaller batches where memory runs out."""
         longest = max(len(row.ids) for row in rows)
         while True:
             try:
-                return _accumulate(self.lm, rows, self.first, self.budget)
+                return _accumulate(self.lm, rows, trunk, self.budget, total, of_batch)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or self.budget <= longest:
                     raise
             self.budget //= 2
-            for parameter in self.parameters:
-                parameter.grad = None
+            total.zero_()
+            of_batch.zero_()
             self.warn(f"out of memory in {where}: going on with {self.budget} tokens a batch")
 
 
@@ -307,21 +341,37 @@ def _encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], order: list[NDArra
     return [[row for i in step if (row := encoded[int(i)]) is not None] for step in order]
 
 
-def _accumulate(lm: LanguageModel, rows: list[Encoded], first: int, token_budget: int) -> float:
-    """Mean loss over the response tokens of `rows`; its gradient is added to the parameters'."""
-    total = sum(int(row.response.sum()) for row in rows)
+def _accumulate(
+    lm: LanguageModel, rows: Sequence[Encoded], trunk: Trunk, token_budget: int, total: Tensor, of_batch: Tensor
+) -> float:
+    """Mean loss over the response tokens of `rows`; its gradient is added to `total`, through `of_batch`."""
+    labels = sum(int(row.response.sum()) for row in rows)
     loss_sum = 0.0
-    for batch in batches([len(row.ids) for row in rows], token_budget):
-        ids, response = padded([rows[i] for i in batch], lm.tokenizer.pad_token_id, lm.device)
-        prefix = lm.prefix(ids, first)
-        blocks = lm.response_logits(ids, response, prefix, first)
+    for batch in batches([ends(row) for row in rows], token_budget, trunk.shared):
+        packed = pack([rows[i] for i in batch], trunk.shared, lm.device)
+        blocks = lm.response_logits(packed, trunk.entering(packed), trunk.first)
         loss = sum(
             (torch.nn.functional.cross_entropy(z.float(), y, reduction="sum") for z, y, _ in blocks),
             start=torch.zeros((), device=lm.device),
         )
-        (loss / total).backward()
+        (loss / labels).backward()
+        total += of_batch
+        of_batch.zero_()
         loss_sum += float(loss.detach())
-    return loss_sum / total
+    return loss_sum / labels
+
+
+def _initial_weights(lm: LanguageModel, settings: Any, seed: int) -> dict[str, Tensor]:
+    """A fresh adapter of PEFT: A drawn from the seed, B zero."""
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    with _peft_quiet(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        peft_model = get_peft_model(lm.model, settings)
+    weights = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(peft_model).items()}
+    peft_model.unload()
+    lm.model.requires_grad_(False)
+    return weights
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -339,8 +389,9 @@ def _not_matched(loaded: Any, probe: Probe) -> str | None:
     return next(iter([*loaded.unexpected_keys, *missing]), None)
 
 
-def _misfit(probe: Probe, lm: LanguageModel, why: str) -> UserError:
-    return UserError(f"The adapter of task {probe.task!r} does not fit {lm.name!r} ({why}); is it of the same base?")
+def _misfit(probes: Sequence[Probe], lm: LanguageModel, why: str) -> UserError:
+    tasks = " or ".join(repr(probe.task) for probe in probes[:3])
+    return UserError(f"The adapter of task {tasks} does not fit {lm.name!r} ({why}); is it of the same base?")
 
 
 @contextlib.contextmanager

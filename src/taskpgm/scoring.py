@@ -5,7 +5,6 @@ asked for, the last hidden states at the set's sampled positions. Blocks do not 
 costs its own probe on all sets and all probes on its own set.
 """
 
-import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,11 +19,13 @@ from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config
 from taskpgm.divergence import jsd_matrix, label_logp
 from taskpgm.errors import UserError
-from taskpgm.lm import LanguageModel, batches, halving, padded
-from taskpgm.probes import Probe, derive_seed, installed
+from taskpgm.lm import LanguageModel, batches, halving
+from taskpgm.packing import Packed, ends, pack
+from taskpgm.probes import Probe, Use, derive_seed, installed
 from taskpgm.scores import Divergences, Floats, Ints, Scores
 from taskpgm.tasks import TaskPool, Tell, tell_nobody
 
+Hidden = NDArray[np.float32]  # (P, d) last hidden states at the sampled positions of a set
 ADAPTER_MEMORY = 2 << 30  # bytes of adapters that the model carries at a time
 
 
@@ -47,14 +48,14 @@ def score_sets(
     total = sum(len(names) for names in missing.values())
     done = 0
     for chunk in _chunks(probes):
-        with installed(lm, chunk) as peft_model:
+        with installed(lm, chunk) as use:
             for name, rows in contexts.items():
                 wanted: list[Probe | None] = [p for p in chunk if p.name in missing[name]]
                 if BASE in missing[name] and (not chunk or chunk[0] is probes[0]):
                     wanted.append(None)  # last, so that it shares the probes' prefix
                 if wanted:
                     kept = sampled.get(name) if sampled else None
-                    yield name, _score_set(lm, peft_model, name, rows, wanted, kept, warn)
+                    yield name, _score_set(lm, use, name, rows, wanted, kept, warn)
                     done += len(wanted)
                     tell("scoring", done, total)
 
@@ -80,7 +81,10 @@ def score_contexts(
     everyone = {name: [p.name for p in probes] + [BASE] for name in contexts}
     columns = {name: columns for name, (columns, _) in sample.items()}
     blocks = {k: b for _, new in score_sets(lm, contexts, probes, everyone, columns, tell) for k, b in new.items()}
-    divergences = measure_divergences(lm, contexts, sample, blocks, names, tell) if sample else None
+    divergences = None
+    if sample:
+        hidden = {name: {p.name: _hidden(blocks[p.name, name], p.name) for p in probes} for name in sample}
+        divergences = measure_divergences(lm, contexts, sample, hidden.__getitem__, names, tell)
     return assemble(pool.names, contexts, blocks, names, divergences)
 
 
@@ -157,13 +161,15 @@ def measure_divergences(
     lm: LanguageModel,
     contexts: Mapping[str, list[Encoded]],
     sample: Mapping[str, tuple[Ints, Floats]],
-    blocks: Mapping[tuple[str, str], Block],
+    hidden: Callable[[str], Mapping[str, Hidden]],
     names: Sequence[Sequence[str]],
     tell: Tell = tell_nobody,
 ) -> Divergences:
     """JSD between all pairs of probes at the sampled positions of the task sets, seed by seed.
 
-    `contexts` are those of all sets, since the groups follow from the smallest one.
+    Args:
+        contexts: those of all sets, since the groups follow from the smallest one.
+        hidden: last hidden states of a set at its sampled positions, by probe; asked for set by set.
     """
     head = lm.model.get_output_embeddings()
     counts = [[int(row.response.sum()) for row in rows] for rows in contexts.values()]
@@ -176,11 +182,12 @@ def measure_divergences(
         weight_PB = np.zeros((len(columns), groups))
         weight_PB[np.arange(len(columns)), group] = weights
         weight += weight_PB.sum(0)
+        of_set = hidden(name)
         for seed, of_seed in enumerate(names):
-            hidden = torch.from_numpy(np.stack([_hidden(blocks[p, name], p) for p in of_seed]))
+            hidden_NPd = torch.from_numpy(np.stack([of_set[probe] for probe in of_seed]))
             with torch.inference_mode():
                 sums = jsd_matrix(
-                    hidden, lambda h: head(h.to(lm.device, head.weight.dtype)), torch.from_numpy(weight_PB),
+                    hidden_NPd, lambda h: head(h.to(lm.device, head.weight.dtype)), torch.from_numpy(weight_PB),
                     head.weight.shape[0],
                 )  # fmt: skip
             total[seed] += sums.numpy()
@@ -199,22 +206,24 @@ def check_divergences_possible(lm: LanguageModel, probes: Sequence[Probe]) -> No
 
 
 def _score_set(
-    lm: LanguageModel, peft_model: Any, name: str, rows: list[Encoded], probes: Sequence[Probe | None],
+    lm: LanguageModel, use: Use, name: str, rows: list[Encoded], probes: Sequence[Probe | None],
     kept: Ints | None, warn: Callable[[str], None],
 ) -> Blocks:  # fmt: skip
     """Blocks of one set: every batch runs the shared layers once, then the rest under each probe."""
     order = {id(row): i for i, row in enumerate(rows)}
     logp: list[dict[int, NDArray[np.float32]]] = [{} for _ in probes]
     hidden: list[dict[int, NDArray[np.float32]]] = [{} for _ in probes]
+    shared = lm.shared_prefix(rows)
 
     def run(batch: Sequence[Encoded]) -> None:
         cuts = np.cumsum([int(row.response.sum()) for row in batch])[:-1]
         places = [order[id(row)] for row in batch]
-        for k, (logp_R, hidden_Rd) in enumerate(_score_batch(lm, peft_model, batch, probes, kept is not None)):
+        packed = pack(batch, shared, lm.device)
+        for k, (logp_R, hidden_Rd) in enumerate(_score_batch(lm, use, packed, probes, kept is not None)):
             logp[k].update(zip(places, np.split(logp_R, cuts), strict=True))
             hidden[k].update(zip(places, np.split(hidden_Rd, cuts), strict=True))
 
-    for batch in batches([len(row.ids) for row in rows], lm.token_budget):
+    for batch in batches([ends(row) for row in rows], lm.token_budget, shared):
         halving([rows[i] for i in batch], run, warn)
     blocks: Blocks = {}
     for k, probe in enumerate(probes):
@@ -232,39 +241,25 @@ def _score_set(
 
 @torch.inference_mode()
 def _score_batch(
-    lm: LanguageModel, peft_model: Any, batch: Sequence[Encoded], probes: Sequence[Probe | None], keep_hidden: bool
-) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    lm: LanguageModel, use: Use, packed: Packed, probes: Sequence[Probe | None], keep_hidden: bool
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """(R,) log-probabilities and (R, d or 0) hidden states of a batch under each probe, row by row."""
-    ids, response = padded(batch, lm.tokenizer.pad_token_id, lm.device)
-    prefixes: dict[int, Tensor | None] = {}
-    results = []
+    entering: dict[int, Tensor | None] = {}
     for probe in probes:
-        first = probe.first_layer(len(lm.layers)) if probe else max(prefixes, default=0)
-        with _under(peft_model, None):
-            prefixes.setdefault(first, lm.prefix(ids, first) if first not in prefixes else None)
+        first = probe.first_layer(len(lm.layers)) if probe else max(entering, default=0)
+        if first not in entering:
+            with use(None):
+                entering[first] = lm.trunk(packed, first)
         logp, hidden = [], []
-        with _under(peft_model, probe):
-            for logits, labels, states in lm.response_logits(ids, response, prefixes[first], first):
+        with use(probe):
+            for logits, labels, states in lm.response_logits(packed, entering[first], first):
                 logp.append(label_logp(logits, labels).cpu().numpy())
                 if keep_hidden and states is not None:
                     hidden.append(states.float().cpu().numpy())
-        results.append(
-            (np.concatenate(logp), np.concatenate(hidden) if hidden else np.zeros((sum(map(len, logp)), 0), np.float32))
+        yield (
+            np.concatenate(logp),
+            np.concatenate(hidden) if hidden else np.zeros((len(packed.labels_R), 0), np.float32),
         )
-    return results
-
-
-@contextlib.contextmanager
-def _under(peft_model: Any, probe: Probe | None) -> Iterator[None]:
-    """Within, the model is the base model under this probe, or the base model alone."""
-    if peft_model is None:
-        yield
-    elif probe is None:
-        with peft_model.disable_adapter():
-            yield
-    else:
-        peft_model.set_adapter(probe.name)
-        yield
 
 
 def _chunks(probes: Sequence[Probe]) -> Iterator[Sequence[Probe]]:
@@ -278,6 +273,6 @@ def _chunks(probes: Sequence[Probe]) -> Iterator[Sequence[Probe]]:
         yield probes[start : start + step]
 
 
-def _hidden(block: Block, probe: str) -> NDArray[np.float32]:
+def _hidden(block: Block, probe: str) -> Hidden:
     assert block.hidden is not None, f"no hidden states kept for {probe}"
     return block.hidden

@@ -1,0 +1,248 @@
+"""Training and scoring of probes against the usual ways, side by side in one run; prints tables and writes JSON.
+
+    python benchmarks/engine.py [--model M] [--config MIX.YAML] [--last-layers 8] [--parts training,scoring,...]
+
+Without a configuration: the embedded model and the demo's tasks. Times are medians of pairs, taken in turn.
+
+    training    n runs of transformers' Trainer with a PEFT LoRA on the same modules, same rows, same rows a batch
+    scoring     one model with n PEFT adapters, set_adapter in turn, padded batches, full logits, gather
+    divergence  JSD of every pair by log_softmax in float32 on the same hidden states
+    research    Trainer for every task, merged models saved, each loaded and run over every context
+    limit       torch.mm in the model's precision: square, and at the shapes of scoring
+    memory      working memory of scoring with 8 and with 64 probes; its time with 8, 16, 32 and 64
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from taskpgm.adapters import patched
+from taskpgm.chat import ChatEncoder, Encoded
+from taskpgm.checkpoint import model_folder
+from taskpgm.config import Config, load_config, parse_config
+from taskpgm.demo import write_demo
+from taskpgm.divergence import jsd_matrix
+from taskpgm.lm import load_model, padded
+from taskpgm.machine import Clock, environment
+from taskpgm.probes import Probe, Trainer, _encoded_steps, derive_seed, installed, train_probes, training_order
+from taskpgm.scoring import BASE, encode_contexts, score_sets
+from taskpgm.tasks import load_tasks
+
+screen = Console(width=110)
+warnings.filterwarnings("ignore")
+
+
+class Bench:
+    """Model, tasks and settings of one run, and the rows of its tables."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self.folder = folder
+        config = load_config(args.config) if args.config else write_demo(folder)
+        data = config.model_dump(exclude_none=True)
+        data["probes"] |= {"examples": args.rows * args.epochs, "batch": args.batch}
+        data["probes"]["lora"] = {"r": 16, "alpha": 32}
+        if args.last_layers:
+            data["probes"]["lora"]["last_layers"] = args.last_layers
+        if args.model:
+            data["model"] = {"path": args.model}
+        data["tasks"] = data["tasks"][: args.tasks]
+        self.args = args
+        self.config: Config = parse_config(data)
+        self.lm = load_model(self.config.model)
+        self.encoder = ChatEncoder(self.lm.tokenizer, self.config.probes.max_length)
+        self.pool = load_tasks(self.config, self.encoder.lengths)
+        self.contexts = encode_contexts(self.encoder, self.pool)
+        self.facts: dict[str, Any] = {**environment(), "threads": torch.get_num_threads(), "model": self.lm.name,
+                                      "last_layers": args.last_layers}  # fmt: skip
+
+    def steps(self, task: str) -> list[list[Encoded]]:
+        """What a probe of the task is trained on: `rows` of its rows, `epochs` times."""
+        rows = self.pool[task].train[: self.args.rows]
+        order = training_order(
+            [row.response_tokens for row in rows], self.config, derive_seed(0, "order", task, "0")
+        )
+        return _encoded_steps(self.encoder, rows, order)
+
+    def plain_model(self, folder: Path | str | None = None) -> Any:
+        """The model as transformers loads it."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(
+            folder or model_folder(self.config.model), dtype=next(self.lm.model.parameters()).dtype
+        ).to(self.lm.device)
+
+    def pad(self) -> int:
+        return self.lm.tokenizer.pad_token_id
+
+
+def timed(work: Any) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, result
+
+
+# --- training ---
+
+
+def training(bench: Bench) -> dict[str, Any]:
+    """Seconds a task, in turn; non-padding tokens a second."""
+    trainer = Trainer(bench.lm, bench.config)
+    trainer.train("warm-up", bench.steps(bench.pool.names[0])[:2])
+    pairs = []
+    for task in bench.pool.names[: bench.args.pairs]:
+        steps = bench.steps(task)
+        tokens = sum(len(row.ids) for step in steps for row in step)
+        ours, _ = timed(lambda: trainer.train(task, steps))
+        theirs, _ = timed(lambda: train_with_trainer(bench, steps))
+        pairs.append({"task": task, "tokens": tokens, "ours": tokens / ours, "Trainer + PEFT": tokens / theirs})
+        screen.print({k: v if isinstance(v, str) else round(v) for k, v in pairs[-1].items()})
+    return ratios(pairs, "Trainer + PEFT")
+
+
+def train_with_trainer(bench: Bench, steps: list[list[Encoded]], last_layers: Any = "same") -> Any:
+    """The PEFT model that transformers' Trainer makes of these rows, in its usual settings."""
+    from peft import get_peft_model
+    from transformers import Trainer as HFTrainer
+    from transformers import TrainingArguments
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    settings = Trainer(bench.lm, bench.config).settings
+    model = get_peft_model(bench.plain_model(), settings)
+    rows = [row for step in steps for row in step]
+
+    def collate(batch: list[Encoded]) -> dict[str, torch.Tensor]:
+        ids, response = padded(batch, bench.pad(), torch.device("cpu"))
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(batch):
+            mask[i, : len(row.ids)] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(response, ids, -100)}
+
+    arguments = TrainingArguments(
+        output_dir=str(bench.folder / "trainer"), per_device_train_batch_size=bench.args.batch, num_train_epochs=1,
+        learning_rate=bench.config.probes.learning_rate, report_to=[], save_strategy="no", logging_strategy="no",
+        disable_tqdm=True, remove_unused_columns=False, use_cpu=bench.lm.device.type == "cpu",
+    )  # fmt: skip
+    with contextlib.redirect_stdout(None):
+        HFTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collate).train()
+    return model
+
+
+# --- scoring ---
+
+
+def some_probes(bench: Bench, count: int) -> list[Probe]:
+    """Probes after two steps on one task or another: their size and cost are those of finished ones."""
+    trainer = Trainer(bench.lm, bench.config)
+    trained = [trainer.train(task, bench.steps(task)[:2]) for task in bench.pool.names[: min(count, 4)]]
+    return [
+        Probe(f"probe-{i}", 0, trained[0].settings, trained[i % len(trained)].weights) for i in range(count)
+    ]
+
+
+def score_ours(bench: Bench, probes: list[Probe], sampled: Any = None) -> dict[tuple[str, str], Any]:
+    names = {name: [p.name for p in probes] for name in bench.contexts}
+    found = score_sets(bench.lm, bench.contexts, probes, names, sampled)
+    return {key: block for _, blocks in found for key, block in blocks.items()}
+
+
+def score_with_peft(bench: Bench, model: Any, names: list[str]) -> dict[str, list[np.ndarray]]:
+    """The loop that people write: adapters in turn, padded batches, logits of all positions, gather."""
+    rows = [row for of_set in bench.contexts.values() for row in of_set]
+    found: dict[str, list[np.ndarray]] = {}
+    with torch.inference_mode():
+        for name in names:
+            if name:
+                model.set_adapter(name)
+            found[name] = []
+            for batch in itertools.batched(rows, 16) if hasattr(itertools, "batched") else _batched(rows, 16):
+                ids, response = padded(batch, bench.pad(), bench.lm.device)
+                mask = (torch.arange(ids.shape[1])[None] < torch.tensor([len(r.ids) for r in batch])[:, None]).long()
+                logits = model(input_ids=ids, attention_mask=mask.to(ids.device)).logits[:, :-1]
+                logp = logits.float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+                found[name].append(logp[response[:, 1:]].cpu().numpy())
+    return found
+
+
+def _batched(rows: list[Any], size: int) -> list[list[Any]]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+@contextlib.contextmanager
+def peft_with(bench: Bench, probes: list[Probe]) -> Any:
+    from peft import PeftModel, set_peft_model_state_dict
+
+    model = None
+    for probe in probes:
+        if model is None:
+            model = PeftModel(bench.plain_model(), probe.settings, adapter_name=probe.name)
+        else:
+            model.add_adapter(probe.name, probe.settings)
+        set_peft_model_state_dict(model, probe.weights, adapter_name=probe.name)
+    yield model.eval()
+
+
+def scoring(bench: Bench) -> dict[str, Any]:
+    """Non-padding tokens a second times probes: label log-probabilities alone."""
+    probes = some_probes(bench, min(6, len(bench.pool.names)))
+    tokens = sum(len(row.ids) for rows in bench.contexts.values() for row in rows)
+    pairs = []
+    with peft_with(bench, probes) as model:
+        for _ in range(bench.args.repeats):
+            ours, blocks = timed(lambda: score_ours(bench, probes))
+            theirs, found = timed(lambda: score_with_peft(bench, model, [p.name for p in probes]))
+            for probe in probes:
+                a = np.concatenate([blocks[probe.name, name].logp for name in bench.contexts])
+                error = float(np.median(np.abs(a - np.concatenate(found[probe.name]))))
+            pairs.append(
+                {"tokens": tokens * len(probes), "ours": tokens * len(probes) / ours,
+                 "adapter loop": tokens * len(probes) / theirs, "median difference": error}
+            )  # fmt: skip
+            screen.print({k: round(v, 3) for k, v in pairs[-1].items()})
+    return {"contexts": sum(map(len, bench.contexts.values())), **ratios(pairs, "adapter loop")}
+
+
+def ratios(pairs: list[dict[str, Any]], other: str) -> dict[str, Any]:
+    found = [pair["ours"] / pair[other] for pair in pairs]
+    return {
+        "ours": statistics.median(p["ours"] for p in pairs), other: statistics.median(p[other] for p in pairs),
+        "ratio": statistics.median(found), "lowest ratio": min(found), "highest ratio": max(found), "pairs": pairs,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--last-layers", type=int, default=0, help="0: all")
+    parser.add_argument("--tasks", type=int, default=None, help="the first so many tasks")
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=3, help="tasks that are trained both ways")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--parts", default="training,scoring")
+    parser.add_argument("--out", type=Path, default=Path("engine.json"))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(args, Path(folder))
+        for part in args.parts.split(","):
+            screen.rule(part)
+            bench.facts[part] = globals()[part](bench)
+            screen.print({k: v for k, v in bench.facts[part].items() if k != "pairs"})
+            args.out.write_text(json.dumps(bench.facts, indent=1) + "\n")
