@@ -1,5 +1,6 @@
 """A finished comparison as one self-contained HTML page: paired differences with intervals, and losses set by set."""
 
+import importlib.util
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from taskpgm.comparison import Comparison, Difference
+from taskpgm.errors import UserError
 from taskpgm.store import atomic_file
 
 COLOUR = {"better": "#1a7f37", "worse": "#cf222e", "no difference": "#57606a", "not tested": "#57606a"}
@@ -22,8 +24,10 @@ def write_picture(comparison: Comparison, path: Path) -> None:
     single comparisons, their colours the verdicts after correction. Cells are loss minus the reference's, by set.
 
     Raises:
-        ModuleNotFoundError: plotly is not installed.
+        UserError: plotly is not installed.
     """
+    if importlib.util.find_spec("plotly") is None:
+        raise UserError("The picture needs plotly; pip install 'taskpgm[report]'.")
     figures = [_dots(comparison), _cells(comparison)] if comparison.differences else []
     bodies = [
         figure.to_html(full_html=False, include_plotlyjs=i == 0, config={"displayModeBar": False, "responsive": True})
