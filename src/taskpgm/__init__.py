@@ -31,7 +31,10 @@ _HOME = {
     "KnobPath": "path", "trace_path": "path",
     "verify": "verify",
     "RowPlan": "plan", "plan_rows": "plan",
+    "baseline_mixture": "baselines", "within_supply": "baselines",
     "write_train_jsonl": "export",
+    "Comparison": "comparison", "Measurement": "comparison", "compare_measurements": "comparison",
+    "budget_equivalence": "comparison",
     "Result": "pipeline", "run": "pipeline",
 }  # fmt: skip
 __all__ = sorted(_HOME)

@@ -75,17 +75,22 @@ def write_data(folder: Path) -> None:
                 scratch.write_text("".join(generate(name, rows)), encoding="utf-8")
 
 
-def generate(name: str, rows: int) -> list[str]:
-    """Distinct rows of one generator as JSON Lines, seeded by its name."""
+def generate(name: str, rows: int, words: int | None = None) -> list[str]:
+    """Distinct rows of one generator as JSON Lines, seeded by its name.
+
+    Left out: rows without an answer, and prompts of more than so many words. Fewer rows come back where four times as
+    many draws do not yield them.
+    """
     import reasoning_gym
 
     data = reasoning_gym.create_dataset(name, size=4 * rows, seed=sum(name.encode()))
     lines: dict[str, None] = {}
     for item in data:
-        if len(lines) < rows:
-            lines[
-                json.dumps({"prompt": item["question"], "completion": str(item["answer"])}, ensure_ascii=False) + "\n"
-            ] = None
+        if len(lines) == rows:
+            break
+        row = {"prompt": item["question"], "completion": str(item["answer"])}
+        if row["completion"].strip() and (words is None or len(row["prompt"].split()) <= words):
+            lines[json.dumps(row, ensure_ascii=False) + "\n"] = None
     return list(lines)
 
 

@@ -7,14 +7,17 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from taskpgm.affinity import Affinity
+from taskpgm.comparison import Comparison, Estimate, Summary, verdict_sentence
 from taskpgm.config import Config
 from taskpgm.explain import Explanation, strongest_pairs
 from taskpgm.selection import Selection
 from taskpgm.tasks import TaskPool
 
 COLUMN = {"size-proportional": "by size"}
+VERDICT_STYLE = {"better": "green", "worse": "red"}
 
 
 def mixture_table(data: Mapping[str, Any]) -> Table:
@@ -101,6 +104,56 @@ def explanation_table(explanation: Explanation) -> RenderableType:
         loss = "cannot" if one.loss is None else f"{one.loss:.4g}"
         table.add_row(one.task, loss, ", ".join(f"{name} {change:+.1%}" for name, change in takers if change > 0))
     return Group(table, *(f"interchangeable: {', '.join(group)}" for group in explanation.clusters))
+
+
+def comparison_view(comparison: Comparison) -> RenderableType:
+    """Every mixture's averages and worst task, the judged one first, then a sentence for each difference."""
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+    table.add_column("mixture", overflow="fold")
+    for quantity in comparison.quantities:
+        table.add_column(quantity, justify="right", no_wrap=True)
+    if comparison.tasks:
+        table.add_column("worst task", overflow="fold")
+        table.add_column("", justify="right", no_wrap=True)
+    table.add_column("seeds", justify="right")
+    for summary in comparison.summaries:
+        cells = [_average(summary.averages[q], q.endswith("accuracy")) for q in comparison.quantities]
+        cells += _worst(summary, comparison) if comparison.tasks else []
+        seeds = sum(m.mixture == summary.mixture for m in comparison.measurements)
+        table.add_row(Text(summary.mixture), *cells, str(seeds))
+    lines = []
+    for quantity in comparison.quantities:
+        lines += [Text()] * bool(comparison.differences)
+        lines += [
+            Text(verdict_sentence(one, comparison.level), style=VERDICT_STYLE.get(one.verdict, ""))
+            for one in comparison.differences
+            if one.quantity == quantity
+        ]
+    return Group(table, *(Text(note, style="dim") for note in _comparison_notes(comparison)), *lines)
+
+
+def _average(e: Estimate, percent: bool) -> str:
+    unit, digits = (100, 1) if percent else (1, 3)
+    half = "" if e.high is None else f" ± {(e.high - e.mean) * unit:.{digits}f}"
+    return f"{e.mean * unit:.{digits}f}{half}{' %' * percent}"
+
+
+def _worst(summary: Summary, comparison: Comparison) -> list[str]:
+    if summary.worst is None or summary.worst_task is None:
+        return ["", ""]
+    if comparison.reference != "uniform":
+        return [summary.worst_task, f"{summary.worst.mean:.3f}"]
+    return ["", ""] if summary.mixture == "uniform" else [summary.worst_task, f"{summary.worst.mean:+.3f}"]
+
+
+def _comparison_notes(comparison: Comparison) -> list[str]:
+    notes = [f"losses in nats a token ± half of the {100 * comparison.level:g} % interval over seeds"]
+    if comparison.tasks:
+        what = "loss" if comparison.reference != "uniform" else "loss increase over uniform"
+        notes.append(f"worst task: the one with the largest {what}")
+    if any(one.corrected is not None for one in comparison.differences):
+        notes.append("differences paired by seed; p after Holm's correction for the number of mixtures compared")
+    return notes
 
 
 def pool_view(pool: TaskPool, config: Config) -> RenderableType:

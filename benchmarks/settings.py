@@ -1,0 +1,151 @@
+"""The experiments of the results page: pools of tasks, targets and their `mix.yaml`, one folder a setting.
+
+    python benchmarks/settings.py OUT                               # demo, skewed, fresh
+    python benchmarks/settings.py OUT --pool DIR --targets DIR      # and nlp, from your own JSON Lines files
+
+demo is the demo's pool. skewed has 16 tasks, half of them in two families that repeat each other, sizes 30 to 1. fresh
+shares no generator with these two: it is for confirming what they decided. nlp takes DIR/train/NAME.jsonl and, where
+there is one, DIR/validation/NAME.jsonl as tasks and DIR/NAME.jsonl as targets, sampled down to the sizes below.
+
+Targets are never trained on. Of each target, contexts choose the mixture and the other rows evaluate it. Files are the
+same on every machine: generators are seeded by their name, and Python's hash seed, which some draw from, is 0.
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from taskpgm import demo
+from taskpgm.store import atomic_file
+
+BUDGET = "{examples: 288, max_epochs: 4}"
+PROBES = "{{examples: 96, batch: 8, learning_rate: 1.0e-3, max_length: {length}, lora: {{last_layers: 8}}}}"
+CONTEXTS = 12  # a set; of a target the rows beyond them are for evaluation
+TARGET_ROWS = 64
+VALIDATION_ROWS = 24  # a task, in a file of their own: a tenth of a small task would be a row or two
+WORDS = 120  # the longest prompt of a generator
+LENGTH, NLP_LENGTH = 256, 512  # tokens
+NLP_ROWS = 900  # of a task at most
+
+SUMS = ("chain_sum", "basic_arithmetic", "decimal_chain_sum", "decimal_arithmetic")
+LISTS = ("word_sorting", "sentence_reordering", "number_filtering", "word_sequence_reversal")
+# From the largest to the smallest; the families are spread over the sizes.
+SKEWED = (
+    SUMS[0], LISTS[0], "letter_counting", SUMS[1], LISTS[1], "syllogism", "leg_counting", SUMS[2],
+    "simple_equations", LISTS[2], "ransom_note", "time_intervals", SUMS[3], "gcd", LISTS[3], "base_conversion",
+)  # fmt: skip
+SKEWED_SIZES = (900, 30)
+SKEWED_TARGETS = (
+    "products", "complex_arithmetic",  # sums
+    "word_ladder", "number_format",  # lists
+    "spell_backward", "isomorphic_strings", "lcm", "calendar_arithmetic",  # letters, ransom notes, divisors, times
+)  # fmt: skip
+FRESH = (
+    "prime_factorization", "caesar_cipher", "family_relationships", "fraction_simplification", "knights_knaves",
+    "bitwise_arithmetic", "number_sequence", "simple_geometry", "color_cube_rotation", "count_primes", "coin_flip",
+    "binary_alternation",
+)  # fmt: skip
+FRESH_SIZES = (600, 50)
+FRESH_TARGETS = ("count_bits", "letter_jumble", "aiw", "dice", "advanced_geometry", "power_function")
+
+
+def spread(names, sizes):
+    """Rows by name, geometric from the first size to the last."""
+    first, last = sizes
+    return {name: round(first * (last / first) ** (i / (len(names) - 1))) for i, name in enumerate(names)}
+
+
+SETTINGS = {
+    "demo": (demo.ROWS, demo.TARGETS),
+    "skewed": (spread(SKEWED, SKEWED_SIZES), SKEWED_TARGETS),
+    "fresh": (spread(FRESH, FRESH_SIZES), FRESH_TARGETS),
+}
+
+
+def write_generated(folder, tasks, targets):
+    """A setting's data and its mix.yaml, from generators."""
+    for name, rows in tasks.items():
+        lines = _generated(name, rows + VALIDATION_ROWS)
+        _write(folder / f"data/{name}.jsonl", lines[:rows])
+        _write(folder / f"data/{name}.validation.jsonl", lines[rows:])
+    for name in targets:
+        _write(folder / f"data/{name}.jsonl", _generated(name, TARGET_ROWS))
+    _write(folder / "mix.yaml", [mix(tasks, targets, LENGTH, tasks)])
+
+
+def write_nlp(folder, pool, targets):
+    """The setting of a user's own files, sampled to what a small machine can train and evaluate."""
+    files = sorted((pool / "train").glob("*.jsonl"))
+    held = {file.stem: pool / "validation" / file.name for file in files}
+    held = {name: file for name, file in held.items() if file.is_file()}
+    goals = sorted(targets.glob("*.jsonl"))
+    if not files or not goals:
+        sys.exit(f"{pool}/train/*.jsonl are {len(files)} tasks and {targets}/*.jsonl {len(goals)} targets; give some.")
+    both = {file.stem for file in files} & {file.stem for file in goals}
+    if both:
+        sys.exit(f"{', '.join(sorted(both))} is a task and a target; rename one of the files.")
+    for file in files:
+        _write(folder / f"data/{file.name}", _sampled(file, NLP_ROWS))
+    for name, file in held.items():
+        _write(folder / f"data/{name}.validation.jsonl", _sampled(file, VALIDATION_ROWS))
+    for file in goals:
+        _write(folder / f"data/{file.name}", _sampled(file, TARGET_ROWS))
+    names = [file.stem for file in files]
+    _write(folder / "mix.yaml", [mix(names, [file.stem for file in goals], NLP_LENGTH, held)])
+
+
+def mix(tasks, targets, length, held):
+    """The mix.yaml of a setting; tasks in `held` have a file of validation rows."""
+    lines = ["# Written by benchmarks/settings.py. Every field is described by `taskpgm init`.", "tasks:"]
+    for name in tasks:
+        validation = f", validation: data/{name}.validation.jsonl" if name in held else ""
+        lines.append(f"  - {{name: {name}, path: data/{name}.jsonl{validation}}}")
+    lines += ["targets:", *(f"  - {{name: {name}, path: data/{name}.jsonl}}" for name in targets)]
+    lines += [f"budget: {BUDGET}", f"probes: {PROBES.format(length=length)}"]
+    lines += [f"contexts: {{per_set: {CONTEXTS}, validation: {VALIDATION_ROWS}}}", "seed: 0"]
+    return "\n".join(lines) + "\n"
+
+
+def _generated(name, rows):
+    lines = demo.generate(name, rows, WORDS)
+    if len(lines) < rows:
+        sys.exit(
+            f"The generator {name} gave {len(lines)} distinct rows of at most {WORDS} words, but {rows} are needed."
+        )
+    return lines
+
+
+def _sampled(file, rows):
+    """So many distinct lines of the file, those of lowest hash, whatever their order."""
+    lines = {line + "\n" for line in file.read_text(encoding="utf-8").split("\n") if line.strip()}
+    return sorted(lines, key=lambda line: hashlib.blake2b(line.encode()).digest())[:rows]
+
+
+def _write(path, lines):
+    with atomic_file(path) as scratch:
+        scratch.write_text("".join(lines), encoding="utf-8")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--pool", type=Path, metavar="DIR", help="tasks of nlp: DIR/train and DIR/validation")
+    parser.add_argument("--targets", type=Path, metavar="DIR", help="targets of nlp")
+    given = parser.parse_args()
+    if (given.pool is None) != (given.targets is None):
+        parser.error("nlp needs both --pool and --targets")
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        sys.exit(subprocess.run([sys.executable, *sys.argv], env={**os.environ, "PYTHONHASHSEED": "0"}).returncode)
+    for name, (tasks, targets) in SETTINGS.items():
+        write_generated(given.out / name, tasks, targets)
+        print(f"{given.out / name}/mix.yaml: {len(tasks)} tasks, {len(targets)} targets", flush=True)
+    if given.pool:
+        write_nlp(given.out / "nlp", given.pool, given.targets)
+        print(f"{given.out}/nlp/mix.yaml")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,442 @@
+"""`Comparison`: what a finished comparison of mixtures shows, and how sure it is.
+
+Every mixture was trained and evaluated with the same seeds; everything here is a statistic over those seeds. Losses
+are negative log-likelihoods in nats a token. The first mixture is the one that is judged.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+from scipy.optimize import isotonic_regression
+
+from taskpgm.errors import UserError
+from taskpgm.scores import Floats
+
+Quantity = Literal["targets", "tasks", "target accuracy", "task accuracy"]
+Verdict = Literal["better", "worse", "no difference", "not tested"]
+UNIFORM = "uniform"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One mixture trained with one seed, evaluated on every set."""
+
+    mixture: str
+    seed: int
+    loss: Mapping[str, float]  # nats a token, by set
+    accuracy: Mapping[str, float] = field(default_factory=dict)  # 0 to 1, by set; any sets, alike in all measurements
+    rows: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over seeds and its interval by Student's t; no interval from one seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one mixture reached: macro averages by quantity, and where it did worst.
+
+    `worst` is the task of the largest mean loss increase over uniform where uniform was measured, else of the largest
+    mean loss; its interval is that of this task, as if it had been named beforehand. None without tasks, or where no
+    seed is shared with uniform.
+    """
+
+    mixture: str
+    averages: Mapping[Quantity, Estimate]
+    worst_task: str | None
+    worst: Estimate | None
+    losses: Mapping[str, Estimate]  # by set
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first mixture minus another, paired by seed, in one quantity.
+
+    `p_value` is two-sided, by a t-test over the seeds that both have; `corrected` is Holm's over all comparisons of
+    this quantity. The interval is that of this comparison alone. Relative numbers are in parts of the other mixture's
+    mean over these seeds, which is taken as known.
+    """
+
+    quantity: Quantity
+    other: str
+    estimate: Estimate
+    relative: float | None  # None where that mean is not positive
+    relative_low: float | None
+    relative_high: float | None
+    p_value: float | None
+    corrected: float | None
+    comparisons: int  # with a p-value, in this quantity
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Summaries of all mixtures and the first one's differences from the others."""
+
+    mixtures: tuple[str, ...]
+    tasks: tuple[str, ...]
+    targets: tuple[str, ...]
+    weights: Mapping[str, float]  # of targets, sum to one
+    level: float
+    summaries: tuple[Summary, ...]  # in the order of `mixtures`
+    differences: tuple[Difference, ...]
+    measurements: tuple[Measurement, ...]
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Targets, then tasks."""
+        return self.targets + self.tasks
+
+    @property
+    def quantities(self) -> tuple[Quantity, ...]:
+        """What was averaged."""
+        return tuple(self.summaries[0].averages)
+
+    @property
+    def reference(self) -> str:
+        """Uniform where it was measured, else the judged mixture: what losses of single sets are compared with."""
+        return UNIFORM if UNIFORM in self.mixtures else self.mixtures[0]
+
+    def __getitem__(self, mixture: str) -> Summary:
+        """The summary of the mixture of that name."""
+        return self.summaries[self.mixtures.index(mixture)]
+
+    def excess(self, mixture: str, one: str) -> Estimate | None:
+        """Loss on set `one` minus the reference's, paired by seed; None where they share no seed."""
+        runs = _by_seed(self.measurements)
+        values = _loss_on(one).differences(runs[mixture], runs[self.reference])
+        return t_interval(values, self.level) if values else None
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The verdict on every difference, in words."""
+        return tuple(verdict_sentence(difference, self.level) for difference in self.differences)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: everything, the verdicts in words and the measurements included."""
+        return {**asdict(self), "sentences": list(self.sentences)}
+
+
+def compare_measurements(
+    measurements: Iterable[Measurement],
+    tasks: Sequence[str],
+    targets: Sequence[str],
+    weights: Mapping[str, float] | None = None,
+    level: float = 0.95,
+) -> Comparison:
+    """Comparison of all mixtures that were measured, in order of appearance; the first is judged against the others.
+
+    Args:
+        measurements: each (mixture, seed) once; losses of all tasks and targets.
+        tasks: names of the tasks, averaged with equal weights.
+        targets: names of the targets; may be empty.
+        weights: of the targets in their average; equal where left out.
+        level: of the intervals; a difference counts where its corrected p-value is below 1 − level.
+
+    Raises:
+        UserError: no measurement, one given twice, a set without loss or with one that is not finite, accuracies of
+            some sets in one measurement and of others in another, no seed shared with the first mixture, or weights
+            that are none.
+    """
+    runs = tuple(measurements)
+    tasks, targets = tuple(tasks), tuple(targets)
+    _check(runs, tasks, targets)
+    weights = _normalised(targets, weights)
+    quantities = _quantities(runs[0], tasks, weights)
+    by_seed = _by_seed(runs)
+    judged, *others = by_seed
+    _check_shared(judged, others, by_seed)
+    summaries = tuple(_summary(name, by_seed, quantities, tasks, targets + tasks, level) for name in by_seed)
+    found = [_differences(quantity, one, judged, others, by_seed, level) for quantity, one in quantities.items()]
+    differences = tuple(difference for one in found for difference in one)
+    return Comparison(tuple(by_seed), tasks, targets, weights, level, summaries, differences, runs)
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
+    """Mean ± t_{n−1} s/√n of independent values; no interval from one of them."""
+    n, mean = len(values), fmean(values)
+    if n < 2:
+        return Estimate(mean, None, None, n)
+    half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def t_test(values: Sequence[float]) -> float | None:
+    """Two-sided p-value of a mean of zero; None from one value, 0 or 1 where all values are equal."""
+    n, mean = len(values), fmean(values)
+    if n < 2:
+        return None
+    error = float(np.std(values, ddof=1)) / math.sqrt(n)
+    return float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's corrected p-values (1979): sorted upwards, p_(k) times (m − k), k = 0.., made monotone, at most 1."""
+    m = len(p_values)
+    corrected, largest = [0.0] * m, 0.0
+    for k, i in enumerate(sorted(range(m), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (m - k) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """How many rows the reference needs to reach our loss: geometric mean over seeds, with its interval.
+
+    Where some seed's loss lies outside what the reference was measured on, that seed counts at the nearest end:
+    `rows` is then a bound (`beyond`: at least, `below`: at most), the interval is open on that side, and its other
+    end is that of the seeds' own range, since Student's t does not hold.
+    """
+
+    rows: float
+    low: float | None
+    high: float | None
+    seeds: int
+    below: int  # seeds that the reference beats with its fewest rows
+    beyond: int  # seeds that it does not reach with its most
+
+    def times(self, budget: int) -> str:
+        """The rows as multiples of the budget, in words: '2.1x (1.6x to 2.8x)', '>4x', '<0.5x'."""
+        if self.below and self.beyond:
+            return f"unknown: {self.below} of {self.seeds} seeds below and {self.beyond} beyond what was measured"
+        sign = ">" if self.beyond else "<" if self.below else ""
+        text = f"{sign}{self.rows / budget:.2g}x"
+        part = self.beyond or self.below
+        if part and part < self.seeds:
+            return f"{text} ({part} of {self.seeds} seeds outside what was measured)"
+        if self.low is None or self.high is None or part:
+            return text
+        return f"{text} ({self.low / budget:.2g}x to {self.high / budget:.2g}x)"
+
+
+def budget_equivalence(
+    reference_losses: Mapping[int, Mapping[int, float]], ours: Mapping[int, float], level: float = 0.95
+) -> Equivalence:
+    """Rows with which the reference reaches our loss, seed by seed on its own curve of loss against rows.
+
+    A seed's curve is the non-increasing function nearest to its losses (isotonic regression), linear in log rows
+    between the sizes measured; the answer is where it first comes down to our loss. Nothing is extrapolated. The mean
+    and its t-interval are those of log rows.
+
+    Args:
+        reference_losses: rows -> seed -> loss; at least two sizes, a seed at every size or it is left out.
+        ours: seed -> loss, all at the same budget.
+
+    Raises:
+        UserError: fewer than two sizes, no seed that all have, or a loss that is not finite.
+    """
+    rows = sorted(reference_losses)
+    if len(rows) < 2:
+        raise UserError(f"A curve of loss against rows needs at least two sizes, but {len(rows)} was measured.")
+    seeds = sorted(set(ours).intersection(*reference_losses.values()))
+    if not seeds:
+        raise UserError("No seed was measured at every size and with our mixture; use the same seeds for all.")
+    for where, losses in (("ours", ours), *((f"{size} rows", reference_losses[size]) for size in rows)):
+        for seed in seeds:
+            if not math.isfinite(losses[seed]):
+                raise UserError(f"The loss of seed {seed} ({where}) is {losses[seed]}; train and evaluate it again.")
+    logs = np.log(rows)
+    curves = [
+        isotonic_regression([reference_losses[size][seed] for size in rows], increasing=False).x for seed in seeds
+    ]
+    found = [_first_reached(curve, logs, ours[seed]) for curve, seed in zip(curves, seeds, strict=True)]
+    below = sum(ours[seed] > float(curve[0]) for curve, seed in zip(curves, seeds, strict=True))
+    beyond = sum(ours[seed] < float(curve[-1]) for curve, seed in zip(curves, seeds, strict=True))
+    estimate = t_interval(found, level)
+    low, high = (None if end is None else math.exp(end) for end in (estimate.low, estimate.high))
+    if below or beyond:
+        low = 0.0 if below else math.exp(min(found))
+        high = math.inf if beyond else math.exp(max(found))
+    return Equivalence(math.exp(estimate.mean), low, high, len(seeds), below, beyond)
+
+
+def _first_reached(curve: Floats, logs: Floats, loss: float) -> float:
+    """Log rows at which a non-increasing curve first comes down to the loss; the nearest end where it does not."""
+    reached = np.flatnonzero(curve <= loss)
+    if len(reached) == 0:
+        return float(logs[-1])
+    k = int(reached[0])
+    if k == 0:
+        return float(logs[0])
+    part = (curve[k - 1] - loss) / (curve[k - 1] - curve[k])
+    return float(logs[k - 1] + part * (logs[k] - logs[k - 1]))
+
+
+@dataclass(frozen=True)
+class _Average:
+    """Weighted mean of a measurement's losses or accuracies over sets."""
+
+    values: Literal["loss", "accuracy"]
+    shares: Mapping[str, float]
+
+    def of(self, m: Measurement) -> float:
+        found = m.loss if self.values == "loss" else m.accuracy
+        return math.fsum(w * found[name] for name, w in self.shares.items()) / math.fsum(self.shares.values())
+
+    def differences(self, own: Mapping[int, Measurement], other: Mapping[int, Measurement]) -> list[float]:
+        """own − other for every seed that both have."""
+        return [self.of(m) - self.of(other[seed]) for seed, m in own.items() if seed in other]
+
+
+def _loss_on(one: str) -> _Average:
+    return _Average("loss", {one: 1.0})
+
+
+Runs = Mapping[str, Mapping[int, Measurement]]  # mixture -> seed
+
+
+def _by_seed(measurements: Sequence[Measurement]) -> dict[str, dict[int, Measurement]]:
+    runs: dict[str, dict[int, Measurement]] = {}
+    for m in measurements:
+        runs.setdefault(m.mixture, {})[m.seed] = m
+    return runs
+
+
+def _check(runs: Sequence[Measurement], tasks: Sequence[str], targets: Sequence[str]) -> None:
+    if not runs:
+        raise UserError("There is nothing to compare: no measurement; train and evaluate at least one mixture.")
+    seen = set()
+    for m in runs:
+        where = f"Mixture {m.mixture!r}, seed {m.seed}"
+        if (m.mixture, m.seed) in seen:
+            raise UserError(f"{where} is measured twice; give every run once.")
+        seen.add((m.mixture, m.seed))
+        if m.accuracy.keys() != runs[0].accuracy.keys():
+            one = sorted(m.accuracy.keys() ^ runs[0].accuracy.keys())[0]
+            raise UserError(f"{where}: set {one!r} has an accuracy in some runs only; evaluate all runs alike.")
+        for name in (*tasks, *targets):
+            if name not in m.loss:
+                raise UserError(f"{where} has no loss on set {name!r}; evaluate it there.")
+        for what, values in (("loss", m.loss), ("accuracy", m.accuracy)):
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    raise UserError(
+                        f"{where}: the {what} on set {name!r} is {value}; look at that run's training, or leave it out."
+                    )
+
+
+def _check_shared(judged: str, others: Sequence[str], runs: Runs) -> None:
+    for other in others:
+        if not runs[judged].keys() & runs[other].keys():
+            raise UserError(f"Mixtures {judged!r} and {other!r} share no seed; train both with the same seeds.")
+
+
+def _normalised(targets: Sequence[str], weights: Mapping[str, float] | None) -> dict[str, float]:
+    given = dict.fromkeys(targets, 1.0) if weights is None else dict(weights)
+    for name in given:
+        if name not in targets:
+            raise UserError(f"{name!r} has a weight but is no target; the targets are {', '.join(targets)[:200]}.")
+    for name in targets:
+        if not (math.isfinite(given.get(name, math.nan)) and given[name] >= 0):
+            raise UserError(f"Target {name!r} has weight {given.get(name)}; give every target a weight of 0 or more.")
+    total = math.fsum(given[name] for name in targets)
+    if targets and not total:
+        raise UserError("All targets have weight 0; give at least one a positive weight.")
+    return {name: given[name] / total for name in targets}
+
+
+def _quantities(m: Measurement, tasks: Sequence[str], targets: Mapping[str, float]) -> dict[Quantity, _Average]:
+    """What can be averaged, and how: over targets with their weights, over tasks with equal ones."""
+    equal = dict.fromkeys(tasks, 1.0)
+    averages: dict[Quantity, _Average] = {
+        "targets": _Average("loss", targets),
+        "tasks": _Average("loss", equal),
+        "target accuracy": _Average("accuracy", {name: w for name, w in targets.items() if name in m.accuracy}),
+        "task accuracy": _Average("accuracy", {name: w for name, w in equal.items() if name in m.accuracy}),
+    }
+    return {quantity: average for quantity, average in averages.items() if sum(average.shares.values()) > 0}
+
+
+def _summary(
+    name: str, runs: Runs, quantities: Mapping[Quantity, _Average], tasks: Sequence[str], sets: Sequence[str],
+    level: float,
+) -> Summary:  # fmt: skip
+    own = runs[name]
+    averages = {quantity: t_interval(list(map(one.of, own.values())), level) for quantity, one in quantities.items()}
+    losses = {one: t_interval([m.loss[one] for m in own.values()], level) for one in sets}
+    worse = {task: losses[task] for task in tasks}
+    if UNIFORM in runs:
+        pairs = {task: _loss_on(task).differences(own, runs[UNIFORM]) for task in tasks}
+        worse = {task: t_interval(values, level) for task, values in pairs.items() if values}
+    worst = max(worse, key=lambda task: worse[task].mean, default=None)
+    return Summary(name, averages, worst, None if worst is None else worse[worst], losses)
+
+
+def _differences(
+    quantity: Quantity, average: _Average, judged: str, others: Sequence[str], runs: Runs, level: float
+) -> list[Difference]:
+    """The judged mixture against all others in one quantity, with p-values corrected together."""
+    changes = {other: average.differences(runs[judged], runs[other]) for other in others}
+    tests = {other: p for other, values in changes.items() if (p := t_test(values)) is not None}
+    corrected = dict(zip(tests, holm(list(tests.values())), strict=True))
+    found = []
+    for other, values in changes.items():
+        estimate = t_interval(values, level)
+        scale = fmean(average.of(m) for seed, m in runs[other].items() if seed in runs[judged])
+        relative, low, high = (
+            None if x is None or scale <= 0 else x / scale for x in (estimate.mean, estimate.low, estimate.high)
+        )
+        p = corrected.get(other)
+        verdict = _verdict(quantity, estimate.mean, p, level)
+        one = Difference(quantity, other, estimate, relative, low, high, tests.get(other), p, len(tests), verdict)
+        found.append(one)
+    return found
+
+
+def _verdict(quantity: Quantity, mean: float, corrected: float | None, level: float) -> Verdict:
+    if corrected is None:
+        return "not tested"
+    if corrected >= 1 - level:
+        return "no difference"
+    return "better" if (mean > 0) == quantity.endswith("accuracy") else "worse"
+
+
+def verdict_sentence(difference: Difference, level: float = 0.95) -> str:
+    """What one difference says, in plain words: lower, higher or no difference found, by how much, how surely.
+
+    p is corrected for the number of comparisons.
+    """
+    d, e = difference, difference.estimate
+    word = "lower" if e.mean < 0 else "higher"
+    size = _amount(d.quantity, abs(e.mean))
+    if d.relative is not None and not d.quantity.endswith("accuracy"):
+        size += f" ({abs(d.relative):.1%})".replace("%", " %")
+    if e.low is None or e.high is None or d.corrected is None:
+        return f"{d.quantity}: {word} than {d.other} by {size} with one seed: no interval, so nothing is shown"
+    sure = f"{100 * level:g} % interval {_range(d.quantity, e)}, p = {_p(d.corrected)}"
+    if d.verdict == "no difference":
+        return f"{d.quantity}: no difference from {d.other} found: {word} by {size}, {sure}"
+    loses = ": this mixture loses" if d.verdict == "worse" else ""
+    return f"{d.quantity}: {word} than {d.other} by {size}{loses}, {sure}"
+
+
+def _amount(quantity: Quantity, x: float) -> str:
+    return f"{100 * x:.1f} points" if quantity.endswith("accuracy") else f"{x:.3f} nats"
+
+
+def _range(quantity: Quantity, e: Estimate) -> str:
+    """The interval as two magnitudes where both ends have the sign of the mean, else with signs."""
+    assert e.low is not None
+    assert e.high is not None
+    unit, digits = (100, 1) if quantity.endswith("accuracy") else (1, 3)
+    low, high = e.low * unit, e.high * unit
+    if low * high < 0:
+        return f"{low:+.{digits}f} to {high:+.{digits}f}"
+    return " to ".join(f"{abs(x):.{digits}f}" for x in sorted([low, high], key=abs))
+
+
+def _p(p: float) -> str:
+    return "1" if p >= 0.995 else f"{p:.2g}" if p >= 0.001 else f"{p:.0e}"

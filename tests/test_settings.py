@@ -1,0 +1,86 @@
+"""The pools of the results page: what their docstring promises."""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from taskpgm import demo
+from taskpgm.config import load_config
+
+PATH = Path(__file__).parents[1] / "benchmarks" / "settings.py"
+
+
+@pytest.fixture(scope="module")
+def pools():
+    spec = importlib.util.spec_from_file_location("benchmark_settings", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_sizes_families_and_disjoint_sets(pools):
+    skewed, targets = pools.SETTINGS["skewed"]
+    fresh, fresh_targets = pools.SETTINGS["fresh"]
+    assert (len(skewed), len(targets), len(fresh), len(fresh_targets)) == (16, 8, 12, 6)
+    assert max(skewed.values()) / min(skewed.values()) == 30
+    assert set(pools.SUMS + pools.LISTS) <= set(skewed)
+    assert len(set(pools.SUMS + pools.LISTS)) == 8
+    steps = [math.log(a / b) for a, b in zip(list(skewed.values()), list(skewed.values())[1:], strict=False)]
+    assert max(steps) - min(steps) < 0.05
+    for tasks, goals in pools.SETTINGS.values():
+        assert not set(tasks) & set(goals)
+    old = {*skewed, *targets, *demo.ROWS, *demo.TARGETS}
+    assert not old & {*fresh, *fresh_targets}
+    assert pools.TARGET_ROWS >= pools.CONTEXTS + 48
+    assert min(skewed.values()) > pools.CONTEXTS
+
+
+def test_generated_pools(pools, tmp_path, monkeypatch):
+    pytest.importorskip("reasoning_gym")
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    pools.write_generated(tmp_path, {"gcd": 40, "base_conversion": 30}, ("lcm",))
+    config = load_config(tmp_path / "mix.yaml")
+    assert [task.name for task in config.tasks] == ["gcd", "base_conversion"]
+    assert config.budget.size == 288
+    seen = []
+    for path, rows in (
+        (config.tasks[0].path, 40), (config.tasks[0].validation, pools.VALIDATION_ROWS),
+        (config.tasks[1].path, 30), (config.targets[0].path, pools.TARGET_ROWS),
+    ):  # fmt: skip
+        lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        assert len(lines) == rows
+        assert all(line["completion"] and len(line["prompt"].split()) <= pools.WORDS for line in lines)
+        seen += [line["prompt"] for line in lines]
+    assert len(seen) == len(set(seen))
+    with pytest.raises(SystemExit, match="distinct rows of at most 120 words"):
+        pools._generated("arc_agi", 3)
+
+
+def test_pools_of_the_users_files(pools, tmp_path, monkeypatch):
+    for folder, names in (("pool/train", "ab"), ("pool/validation", "a"), ("goals", "gh")):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in names:
+            text = "".join(f'{{"prompt": "{folder} {name} {i}\u2028", "completion": "{i}"}}\n' for i in range(1200))
+            (tmp_path / folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    pools.write_nlp(tmp_path / "nlp", tmp_path / "pool", tmp_path / "goals")
+    config = load_config(tmp_path / "nlp/mix.yaml")
+    assert [one.name for one in (*config.tasks, *config.targets)] == ["a", "b", "g", "h"]
+    assert config.tasks[1].validation is None
+    rows = {
+        path.name: len(path.read_text(encoding="utf-8").split("\n")) - 1 for path in (tmp_path / "nlp/data").iterdir()
+    }
+    assert rows == {
+        "a.jsonl": pools.NLP_ROWS, "b.jsonl": pools.NLP_ROWS, "a.validation.jsonl": pools.VALIDATION_ROWS,
+        "g.jsonl": pools.TARGET_ROWS, "h.jsonl": pools.TARGET_ROWS,
+    }  # fmt: skip
+    with pytest.raises(SystemExit, match="are 0 tasks"):
+        pools.write_nlp(tmp_path / "nlp", tmp_path, tmp_path / "goals")
+    with pytest.raises(SystemExit, match="is a task and a target"):
+        pools.write_nlp(tmp_path / "nlp", tmp_path / "pool", tmp_path / "pool/train")
+    monkeypatch.setattr(sys, "argv", ["settings.py", str(tmp_path), "--pool", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        pools.main()
