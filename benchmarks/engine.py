@@ -14,10 +14,13 @@ Without a configuration: the embedded model and the demo's tasks. Times are medi
 
 import argparse
 import contextlib
+import copy
 import itertools
 import json
 import math
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -26,19 +29,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from rich.console import Console
-from rich.table import Table
 
-from taskpgm.adapters import patched
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.checkpoint import model_folder
 from taskpgm.config import Config, load_config, parse_config
 from taskpgm.demo import write_demo
 from taskpgm.divergence import jsd_matrix
+from taskpgm.estimate import context_tokens, model_shape, run_tokens
 from taskpgm.lm import load_model, padded
 from taskpgm.machine import Clock, environment
-from taskpgm.probes import Probe, Trainer, _encoded_steps, derive_seed, installed, train_probes, training_order
-from taskpgm.scoring import BASE, encode_contexts, score_sets
+from taskpgm.probes import Probe, Trainer, derive_seed, encoded_steps, training_order
+from taskpgm.scoring import encode_contexts, score_sets
 from taskpgm.tasks import load_tasks
 
 screen = Console(width=110)
@@ -71,10 +74,8 @@ class Bench:
     def steps(self, task: str) -> list[list[Encoded]]:
         """What a probe of the task is trained on: `rows` of its rows, `epochs` times."""
         rows = self.pool[task].train[: self.args.rows]
-        order = training_order(
-            [row.response_tokens for row in rows], self.config, derive_seed(0, "order", task, "0")
-        )
-        return _encoded_steps(self.encoder, rows, order)
+        order = training_order([row.response_tokens for row in rows], self.config, derive_seed(0, "order", task, "0"))
+        return encoded_steps(self.encoder, rows, order)
 
     def plain_model(self, folder: Path | str | None = None) -> Any:
         """The model as transformers loads it."""
@@ -108,13 +109,19 @@ def training(bench: Bench) -> dict[str, Any]:
         steps = bench.steps(task)
         tokens = sum(len(row.ids) for step in steps for row in step)
         ours, _ = timed(lambda: trainer.train(task, steps))
-        theirs, _ = timed(lambda: train_with_trainer(bench, steps))
+        theirs, _ = timed(lambda: train_with_trainer(bench, steps, all_layers=True))
         pairs.append({"task": task, "tokens": tokens, "ours": tokens / ours, "Trainer + PEFT": tokens / theirs})
+        if bench.args.last_layers:
+            same, _ = timed(lambda: train_with_trainer(bench, steps))
+            pairs[-1]["Trainer + PEFT on the same layers"] = tokens / same
         screen.print({k: v if isinstance(v, str) else round(v) for k, v in pairs[-1].items()})
-    return ratios(pairs, "Trainer + PEFT")
+    found = ratios(pairs, "Trainer + PEFT")
+    if bench.args.last_layers:
+        found["same layers"] = ratios(pairs, "Trainer + PEFT on the same layers")
+    return found
 
 
-def train_with_trainer(bench: Bench, steps: list[list[Encoded]], last_layers: Any = "same") -> Any:
+def train_with_trainer(bench: Bench, steps: list[list[Encoded]], all_layers: bool = False) -> Any:
     """The PEFT model that transformers' Trainer makes of these rows, in its usual settings."""
     from peft import get_peft_model
     from transformers import Trainer as HFTrainer
@@ -122,7 +129,9 @@ def train_with_trainer(bench: Bench, steps: list[list[Encoded]], last_layers: An
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    settings = Trainer(bench.lm, bench.config).settings
+    settings = copy.copy(Trainer(bench.lm, bench.config).settings)
+    if all_layers:
+        settings.layers_to_transform = None
     model = get_peft_model(bench.plain_model(), settings)
     rows = [row for step in steps for row in step]
 
@@ -150,9 +159,7 @@ def some_probes(bench: Bench, count: int) -> list[Probe]:
     """Probes after two steps on one task or another: their size and cost are those of finished ones."""
     trainer = Trainer(bench.lm, bench.config)
     trained = [trainer.train(task, bench.steps(task)[:2]) for task in bench.pool.names[: min(count, 4)]]
-    return [
-        Probe(f"probe-{i}", 0, trained[0].settings, trained[i % len(trained)].weights) for i in range(count)
-    ]
+    return [Probe(f"probe-{i}", 0, trained[0].settings, trained[i % len(trained)].weights) for i in range(count)]
 
 
 def score_ours(bench: Bench, probes: list[Probe], sampled: Any = None) -> dict[tuple[str, str], Any]:
@@ -217,6 +224,197 @@ def scoring(bench: Bench) -> dict[str, Any]:
     return {"contexts": sum(map(len, bench.contexts.values())), **ratios(pairs, "adapter loop")}
 
 
+# --- divergence ---
+
+
+def divergence(bench: Bench) -> dict[str, Any]:
+    """Position-pairs a second on the same hidden states: every pair by log_softmax in float32, against jsd_matrix."""
+    n, positions = len(bench.pool.names), 48
+    head = bench.lm.model.get_output_embeddings()
+    probes = some_probes(bench, n)
+    sampled = {
+        name: np.arange(min(5, sum(int(r.response.sum()) for r in rows))) for name, rows in bench.contexts.items()
+    }
+    blocks = score_ours(bench, probes, sampled)
+    hidden = [np.concatenate([blocks[p.name, name].hidden for name in bench.contexts])[:positions] for p in probes]
+    noise = torch.randn(n, len(hidden[0]), head.weight.shape[1], generator=torch.Generator().manual_seed(0))
+    hidden_NPd = torch.from_numpy(np.stack(hidden)) + noise  # n different ones
+    weight = torch.full((hidden_NPd.shape[1], 1), 1 / hidden_NPd.shape[1], dtype=torch.float64)
+
+    def logits(h: torch.Tensor) -> torch.Tensor:
+        return head(h.to(bench.lm.device, head.weight.dtype))
+
+    def pairwise() -> torch.Tensor:
+        logits_NPV = torch.stack([logits(h).float() for h in hidden_NPd])
+        total = torch.zeros(n, n, dtype=torch.float64)
+        for i in range(n):
+            for j in range(i):
+                a, b = logits_NPV[i].log_softmax(-1), logits_NPV[j].log_softmax(-1)
+                middle = torch.logaddexp(a, b) - math.log(2)
+                kl = [(x.exp() * (x - middle)).sum(-1) for x in (a, b)]
+                total[i, j] = ((kl[0] + kl[1]) / 2).mean()
+        return total + total.T
+
+    pairs = []
+    with torch.inference_mode():
+        for _ in range(bench.args.repeats):
+            ours, a = timed(lambda: jsd_matrix(hidden_NPd, logits, weight, head.weight.shape[0])[0])
+            theirs, b = timed(pairwise)
+            count = n * (n - 1) / 2 * hidden_NPd.shape[1]
+            pairs.append(
+                {"ours": count / ours, "log_softmax": count / theirs, "difference": float((a - b).abs().max())}
+            )
+    return {"probes": n, "positions": hidden_NPd.shape[1], **ratios(pairs, "log_softmax")}
+
+
+# --- research ---
+
+
+def research(bench: Bench) -> dict[str, Any]:
+    """Seconds from tasks to affinity.npz: `taskpgm run` as a user starts it, and the way of the research scripts.
+
+    The latter: Trainer for every task, merged model saved; each loaded, and run over every context of every set.
+    """
+    settings = bench.folder / "research.yaml"
+    settings.write_text(yaml.safe_dump(bench.config.model_dump(mode="json", exclude_none=True)))
+
+    def ours() -> None:
+        command = [sys.executable, "-m", "taskpgm", "run", str(settings), "--out", str(bench.folder / "run")]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def theirs() -> None:
+        logp = {}
+        for task in bench.pool.names:
+            merged = train_with_trainer(bench, bench.steps(task), all_layers=True).merge_and_unload()
+            merged.save_pretrained(bench.folder / "merged" / task)
+        for task in bench.pool.names:
+            model = bench.plain_model(bench.folder / "merged" / task).eval()
+            logp[task] = np.concatenate(score_with_peft(bench, model, [""])[""])
+        np.savez(bench.folder / "research.npz", **logp)
+
+    (ours_s, _), (theirs_s, _) = timed(ours), timed(theirs)
+    return {
+        "tasks": len(bench.pool.names),
+        "ours, s": ours_s,
+        "research style, s": theirs_s,
+        "ratio": theirs_s / ours_s,
+    }
+
+
+# --- limit ---
+
+
+def limit(bench: Bench) -> dict[str, Any]:
+    """GFLOP/s of torch.mm, square and at the shapes of scoring; the linear layers' share; shares of whole passes."""
+    dtype = next(bench.lm.model.parameters()).dtype
+    device = bench.lm.device
+
+    def rate(n: int, i: int, o: int, repeats: int = 7) -> float:
+        x, w = torch.randn(n, i, device=device, dtype=dtype), torch.randn(o, i, device=device, dtype=dtype)
+        times = [timed(lambda: torch.mm(x, w.T))[0] for _ in range(repeats)]
+        return 2 * n * i * o / statistics.median(times)
+
+    square = max(rate(size, size, size) for size in (1024, 2048, 4096))
+    probes = some_probes(bench, 4)
+    score_ours(bench, probes)
+    calls: list[tuple[int, int, int, float]] = []
+    shape = model_shape(bench.lm, bench.config)
+    with _timed_linears(bench, calls):
+        score_ours(bench, probes)
+    by_shape: dict[tuple[int, int, int], list[float]] = {}
+    for *dims, seconds in calls:
+        by_shape.setdefault(tuple(dims), []).append(seconds)
+    ideal = sum(len(s) * 2 * n * i * o / rate(n, i, o) for (n, i, o), s in by_shape.items())
+    spent = sum(sum(s) for s in by_shape.values())
+    work = sum(2 * n * i * o * len(s) for (n, i, o), s in by_shape.items())
+    seconds, _ = timed(lambda: score_ours(bench, probes))
+    operations = shape.scoring(*context_tokens(bench.lm, bench.contexts), len(probes))
+    steps = bench.steps(bench.pool.names[0])
+    trainer = Trainer(bench.lm, bench.config)
+    training_s, _ = timed(lambda: trainer.train("limit", steps))
+    training_operations = shape.training(*run_tokens(bench.lm, steps))
+    return {
+        "square mm, GFLOP/s": square / 1e9,
+        "mm at scoring's shapes, GFLOP/s": work / ideal / 1e9,
+        "linear layers with their adapters, GFLOP/s": work / spent / 1e9,
+        "linear layers, share of mm at those shapes": ideal / spent,
+        "linear layers, share of square mm": work / spent / square,
+        "scoring, model FLOPs / time / square mm": operations / seconds / square,
+        "training, model FLOPs / time / square mm": training_operations / training_s / square,
+    }
+
+
+@contextlib.contextmanager
+def _timed_linears(bench: Bench, calls: list[tuple[int, int, int, float]]) -> Any:
+    """Within, every call of a decoder layer's linear module is timed, with whatever is patched on it."""
+    call = torch.nn.Module.__call__
+    linears = {m for m in bench.lm.layers.modules() if isinstance(m, torch.nn.Linear)}
+
+    def timing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self not in linears:
+            return call(self, *args, **kwargs)
+        seconds, out = timed(lambda: call(self, *args, **kwargs))
+        calls.append((args[0].numel() // args[0].shape[-1], self.in_features, self.out_features, seconds))
+        return out
+
+    torch.nn.Module.__call__ = timing
+    try:
+        yield
+    finally:
+        torch.nn.Module.__call__ = call
+
+
+# --- memory ---
+
+
+def memory(bench: Bench) -> dict[str, Any]:
+    """Peak memory of scoring beyond model and adapters, and its seconds, by number of probes; a process each."""
+    found = {}
+    for count in (8, 16, 32, 64):
+        command = [sys.executable, __file__, "--memory-of", str(count), "--last-layers", str(bench.args.last_layers),
+                   "--rows", str(bench.args.rows)]  # fmt: skip
+        for flag in ("model", "config", "tasks"):
+            if getattr(bench.args, flag):
+                command += [f"--{flag}", str(getattr(bench.args, flag))]
+        found[count] = json.loads(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+        )
+        screen.print(count, found[count])
+    return {
+        "by probes": found, "memory, 64 against 8": found[64]["bytes"] / found[8]["bytes"],
+        "seconds, 64 against 8": found[64]["seconds"] / found[8]["seconds"],
+    }  # fmt: skip
+
+
+def memory_of(bench: Bench, count: int) -> dict[str, float]:
+    """Working memory and seconds of scoring with hidden states, block by block as the run directory gets them."""
+    probes = some_probes(bench, count)
+    names = {name: [p.name for p in probes] for name in bench.contexts}
+    # The positions of a set's share of the common sample: n of them times n probes do not grow with n.
+    sampled = {
+        name: np.arange(min(2000 // count, sum(int(r.response.sum()) for r in rows)))
+        for name, rows in bench.contexts.items()
+    }
+    score_with_few = {name: [probes[0].name] for name in bench.contexts}
+    for _ in score_sets(bench.lm, bench.contexts, probes[:1], score_with_few, sampled):
+        pass  # allocates what every pass needs
+    adapters = (
+        count * sum(w.numel() for w in probes[0].weights.values()) * next(bench.lm.model.parameters()).element_size()
+    )
+    before = _resident()
+    clock = Clock()
+    for _ in score_sets(bench.lm, bench.contexts, probes, names, sampled):
+        pass
+    return {"bytes": max(clock.peak() - before - adapters, 1 << 20), "adapters": adapters, "seconds": clock.seconds}
+
+
+def _resident() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("memory needs /proc")
+
+
 def ratios(pairs: list[dict[str, Any]], other: str) -> dict[str, Any]:
     found = [pair["ours"] / pair[other] for pair in pairs]
     return {
@@ -238,9 +436,13 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--parts", default="training,scoring")
     parser.add_argument("--out", type=Path, default=Path("engine.json"))
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, Path(folder))
+        if args.memory_of:
+            print(json.dumps(memory_of(bench, args.memory_of)))
+            sys.exit()
         for part in args.parts.split(","):
             screen.rule(part)
             bench.facts[part] = globals()[part](bench)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from taskpgm.lm import logit_rows
 
-
 TINY = 1e-38  # below what float32 softmax tells from zero
 CACHED = 65536  # floats that a pair may touch at once to stay in a core's cache
 

@@ -134,7 +134,7 @@ def train_probes(
     }
     total, done = sum(map(len, orders.values())), itertools.count(1)
     for task, order in orders.items():
-        steps = _encoded_steps(encoder, rows[task], order)
+        steps = encoded_steps(encoder, rows[task], order)
         yield trainer.train(task, steps, lambda: tell("training probes", next(done), total))
 
 
@@ -204,7 +204,10 @@ def installed(lm: LanguageModel, probes: Sequence[Probe]) -> Iterator[Use]:
     except ValueError as error:
         raise _misfit(probes, lm, first_line(error)) from error
     plain = {name: update for name, update in updates.items() if update is not None}
-    with patched(list(plain.values())) as switch, _peft_installed(lm, [p for p in probes if p.name not in plain]) as peft:
+    with (
+        patched(list(plain.values())) as switch,
+        _peft_installed(lm, [p for p in probes if p.name not in plain]) as peft,
+    ):
 
         def use(probe: Probe | None) -> contextlib.AbstractContextManager[None]:
             if probe is None or probe.name in plain:
@@ -335,7 +338,7 @@ class Trainer:
             self.warn(f"out of memory in {where}: going on with {self.budget} tokens a batch")
 
 
-def _encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], order: list[NDArray[np.int64]]) -> list[list[Encoded]]:
+def encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], order: list[NDArray[np.int64]]) -> list[list[Encoded]]:
     used = sorted({int(i) for step in order for i in step})
     encoded = dict(zip(used, encoder.encode([rows[i].messages for i in used]), strict=True))
     return [[row for i in step if (row := encoded[int(i)]) is not None] for step in order]

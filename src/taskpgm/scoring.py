@@ -7,7 +7,6 @@ costs its own probe on all sets and all probes on its own set.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch

@@ -1,0 +1,255 @@
+"""`Estimate`: what a run will take in time, memory and disk on this machine, from a count of operations and a short trial.
+
+With P weights in the linear layers of a decoder layer, L layers of which the first F carry no adapter, width d,
+vocabulary V, and per task the T tokens that all steps run (a shared prefix once a batch) and the U of them that are
+distinct rows, R response tokens,
+
+    training   2P·F·U + 4P·(L − F)·T + 4dV·R                     forward, and backward without weight gradients
+    scoring    2P·F·C + (n + 1)·(2P·(L − F)·C + 2dV·R)           C context tokens, the trunk once for all probes
+    divergence n·2dV·J + n²/2·J·V                                J sampled positions; the last term is logarithms
+
+A trial of a few seconds on the experiment's own rows says how many operations a second this machine reaches in each,
+overheads included. Memory is the trial's peak, since the largest batch is run; what grows with n is added.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from taskpgm.chat import ChatEncoder, Encoded
+from taskpgm.config import Config
+from taskpgm.divergence import jsd_matrix
+from taskpgm.lm import LanguageModel, batches, load_model
+from taskpgm.machine import Clock
+from taskpgm.packing import ends
+from taskpgm.probes import Probe, Trainer, derive_seed, encoded_steps, training_order
+from taskpgm.scoring import score_sets
+from taskpgm.tasks import Row, TaskPool, Tell, load_tasks, tell_nobody
+
+TRIAL_SECONDS = 4.0  # of training and of scoring each, in turn over the tasks
+SAMPLED_ROWS = 32  # rows of a task from which its lengths and its shared prefix are read
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds by stage, bytes, and what they are made of."""
+
+    seconds: dict[str, float]  # by stage
+    memory: int  # largest resident memory in bytes; on a GPU, of the GPU
+    disk: int  # bytes of the run directory
+    trained_tokens: int  # tokens of all probes' rows, prompts included
+    scored_tokens: int  # context tokens times probes
+    tera_operations: dict[str, float]  # by stage, 1e12 floating point operations
+    giga_operations_per_second: dict[str, float]  # what the trial reached
+
+    @property
+    def total(self) -> float:
+        """Seconds of the whole run."""
+        return math.fsum(self.seconds.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {**asdict(self), "total_seconds": self.total}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The model's sizes that operations depend on."""
+
+    layer: float  # P, mean weights in the linear layers of a decoder layer
+    layers: int  # L
+    first: int  # F, lowest layer with an adapter
+    width: int  # d
+    vocabulary: int  # V
+
+    def training(self, run: int, distinct: int, responses: int) -> float:
+        """Operations of training on `run` tokens, `distinct` of them once through the trunk."""
+        rest = 4 * self.layer * (self.layers - self.first) * run
+        return 2 * self.layer * self.first * distinct + rest + 4 * self.width * self.vocabulary * responses
+
+    def scoring(self, tokens: int, responses: int, probes: int) -> float:
+        """Operations of scoring contexts under so many probes (the base model counts as one)."""
+        one = 2 * self.layer * (self.layers - self.first) * tokens + 2 * self.width * self.vocabulary * responses
+        return 2 * self.layer * self.first * tokens + probes * one
+
+    def divergence(self, positions: int, probes: int) -> float:
+        """Operations of all pairs' divergences; a logarithm and its sum count as eight."""
+        head = 2 * self.width * self.vocabulary * positions * probes
+        return head + 8 * probes * (probes + 1) / 2 * positions * self.vocabulary
+
+
+def model_shape(lm: LanguageModel, config: Config) -> Shape:
+    """Sizes of this model under this configuration."""
+    last = config.probes.lora.last_layers
+    head = lm.model.get_output_embeddings().weight
+    weights = sum(
+        m.weight.numel() for m in lm.layers.modules() if getattr(m, "weight", None) is not None and m.weight.ndim == 2
+    )
+    depth = len(lm.layers)
+    return Shape(weights / depth, depth, 0 if last is None else depth - last, head.shape[1], head.shape[0])
+
+
+def run_tokens(
+    lm: LanguageModel, steps: Sequence[Sequence[Encoded]], budget: int | None = None
+) -> tuple[int, int, int]:
+    """(tokens run, distinct tokens, response tokens) of training on these steps."""
+    rows = [row for step in steps for row in step]
+    shared = lm.shared_prefix(rows)
+    run = sum(_packed_tokens([ends(row) for row in step], shared, budget or lm.token_budget) for step in steps)
+    distinct = shared + sum(ends(row) - shared for row in {id(row): row for row in rows}.values())
+    return run, distinct, sum(int(row.response.sum()) for row in rows)
+
+
+def context_tokens(lm: LanguageModel, contexts: Mapping[str, Sequence[Encoded]]) -> tuple[int, int]:
+    """(tokens run, response tokens) of one pass over the contexts."""
+    run = sum(
+        _packed_tokens([ends(row) for row in rows], lm.shared_prefix(rows), lm.token_budget)
+        for rows in contexts.values()
+    )
+    return run, sum(int(row.response.sum()) for rows in contexts.values() for row in rows)
+
+
+def estimate_run(config: Config, tell: Tell = tell_nobody) -> Estimate:
+    """Estimate of `taskpgm run` on this machine; reads all rows and loads the model, trains nothing that is kept.
+
+    Raises:
+        UserError: what a run would raise for its data or its model.
+    """
+    clock = Clock()
+    lm = load_model(config.model)
+    loading, clock = clock.seconds, Clock()
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+    pool = load_tasks(config, encoder.lengths, tell)
+    reading = clock.seconds
+    shape = model_shape(lm, config)
+    clock = Clock()
+    training_rate, probe = _try_training(lm, shape, pool, config, tell)
+    contexts = {s.name: _encode(encoder, s.contexts) for s in pool.all}
+    scoring_rate = _try_scoring(lm, shape, contexts, probe, tell)
+    peak = clock.peak() if lm.device.type == "cpu" else torch.cuda.max_memory_allocated(lm.device)
+
+    n, seeds = len(pool.tasks), config.probes.seeds
+    training = seeds * sum(
+        _training_operations(lm, shape, pool, task.name, config) for task in config.tasks if not task.adapter
+    )
+    tokens, responses = context_tokens(lm, contexts)
+    scoring = shape.scoring(tokens, responses, n * seeds + 1)
+    seconds = {
+        "load the model": loading, "read tasks": reading, "train probes": training / training_rate,
+        "score contexts": scoring / scoring_rate,
+    }  # fmt: skip
+    operations = {"train probes": training, "score contexts": scoring}
+    rates = {"train probes": training_rate, "score contexts": scoring_rate}
+    positions = 0
+    if config.affinity.kind == "jsd":
+        columns = sum(int(row.response.sum()) for task in pool.tasks for row in contexts[task.name])
+        positions = min(columns, config.affinity.jsd_positions)
+        operations["divergences"] = seeds * shape.divergence(positions, n)
+        rates["divergences"] = _try_divergence(lm, shape)
+        seconds["divergences"] = operations["divergences"] / rates["divergences"]
+    adapter = sum(w.nbytes for w in probe.weights.values())
+    kept = n * seeds * sum(w.numel() for w in probe.weights.values()) * next(lm.model.parameters()).element_size()
+    rows = sum(row.tokens for s in pool.all for row in (*s.train, *s.contexts, *s.validation))
+    disk = n * seeds * (adapter + 4 * responses + 4 * positions * shape.width) + 6 * rows
+    return Estimate(
+        seconds, int(peak + n * seeds * adapter + kept), int(disk),
+        trained_tokens=seeds * sum(_trained_tokens(pool, task.name, config) for task in config.tasks if not task.adapter),
+        scored_tokens=sum(len(r.ids) for rows in contexts.values() for r in rows) * (n * seeds + 1),
+        tera_operations={k: v / 1e12 for k, v in operations.items()},
+        giga_operations_per_second={k: v / 1e9 for k, v in rates.items()},
+    )  # fmt: skip
+
+
+def _try_training(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Config, tell: Tell) -> tuple[float, Probe]:
+    """Operations a second over some steps of one task after another, and a probe of the right size."""
+    trainer = Trainer(lm, config)
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+    spent, done, probe = 0.0, 0.0, None
+    for task in _spread(pool.names):
+        steps = encoded_steps(encoder, pool[task].train, _order(pool, task, config)[:4])
+        if probe is None:
+            trainer.train(task, steps[:1])  # the first step of a process allocates
+        clock = Clock()
+        probe = trainer.train(task, steps)
+        spent += clock.seconds
+        done += shape.training(*run_tokens(lm, steps))
+        tell("trial of training", min(int(spent), int(TRIAL_SECONDS)), int(TRIAL_SECONDS))
+        if spent > TRIAL_SECONDS:
+            break
+    assert probe is not None
+    return done / spent, probe
+
+
+def _try_scoring(
+    lm: LanguageModel, shape: Shape, contexts: Mapping[str, list[Encoded]], probe: Probe, tell: Tell
+) -> float:
+    spent, done = 0.0, 0.0
+    probes = [Probe(f"trial-{i}", 0, probe.settings, probe.weights) for i in range(4)]
+    for k, name in enumerate(_spread(list(contexts))):
+        part = {name: contexts[name]}
+        for repeat in range(2 if k == 0 else 1):
+            clock = Clock()
+            for _ in score_sets(lm, part, probes, {name: [p.name for p in probes]}):
+                pass
+            if repeat or k:
+                spent += clock.seconds
+                done += shape.scoring(*context_tokens(lm, part), len(probes))
+        tell("trial of scoring", min(int(spent), int(TRIAL_SECONDS)), int(TRIAL_SECONDS))
+        if spent > TRIAL_SECONDS:
+            break
+    return done / spent
+
+
+def _try_divergence(lm: LanguageModel, shape: Shape, probes: int = 8, positions: int = 16) -> float:
+    head = lm.model.get_output_embeddings()
+    hidden = torch.randn(probes, positions, shape.width, generator=torch.Generator().manual_seed(0))
+    weight = torch.ones(positions, 1, dtype=torch.float64)
+    with torch.inference_mode():
+        for _ in range(2):
+            clock = Clock()
+            jsd_matrix(hidden, lambda h: head(h.to(lm.device, head.weight.dtype)), weight, shape.vocabulary)
+            spent = clock.seconds
+    return shape.divergence(positions, probes) / spent
+
+
+def _training_operations(lm: LanguageModel, shape: Shape, pool: TaskPool, task: str, config: Config) -> float:
+    """Operations of one probe, its lengths and shared prefix read from some of its rows."""
+    order = _order(pool, task, config)
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+    rows = _encode(encoder, pool[task].train[:SAMPLED_ROWS])
+    shared, length = lm.shared_prefix(rows), float(np.mean([ends(row) for row in rows]))
+    used = sum(map(len, order))
+    per_step = max(1, math.ceil(used / len(order) * (length - shared) / lm.token_budget))
+    run = used * (length - shared) + per_step * len(order) * shared
+    distinct = len({int(i) for step in order for i in step}) * (length - shared) + shared
+    responses = sum(pool[task].train[int(i)].response_tokens for step in order for i in step)
+    return shape.training(round(run), round(distinct), responses)
+
+
+def _trained_tokens(pool: TaskPool, task: str, config: Config) -> int:
+    return sum(pool[task].train[int(i)].tokens for step in _order(pool, task, config) for i in step)
+
+
+def _order(pool: TaskPool, task: str, config: Config) -> list[Any]:
+    costs = [row.response_tokens for row in pool[task].train]
+    return training_order(costs, config, derive_seed(config.seed, "order", task, "0"))
+
+
+def _packed_tokens(lengths: Sequence[int], shared: int, budget: int) -> int:
+    return sum(shared + sum(lengths[i] - shared for i in batch) for batch in batches(lengths, budget, shared))
+
+
+def _encode(encoder: ChatEncoder, rows: Sequence[Row]) -> list[Encoded]:
+    return [row for row in encoder.encode([row.messages for row in rows]) if row is not None]
+
+
+def _spread(names: Sequence[str]) -> list[str]:
+    """The names, far ones first: every prefix is spread over the list."""
+    stride = max(1, round(len(names) * 0.382))
+    while math.gcd(stride, len(names)) > 1:
+        stride += 1
+    return [names[(i * stride) % len(names)] for i in range(len(names))]
