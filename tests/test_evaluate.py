@@ -12,6 +12,7 @@ from test_probes import loaded
 from test_scoring import config_for
 from transformers import AutoModelForCausalLM
 
+from taskpgm.chat import ChatEncoder
 from taskpgm.errors import UserError
 from taskpgm.evaluate import Evaluation, _last_turn, evaluate_probe, option_logp, same_answer, written_answers
 from taskpgm.probes import installed, train_probes
@@ -87,6 +88,19 @@ def test_options_are_those_of_one_at_a_time(architecture, model_folders, tmp_pat
     one = evaluate_probe(lm, {"a": rows}, probe, config).sets["a"]
     assert (one.measure, one.marked, one.score) == ("choices", len(rows), None)
     assert (one.accuracy, one.accuracy_norm) == (np.mean(right), np.mean(right_norm))
+
+
+def test_options_that_cut_their_prompt_and_options_that_do_not_fit(model_folders):
+    lm, encoder, rows = loaded(model_folders["llama"])
+    rows = with_choices(rows["sums"])
+    whole = option_logp(lm, encoder, rows)
+    lengths = [encoder.lengths([(*row.messages[:-1], ("assistant", CHOICES[-1]))])[0].tokens for row in rows]
+    short = ChatEncoder(lm.tokenizer, lengths[1] - 2)  # cuts the second row's prompt where the option is the longest
+    found = option_logp(lm, short, rows)
+    np.testing.assert_allclose(found[0], whole[0], rtol=1e-4)
+    np.testing.assert_allclose(np.delete(found[1], 3), np.delete(whole[1], 3), rtol=1e-4)
+    assert abs(found[1][3] - whole[1][3]) > 1e-3
+    assert option_logp(lm, ChatEncoder(lm.tokenizer, 10), rows)[0] is None
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

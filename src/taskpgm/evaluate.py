@@ -8,6 +8,7 @@ Shapes: B rows, L padded length, R response tokens.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config
@@ -112,16 +114,29 @@ def response_logp(lm: LanguageModel, rows: Sequence[Encoded]) -> list[NDArray[np
 def option_logp(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]) -> list[NDArray[np.float64] | None]:
     """(options,) log-likelihood of every option as the last answer, end-of-turn token included; None: one is too long.
 
-    The rows carry choices; turns behind the last answer do not count.
+    The rows carry choices; turns behind the last answer do not count. A prompt runs once for all its options where they
+    leave its tokens as they are, which is nearly always.
     """
-    asked = [(i, (*row.messages[: last_answer(row.messages)], ("assistant", c))) for i, row in enumerate(rows)
-             for c in row.choices or ()]  # fmt: skip
-    encoded = [_last_turn(one) if one else None for one in encoder.encode([messages for _, messages in asked])]
-    logp = iter(response_logp(lm, [one for one in encoded if one]))
-    sums: list[list[float | None]] = [[] for _ in rows]
-    for (i, _), one in zip(asked, encoded, strict=True):
-        sums[i].append(float(next(logp).astype(np.float64).sum()) if one else None)
-    return [None if None in of_row else np.array(of_row, dtype=np.float64) for of_row in sums]
+    encoded = [
+        encoder.encode([(*row.messages[: last_answer(row.messages)], ("assistant", c)) for c in row.choices or ()])
+        for row in rows
+    ]
+    found: list[NDArray[np.float64] | None] = [None] * len(rows)
+    asked: dict[int, _Question] = {}
+    for i, of_row in enumerate(encoded):
+        turns = [_last_turn(one) for one in of_row if one]
+        if len(turns) < len(of_row):
+            continue
+        if question := _question(turns):
+            asked[i] = question
+        else:
+            found[i] = np.array([logp_R.sum(dtype=np.float64) for logp_R in response_logp(lm, turns)])
+    places = list(asked)
+    for batch in batches([asked[i].cost for i in places], lm.token_budget):
+        chosen = [places[k] for k in batch]
+        for i, logp in zip(chosen, _batch_of_options(lm, [asked[i] for i in chosen]), strict=True):
+            found[i] = logp
+    return found
 
 
 def written_answers(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]) -> list[str]:
@@ -227,6 +242,73 @@ def _verified_score() -> Callable[[Row, str], float]:
     return score
 
 
+class _Question(NamedTuple):
+    prompt: NDArray[np.int32]  # token ids that all options share
+    options: list[NDArray[np.int32]]  # token ids of each
+
+    @property
+    def cost(self) -> int:
+        """Tokens that the cache holds when every option has a copy of the prompt."""
+        return len(self.options) * (len(self.prompt) + max(map(len, self.options)))
+
+
+def _question(turns: Sequence[Encoded]) -> _Question | None:
+    """Prompt and options of rows that differ in their last turn; None where their prompts differ, by truncation say."""
+    starts = [int(np.flatnonzero(one.response)[0]) for one in turns]
+    prompt = turns[0].ids[: starts[0]]
+    if any(not np.array_equal(one.ids[:start], prompt) for one, start in zip(turns, starts, strict=True)):
+        return None
+    ends = [int(np.flatnonzero(one.response)[-1]) + 1 for one in turns]
+    return _Question(prompt, [one.ids[a:b] for one, a, b in zip(turns, starts, ends, strict=True)])
+
+
+def _batch_of_options(lm: LanguageModel, questions: Sequence[_Question]) -> list[NDArray[np.float64]]:
+    """(options,) log-likelihoods of every question: the prompts once, then all options on copies of their caches.
+
+    Shapes: Q questions, O options of all, P and L padded lengths of prompts (on the left) and options (on the right).
+    """
+    from transformers import DynamicCache
+
+    ids_QP, seen_QP = _left_padded(lm, [one.prompt for one in questions])
+    options = [ids for one in questions for ids in one.options]
+    owner_O = torch.tensor([q for q, one in enumerate(questions) for _ in one.options], device=lm.device)
+    ids_OL = torch.full((len(options), max(map(len, options))), lm.tokenizer.pad_token_id, device=lm.device)
+    for o, ids in enumerate(options):
+        ids_OL[o, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+    cache = DynamicCache(config=lm.model.config)
+    # transformers 5.2x renamed the argument; the old name goes in 5.40.
+    named = "cache" if "cache" in inspect.signature(type(lm.model).forward).parameters else "past_key_values"
+    with torch.inference_mode():
+        place_QP = (seen_QP.cumsum(1) - 1).clamp(min=0)
+        first = lm.model(
+            input_ids=ids_QP, attention_mask=seen_QP, position_ids=place_QP, logits_to_keep=1, use_cache=True,
+            **{named: cache},
+        )  # fmt: skip
+        sums_O = label_logp(first.logits[:, -1][owner_O], ids_OL[:, 0]).double()
+        if ids_OL.shape[1] > 1:
+            cache.batch_select_indices(owner_O)
+            given_OL = ids_OL[:, :-1]
+            logits_OLV = lm.model(
+                input_ids=given_OL, use_cache=True, **{named: cache},
+                attention_mask=torch.cat([seen_QP[owner_O], torch.ones_like(given_OL)], 1),
+                position_ids=seen_QP.sum(1)[owner_O, None] + torch.arange(given_OL.shape[1], device=lm.device),
+            ).logits  # fmt: skip
+            for o, ids in enumerate(options):
+                sums_O[o] += label_logp(logits_OLV[o, : len(ids) - 1], ids_OL[o, 1 : len(ids)]).double().sum()
+    cuts = np.cumsum([len(one.options) for one in questions])[:-1]
+    return list(np.split(sums_O.cpu().numpy(), cuts))
+
+
+def _left_padded(lm: LanguageModel, prompts: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+    """(B, L) token ids padded on the left, and where they are not padding (1 or 0)."""
+    longest = max(map(len, prompts))
+    ids_BL = np.full((len(prompts), longest), lm.tokenizer.pad_token_id, dtype=np.int64)
+    seen_BL = np.zeros((len(prompts), longest), dtype=np.int64)
+    for i, prompt in enumerate(prompts):
+        ids_BL[i, longest - len(prompt) :], seen_BL[i, longest - len(prompt) :] = prompt, 1
+    return torch.from_numpy(ids_BL).to(lm.device), torch.from_numpy(seen_BL).to(lm.device)
+
+
 def _until_answer(row: Row) -> Messages:
     return row.messages[: last_answer(row.messages) + 1]
 
@@ -261,20 +343,15 @@ def _greedy(
     """Token ids written after every prompt, up to the first that ends a turn; prompts are padded on the left."""
     from transformers import GenerationConfig
 
-    longest = max(map(len, prompts))
-    ids_BL = np.full((len(prompts), longest), lm.tokenizer.pad_token_id, dtype=np.int64)
-    seen_BL = np.zeros((len(prompts), longest), dtype=np.int64)
-    for i, prompt in enumerate(prompts):
-        ids_BL[i, longest - len(prompt) :], seen_BL[i, longest - len(prompt) :] = prompt, 1
+    ids_BL, seen_BL = _left_padded(lm, prompts)
     plain = GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=limit, repetition_penalty=1.0, no_repeat_ngram_size=0,
         eos_token_id=ends, pad_token_id=lm.tokenizer.pad_token_id,
     )  # fmt: skip
     with torch.inference_mode():
-        written_BL = lm.model.generate(
-            input_ids=torch.from_numpy(ids_BL).to(lm.device), attention_mask=torch.from_numpy(seen_BL).to(lm.device),
-            generation_config=plain,
-        )[:, longest:]  # fmt: skip
+        written_BL = lm.model.generate(input_ids=ids_BL, attention_mask=seen_BL, generation_config=plain)[
+            :, ids_BL.shape[1] :
+        ]
     for ids in written_BL.tolist():
         stop = next((k for k, token in enumerate(ids) if token in ends), len(ids))
         yield ids[:stop]
