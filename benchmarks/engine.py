@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,11 @@ def training(bench: Bench) -> dict[str, Any]:
     for task in bench.pool.names[: bench.args.pairs]:
         steps = bench.steps(task)
         tokens = sum(len(row.ids) for step in steps for row in step)
-        ours, _ = timed(lambda: trainer.train(task, steps))
-        theirs, _ = timed(lambda: train_with_trainer(bench, steps, all_layers=True))
+        ours, _ = timed(partial(trainer.train, task, steps))
+        theirs, _ = timed(partial(train_with_trainer, bench, steps, all_layers=True))
         pairs.append({"task": task, "tokens": tokens, "ours": tokens / ours, "Trainer + PEFT": tokens / theirs})
         if bench.args.last_layers:
-            same, _ = timed(lambda: train_with_trainer(bench, steps))
+            same, _ = timed(partial(train_with_trainer, bench, steps))
             pairs[-1]["Trainer + PEFT on the same layers"] = tokens / same
         screen.print({k: v if isinstance(v, str) else round(v) for k, v in pairs[-1].items()})
     found = ratios(pairs, "Trainer + PEFT")

@@ -22,7 +22,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """The half before `Scores` is tested where `taskpgm[lm]` is installed."""
     needs_torch = collection_path.name in {
         "test_chat.py", "test_lm.py", "test_probes.py", "test_scoring.py", "test_pipeline.py", "test_cli.py",
-        "test_smollm2.py",
+        "test_smollm2.py", "test_evaluate.py", "test_harness.py", "test_trl_backend.py",
     }  # fmt: skip
     return True if needs_torch and importlib.util.find_spec("torch") is None else None
 

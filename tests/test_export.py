@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,18 @@ def test_messages_hold_the_plan(tmp_path: Path) -> None:
     assert len(read) == 15
     assert {tuple(r) for r in read} == {("messages", "task")}
     assert "ü" in lines[0].decode()
+
+
+def test_marks_do_not_leak(tmp_path: Path) -> None:
+    pool, plan = planned(PAIRS, PAIRS[:2])
+    marked = [
+        replace(t, train=tuple(replace(r, choices=("x", "y"), verifier={"answer": 1}) for r in t.train))
+        for t in pool.tasks
+    ]
+    for format in ("messages", "prompt_completion"):
+        write_train_jsonl(tmp_path / "plain", pool, plan, format)  # type: ignore[arg-type]
+        write_train_jsonl(tmp_path / "marked", replace(pool, tasks=tuple(marked)), plan, format)  # type: ignore[arg-type]
+        assert (tmp_path / "plain").read_bytes() == (tmp_path / "marked").read_bytes()
 
 
 def test_prompt_completion_holds_the_plan(tmp_path: Path) -> None:

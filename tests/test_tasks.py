@@ -188,6 +188,94 @@ def test_plain_text_is_read_as_datasets_reads_it(tmp_path: Path, monkeypatch: py
     assert read(path) == [pair(row["prompt"], row["completion"]) for row in theirs]
 
 
+# What answers are marked by
+
+MARKED: list[dict[str, Any]] = [
+    {"prompt": "p", "completion": "5", "choices": ["5", "x"], "reasoning_gym": None},
+    {"prompt": "q", "completion": "x", "choices": [], "reasoning_gym": None},
+    {
+        "prompt": "r",
+        "completion": "7.50",
+        "choices": None,
+        "reasoning_gym": {"dataset": "lcm", "answer": "7.50", "metadata": {"n": [3, -0.25, 1e-7], "text": "12", "no": False}},
+    },
+]  # fmt: skip
+MARKINGS = [(("5", "x"), None), (None, None), (None, MARKED[2]["reasoning_gym"])]
+
+
+def test_markings_survive_every_format(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    import csv
+
+    as_text = [{k: v if isinstance(v, str) else json.dumps(v) if v else "" for k, v in row.items()} for row in MARKED]
+    write(tmp_path / "a.jsonl", [{k: v for k, v in row.items() if v is not None} for row in MARKED])
+    write(tmp_path / "b.jsonl", as_text)
+    (tmp_path / "c.json").write_text(json.dumps(MARKED))
+    with (tmp_path / "d.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(MARKED[0]))
+        writer.writeheader()
+        writer.writerows(as_text)
+    data = datasets.Dataset.from_list(MARKED)
+    data.to_parquet(tmp_path / "e.parquet")
+    data.save_to_disk(tmp_path / "f")
+    for name in ("a.jsonl", "b.jsonl", "c.json", "d.csv", "e.parquet", "f"):
+        found = read_source(configure({"a": tmp_path / name}).tasks[0])
+        assert [tuple(marking) for marking in found.markings] == MARKINGS, name
+        assert found.rows == [pair("p", "5"), pair("q", "x"), pair("r", "7.50")]
+        assert type(found.rows[0][1][1]) is str
+
+
+def test_markings_reach_the_pool_and_move_nothing(tmp_path: Path) -> None:
+    plain = pairs(*range(30))
+    marked = [{**row, "choices": ["yes", "no"]} for row in plain]
+    again = [*marked, {**plain[3], "choices": ["no", "yes"]}, plain[4]]  # equal rows, other marks
+    before = load(configure({"a": write(tmp_path / "a.jsonl", plain)}))["a"]
+    pool = load(configure({"a": write(tmp_path / "b.jsonl", again), "b": write(tmp_path / "a.jsonl", plain)}))
+    after = pool["a"]
+    assert [after.train_key, after.context_key] == [before.train_key, before.context_key]
+    rows = [*after.train, *after.contexts, *after.validation]
+    assert {row.choices for row in rows} == {("yes", "no"), ("no", "yes")}
+    assert [row.choices for row in rows if row.messages == pair("3")] == [("no", "yes")]  # whatever the file's order
+    assert {row.choices for row in pool["b"].train} == {None}
+    pool.save(tmp_path / "pool")
+    assert TaskPool.load(tmp_path / "pool").tasks == pool.tasks
+    lines = [json.loads(line) for line in (tmp_path / "pool" / "rows.jsonl").read_text().splitlines()]
+    old = "".join(json.dumps(line[:7]) + "\n" for line in lines)
+    (tmp_path / "pool" / "rows.jsonl").write_text(old)  # as written before rows had marks
+    assert {row.choices for row in TaskPool.load(tmp_path / "pool")["a"].train} == {None}
+
+
+def test_columns_of_marks_can_be_named_and_ignored(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"q": "p", "a": "yes", "choices": "of another kind", "options": ["yes", "no"]}])
+    columns = {"prompt": "q", "completion": "a"}
+    for choices, expected in (("options", ("yes", "no")), ("", None)):
+        source = configure({"a": {"path": path, "columns": {**columns, "choices": choices}}}).tasks[0]
+        assert read_source(source).markings[0].choices == expected
+    index = bad(tmp_path / "index.csv", ',prompt,completion,choices\n0,p,yes,"[""no"", ""yes""]"\n')
+    assert read_source(configure({"a": index}).tasks[0]).markings[0].choices == ("no", "yes")
+    ignored = configure({"a": {"path": str(index), "columns": {"choices": ""}}}).tasks[0]
+    assert read_source(ignored).markings[0].choices is None
+
+
+def test_the_verifier_of_every_demo_generator_marks_what_was_read(tmp_path: Path) -> None:
+    reasoning_gym = pytest.importorskip("reasoning_gym")
+    from taskpgm.demo import ROWS, TARGETS, generate
+
+    for name in (*ROWS, *TARGETS):
+        (tmp_path / name).with_suffix(".jsonl").write_text("".join(generate(name, 30)))
+        pool = load_tasks(
+            configure({"a": tmp_path / f"{name}.jsonl"}), lambda rows: [Length(2, 1, False) for _ in rows]
+        )
+        pool.save(tmp_path / "pool")
+        for row in TaskPool.load(tmp_path / "pool")["a"].train:
+            assert row.verifier is not None
+            assert row.verifier["dataset"] == name
+            score = reasoning_gym.get_score_answer_fn(name)
+            entry = {"question": row.messages[0][1], **row.verifier}
+            assert score(answer=row.messages[-1][1], entry=entry) == 1.0
+            assert score(answer="no such answer", entry=entry) < 1.0
+
+
 # Splits
 
 
@@ -408,6 +496,11 @@ BAD_FILES = [
     ("a.jsonl", '{"messages": [{"role": "user", "content": null}]}\n', "no text as content of turn 1 of 'messages'"),
     ("a.jsonl", '{"messages": [{"role": "user", "content": [{"text": "x"}]}]}\n', "content of turn 1 of .* .a list"),
     ("a.jsonl", '{"messages": [{"content": "x"}]}\n', "no text as role of turn 1 of 'messages' .missing"),
+    ("a.jsonl", GOOD[:-2] + ', "choices": ["a", "d"]}\n', "line 1 of a.jsonl has the answer 'c', which is none of its 2"),
+    ("a.jsonl", GOOD[:-2] + ', "choices": {"text": ["c"]}}\n', "line 1 of a.jsonl has an object in column 'choices', not"),
+    ("a.jsonl", GOOD[:-2] + ', "choices": ["c", null]}\n', "line 1 of a.jsonl has no text in column 'choices'"),
+    ("a.jsonl", GOOD[:-2] + ', "choices": "A, B"}\n', "line 1 of a.jsonl has text in column 'choices' that is not JSON"),
+    ("a.jsonl", GOOD[:-2] + ', "reasoning_gym": {"answer": "c"}}\n', "line 1 of a.jsonl has no .dataset, answer, meta"),
     ("a.csv", "q;a\n1;2\n", "has the columns q;a; a task needs"),
     ("a.csv", "prompt,completion\na,b,c\n", "row 1 has 3 fields where the first line names 2"),
     ("a.csv", "prompt,completion\na,b\nc\n", "row 2 has 1 fields where the first line names 2"),

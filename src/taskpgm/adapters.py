@@ -67,7 +67,9 @@ def low_rank(model: Any, settings: Any, weights: Mapping[str, Tensor], flat: Ten
         return None
     sample = next(model.parameters())
     flat = flatten(weights).to(sample.device, sample.dtype) if flat is None else flat
-    left, right, at = [], [], 0
+    left: list[Tensor] = []
+    right: list[Tensor] = []
+    at = 0
     for stem, module in zip(stems, modules, strict=True):
         size_in, size_out = _sizes(module)
         for views, key, shape in ((left, LEFT, (-1, size_in)), (right, RIGHT, (size_out, -1))):

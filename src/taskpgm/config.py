@@ -19,11 +19,12 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 # Names become folder names (adapters/<task>/), so they keep to what every file system takes.
+MARKS = ("choices", "reasoning_gym")  # columns that say how an answer is marked; evaluation alone reads them
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 def _known_columns(columns: dict[str, str] | None) -> dict[str, str] | None:
-    known = ("messages", "prompt", "completion", "instruction", "input", "output")
+    known = ("messages", "prompt", "completion", "instruction", "input", "output", *MARKS)
     for key in columns or {}:
         if key not in known:
             raise ValueError(f"{key!r} is not one of {', '.join(known)}{_did_you_mean(key, known)}")
@@ -68,7 +69,8 @@ class Source(Section):
     columns: Columns = Field(
         None,
         description="Which columns hold what: {prompt: question, completion: answer}, {messages: chat} or "
-        "{instruction: task, input: text, output: label}. Detected where the columns have these names.",
+        "{instruction: task, input: text, output: label}. Detected where the columns have these names. Evaluation also "
+        "reads choices (a list of answers, one of them the row's) and reasoning_gym (what its verifier needs).",
     )
 
 

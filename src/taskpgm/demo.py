@@ -9,7 +9,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from taskpgm.config import Config, load_config
 from taskpgm.errors import UserError
@@ -76,7 +78,7 @@ def write_data(folder: Path) -> None:
 
 
 def generate(name: str, rows: int, words: int | None = None) -> list[str]:
-    """Distinct rows of one generator as JSON Lines, seeded by its name.
+    """Distinct rows of one generator as JSON Lines, seeded by its name, with what its verifier needs to mark them.
 
     Left out: rows without an answer, and prompts of more than so many words. Fewer rows come back where four times as
     many draws do not yield them.
@@ -84,14 +86,27 @@ def generate(name: str, rows: int, words: int | None = None) -> list[str]:
     import reasoning_gym
 
     data = reasoning_gym.create_dataset(name, size=4 * rows, seed=sum(name.encode()))
-    lines: dict[str, None] = {}
+    score = reasoning_gym.get_score_answer_fn(name)
+    lines: dict[tuple[str, str], str] = {}
     for item in data:
         if len(lines) == rows:
             break
-        row = {"prompt": item["question"], "completion": str(item["answer"])}
-        if row["completion"].strip() and (words is None or len(row["prompt"].split()) <= words):
-            lines[json.dumps(row, ensure_ascii=False) + "\n"] = None
-    return list(lines)
+        pair = item["question"], str(item["answer"])
+        if pair not in lines and pair[1].strip() and (words is None or len(pair[0].split()) <= words):
+            row = {"prompt": pair[0], "completion": pair[1], **_verifier(name, item, score)}
+            lines[pair] = json.dumps(row, ensure_ascii=False) + "\n"
+    return list(lines.values())
+
+
+def _verifier(name: str, item: dict[str, Any], score: Callable[..., float]) -> dict[str, Any]:
+    """The column `reasoning_gym`, where what JSON keeps of an item is enough for a full score of its own answer.
+
+    Of reasoning-gym's generators, a few have no single answer, and a few compare tuples, which JSON does not know.
+    """
+    entry = json.loads(json.dumps({key: item[key] for key in ("question", "answer", "metadata")}))
+    if item["answer"] is None or score(answer=str(item["answer"]), entry=entry) < 1:
+        return {}
+    return {"reasoning_gym": {"dataset": name, "answer": entry["answer"], "metadata": entry["metadata"]}}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`Estimate`: what a run will take in time, memory and disk on this machine, from a count of operations and a short trial.
+"""`Estimate`: what a run will take on this machine in time, memory and disk, from operations counted and a trial.
 
 With P weights in the linear layers of a decoder layer, L layers of which the first F carry no adapter, width d,
 vocabulary V, and per task the T tokens that all steps run (a shared prefix once a batch) and the U of them that are
@@ -93,13 +93,11 @@ def model_shape(lm: LanguageModel, config: Config) -> Shape:
     return Shape(weights / depth, depth, 0 if last is None else depth - last, head.shape[1], head.shape[0])
 
 
-def run_tokens(
-    lm: LanguageModel, steps: Sequence[Sequence[Encoded]], budget: int | None = None
-) -> tuple[int, int, int]:
+def run_tokens(lm: LanguageModel, steps: Sequence[Sequence[Encoded]]) -> tuple[int, int, int]:
     """(tokens run, distinct tokens, response tokens) of training on these steps."""
     rows = [row for step in steps for row in step]
     shared = lm.shared_prefix(rows)
-    run = sum(_packed_tokens([ends(row) for row in step], shared, budget or lm.token_budget) for step in steps)
+    run = sum(_packed_tokens([ends(row) for row in step], shared, lm.token_budget) for step in steps)
     distinct = shared + sum(ends(row) - shared for row in {id(row): row for row in rows}.values())
     return run, distinct, sum(int(row.response.sum()) for row in rows)
 
@@ -133,9 +131,8 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> Estimate:
     peak = clock.peak() if lm.device.type == "cpu" else torch.cuda.max_memory_allocated(lm.device)
 
     n, seeds = len(pool.tasks), config.probes.seeds
-    training = seeds * sum(
-        _training_operations(lm, shape, pool, task.name, config) for task in config.tasks if not task.adapter
-    )
+    trained = [task.name for task in config.tasks if not task.adapter]
+    training = seeds * sum(_training_operations(lm, shape, pool, task, config) for task in trained)
     tokens, responses = context_tokens(lm, contexts)
     scoring = shape.scoring(tokens, responses, n * seeds + 1)
     seconds = {
@@ -157,7 +154,7 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> Estimate:
     disk = n * seeds * (adapter + 4 * responses + 4 * positions * shape.width) + 6 * rows
     return Estimate(
         seconds, int(peak + n * seeds * adapter + kept), int(disk),
-        trained_tokens=seeds * sum(_trained_tokens(pool, task.name, config) for task in config.tasks if not task.adapter),
+        trained_tokens=seeds * sum(_trained_tokens(pool, task, config) for task in trained),
         scored_tokens=sum(len(r.ids) for rows in contexts.values() for r in rows) * (n * seeds + 1),
         tera_operations={k: v / 1e12 for k, v in operations.items()},
         giga_operations_per_second={k: v / 1e9 for k, v in rates.items()},

@@ -116,13 +116,13 @@ def packed_attention(
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     s = packed.shared
     rows, longest = packed.padded_BL.shape
-    padded = [_Padded.apply(x[:, s:], packed) for x in (q, k, v)]
-    if not s:
-        out = _causal(*padded, scale, window)
-    else:
-        kept = [x[:, None, :s].expand(-1, rows, -1, -1) for x in (k, v)]
-        with_prefix = [torch.cat(pair, 2) for pair in zip(kept, padded[1:], strict=True)]
-        out = _causal(padded[0], *with_prefix, scale, window)
+    padded_q, padded_k, padded_v = (_Padded.apply(x[:, s:], packed) for x in (q, k, v))
+    if s:
+        padded_k, padded_v = (
+            torch.cat([x[:, None, :s].expand(-1, rows, -1, -1), padded], 2)
+            for x, padded in ((k, padded_k), (v, padded_v))
+        )
+    out = _causal(padded_q, padded_k, padded_v, scale, window)
     out = _Unpadded.apply(out.reshape(len(q), rows * longest, -1), packed)
     if s:
         out = torch.cat([_causal(q[:, None, :s], k[:, None, :s], v[:, None, :s], scale, window)[:, 0], out], 1)
@@ -147,7 +147,7 @@ def _causal(q_HBLe: Tensor, k: Tensor, v: Tensor, scale: float, window: int | No
     return weight @ v
 
 
-class _Padded(torch.autograd.Function):
+class _Padded(torch.autograd.Function):  # type: ignore[misc]
     """(H, N - S, e) to (H, B, L, e). Ended rows hold copies that nothing reads, so no gradient comes from there."""
 
     @staticmethod
@@ -160,7 +160,7 @@ class _Padded(torch.autograd.Function):
         return grad.flatten(1, 2).index_select(1, ctx.packed.inverse), None
 
 
-class _Unpadded(torch.autograd.Function):
+class _Unpadded(torch.autograd.Function):  # type: ignore[misc]
     """(H, B·L, e) to (H, N - S, e)."""
 
     @staticmethod

@@ -218,6 +218,13 @@ def installed(lm: LanguageModel, probes: Sequence[Probe]) -> Iterator[Use]:
 
 
 @contextlib.contextmanager
+def under(lm: LanguageModel, probe: Probe | None) -> Iterator[None]:
+    """Within, the model is the base model under this probe, or alone."""
+    with installed(lm, [probe] if probe else []) as use, use(probe):
+        yield
+
+
+@contextlib.contextmanager
 def _peft_installed(lm: LanguageModel, probes: Sequence[Probe]) -> Iterator[Any]:
     """Within, the model carries these probes as PEFT adapters, none of them active."""
     from peft import PeftModel, set_peft_model_state_dict
@@ -294,7 +301,7 @@ class Trainer:
         losses = []
         with patched([update]) as switch, switch.use(update):
             for number, rows in enumerate(steps):
-                optimiser.param_groups[0]["lr"] = self.config.learning_rate * _schedule(number, len(steps))
+                optimiser.param_groups[0]["lr"] = self.config.learning_rate * schedule(number, len(steps))
                 master.grad = torch.zeros_like(master)
                 loss = self._gradient(rows, trunk, master.grad, gradient, f"probe {name!r}, step {number + 1}")
                 norm = float(torch.nn.utils.clip_grad_norm_([master], 1.0))
@@ -317,7 +324,8 @@ class Trainer:
         flat = master.detach().to(next(self.lm.model.parameters()).dtype, copy=True)
         gradient = torch.zeros_like(flat)
         update, collected = (low_rank(self.lm.model, self.settings, self.initial, t) for t in (flat, gradient))
-        assert update is not None and collected is not None, "probes are plain LoRA"
+        assert update is not None, "probes are plain LoRA"
+        assert collected is not None, "probes are plain LoRA"
         for weights, gradients in ((update.left, collected.left), (update.right, collected.right)):
             for weight, of_weight in zip(weights, gradients, strict=True):
                 weight.requires_grad_().grad = of_weight
@@ -338,7 +346,8 @@ class Trainer:
             self.warn(f"out of memory in {where}: going on with {self.budget} tokens a batch")
 
 
-def encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], order: list[NDArray[np.int64]]) -> list[list[Encoded]]:
+def encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], order: Sequence[NDArray[np.int64]]) -> list[list[Encoded]]:
+    """Encoded rows of every optimiser step; a row that comes again is the same object."""
     used = sorted({int(i) for step in order for i in step})
     encoded = dict(zip(used, encoder.encode([rows[i].messages for i in used]), strict=True))
     return [[row for i in step if (row := encoded[int(i)]) is not None] for step in order]
@@ -377,7 +386,8 @@ def _initial_weights(lm: LanguageModel, settings: Any, seed: int) -> dict[str, T
     return weights
 
 
-def _schedule(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
+    """Share of the peak learning rate at a step: up over a twentieth of the steps, then down to zero."""
     warm = max(1, steps // 20)
     return (step + 1) / warm if step < warm else (steps - step) / max(1, steps - warm)
 

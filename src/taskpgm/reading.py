@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from taskpgm.config import Source, TargetConfig
+from taskpgm.config import MARKS, Source, TargetConfig
 from taskpgm.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,10 +33,17 @@ LAYOUTS: dict[Layout, tuple[str, ...]] = {
     "instruction_output": ("instruction", "output"),
 }
 OPTIONAL: dict[Layout, tuple[str, ...]] = {"instruction_output": ("input",)}
-FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output")
+FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output", *MARKS)
 SUFFIXES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # rows of {from, value} instead of {role, content}
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+
+
+class Marking(NamedTuple):
+    """What an answer to a row is marked by, where its source says so; no part of the conversation."""
+
+    choices: tuple[str, ...] | None = None  # every answer that may be given; the row's own is one of them
+    verifier: dict[str, Any] | None = None  # reasoning-gym: {dataset, answer, metadata}
 
 
 class Reading(NamedTuple):
@@ -45,6 +52,13 @@ class Reading(NamedTuple):
     rows: list[Messages]
     layout: Layout
     columns: dict[str, str]  # field -> column it was read from
+    markings: list[Marking]  # one a row
+
+
+class _Number(str):
+    """A number of a JSON file, as the file spells it: text everywhere but in a verifier's metadata."""
+
+    __slots__ = ()
 
 
 class _Table(NamedTuple):
@@ -67,9 +81,13 @@ def read_source(source: Source, path: str | None = None) -> Reading:
     if not table.records:
         raise UserError(f"{who}: {path} holds no rows; give it some or leave it out.")
     layout, columns = _detect(table.columns, source.columns or {}, path, who)
-    return Reading(
-        [_conversation(layout, columns, record, f"{who}: {at}") for at, record in table.records], layout, columns
-    )
+    marks = {field: (source.columns or {}).get(field, field) for field in MARKS}
+    marks = {field: column for field, column in marks.items() if column and column in table.columns}
+    rows, markings = [], []
+    for at, record in table.records:
+        rows.append(_conversation(layout, columns, record, f"{who}: {at}"))
+        markings.append(_marking(marks, record, rows[-1], f"{who}: {at}") if marks else Marking())
+    return Reading(rows, layout, {**columns, **marks}, markings)
 
 
 def _read_table(path: str, source: Source, who: str) -> _Table:
@@ -152,7 +170,7 @@ def _read_json(path: Path, data: bytes) -> _Table:
 
 def _parse_json(path: Path, line: int, data: bytes) -> Any:
     try:
-        return json.loads(data.decode("utf-8"), parse_int=str, parse_float=str)
+        return json.loads(data.decode("utf-8"), parse_int=_Number, parse_float=_Number)
     except UnicodeDecodeError as error:
         line += data[: error.start].count(b"\n")
         raise UserError(f"{path}: line {line} is not UTF-8 text ({error.reason}); save the file as UTF-8.") from error
@@ -292,13 +310,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _detect(found: list[str], mapped: dict[str, str], path: str, who: str) -> tuple[Layout, dict[str, str]]:
+    mapped = {field: column for field, column in mapped.items() if column or field not in MARKS}
     for field, column in mapped.items():
         if column not in found:
             raise UserError(f"{who}: `columns` reads {field} from {column!r}, but {path} has {', '.join(found)}.")
     for layout, required in LAYOUTS.items():
         fields = (*required, *OPTIONAL.get(layout, ()))
         columns = {field: mapped.get(field, field) for field in fields}
-        if set(mapped) <= set(fields) and all(columns[field] in found for field in required):
+        if set(mapped) <= {*fields, *MARKS} and all(columns[field] in found for field in required):
             return layout, {field: column for field, column in columns.items() if column in found}
     also = f" and `columns` maps {', '.join(mapped)}" if mapped else ""
     raise UserError(
@@ -337,13 +356,13 @@ def _turns(value: Any, column: str, at: str) -> Messages:
                 raise UserError(
                     f"{at} has no text as {key} of turn {i} of {column!r} ({wrong}); correct or remove the row."
                 )
-        turns.append((role, content))
+        turns.append((str(role), str(content)))
     return tuple(turns)
 
 
 def _text(value: Any, column: str, at: str) -> str:
     if isinstance(value, str):
-        return value
+        return str(value)  # plain text, where it was a number of a JSON file
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
@@ -364,8 +383,67 @@ def _check_conversation(messages: Messages, at: str) -> None:
         raise UserError(f"{at} holds half a surrogate pair, which is not text; correct or remove the row.") from error
 
 
+def last_answer(messages: Messages) -> int:
+    """Index of the last assistant turn: the answer that is marked."""
+    return max(i for i, (role, _) in enumerate(messages) if role == "assistant")
+
+
+def _marking(columns: dict[str, str], record: dict[str, Any], messages: Messages, at: str) -> Marking:
+    choices = _choices(columns, record, messages[last_answer(messages)][1], at)
+    return Marking(choices, _verifier(columns, record, at))
+
+
+def _choices(columns: dict[str, str], record: dict[str, Any], answer: str, at: str) -> tuple[str, ...] | None:
+    column = columns.get("choices")
+    value = _from_text(record.get(column), column, at) if column else None
+    if not column or not value:
+        return None
+    remedy = "correct the row, or ignore the column with columns: {choices: ''}"
+    if not isinstance(value, list):
+        raise UserError(f"{at} has {_type(value)} in column {column!r}, not a list of answers; {remedy}.")
+    choices = tuple(_text(choice, column, at) for choice in value)
+    if answer not in choices:
+        raise UserError(f"{at} has the answer {answer[:40]!r}, which is none of its {len(choices)} choices; {remedy}.")
+    return choices
+
+
+def _verifier(columns: dict[str, str], record: dict[str, Any], at: str) -> dict[str, Any] | None:
+    column = columns.get("reasoning_gym")
+    value = _numbers(_from_text(record.get(column), column, at)) if column else None
+    if not column or not value:
+        return None
+    if isinstance(value, dict) and isinstance(value.get("dataset"), str) and "answer" in value:
+        return {"dataset": value["dataset"], "answer": value["answer"], "metadata": value.get("metadata") or {}}
+    raise UserError(
+        f"{at} has no {{dataset, answer, metadata}} in column {column!r}, which its verifier needs; correct the row, "
+        "or ignore the column with columns: {reasoning_gym: ''}."
+    )
+
+
+def _from_text(value: Any, column: str, at: str) -> Any:
+    """The value, read from JSON where it is text, as in CSV."""
+    if not isinstance(value, str) or not value.strip():
+        return None if isinstance(value, str) else value
+    try:
+        return json.loads(value, parse_int=_Number, parse_float=_Number)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(
+            f"{at} has text in column {column!r} that is not JSON ({_reason(error)}); correct the row, or ignore the "
+            f"column with columns: {{{column}: ''}}."
+        ) from error
+
+
+def _numbers(value: Any) -> Any:
+    """Plain data with the numbers of a JSON file as numbers again."""
+    if isinstance(value, _Number):
+        return json.loads(value)
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return {key: _numbers(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
 def _type(value: Any) -> str:
-    names = {list: "a list", dict: "an object", str: "text", bool: "a truth value"}
+    names = {list: "a list", dict: "an object", str: "text", _Number: "text", bool: "a truth value"}
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 

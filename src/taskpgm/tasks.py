@@ -7,9 +7,9 @@ set are its contexts, and a row that two tasks share falls on the same side in b
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,13 +40,15 @@ def tell_nobody(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One conversation, its cost in tokens, and the hash that identifies and ranks it."""
+    """One conversation, its cost in tokens, the hash that identifies and ranks it, and what its answer is marked by."""
 
     messages: Messages
     tokens: int
     response_tokens: int
     truncated: bool
-    key: str
+    key: str  # of the conversation alone
+    choices: tuple[str, ...] | None = None  # every answer that may be given; the row's own is one of them
+    verifier: dict[str, Any] | None = field(default=None, hash=False)  # reasoning-gym: {dataset, answer, metadata}
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class TaskPool:
                 for side in SIDES:
                     for r in getattr(one, side):
                         line = [one.name, side, r.messages, r.tokens, r.response_tokens, r.truncated, r.key]
+                        line += [r.choices, r.verifier] if r.choices or r.verifier else []
                         file.write(json.dumps(line, ensure_ascii=False) + "\n")
         described = [
             {"name": s.name, "kind": s.kind, "layout": s.layout, "columns": s.columns, "counts": asdict(s.counts)}
@@ -148,9 +151,11 @@ class TaskPool:
         rows: dict[tuple[str, str], list[Row]] = {}
         with (folder / "rows.jsonl").open(encoding="utf-8", newline="\n") as file:
             for line in file:
-                name, side, turns, *rest = json.loads(line)
+                name, side, turns, tokens, response, truncated, key, *marks = json.loads(line)
                 messages = tuple((role, content) for role, content in turns)
-                rows.setdefault((name, side), []).append(Row(messages, *rest))
+                choices, verifier = marks or (None, None)
+                row = Row(messages, tokens, response, truncated, key, tuple(choices) if choices else None, verifier)
+                rows.setdefault((name, side), []).append(row)
         sets = []
         for one in described["sets"]:
             train, contexts, validation = (tuple(rows.get((one["name"], side), ())) for side in SIDES)
@@ -194,12 +199,12 @@ def load_tasks(config: Config, measure: Measure, tell: Tell = tell_nobody) -> Ta
     rows = _measured(distinct, measure, tell)
 
     sets = []
-    for source, reading, own, validation in zip(sources, read, keys, given_keys, strict=True):
+    for source, reading, other, own, validation in zip(sources, read, given, keys, given_keys, strict=True):
         kind: Literal["task", "target"] = "target" if isinstance(source, TargetConfig) else "task"
         counts = _counted(own, validation, rows)
-        ranked = _ranked(own, rows)
+        ranked = _ranked(own, rows, reading)
         _check_enough(source.name, kind, len(ranked), counts, config.contexts)
-        sides = _split(ranked, kind, config.contexts, _ranked(validation, rows) if validation else None)
+        sides = _split(ranked, kind, config.contexts, _ranked(validation, rows, other) if other else None)
         sets.append(TaskSet(source.name, kind, reading.layout, reading.columns, *sides, counts))
     members = [{row.key for side in SIDES for row in getattr(one, side)} for one in sets]
     overlap = np.array([[len(a & b) for b in members] for a in members], dtype=np.int64)
@@ -225,8 +230,13 @@ def _measured(distinct: dict[str, Messages], measure: Measure, tell: Tell) -> di
     return rows
 
 
-def _ranked(keys: list[str], rows: dict[str, Row | None]) -> list[Row]:
-    return [row for key in sorted(set(keys)) if (row := rows[key])]
+def _ranked(keys: list[str], rows: dict[str, Row | None], reading: Reading) -> list[Row]:
+    """Distinct rows of one source by key; of equal rows marked differently, the first in the order of JSON counts."""
+    marked = [(key, marking) for key, marking in zip(keys, reading.markings, strict=True) if any(marking)]
+    marked.sort(key=lambda pair: json.dumps(pair[1], sort_keys=True), reverse=True)
+    markings = {key: marking._asdict() for key, marking in marked}
+    ranked = (row for key in sorted(set(keys)) if (row := rows[key]))
+    return [replace(row, **markings[row.key]) if row.key in markings else row for row in ranked]
 
 
 def _counted(own: list[str], given: list[str], rows: dict[str, Row | None]) -> Counts:

@@ -1,0 +1,390 @@
+"""`Evaluation`: what a model under an adapter scores on held-out rows, in loss and in right answers.
+
+Loss is the negative log-likelihood of response tokens. Answers are marked by whatever the rows carry: by choosing among
+their options, by reasoning-gym's own verifier on what the model writes, or else by comparing that with the reference.
+Writing is greedy, so that the same weights always get the same marks.
+
+Shapes: B rows, L padded length, R response tokens.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from taskpgm.chat import ChatEncoder, Encoded
+from taskpgm.config import Config
+from taskpgm.divergence import label_logp
+from taskpgm.errors import UserError
+from taskpgm.lm import LanguageModel, Trunk, batches
+from taskpgm.packing import ends, pack
+from taskpgm.probes import Probe, under
+from taskpgm.reading import Messages, last_answer
+from taskpgm.tasks import Row, Tell, tell_nobody
+
+Measure = Literal["choices", "verifier", "exact"]
+EXACT_TOKENS = 32  # longest reference answer that is compared word by word
+VERIFIED_TOKENS = 128  # longest reference answer of a set whose verifier marks what the model writes
+TRUNK_MEMORY = 2 << 30  # bytes of activations that an evaluator keeps
+SPARE_TOKENS = 4  # what the model may write beyond the longest reference answer
+
+
+@dataclass(frozen=True)
+class SetEvaluation:
+    """One set under one adapter. Losses are in nats; accuracies are shares of the marked rows."""
+
+    rows: int
+    tokens: int  # response tokens
+    token_loss: float  # Σ over rows of NLL / Σ over rows of response tokens: long answers weigh more
+    row_loss: float  # mean over rows of a row's NLL per response token: every row weighs the same
+    measure: Measure | None = None  # how answers were marked, None: not at all
+    marked: int = 0  # rows that accuracies are over: those that carry the set's measure
+    accuracy: float | None = None  # choices: the most likely answer is right; otherwise what the model wrote is
+    accuracy_norm: float | None = None  # choices: the same by log-likelihood per character of the answer's text
+    score: float | None = None  # verifier: mean score, where a wrong answer may earn a part
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All sets under one adapter."""
+
+    sets: dict[str, SetEvaluation]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":
+        """Evaluation from what `to_dict` gave."""
+        return cls({name: SetEvaluation(**one) for name, one in data["sets"].items()})
+
+
+def evaluate_probe(
+    lm: LanguageModel,
+    sets: Mapping[str, Sequence[Row]],
+    probe: Probe | None,
+    config: Config,
+    tell: Tell = tell_nobody,
+    generate: bool = True,
+) -> Evaluation:
+    """Evaluation of the base model under an adapter, or of the base model alone, on rows by set.
+
+    Every answer includes its end-of-turn token, in losses, in options and in what may be written. A set's measure is
+    the first of choices and verifier that at least half of its rows carry, else exact comparison where all references
+    are short. Options replace the row's last answer and are compared by the log-likelihood of that turn, summed, and
+    divided by the characters of its text, as in lm-evaluation-harness.
+
+    Args:
+        lm: the base model; unchanged afterwards.
+        probe: None for the base model.
+        config: its `probes.max_length` counts here; a row that does not fit is left out.
+        generate: False leaves out what needs the model to write.
+
+    Raises:
+        UserError: a set without a row that fits, or a loss that is not finite.
+    """
+    return Evaluator(lm, sets, config).evaluate(probe, tell, generate)
+
+
+class Evaluator:
+    """The sets, encoded once; activations below the adapters are kept for the next adapter while there is memory."""
+
+    def __init__(self, lm: LanguageModel, sets: Mapping[str, Sequence[Row]], config: Config) -> None:
+        self.lm = lm
+        self.encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+        self.sets = {name: _kept(self.encoder, name, rows) for name, rows in sets.items()}
+        self.trunks: dict[tuple[str, int], Trunk] = {}
+
+    def evaluate(self, probe: Probe | None, tell: Tell = tell_nobody, generate: bool = True) -> Evaluation:
+        """As `evaluate_probe`."""
+        first = probe.first_layer(len(self.lm.layers)) if probe else 0
+        found = {}
+        with under(self.lm, probe):
+            for done, (name, kept) in enumerate(self.sets.items()):
+                tell("evaluating", done, len(self.sets))
+                found[name] = _evaluate_set(self.lm, self.encoder, name, kept, generate, self._trunk(name, first))
+        tell("evaluating", len(self.sets), len(self.sets))
+        return Evaluation(found)
+
+    def _trunk(self, name: str, first: int) -> Trunk:
+        if (name, first) not in self.trunks:
+            shared = self.lm.shared_prefix([one for _, one in self.sets[name]])
+            self.trunks[name, first] = Trunk(self.lm, first, shared, TRUNK_MEMORY // len(self.sets))
+        return self.trunks[name, first]
+
+
+def response_logp(lm: LanguageModel, rows: Sequence[Encoded], trunk: Trunk | None = None) -> list[NDArray[np.float32]]:
+    """(R,) log-probabilities of the response tokens of every row, under whatever adapter is installed.
+
+    Args:
+        trunk: of a set that the rows belong to, below the adapter's layers.
+    """
+    found: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(rows)
+    trunk = trunk or Trunk(lm, 0, lm.shared_prefix(rows))
+    for batch in batches([ends(row) for row in rows], lm.token_budget, trunk.shared):
+        packed = pack([rows[i] for i in batch], trunk.shared, lm.device)
+        with torch.inference_mode():
+            logits = lm.response_logits(packed, trunk.entering(packed), trunk.first)
+            blocks = [label_logp(z, y).cpu().numpy() for z, y, _ in logits]
+        cuts = np.cumsum([int(rows[i].response.sum()) for i in batch])[:-1]
+        for i, logp_R in zip(batch, np.split(np.concatenate(blocks), cuts), strict=True):
+            found[i] = logp_R
+    return found
+
+
+def option_logp(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]) -> list[NDArray[np.float64] | None]:
+    """(options,) log-likelihood of every option as the last answer, end-of-turn token included; None: one is too long.
+
+    The rows carry choices; turns behind the last answer do not count. A prompt runs once for all its options where they
+    leave its tokens as they are, which is nearly always.
+    """
+    encoded = [
+        encoder.encode([(*row.messages[: last_answer(row.messages)], ("assistant", c)) for c in row.choices or ()])
+        for row in rows
+    ]
+    found: list[NDArray[np.float64] | None] = [None] * len(rows)
+    asked: dict[int, _Question] = {}
+    for i, of_row in enumerate(encoded):
+        turns = [_last_turn(one) for one in of_row if one]
+        if len(turns) < len(of_row):
+            continue
+        if question := _question(turns):
+            asked[i] = question
+        else:
+            found[i] = np.array([logp_R.sum(dtype=np.float64) for logp_R in response_logp(lm, turns)])
+    places = list(asked)
+    for batch in batches([asked[i].cost for i in places], lm.token_budget):
+        chosen = [places[k] for k in batch]
+        for i, logp in zip(chosen, _batch_of_options(lm, [asked[i] for i in chosen]), strict=True):
+            found[i] = logp
+    return found
+
+
+def written_answers(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]) -> list[str]:
+    """What the model writes, greedily, in place of every row's last answer.
+
+    The prompt is the row's own tokens before that answer. Writing ends with a token that ends a turn, or a few tokens
+    behind the length of the longest reference.
+    """
+    references = encoder.encode([_until_answer(row) for row in rows])
+    turns = [_last_turn(one) for one in references if one]
+    assert len(turns) == len(rows), "rows fit: their lengths were measured"
+    starts = [int(np.flatnonzero(one.response)[0]) for one in turns]
+    prompts = [one.ids[:start] for one, start in zip(turns, starts, strict=True)]
+    limit = max(int(one.response.sum()) for one in turns) + SPARE_TOKENS
+    ends = _ends(lm, turns)
+    found = [""] * len(rows)
+    for batch in batches([len(prompt) + limit for prompt in prompts], lm.token_budget):
+        for i, ids in zip(batch, _greedy(lm, [prompts[i] for i in batch], limit, ends), strict=True):
+            found[i] = lm.tokenizer.decode(ids, skip_special_tokens=True)
+    return found
+
+
+def same_answer(written: str, reference: str) -> bool:
+    """Whether two answers are equal but for case, white space around them and one full stop at their end."""
+    return _plain(written) == _plain(reference)
+
+
+def _kept(encoder: ChatEncoder, name: str, rows: Sequence[Row]) -> list[tuple[Row, Encoded]]:
+    """The rows that fit, with their tokens."""
+    encoded = encoder.encode([row.messages for row in rows])
+    kept = [(row, one) for row, one in zip(rows, encoded, strict=True) if one]
+    if not kept:
+        raise UserError(
+            f"{name!r} has no rows to evaluate; give it validation rows (contexts.validation), or leave it out."
+        )
+    return kept
+
+
+class _Marks(NamedTuple):
+    measure: Measure | None = None
+    marked: int = 0
+    accuracy: float | None = None
+    accuracy_norm: float | None = None
+    score: float | None = None
+
+
+def _evaluate_set(
+    lm: LanguageModel, encoder: ChatEncoder, name: str, kept: Sequence[tuple[Row, Encoded]], generate: bool,
+    trunk: Trunk,
+) -> SetEvaluation:  # fmt: skip
+    loss = [-logp_R.astype(np.float64) for logp_R in response_logp(lm, [one for _, one in kept], trunk)]
+    sums, tokens = np.array([one.sum() for one in loss]), np.array([len(one) for one in loss])
+    if not np.isfinite(sums).all():
+        raise UserError(
+            f"The loss on {name!r} is not finite; use model.dtype bfloat16 or float32, or a lower probes.learning_rate."
+        )
+    marks = _mark(lm, encoder, [row for row, _ in kept], generate)
+    losses = float(sums.sum() / tokens.sum()), float((sums / tokens).mean())
+    return SetEvaluation(len(kept), int(tokens.sum()), *losses, **marks._asdict())
+
+
+def _mark(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row], generate: bool) -> _Marks:
+    with_choices, verified = [row for row in rows if row.choices], [row for row in rows if row.verifier]
+    if 2 * len(with_choices) >= len(rows):
+        return _mark_choices(lm, encoder, with_choices)
+    if not generate:
+        return _Marks()
+    if 2 * len(verified) >= len(rows):
+        return _mark_written(lm, encoder, "verifier", verified, VERIFIED_TOKENS, _verified_score())
+    return _mark_written(lm, encoder, "exact", rows, EXACT_TOKENS, lambda row, said: same_answer(said, _answer(row)))
+
+
+def _mark_choices(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row]) -> _Marks:
+    right, right_norm = [], []
+    for row, logp in zip(rows, option_logp(lm, encoder, rows), strict=True):
+        if logp is not None and row.choices:
+            length = np.array([max(1, len(choice)) for choice in row.choices])
+            right.append(row.choices[int(logp.argmax())] == _answer(row))
+            right_norm.append(row.choices[int((logp / length).argmax())] == _answer(row))
+    return _Marks("choices", len(right), float(np.mean(right)), float(np.mean(right_norm))) if right else _Marks()
+
+
+def _mark_written(
+    lm: LanguageModel, encoder: ChatEncoder, measure: Measure, rows: list[Row], longest: int,
+    score: Callable[[Row, str], float],
+) -> _Marks:  # fmt: skip
+    references = [_last_turn(one) for one in encoder.encode([_until_answer(row) for row in rows]) if one]
+    if max(int(one.response.sum()) for one in references) > longest:
+        return _Marks()
+    scores = [float(score(row, said)) for row, said in zip(rows, written_answers(lm, encoder, rows), strict=True)]
+    right = float(np.mean([one >= 1 for one in scores]))
+    return _Marks(measure, len(rows), right, score=float(np.mean(scores)) if measure == "verifier" else None)
+
+
+def _verified_score() -> Callable[[Row, str], float]:
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise UserError(
+            "Marking these answers needs reasoning-gym, which is not installed; pip install 'taskpgm[demo]', or ignore "
+            "the column with columns: {reasoning_gym: ''}."
+        ) from error
+
+    def score(row: Row, said: str) -> float:
+        assert row.verifier
+        entry = {**row.verifier, "question": row.messages[last_answer(row.messages) - 1][1]}
+        return float(reasoning_gym.get_score_answer_fn(row.verifier["dataset"])(answer=said.strip(), entry=entry))
+
+    return score
+
+
+class _Question(NamedTuple):
+    prompt: NDArray[np.int32]  # token ids that all options share
+    options: list[NDArray[np.int32]]  # token ids of each
+
+    @property
+    def cost(self) -> int:
+        """Tokens that the cache holds when every option has a copy of the prompt."""
+        return len(self.options) * (len(self.prompt) + max(map(len, self.options)))
+
+
+def _question(turns: Sequence[Encoded]) -> _Question | None:
+    """Prompt and options of rows that differ in their last turn; None where their prompts differ, by truncation say."""
+    starts = [int(np.flatnonzero(one.response)[0]) for one in turns]
+    prompt = turns[0].ids[: starts[0]]
+    if any(not np.array_equal(one.ids[:start], prompt) for one, start in zip(turns, starts, strict=True)):
+        return None
+    ends = [int(np.flatnonzero(one.response)[-1]) + 1 for one in turns]
+    return _Question(prompt, [one.ids[a:b] for one, a, b in zip(turns, starts, ends, strict=True)])
+
+
+def _batch_of_options(lm: LanguageModel, questions: Sequence[_Question]) -> list[NDArray[np.float64]]:
+    """(options,) log-likelihoods of every question: the prompts once, then all options on copies of their caches.
+
+    Shapes: Q questions, O options of all, P and L padded lengths of prompts (on the left) and options (on the right).
+    """
+    from transformers import DynamicCache
+
+    ids_QP, seen_QP = _left_padded(lm, [one.prompt for one in questions])
+    options = [ids for one in questions for ids in one.options]
+    owner_O = torch.tensor([q for q, one in enumerate(questions) for _ in one.options], device=lm.device)
+    ids_OL = torch.full((len(options), max(map(len, options))), lm.tokenizer.pad_token_id, device=lm.device)
+    for o, ids in enumerate(options):
+        ids_OL[o, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+    cache = DynamicCache(config=lm.model.config)
+    # transformers 5.2x renamed the argument; the old name goes in 5.40.
+    named = "cache" if "cache" in inspect.signature(type(lm.model).forward).parameters else "past_key_values"
+    with torch.inference_mode():
+        place_QP = (seen_QP.cumsum(1) - 1).clamp(min=0)
+        first = lm.model(
+            input_ids=ids_QP, attention_mask=seen_QP, position_ids=place_QP, logits_to_keep=1, use_cache=True,
+            **{named: cache},
+        )  # fmt: skip
+        sums_O = label_logp(first.logits[:, -1][owner_O], ids_OL[:, 0]).double()
+        if ids_OL.shape[1] > 1:
+            cache.batch_select_indices(owner_O)
+            given_OL = ids_OL[:, :-1]
+            logits_OLV = lm.model(
+                input_ids=given_OL, use_cache=True, **{named: cache},
+                attention_mask=torch.cat([seen_QP[owner_O], torch.ones_like(given_OL)], 1),
+                position_ids=seen_QP.sum(1)[owner_O, None] + torch.arange(given_OL.shape[1], device=lm.device),
+            ).logits  # fmt: skip
+            for o, ids in enumerate(options):
+                sums_O[o] += label_logp(logits_OLV[o, : len(ids) - 1], ids_OL[o, 1 : len(ids)]).double().sum()
+    cuts = np.cumsum([len(one.options) for one in questions])[:-1]
+    return list(np.split(sums_O.cpu().numpy(), cuts))
+
+
+def _left_padded(lm: LanguageModel, prompts: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+    """(B, L) token ids padded on the left, and where they are not padding (1 or 0)."""
+    longest = max(map(len, prompts))
+    ids_BL = np.full((len(prompts), longest), lm.tokenizer.pad_token_id, dtype=np.int64)
+    seen_BL = np.zeros((len(prompts), longest), dtype=np.int64)
+    for i, prompt in enumerate(prompts):
+        ids_BL[i, longest - len(prompt) :], seen_BL[i, longest - len(prompt) :] = prompt, 1
+    return torch.from_numpy(ids_BL).to(lm.device), torch.from_numpy(seen_BL).to(lm.device)
+
+
+def _until_answer(row: Row) -> Messages:
+    return row.messages[: last_answer(row.messages) + 1]
+
+
+def _answer(row: Row) -> str:
+    return row.messages[last_answer(row.messages)][1]
+
+
+def _plain(text: str) -> str:
+    return text.strip().removesuffix(".").strip().casefold()
+
+
+def _last_turn(row: Encoded) -> Encoded:
+    """The row with the tokens of its last answer alone as the response."""
+    said = np.flatnonzero(row.response)
+    start = said[np.flatnonzero(np.diff(said, prepend=-2) > 1)[-1]]
+    return Encoded(row.ids, row.response & (np.arange(len(row.ids)) >= start), row.truncated)
+
+
+def _ends(lm: LanguageModel, turns: Sequence[Encoded]) -> list[int]:
+    """Tokens that end a turn: the tokenizer's, the model's own, and the special token that ends every reference."""
+    own = lm.model.generation_config.eos_token_id
+    ends = {lm.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    last = {int(one.ids[one.response][-1]) for one in turns}
+    special = set(lm.tokenizer.get_added_vocab().values())
+    return sorted(ends | (last if len(last) == 1 and last <= special else set()))
+
+
+def _greedy(
+    lm: LanguageModel, prompts: Sequence[NDArray[np.int32]], limit: int, ends: list[int]
+) -> Iterator[list[int]]:
+    """Token ids written after every prompt, up to the first that ends a turn; prompts are padded on the left."""
+    from transformers import GenerationConfig
+
+    ids_BL, seen_BL = _left_padded(lm, prompts)
+    plain = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=limit, repetition_penalty=1.0, no_repeat_ngram_size=0,
+        eos_token_id=ends, pad_token_id=lm.tokenizer.pad_token_id,
+    )  # fmt: skip
+    with torch.inference_mode():
+        written_BL = lm.model.generate(input_ids=ids_BL, attention_mask=seen_BL, generation_config=plain)[
+            :, ids_BL.shape[1] :
+        ]
+    for ids in written_BL.tolist():
+        stop = next((k for k, token in enumerate(ids) if token in ends), len(ids))
+        yield ids[:stop]

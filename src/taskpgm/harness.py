@@ -1,0 +1,125 @@
+"""Named benchmarks and local task files, by lm-evaluation-harness, on the model under an adapter.
+
+The harness (https://github.com/EleutherAI/lm-evaluation-harness) gets the model that is loaded already, with the
+adapter in it. Named benchmarks fetch their data from the hub; a local task file needs nothing but the data that it
+names.
+"""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from taskpgm.errors import UserError, first_line
+from taskpgm.lm import LanguageModel
+from taskpgm.probes import Probe, under
+
+ROWS_AT_ONCE = 8  # the harness counts rows, not tokens, and keeps all their logits
+
+
+def run_harness(
+    lm: LanguageModel,
+    probe: Probe | None,
+    tasks: Sequence[str],
+    include: Path | None = None,
+    limit: int | None = None,
+    few_shot: int | None = None,
+    chat: bool | None = None,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Metrics by task (acc, acc_norm, exact_match, …, and their standard errors as acc_stderr), groups included.
+
+    Args:
+        lm: the base model; unchanged afterwards.
+        probe: None for the base model.
+        tasks: names of benchmarks, groups or local tasks (what their files call `task`).
+        include: a YAML file or a folder of them; a task in it goes before the harness's own of that name.
+        limit: at most so many rows a task; all when None.
+        few_shot: examples before each question; what the task says when None.
+        chat: render questions with the model's chat template; where it has one when None.
+        seed: of the few-shot examples.
+
+    Raises:
+        UserError: lm-eval is not installed, a task is unknown, or its data cannot be read.
+    """
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        raise UserError(
+            f"Benchmarks need {error.name}, which is not installed; pip install 'taskpgm[harness]'."
+        ) from error
+
+    manager = _task_manager(tasks, include)
+    with under(lm, probe), _quiet(), _padding_kept(lm.tokenizer):
+        found = lm_eval.simple_evaluate(
+            HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=ROWS_AT_ONCE), tasks=list(tasks),
+            num_fewshot=few_shot, limit=limit, task_manager=manager, log_samples=False, bootstrap_iters=1000,
+            apply_chat_template=bool(lm.tokenizer.chat_template) if chat is None else chat,
+            random_seed=None, numpy_random_seed=None, torch_random_seed=None, fewshot_random_seed=seed,
+        )  # fmt: skip
+    return {task: _metrics(values) for task, values in found["results"].items()}
+
+
+def _task_manager(tasks: Sequence[str], include: Path | None) -> Any:
+    """Manager that has all the tasks; the harness's own thousands of files are read only where they are asked for."""
+    from lm_eval.tasks import TaskManager
+
+    if include is not None and not include.exists():
+        raise UserError(f"The task file or folder {include} does not exist; check its path.")
+    folder = include if include is None or include.is_dir() else include.parent
+    with _quiet():
+        for own in (False, True) if folder else (True,):
+            manager = TaskManager(include_path=str(folder) if folder else None, include_defaults=own)
+            unknown = [task for task in tasks if task not in manager.all_tasks]
+            if not unknown:
+                _check_loads(manager, tasks)
+                return manager
+    where = f" or in {folder}" if folder else ""
+    raise UserError(
+        f"lm-evaluation-harness has no task {unknown[0]!r}{where}; `lm-eval ls tasks` lists its own, and a local "
+        "file's name is what it calls `task`."
+    )
+
+
+def _check_loads(manager: Any, tasks: Sequence[str]) -> None:
+    """Raise UserError where a task's file or data is wrong, before the model runs; data come from the cache later."""
+    for task in tasks:
+        try:
+            manager.load([task])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a task file makes it do
+            raise UserError(
+                f"lm-evaluation-harness cannot load the task {task!r} ({first_line(error)}); check its file, its data "
+                "and the connection."
+            ) from error
+
+
+def _metrics(values: dict[str, Any]) -> dict[str, float]:
+    """Numbers by metric; 'acc,none' is acc, and 'exact_match,strict' stays apart as exact_match,strict."""
+    numbers = {key: value for key, value in values.items() if "," in key and isinstance(value, int | float)}
+    return {key.removesuffix(",none"): float(value) for key, value in numbers.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _padding_kept(tokenizer: Any) -> Iterator[None]:
+    """Afterwards the tokenizer pads as before: the harness sets the side and the token."""
+    side, token = tokenizer.padding_side, tokenizer.pad_token
+    try:
+        yield
+    finally:
+        tokenizer.padding_side, tokenizer.pad_token = side, token

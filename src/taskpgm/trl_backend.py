@@ -1,0 +1,180 @@
+"""A probe trained by TRL's SFTTrainer, the trainer that many users have: the same result as the project's own engine.
+
+Rows come tokenised and in order, so that both engines see the same tokens. The optimiser, its schedule and the loss are
+those of `probes.py`: AdamW without weight decay, linear warm-up over a twentieth of the steps, linear decay to zero,
+gradient norm clipped at one, the mean over the response tokens of the whole step, no dropout.
+"""
+
+import contextlib
+import copy
+import math
+import random
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taskpgm.chat import Encoded
+from taskpgm.config import Config
+from taskpgm.errors import UserError
+from taskpgm.lm import LanguageModel
+from taskpgm.probes import Probe, derive_seed, lora_settings
+from taskpgm.tasks import Tell, tell_nobody
+
+IGNORED = -100  # label of a token that is not to be predicted
+
+
+def train_with_trl(
+    lm: LanguageModel,
+    name: str,
+    steps: Sequence[Sequence[Encoded]],
+    config: Config,
+    seed: int = 0,
+    tell: Tell = tell_nobody,
+) -> Probe:
+    """Probe trained by SFTTrainer on these rows, one optimiser step an item of `steps`, in their order.
+
+    It starts from the initialisation that `train_probes` draws for this seed. A step that is larger than the model's
+    token budget is accumulated over batches; all steps are then cut into equally many.
+
+    Args:
+        lm: the base model; unchanged afterwards.
+        name: the task's, or the mixture's.
+        steps: encoded rows of every optimiser step, none empty.
+        seed: which of the `probes.seeds`.
+
+    Raises:
+        UserError: TRL is not installed, or a loss is not finite.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    settings = lora_settings(lm, config.probes.lora)
+    with _as_before(lm.model), warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
+        warnings.simplefilter("ignore")
+        trainer_class = _trainer_class()  # its import draws random numbers
+        torch.manual_seed(derive_seed(config.seed, "adapter", str(seed)))
+        model = get_peft_model(lm.model, settings)
+        try:
+            trainer = trainer_class(lm, model, steps, config.probes.learning_rate, scratch)
+            trainer.watch(name, tell)
+            trainer.train()
+            weights = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(model).items()}
+        finally:
+            model.unload()
+    tokens = sum(len(row.ids) for step in steps for row in step)
+    return Probe(name, seed, settings, weights, tuple(trainer.losses), tokens)
+
+
+def _trainer_class() -> Any:
+    """SFTTrainer with the steps given instead of sampled; made here, since importing TRL takes seconds."""
+    try:
+        from datasets import Dataset
+        from transformers import PrinterCallback
+        from trl import SFTConfig, SFTTrainer
+    except ImportError as error:
+        raise UserError(
+            f"Training with TRL needs {error.name}, which is not installed; pip install 'taskpgm[trl]'."
+        ) from error
+
+    class StepTrainer(SFTTrainer):
+        """SFTTrainer whose optimiser steps are given."""
+
+        def __init__(
+            self, lm: LanguageModel, model: Any, steps: Sequence[Sequence[Encoded]], peak: float, scratch: str
+        ) -> None:
+            self.parts = _Parts(steps, lm.token_budget)
+            self.losses: list[float] = []
+            rows = [row for step in steps for row in step]
+            trained = [p for p in model.parameters() if p.requires_grad]
+            optimiser = torch.optim.AdamW(trained, lr=peak, weight_decay=0.0)
+            rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, len(steps)))
+            settings = SFTConfig(
+                output_dir=scratch, max_steps=len(steps), gradient_accumulation_steps=self.parts.accumulated,
+                max_grad_norm=1.0, bf16=False, fp16=False, gradient_checkpointing=False,
+                use_cpu=lm.device.type == "cpu", max_length=None, pad_to_multiple_of=None,
+                dataset_kwargs={"skip_prepare_dataset": True},
+                report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
+                dataloader_pin_memory=False,
+            )  # fmt: skip
+            super().__init__(
+                model, settings, train_dataset=Dataset.from_list([_columns(row) for row in rows]),
+                processing_class=lm.tokenizer, optimizers=(optimiser, rate),
+            )  # fmt: skip
+            self.remove_callback(PrinterCallback)
+
+        def watch(self, name: str, tell: Tell) -> None:
+            """Tell of progress under this name."""
+            self.task, self.tell = name, tell
+
+        def get_train_dataloader(self) -> Any:
+            """Batches in the order of the steps."""
+            return torch.utils.data.DataLoader(
+                self.train_dataset, batch_sampler=self.parts.batches, collate_fn=self.data_collator
+            )
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            """Loss without dropout: all modules but the outermost, whose mode the trainer reads, evaluate."""
+            model.eval()
+            model.training = True
+            inputs = {key: inputs[key] for key in ("input_ids", "labels", "attention_mask")}
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+            """One batch of a step; its loss counts towards the step's."""
+            loss = super().training_step(*args, **kwargs)
+            step = self.state.global_step
+            if not math.isfinite(float(loss)):
+                raise UserError(
+                    f"{self.task!r} has loss {float(loss):.4g} at step {step + 1} of {self.args.max_steps}; lower "
+                    "probes.learning_rate or use model.dtype bfloat16 or float32."
+                )
+            if len(self.losses) == step:
+                self.losses.append(0.0)
+                self.tell("training", step + 1, self.args.max_steps)
+            self.losses[step] += float(loss)
+            return loss
+
+    return StepTrainer
+
+
+class _Parts:
+    """Batches of all steps, equally many a step: as few as keep nearly all within the token budget."""
+
+    def __init__(self, steps: Sequence[Sequence[Encoded]], token_budget: int) -> None:
+        padded = [len(step) * max(len(row.ids) for row in step) for step in steps]
+        self.accumulated = min(math.ceil(max(padded) / token_budget), min(map(len, steps)))
+        starts = np.cumsum([0, *map(len, steps)])
+        self.batches: list[list[int]] = []
+        for start, step in zip(starts, steps, strict=False):
+            by_length = start + np.argsort([len(row.ids) for row in step], kind="stable")
+            self.batches += [part.tolist() for part in np.array_split(by_length, self.accumulated)]
+
+
+def _columns(row: Encoded) -> dict[str, list[int]]:
+    return {"input_ids": row.ids.tolist(), "labels": np.where(row.response, row.ids, IGNORED).tolist()}
+
+
+@contextlib.contextmanager
+def _as_before(model: Any) -> Iterator[None]:
+    """Afterwards the model, its settings and the random generators are as before: trainers patch and reseed them."""
+    settings = [model.config, model.config.get_text_config(), model.generation_config]
+    before = [copy.deepcopy(vars(one)) for one in settings]
+    patched = vars(model).get("forward")
+    generators = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(generators[0])
+            np.random.set_state(generators[1])
+            vars(model).pop("forward", None)
+            if patched is not None:
+                model.forward = patched
+            for one, values in zip(settings, before, strict=True):
+                vars(one).clear()
+                vars(one).update(values)
+            model.eval().requires_grad_(False)
