@@ -22,7 +22,7 @@ from taskpgm.chat import Encoded
 from taskpgm.config import Config
 from taskpgm.errors import UserError
 from taskpgm.lm import LanguageModel
-from taskpgm.probes import Probe, derive_seed, lora_settings
+from taskpgm.probes import Probe, derive_seed, lora_settings, schedule
 from taskpgm.tasks import Tell, tell_nobody
 
 IGNORED = -100  # label of a token that is not to be predicted
