@@ -108,6 +108,92 @@ def demo(out: Out = Path("runs/demo")) -> None:
 
 
 @app.command()
+def estimate(
+    config: ConfigFile,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.", metavar="FILE")] = None,
+) -> None:
+    """Time, memory and disk of a run on this machine, before anything is spent: counts, and a trial of seconds."""
+    from taskpgm.estimate import estimate_run
+    from taskpgm.pipeline import write_json
+    from taskpgm.summary import estimate_table
+
+    with _bars() as bars:
+        found = estimate_run(load_config(config), bars.tell)
+    screen.print(estimate_table(found))
+    if json_file:
+        write_json(json_file, found.to_dict())
+
+
+@app.command()
+def compare(
+    config: ConfigFile,
+    out: Out,
+    mixtures: Annotated[
+        str,
+        typer.Option(
+            help="The first is judged against the others: taskpgm, uniform, size, size:CAP, temperature:T, random, "
+            "smart, or a weights file (.json, .yaml)."
+        ),
+    ] = "taskpgm,uniform,size",
+    seeds: Annotated[int, typer.Option(help="Trainings of each mixture.", min=1)] = 3,
+    budgets: Annotated[
+        str, typer.Option(help="Also train uniform at these multiples of the budget: 0.5,2,4; gives the equivalence.")
+    ] = "",
+    trainer: Annotated[str, typer.Option(help="engine (this project's) or trl (SFTTrainer).")] = "engine",
+    accuracy: Annotated[bool, typer.Option(help="Mark answers too: options, verifiers, exact match.")] = True,
+    rows: Annotated[int | None, typer.Option(help="Rows a set to evaluate at most.", min=1)] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the adapters.")] = False,
+) -> None:
+    """Does it work? Train every mixture at the same budget, evaluate it on held-out rows, and say what differs."""
+    from taskpgm.baselines import parse_mixtures
+    from taskpgm.compare import CompareOptions
+    from taskpgm.compare import compare as compared
+    from taskpgm.picture import write_picture
+    from taskpgm.summary import comparison_view
+
+    if trainer not in ("engine", "trl"):
+        raise UserError(f"--trainer is engine or trl, not {trainer!r}.")
+    options = CompareOptions(
+        parse_mixtures(mixtures), seeds, tuple(_values(budgets, "--budgets")) if budgets else (), trainer, accuracy,
+        keep, rows,
+    )  # fmt: skip
+    with _stages(load_config(config), out) as stages:
+        comparison, facts = compared(stages, options)
+    screen.print(comparison_view(comparison))
+    if equivalence := facts.get("budget equivalence"):
+        screen.print(f"budget equivalence: {equivalence['sentence']}", highlight=False)
+    pictured = _has("plotly")
+    if pictured:
+        write_picture(comparison, out / "comparison.html")
+    screen.print(f"{out}/comparison.json" + (f", {out}/comparison.html" if pictured else ""), highlight=False)
+
+
+@app.command()
+def predict(
+    config: ConfigFile,
+    out: Out,
+    mixtures: Annotated[str, typer.Option(help="As for compare; random mixtures are added.")] = "taskpgm,uniform,size",
+    merged: Annotated[
+        bool, typer.Option(help="Also evaluate the probes merged with the weights (runs the model).")
+    ] = True,
+) -> None:
+    """What mixtures would reach, without training: the probes' ensemble, and the probes merged."""
+    from taskpgm.baselines import parse_mixtures
+    from taskpgm.compare import predict as predicted
+    from taskpgm.summary import prediction_table
+
+    with _stages(load_config(config), out) as stages:
+        found, ranks = predicted(stages, parse_mixtures(mixtures), merged)
+    screen.print(prediction_table(found))
+    for name, value in ranks.items():
+        if name != "mixtures":
+            screen.print(
+                f"rank correlation of {name} with what was measured: {value:.2f} ({ranks['mixtures']} mixtures)"
+            )
+    screen.print(f"{out}/prediction.json", highlight=False)
+
+
+@app.command()
 def probe(config: ConfigFile, out: Out) -> None:
     """Train one adapter a task; finished ones are kept."""
     with _stages(load_config(config), out) as stages:
@@ -151,7 +237,7 @@ def solve(
         _show(out, result.affinity)
         energy, bounds = result.energy, result.mixture.bounds
     if knob is not None:
-        path = trace_path(energy, _values(knob), bounds)
+        path = trace_path(energy, _values(knob, "--knob"), bounds)
         write_json(out / "path.json", path.to_dict())
         screen.print(f"{len(path.values)} solutions along the knob: {out}/path.json")
 
@@ -266,11 +352,17 @@ def _solve_matrix(
     return build_energy(None, affinity, energy)
 
 
-def _values(text: str) -> list[float]:
+def _values(text: str, option: str) -> list[float]:
     try:
         return [float(value) for value in text.split(",")]
     except ValueError:
-        raise UserError(f"--knob takes numbers with commas between, such as 0.1,1,10, not {text!r}.") from None
+        raise UserError(f"{option} takes numbers with commas between, such as 0.1,1,10, not {text!r}.") from None
+
+
+def _has(package: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(package) is not None
 
 
 class _Bars:

@@ -292,8 +292,12 @@ class Config(Section):
     @property
     def probe_steps(self) -> int:
         """Optimiser steps of each probe: the same for every task."""
-        batch = self.probes.batch or (16 if self.budget.unit == "examples" else 1024)
-        return max(1, round(self.probe_size / batch))
+        return max(1, round(self.probe_size / self.step_size))
+
+    @property
+    def step_size(self) -> int:
+        """Examples or response tokens of an optimiser step, in the unit of the budget."""
+        return self.probes.batch or (16 if self.budget.unit == "examples" else 1024)
 
 
 def load_config(path: str | Path) -> Config:

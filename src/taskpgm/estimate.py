@@ -1,4 +1,4 @@
-"""`Estimate`: what a run will take on this machine in time, memory and disk, from operations counted and a trial.
+"""`RunEstimate`: what a run will take on this machine in time, memory and disk, from operations counted and a trial.
 
 With P weights in the linear layers of a decoder layer, L layers of which the first F carry no adapter, width d,
 vocabulary V, and per task the T tokens that all steps run (a shared prefix once a batch) and the U of them that are
@@ -35,7 +35,7 @@ SAMPLED_ROWS = 32  # rows of a task from which its lengths and its shared prefix
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """Seconds by stage, bytes, and what they are made of."""
 
     seconds: dict[str, float]  # by stage
@@ -111,7 +111,7 @@ def context_tokens(lm: LanguageModel, contexts: Mapping[str, Sequence[Encoded]])
     return run, sum(int(row.response.sum()) for rows in contexts.values() for row in rows)
 
 
-def estimate_run(config: Config, tell: Tell = tell_nobody) -> Estimate:
+def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
     """Estimate of `taskpgm run` on this machine; reads all rows and loads the model, trains nothing that is kept.
 
     Raises:
@@ -152,7 +152,7 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> Estimate:
     kept = n * seeds * sum(w.numel() for w in probe.weights.values()) * next(lm.model.parameters()).element_size()
     rows = sum(row.tokens for s in pool.all for row in (*s.train, *s.contexts, *s.validation))
     disk = n * seeds * (adapter + 4 * responses + 4 * positions * shape.width) + 6 * rows
-    return Estimate(
+    return RunEstimate(
         seconds, int(peak + n * seeds * adapter + kept), int(disk),
         trained_tokens=seeds * sum(_trained_tokens(pool, task, config) for task in trained),
         scored_tokens=sum(len(r.ids) for rows in contexts.values() for r in rows) * (n * seeds + 1),

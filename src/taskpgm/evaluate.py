@@ -101,14 +101,18 @@ class Evaluator:
         self.sets = {name: _kept(self.encoder, name, rows) for name, rows in sets.items()}
         self.trunks: dict[tuple[str, int], Trunk] = {}
 
-    def evaluate(self, probe: Probe | None, tell: Tell = tell_nobody, generate: bool = True) -> Evaluation:
-        """As `evaluate_probe`."""
+    def evaluate(
+        self, probe: Probe | None, tell: Tell = tell_nobody, generate: bool = True, mark: bool = True
+    ) -> Evaluation:
+        """As `evaluate_probe`; without `mark` losses alone."""
         first = probe.first_layer(len(self.lm.layers)) if probe else 0
         found = {}
         with under(self.lm, probe):
             for done, (name, kept) in enumerate(self.sets.items()):
                 tell("evaluating", done, len(self.sets))
-                found[name] = _evaluate_set(self.lm, self.encoder, name, kept, generate, self._trunk(name, first))
+                loss = _loss(self.lm, name, kept, self._trunk(name, first))
+                marks = _mark(self.lm, self.encoder, [row for row, _ in kept], generate) if mark else _Marks()
+                found[name] = SetEvaluation(**loss, **marks._asdict())
         tell("evaluating", len(self.sets), len(self.sets))
         return Evaluation(found)
 
@@ -210,19 +214,16 @@ class _Marks(NamedTuple):
     score: float | None = None
 
 
-def _evaluate_set(
-    lm: LanguageModel, encoder: ChatEncoder, name: str, kept: Sequence[tuple[Row, Encoded]], generate: bool,
-    trunk: Trunk,
-) -> SetEvaluation:  # fmt: skip
+def _loss(lm: LanguageModel, name: str, kept: Sequence[tuple[Row, Encoded]], trunk: Trunk) -> dict[str, Any]:
+    """Rows, tokens and losses of one set."""
     loss = [-logp_R.astype(np.float64) for logp_R in response_logp(lm, [one for _, one in kept], trunk)]
     sums, tokens = np.array([one.sum() for one in loss]), np.array([len(one) for one in loss])
     if not np.isfinite(sums).all():
         raise UserError(
             f"The loss on {name!r} is not finite; use model.dtype bfloat16 or float32, or a lower probes.learning_rate."
         )
-    marks = _mark(lm, encoder, [row for row, _ in kept], generate)
-    losses = float(sums.sum() / tokens.sum()), float((sums / tokens).mean())
-    return SetEvaluation(len(kept), int(tokens.sum()), *losses, **marks._asdict())
+    losses = {"token_loss": float(sums.sum() / tokens.sum()), "row_loss": float((sums / tokens).mean())}
+    return {"rows": len(kept), "tokens": int(tokens.sum()), **losses}
 
 
 def _mark(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row], generate: bool) -> _Marks:

@@ -183,6 +183,12 @@ class Stages:
                 self._save_probe(pool, by_name[probe.task], probe, started)
                 started = Clock()
 
+    def trained(self, seed: int = 0) -> "list[Probe]":
+        """The finished probes of one probe seed, in the order of the tasks."""
+        from taskpgm.probes import load_probe
+
+        return [load_probe(self._adapter(task.name, seed), task.name, seed) for task in self.config.tasks]
+
     def _save_probe(self, pool: TaskPool, task: TaskConfig, probe: "Probe", started: "Clock") -> None:
         with atomic_folder(self._adapter(task.name, probe.seed), self._probe_parts(pool, task, probe.seed)) as folder:
             probe.save(folder, seconds=started.seconds, peak_memory=started.peak())
@@ -242,12 +248,11 @@ class Stages:
 
     def _make_scores(self, pool: TaskPool, path: Path, wanted: Parts) -> Scores:
         from taskpgm.chat import ChatEncoder, load_tokenizer
-        from taskpgm.probes import load_probe
         from taskpgm.scoring import assemble, encode_contexts, measure_divergences, sample_positions
 
         started = Clock()
         config, seeds = self.config, range(self.config.probes.seeds)
-        probes = [load_probe(self._adapter(t.name, s), t.name, s) for s in seeds for t in config.tasks]
+        probes = [probe for s in seeds for probe in self.trained(s)]
         names = [[probe.name for probe in probes if probe.seed == s] for s in seeds]
         contexts = encode_contexts(ChatEncoder(load_tokenizer(config.model), config.probes.max_length), pool)
         sample = {}

@@ -1,7 +1,7 @@
 """What a person reads at the end of a stage: tables and sentences for the terminal."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -15,6 +15,10 @@ from taskpgm.config import Config
 from taskpgm.explain import Explanation, strongest_pairs
 from taskpgm.selection import Selection
 from taskpgm.tasks import TaskPool
+
+if TYPE_CHECKING:
+    from taskpgm.compare import Prediction
+    from taskpgm.estimate import RunEstimate
 
 COLUMN = {"size-proportional": "by size"}
 VERDICT_STYLE = {"better": "green", "worse": "red"}
@@ -201,3 +205,46 @@ def _interval(task: Mapping[str, Any]) -> str:
         often = task["off_bound_frequency"]
         return "at bound" + ("" if often is None else f" {1 - often:.0%}")
     return "" if task["interval"] is None else f"{100 * task['interval'][0]:.1f} – {task['interval'][1]:.1%}"
+
+
+def prediction_table(predictions: "Sequence[Prediction]") -> Table:
+    """Predicted losses of every mixture, lowest ensemble first, beside the measured ones where there are any."""
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("mixture", overflow="ellipsis")
+    for name in ("ensemble", "merged probes", "measured"):
+        table.add_column(name, justify="right")
+    for one in sorted(predictions, key=lambda one: one.ensemble):
+        values = (one.ensemble, one.merged, one.measured)
+        table.add_row(one.mixture, *("" if value is None else f"{value:.4f}" for value in values))
+    table.caption = "loss in nats a token; predictions on the contexts, measured on rows for evaluation"
+    return table
+
+
+def estimate_table(estimate: "RunEstimate") -> Table:
+    """Time by stage, memory and disk, as they are predicted."""
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("stage")
+    for name in ("time", "operations", "rate on this machine"):
+        table.add_column(name, justify="right")
+    for stage, seconds in estimate.seconds.items():
+        work = estimate.tera_operations.get(stage)
+        rate = estimate.giga_operations_per_second.get(stage)
+        table.add_row(
+            stage, _duration(seconds), f"{work:,.1f} T" if work else "", f"{rate:,.0f} GFLOP/s" if rate else ""
+        )
+    table.add_section()
+    table.add_row("[bold]all", f"[bold]{_duration(estimate.total)}")
+    table.add_row("memory", _bytes(estimate.memory))
+    table.add_row("disk", _bytes(estimate.disk))
+    table.caption = f"{estimate.trained_tokens:,} tokens to train on, {estimate.scored_tokens:,} to score"
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
