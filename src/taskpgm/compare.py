@@ -91,8 +91,8 @@ class Prediction:
 def predict(stages: Stages, mixtures: Sequence[str], merged: bool = True) -> tuple[list[Prediction], dict[str, Any]]:
     """Predictions for mixtures without training, written to `prediction.json`.
 
-    Mixtures that `compare` trained at this budget are predicted too, every draw of `random` apart; their measured losses
-    stand beside the predictions, with the rank correlation (Spearman's) of either prediction with them.
+    Mixtures that `compare` trained at this budget are predicted too, every draw of `random` apart. Their measured
+    losses stand beside the predictions, with the rank correlation (Spearman's) of either prediction with them.
 
     Raises:
         UserError: a mixture that is none, or a stage before that is missing.
@@ -388,9 +388,11 @@ def _trained_mixtures(stages: Stages, pool: TaskPool) -> dict[str, tuple[dict[st
         losses.setdefault(key, []).append(macro)
         weights[key] = record["weights"]
     named: dict[str, tuple[dict[str, float], float]] = {}
-    for (name, key), found in losses.items():
-        label = name if name not in named else f"{name} ({key[:6]})"  # the same name with other weights, from before
-        named[label] = (weights[name, key], float(np.mean(found)))
+    for (name, of_weights), found in losses.items():
+        label = (
+            name if name not in named else f"{name} ({of_weights[:6]})"
+        )  # the same name with other weights, from before
+        named[label] = (weights[name, of_weights], float(np.mean(found)))
     return named
 
 

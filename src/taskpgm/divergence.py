@@ -12,7 +12,7 @@ from torch import Tensor
 from taskpgm.lm import logit_rows
 
 TINY = 1e-38  # below what float32 softmax tells from zero
-CACHED = 65536  # floats that a pair may touch at once to stay in a core's cache
+CACHED = 400_000  # floats of a distribution's block; a third as many or many more were slower on two cores
 
 
 def label_logp(logits_RV: Tensor, labels_R: Tensor) -> Tensor:
@@ -30,7 +30,8 @@ def jsd_matrix(hidden_NPd: Tensor, head: Callable[[Tensor], Tensor], weight_PB: 
     """
     n, positions, _ = hidden_NPd.shape
     total_BNN = torch.zeros(weight_PB.shape[1], n, n, dtype=torch.float64)
-    for block in torch.arange(positions).split(logit_rows(vocabulary, copies=n + 2)):
+    device = head(hidden_NPd[:1, 0]).device
+    for block in torch.arange(positions).split(logit_rows(vocabulary, device, each=n)):
         p_NPV = head(hidden_NPd[:, block].flatten(0, 1)).float().softmax(-1).unflatten(0, (n, len(block)))
         p_NPV.clamp_min_(TINY)  # 0 ln 0 = 0
         # On a CPU a few positions at a time, so that a pair's work stays in the cache.

@@ -1,0 +1,142 @@
+"""Training, evaluating and predicting mixtures on a tiny random model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model
+from test_pipeline import experiment
+
+from taskpgm import UserError, load_config
+from taskpgm.adapters import KEY
+from taskpgm.chat import ChatEncoder
+from taskpgm.compare import (
+    CompareOptions,
+    Prediction,
+    compare,
+    evaluation_rows,
+    merged_probe,
+    plan_steps,
+    predict,
+    rank_correlations,
+)
+from taskpgm.pipeline import Stages
+from taskpgm.probes import Trainer, under
+from taskpgm.store import RunDirectory
+
+OPTIONS = CompareOptions(("taskpgm", "uniform", "random"), seeds=2, budgets=(0.5, 2), accuracy=False)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("compare")
+    config = load_config(experiment(root, make_model(root / "model")))
+    with RunDirectory(root / "run") as directory:
+        stages = Stages(config, directory)
+        comparison, facts = compare(stages, OPTIONS)
+        yield config, stages, comparison, facts
+
+
+def test_every_mixture_is_trained_with_every_seed_and_written(compared):
+    config, stages, comparison, facts = compared
+    assert {(m.mixture, m.seed) for m in comparison.measurements} == {
+        (name, seed) for name in OPTIONS.mixtures for seed in range(2)
+    }
+    assert {m.rows for m in comparison.measurements} == {config.budget.size}
+    written = json.loads((stages.directory / "comparison.json").read_text())
+    assert written["budget equivalence"]["curve"].keys() == {"25", "50", "100"}
+    assert "uniform needs" in facts["budget equivalence"]["sentence"]
+    records = [json.loads(path.read_text()) for path in (stages.directory / "compare").glob("*.json")]
+    assert len(records) == 2 * (3 + 2)
+    random = [record["weights"] for record in records if record["mixture"] == "random"]
+    assert random[0] != random[1]
+    for record in records:
+        np.testing.assert_allclose(sum(record["weights"].values()), 1)
+
+
+def test_a_measurement_is_that_of_training_the_plan_and_the_plain_loss(compared):
+    config, stages, comparison, _ = compared
+    seeded = config.model_copy(update={"seed": _run_seed(config, 1)})
+    encoder = ChatEncoder(stages.lm.tokenizer, config.probes.max_length)
+    uniform = dict.fromkeys((t.name for t in config.tasks), 1 / len(config.tasks))
+    steps = plan_steps(encoder, stages.pool(), uniform, seeded)
+    assert sum(map(len, steps)) == config.budget.size
+    assert len(steps) == round(config.budget.size / 4)
+    probe = Trainer(stages.lm, seeded, 0).train("again", steps)
+    (found,) = [m for m in comparison.measurements if (m.mixture, m.seed) == ("uniform", 1)]
+    for name, rows in evaluation_rows(stages.pool()).items():
+        losses = []
+        with under(stages.lm, probe), torch.no_grad():
+            for row in encoder.encode([row.messages for row in rows]):
+                ids = torch.tensor(row.ids[None].astype(np.int64))
+                logp = stages.lm.model(input_ids=ids).logits[0].log_softmax(-1)
+                at = np.flatnonzero(row.response)
+                losses += [-float(logp[t - 1, ids[0, t]]) for t in at]
+        np.testing.assert_allclose(found.loss[name], np.mean(losses), atol=1e-4)
+
+
+def _run_seed(config, seed):
+    from taskpgm.compare import _seeded
+
+    return _seeded(config, seed).seed
+
+
+def test_a_second_comparison_trains_nothing_again(compared, monkeypatch):
+    _, stages, comparison, _ = compared
+    monkeypatch.setattr(Trainer, "train", lambda *_: pytest.fail("trained again"))
+    again, _ = compare(stages, OPTIONS)
+    assert again.to_dict()["differences"] == comparison.to_dict()["differences"]
+
+
+def test_predictions_are_the_ensemble_and_the_merged_probes(compared):
+    _, stages, comparison, _ = compared
+    found, ranks = predict(stages, ("taskpgm", "uniform", "size"))
+    by_name = {one.mixture: one for one in found}
+    assert by_name.keys() == {"taskpgm", "uniform", "size", "random, seed 0", "random, seed 1"}
+    assert ranks["mixtures"] == 4
+    scores = stages.score()
+    target = scores.sets.index("target")
+    columns = scores.context_set[scores.context] == target
+    logp = scores.logp[1:, columns]
+    omega = scores.omega(np.eye(len(scores.sets))[target])[columns]
+    expected = -omega @ np.log(np.exp(logp).mean(0))
+    np.testing.assert_allclose(by_name["uniform"].ensemble, expected, rtol=1e-6)
+    # The whole weight on one task merges to that probe alone.
+    probes = stages.trained()
+    one = merged_probe(probes, [0.0, 1.0, 0.0])
+    assert all(torch.equal(one.weights[k], probes[1].weights[k]) for k in one.weights)
+    measured = {m.mixture: [] for m in comparison.measurements}
+    for m in comparison.measurements:
+        measured[m.mixture].append(m.loss["target"])
+    np.testing.assert_allclose(by_name["uniform"].measured, np.mean(measured["uniform"]))
+
+
+def test_the_merged_update_is_the_weighted_sum_of_updates(compared):
+    _, stages, _, _ = compared
+    probes, weights = stages.trained(), [0.2, 0.0, 0.8]
+    merged = merged_probe(probes, weights)
+    scale = merged.settings.lora_alpha / merged.settings.r
+    for key in [k for k in merged.weights if k.endswith("lora_A.weight")]:
+        stem = key.removeprefix(KEY).removesuffix(".lora_A.weight")
+        b = key.replace("lora_A", "lora_B")
+        found = scale * merged.weights[b] @ merged.weights[key]
+        expected = sum(
+            w * p.settings.lora_alpha / p.settings.r * p.weights[b] @ p.weights[key]
+            for w, p in zip(weights, probes, strict=True)
+        )
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4, msg=stem)
+
+
+def test_rank_correlations_are_scipys_on_what_was_measured():
+    found = [
+        Prediction(str(i), {}, e, m, x) for i, (e, m, x) in enumerate([(1, 3, 1), (2, 2, 2), (3, 1, 4), (9, 9, None)])
+    ]
+    assert rank_correlations(found) == {"mixtures": 3, "ensemble": pytest.approx(1), "merged": pytest.approx(-1)}
+    assert rank_correlations(found[:2]) == {}
+
+
+def test_a_set_without_rows_to_evaluate_is_an_error(tmp_path, model_folders):
+    config = load_config(experiment(tmp_path, model_folders["llama"], contexts={"per_set": 6, "validation": 0}))
+    with RunDirectory(tmp_path / "run") as directory, pytest.raises(UserError, match="no rows left to evaluate"):
+        evaluation_rows(Stages(config, directory).pool())

@@ -1,0 +1,76 @@
+"""The cost model against counts made another way, and against a run."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_pipeline import experiment
+from test_scoring import setup
+from torch.utils.flop_counter import FlopCounterMode
+
+from taskpgm import load_config, run
+from taskpgm.config import parse_config
+from taskpgm.estimate import Shape, context_tokens, estimate_run, model_shape, run_tokens
+from taskpgm.probes import Trainer
+from taskpgm.scoring import score_sets
+
+
+@pytest.mark.parametrize("last_layers", [None, 1])
+def test_operations_are_those_that_torch_counts(last_layers, model_folders):
+    lm, rows, probes = setup(model_folders["llama"], last_layers=last_layers, r=1)
+    config = parse_config(
+        {"tasks": [{"name": "a", "path": "a"}], "budget": {"examples": 4},
+         "probes": {"examples": 4, "batch": 2, "lora": {"r": 1, "last_layers": last_layers}}}
+    )  # fmt: skip
+    shape = model_shape(lm, config)
+    names = {name: [p.name for p in probes] for name in rows}
+    with FlopCounterMode(display=False) as counter:
+        list(score_sets(lm, rows, probes, names))
+    tokens, responses = context_tokens(lm, rows)
+    updates = 2 * sum(m.in_features + m.out_features for m in adapted(lm, shape)) * tokens * len(probes)
+    expected = shape.scoring(tokens, responses, len(probes)) + updates
+    np.testing.assert_allclose(products(counter), expected, rtol=1e-6)
+    steps = [rows["sums"], rows["sky"], rows["sums"]]
+    with FlopCounterMode(display=False) as counter:
+        Trainer(lm, config).train("a", steps)
+    run_, *rest = run_tokens(lm, steps)
+    # What enters the lowest adapted layer needs no gradient: up to a layer's worth is not run backwards.
+    least = shape.training(run_, *rest) - 2 * shape.layer * run_
+    most = shape.training(run_, *rest) + 6 * sum(m.in_features + m.out_features for m in adapted(lm, shape)) * run_
+    assert least <= products(counter) <= most
+
+
+def adapted(lm, shape):
+    """Linear modules with an update of rank one."""
+    return [m for m in lm.layers[shape.first :].modules() if isinstance(m, torch.nn.Linear)]
+
+
+def products(counter):
+    """Operations of matrix products, those of attention (batched) left out."""
+    counts = counter.get_flop_counts()["Global"]
+    return sum(count for op, count in counts.items() if "bmm" not in str(op))
+
+
+def test_the_formulas_of_a_large_model():
+    shape = Shape(layer=2e8, layers=32, first=24, width=4096, vocabulary=32000)
+    assert shape.training(1000, 400, 10) == pytest.approx(
+        2 * 2e8 * 24 * 400 + 4 * 2e8 * 8 * 1000 + 4 * 4096 * 32000 * 10
+    )
+    assert shape.scoring(1000, 10, 5) == pytest.approx(
+        2 * 2e8 * 24 * 1000 + 5 * (2 * 2e8 * 8 * 1000 + 2 * 4096 * 32000 * 10)
+    )
+
+
+def test_an_estimate_counts_what_a_run_does(model_folders, tmp_path):
+    config = load_config(experiment(tmp_path, model_folders["llama"], affinity={"kind": "jsd"}))
+    found = estimate_run(config)
+    run(config, tmp_path / "run")
+    stages = json.loads((tmp_path / "run" / "manifest.json").read_text())["stages"]
+    assert found.trained_tokens == stages["probe"]["trained_tokens"]
+    assert found.scored_tokens == stages["score"]["scored_tokens"]
+    assert set(found.seconds) == {"load the model", "read tasks", "train probes", "score contexts", "divergences"}
+    assert all(np.isfinite(value) and value > 0 for value in found.seconds.values())
+    size = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert found.disk == pytest.approx(size, rel=1.0)  # a tiny run is mostly headers
+    assert found.memory > torch.tensor([]).element_size()
