@@ -1,8 +1,8 @@
-# make setup | demo | test | check — each prepares .venv first. Needs Python 3.11 or newer and nothing else.
+# make setup | demo | test | check | results — each prepares .venv first. Needs Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check results clean
 setup: .venv/ready
 demo: setup
 	$(BIN)/taskpgm demo --out runs/demo
@@ -10,6 +10,9 @@ test: setup
 	$(BIN)/python -m pytest
 check: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+# The experiments of docs/results.md, an hour or two on two cores; a stopped run goes on.
+results: setup
+	$(BIN)/python benchmarks/results.py runs/results
 clean:
 	rm -rf .venv runs
 

@@ -60,7 +60,12 @@ def test_a_measurement_is_that_of_training_the_plan_and_the_plain_loss(compared)
     seeded = config.model_copy(update={"seed": _run_seed(config, 1)})
     encoder = ChatEncoder(stages.lm.tokenizer, config.probes.max_length)
     uniform = dict.fromkeys((t.name for t in config.tasks), 1 / len(config.tasks))
-    steps = plan_steps(encoder, stages.pool(), uniform, seeded)
+    rows = {
+        (t, r): encoder.encode([row.messages])[0]
+        for t, task in enumerate(stages.pool().tasks)
+        for r, row in enumerate(task.train)
+    }
+    steps = plan_steps(rows, stages.pool(), uniform, seeded)
     assert sum(map(len, steps)) == config.budget.size
     assert len(steps) == round(config.budget.size / 4)
     probe = Trainer(stages.lm, seeded, 0).train("again", steps)

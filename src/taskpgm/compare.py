@@ -10,6 +10,7 @@ Both predictions read the target contexts, which chose the mixture, and no row o
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from taskpgm.energy import build_energy
 from taskpgm.errors import UserError
 from taskpgm.pipeline import Result, Stages, write_json
 from taskpgm.plan import plan_rows, supply_bounds
-from taskpgm.store import digest
+from taskpgm.store import atomic_folder, digest
 from taskpgm.tasks import TaskPool
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from taskpgm.probes import Probe
 
 OURS = "taskpgm"
+TRUNK_MEMORY = 4 << 30  # bytes of activations of training rows that runs share
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,11 @@ def compare(stages: Stages, options: CompareOptions) -> tuple[Comparison, dict[s
     result = stages.sample()
     runs = list(_runs(stages, result, options))
     sets = evaluation_rows(result.pool, options.rows)
-    evaluator: list[Evaluator] = []  # made when the first run needs it
+    worker = _Worker(stages, result.pool, runs, options, sets)
     measurements: dict[tuple[str, int], Measurement] = {}
     for done, run in enumerate(runs):
         stages.tell("comparing", done, len(runs))
-        measurements[run.name, run.seed] = _measured(stages, result, run, options, sets, evaluator)
+        measurements[run.name, run.seed] = _measured(stages, result, run, options, sets, worker)
     stages.tell("comparing", len(runs), len(runs))
     asked = [m for (name, _), m in measurements.items() if "@" not in name]
     weights = {target.name: target.weight for target in stages.config.targets}
@@ -234,23 +236,18 @@ def _baseline(name: str, result: Result, config: Config, seed: int) -> dict[str,
 
 
 def _measured(
-    stages: Stages, result: Result, run: _Run, options: CompareOptions, sets: Mapping[str, Any],
-    evaluator: "list[Evaluator]",
-) -> Measurement:  # fmt: skip
+    stages: Stages, result: Result, run: _Run, options: CompareOptions, sets: Mapping[str, Any], worker: "_Worker"
+) -> Measurement:
     """The measurement of a run, from the run directory where it is there and current."""
-    from taskpgm.evaluate import Evaluator
     from taskpgm.machine import Clock
 
-    key = _key(stages, result, run, options, sets)
-    path = stages.directory / "compare" / f"{key[:16]}.json"
+    path = stages.directory / "compare" / f"{_key(stages, result, run, options, sets)[:16]}.json"
     if path.exists():
         return _measurement(run, json.loads(path.read_text()))
     clock = Clock()
-    probe = _trained(stages, result, run, options)
+    probe = worker.train(run)
     trained = clock.seconds
-    if not evaluator:
-        evaluator.append(Evaluator(stages.lm, sets, stages.config))
-    found = evaluator[0].evaluate(probe, mark=options.accuracy)
+    found = worker.evaluator.evaluate(probe, mark=options.accuracy)
     record = {
         "mixture": run.name, "seed": run.seed, "weights": dict(run.weights), "rows": run.config.budget.size,
         "trained_tokens": probe.trained_tokens, "seconds": {"train": trained, "evaluate": clock.seconds - trained},
@@ -258,11 +255,62 @@ def _measured(
     }  # fmt: skip
     path.parent.mkdir(exist_ok=True)
     if options.keep:
-        folder = path.with_suffix("")
-        folder.mkdir(exist_ok=True)
-        probe.save(folder)
+        with atomic_folder(path.with_suffix(""), {}) as folder:
+            probe.save(folder)
     write_json(path, record)
     return _measurement(run, record)
+
+
+class _Worker:
+    """What runs share, made when the first of them needs it: tokens, activations below the adapters, the evaluator."""
+
+    def __init__(
+        self, stages: Stages, pool: TaskPool, runs: Sequence[_Run], options: CompareOptions, sets: Mapping[str, Any]
+    ) -> None:
+        self.stages = stages
+        self.pool = pool
+        self.runs = runs
+        self.options = options
+        self.sets = sets
+
+    @cached_property
+    def encoder(self) -> Any:
+        from taskpgm.chat import ChatEncoder
+
+        return ChatEncoder(self.stages.lm.tokenizer, self.stages.config.probes.max_length)
+
+    @cached_property
+    def evaluator(self) -> "Evaluator":
+        from taskpgm.evaluate import Evaluator
+
+        return Evaluator(self.stages.lm, self.sets, self.stages.config)
+
+    @cached_property
+    def rows(self) -> "dict[tuple[int, int], Encoded]":
+        """Tokens of every row that any run trains on, by task and row."""
+        plans = [plan_rows(self.pool, run.weights, run.config) for run in self.runs]
+        used = sorted({key for plan in plans for key in zip(plan.task.tolist(), plan.row.tolist(), strict=True)})
+        encoded = self.encoder.encode([self.pool.tasks[task].train[row].messages for task, row in used])
+        return {key: row for key, row in zip(used, encoded, strict=True) if row is not None}
+
+    @cached_property
+    def trunk(self) -> Any:
+        from taskpgm.lm import Trunk
+
+        lm, last = self.stages.lm, self.stages.config.probes.lora.last_layers
+        first = len(lm.layers) - last if last else 0
+        return Trunk(lm, first, lm.shared_prefix(list(self.rows.values())), TRUNK_MEMORY)
+
+    def train(self, run: _Run) -> "Probe":
+        """The adapter of a run."""
+        steps = plan_steps(self.rows, self.pool, run.weights, run.config)
+        if self.options.trainer == "trl":
+            from taskpgm.trl_backend import train_with_trl
+
+            return train_with_trl(self.stages.lm, run.name, steps, run.config)
+        from taskpgm.probes import Trainer
+
+        return Trainer(self.stages.lm, run.config, 0, self.stages.say).train(run.name, steps, trunk=self.trunk)
 
 
 def _key(stages: Stages, result: Result, run: _Run, options: CompareOptions, sets: Mapping[str, Any]) -> str:
@@ -279,29 +327,20 @@ def _key(stages: Stages, result: Result, run: _Run, options: CompareOptions, set
     )  # fmt: skip
 
 
-def _trained(stages: Stages, result: Result, run: _Run, options: CompareOptions) -> "Probe":
-    from taskpgm.chat import ChatEncoder
+def plan_steps(
+    encoded: "Mapping[tuple[int, int], Encoded]", pool: TaskPool, weights: Mapping[str, float], config: Config
+) -> "list[list[Encoded]]":
+    """The rows of a mixture's plan, in its order, in equal optimiser steps of about `probes.batch`.
 
-    encoder = ChatEncoder(stages.lm.tokenizer, run.config.probes.max_length)
-    steps = plan_steps(encoder, result.pool, run.weights, run.config)
-    if options.trainer == "trl":
-        from taskpgm.trl_backend import train_with_trl
-
-        return train_with_trl(stages.lm, run.name, steps, run.config)
-    from taskpgm.probes import Trainer
-
-    return Trainer(stages.lm, run.config, 0, stages.say).train(run.name, steps)
-
-
-def plan_steps(encoder: Any, pool: TaskPool, weights: Mapping[str, float], config: Config) -> "list[list[Encoded]]":
-    """The rows of a mixture's plan, in its order, in optimiser equal optimiser steps of about `probes.batch`."""
+    Args:
+        encoded: tokens by task and row of the pool.
+    """
     plan = plan_rows(pool, weights, config)
-    used = sorted(set(zip(plan.task.tolist(), plan.row.tolist(), strict=True)))
-    encoded = dict(zip(used, encoder.encode([pool.tasks[task].train[row].messages for task, row in used]), strict=True))
-    rows = [encoded[key] for key in zip(plan.task.tolist(), plan.row.tolist(), strict=True)]
+    keys = zip(plan.task.tolist(), plan.row.tolist(), strict=True)
+    rows = [encoded[key] for key in keys if key in encoded]
     steps = min(len(rows), max(1, round(config.budget.size / config.step_size)))
     cuts = np.linspace(0, len(rows), steps + 1).round().astype(int)
-    return [[row for row in rows[a:b] if row is not None] for a, b in pairwise(cuts)]
+    return [rows[a:b] for a, b in pairwise(cuts)]
 
 
 def _measurement(run: _Run, record: Mapping[str, Any]) -> Measurement:

@@ -287,8 +287,14 @@ class Trainer:
         self.initial = _initial_weights(lm, self.settings, derive_seed(config.seed, "adapter", str(seed)))
         self.budget = lm.token_budget  # tokens a batch; shrinks when memory runs out
 
-    def train(self, name: str, steps: Sequence[Sequence[Encoded]], tell: Callable[[], None] = lambda: None) -> Probe:
+    def train(
+        self, name: str, steps: Sequence[Sequence[Encoded]], tell: Callable[[], None] = lambda: None,
+        trunk: Trunk | None = None,
+    ) -> Probe:  # fmt: skip
         """The adapter trained on these rows, step by step; `tell` is called after each.
+
+        Args:
+            trunk: of rows that these are among, to share activations below the adapter with other trainings.
 
         Raises:
             UserError: a loss that is not finite, with the adapter's name and the step.
@@ -296,8 +302,7 @@ class Trainer:
         master = torch.nn.Parameter(flatten(self.initial).to(self.lm.device))
         update, gradient = self._update(master)
         optimiser = torch.optim.AdamW([master], lr=self.config.learning_rate, weight_decay=0.0, fused=True)
-        shared = self.lm.shared_prefix([row for step in steps for row in step])
-        trunk = Trunk(self.lm, self.first, shared)
+        trunk = trunk or Trunk(self.lm, self.first, self.lm.shared_prefix([row for step in steps for row in step]))
         losses = []
         with patched([update]) as switch, switch.use(update):
             for number, rows in enumerate(steps):

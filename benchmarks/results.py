@@ -1,0 +1,105 @@
+"""The experiments of docs/results.md: every setting's mixtures trained, evaluated, compared and predicted.
+
+    python benchmarks/results.py OUT [--settings demo,skewed,nlp,fresh] [--seeds 5] [--pool DIR --targets DIR]
+
+A stopped run goes on where it was. Each setting gets OUT/NAME/run (comparison.json, comparison.html, prediction.json);
+OUT/results.md has the tables. Variants are other mixtures from the same probes, trained like the rest.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from last_layers import only_tasks
+from rich.console import Console
+
+from taskpgm.affinity import measure_affinity
+from taskpgm.cli import _bars
+from taskpgm.compare import CompareOptions, compare, predict
+from taskpgm.config import AffinityConfig, EnergyConfig, load_config
+from taskpgm.energy import build_energy
+from taskpgm.mixture import solve_mixture
+from taskpgm.picture import write_picture
+from taskpgm.pipeline import Stages, allowed_shares, write_json
+from taskpgm.store import RunDirectory
+from taskpgm.summary import comparison_view, prediction_table
+
+BASELINES = ("uniform", "size", "temperature:2", "random", "smart")
+# Mixtures that are chosen without the targets, as the paper does, and other ways with them.
+VARIANTS = {
+    "pool-likelihood": ("tasks", {"kind": "likelihood"}, {}),
+    "pool-ratio-t2": ("tasks", {"kind": "affinity", "t": 2.0}, {"kind": "ratio"}),
+    "pool-pmi-t2": ("tasks", {"kind": "affinity", "t": 2.0}, {"kind": "pmi"}),
+    "pool-transfer": ("tasks", {"kind": "transfer"}, {}),
+    "transfer": ("targets", {"kind": "transfer", "floor": 0.1}, {}),
+    "likelihood-prior1": ("targets", {"kind": "likelihood", "prior": 1.0}, {}),
+}
+screen = Console(width=110)
+
+
+def variants(stages, folder):
+    """Paths of weights files of the variants, by the run's own scores."""
+    pool, scores, *_ = stages.problem()
+    paths = []
+    for name, (wanted, energy, affinity) in VARIANTS.items():
+        own = only_tasks(scores, pool) if wanted == "tasks" else scores
+        config = EnergyConfig.model_validate(energy)
+        found = measure_affinity(own, AffinityConfig.model_validate(affinity))
+        weights = {} if wanted == "tasks" else {t.name: t.weight for t in stages.config.targets}
+        mixture = solve_mixture(build_energy(own, found, config, weights), allowed_shares(pool, stages.config))
+        write_json(folder / f"{name}.json", dict(mixture.shares))
+        paths.append(f"{name}.json")
+    return tuple(paths)
+
+
+def run(folder, seeds, budgets, rows, report):
+    config = load_config(folder / "mix.yaml")
+    with contextlib.chdir(folder), RunDirectory(Path("run")) as directory, _bars() as bars:
+        stages = Stages(config, directory, bars.tell, bars.say)
+        stages.probe()
+        stages.score()
+        stages.sample()
+        mixtures = ("taskpgm", *BASELINES, *variants(stages, Path()))
+        options = CompareOptions(mixtures, seeds, budgets, accuracy=False, rows=rows)
+        comparison, facts = compare(stages, options)
+        predictions, ranks = predict(stages, mixtures)
+        with contextlib.suppress(ImportError):
+            write_picture(comparison, Path("run/comparison.html"))
+    paper = Console(width=110, file=report, color_system=None)
+    report.write(f"\n## {folder.name}\n\n```\n")
+    for part in (comparison_view(comparison), prediction_table(predictions)):
+        paper.print(part)
+    report.write(json.dumps(ranks) + "\n")
+    if facts:
+        report.write(facts["budget equivalence"]["sentence"] + "\n")
+    report.write("```\n")
+    report.flush()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--settings", default="demo,skewed,fresh")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--budgets", default="0.5,2,4")
+    parser.add_argument("--rows", type=int, default=None, help="rows a set to evaluate at most")
+    parser.add_argument("--pool", type=Path)
+    parser.add_argument("--targets", type=Path)
+    args = parser.parse_args()
+    command = [sys.executable, str(Path(__file__).with_name("settings.py")), str(args.out)]
+    if args.pool:
+        command += ["--pool", str(args.pool), "--targets", str(args.targets)]
+    subprocess.run(command, check=True)
+    budgets = tuple(float(b) for b in args.budgets.split(",")) if args.budgets else ()
+    with (args.out / f"results-{os.getpid()}.md").open("w") as report:
+        for name in args.settings.split(","):
+            screen.rule(name)
+            run(args.out / name, args.seeds, budgets, args.rows, report)
+
+
+if __name__ == "__main__":
+    main()

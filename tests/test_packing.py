@@ -1,0 +1,210 @@
+"""Packed batches: the layout, attention row by row, cached trunks, and models that do not run packed."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES, make_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from transformers import AutoModelForCausalLM
+
+from taskpgm.adapters import flatten, low_rank
+from taskpgm.chat import Encoded
+from taskpgm.config import ModelConfig
+from taskpgm.divergence import label_logp
+from taskpgm.lm import LanguageModel, Trunk, load_model
+from taskpgm.packing import ends, pack, shared_prefix
+from taskpgm.probes import Probe, installed
+from taskpgm.scoring import BASE, score_sets
+
+CPU = torch.device("cpu")
+
+
+def row(ids, first_response, last_response=None):
+    ids = np.array(ids, dtype=np.int32)
+    at = np.arange(len(ids))
+    return Encoded(ids, (at >= first_response) & (at <= (last_response or len(ids))), False)
+
+
+@st.composite
+def rows_with_a_prefix(draw):
+    """Rows of a vocabulary of 331 that begin alike for a while, with responses of one or two turns."""
+    prefix = draw(st.lists(st.integers(4, 330), min_size=0, max_size=9))
+    rows = []
+    for _ in range(draw(st.integers(1, 6))):
+        rest = draw(st.lists(st.integers(4, 330), min_size=2, max_size=14))
+        ids = np.array([3, *prefix, *rest], dtype=np.int32)
+        first = draw(st.integers(1, len(ids) - 1))
+        mask = np.arange(len(ids)) >= first
+        if draw(st.booleans()) and len(ids) - first > 2:
+            mask[first + 1] = False
+        if draw(st.booleans()) and mask.sum() > 1:
+            mask[-1] = False
+        rows.append(Encoded(ids, mask, False))
+    return rows
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows_with_a_prefix())
+def test_the_layout_holds_every_token_once_and_predicts_every_label(rows):
+    shared = shared_prefix(rows)
+    packed = pack(rows, shared, CPU)
+    first = min(int(r.response.argmax()) for r in rows)
+    assert all((r.ids[:shared] == rows[0].ids[:shared]).all() for r in rows)
+    assert shared < first
+    lengths = [ends(r) - shared for r in rows]
+    assert len(packed.ids_N) == shared + sum(lengths)
+    starts = shared + np.cumsum([0, *lengths[:-1]])
+    at = 0
+    for r, start, length in zip(rows, starts, lengths, strict=True):
+        own = [*range(shared), *range(start, start + length)]
+        np.testing.assert_array_equal(packed.ids_N[own], r.ids[: ends(r)])
+        np.testing.assert_array_equal(packed.position_N[own], np.arange(ends(r)))
+        labels = np.flatnonzero(r.response)
+        np.testing.assert_array_equal(packed.labels_R[at : at + len(labels)], r.ids[labels])
+        np.testing.assert_array_equal(packed.predict_R[at : at + len(labels)], np.array(own)[labels - 1])
+        at += len(labels)
+    assert at == len(packed.labels_R)
+
+
+def plain_logp(model, rows):
+    with torch.no_grad():
+        found = []
+        for r in rows:
+            logits = model(input_ids=torch.tensor(r.ids[None].astype(np.int64))).logits[0].float()
+            at = np.flatnonzero(r.response)
+            found.append(logits.log_softmax(-1)[at - 1, r.ids[at]].numpy())
+    return np.concatenate(found)
+
+
+def packed_logp(lm, rows, first=0):
+    with torch.no_grad():
+        packed = pack(rows, lm.shared_prefix(rows), lm.device)
+        blocks = lm.response_logits(packed, lm.trunk(packed, first), first)
+        return np.concatenate([label_logp(z, y).numpy() for z, y, _ in blocks])
+
+
+_MODELS: dict = {}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=rows_with_a_prefix(), architecture=st.sampled_from(ARCHITECTURES), first=st.sampled_from([0, 2, 3]))
+def test_packed_rows_score_as_one_at_a_time(rows, architecture, first, model_folders):
+    if architecture not in _MODELS:
+        folder = model_folders[architecture]
+        _MODELS[architecture] = (
+            load_model(ModelConfig(path=str(folder), device="cpu", dtype="float32")),
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
+        )
+    lm, plain = _MODELS[architecture]
+    assert lm.plain_head
+    np.testing.assert_allclose(packed_logp(lm, rows, first), plain_logp(plain, rows), atol=1e-4)
+
+
+def some_rows(count=4, length=40, shared=12):
+    rng = np.random.default_rng(0)
+    head = rng.integers(4, 331, shared)
+    return [row([*head, *rng.integers(4, 331, length - shared - i)], length - 12) for i in range(count)]
+
+
+def test_a_sliding_window_is_kept(tmp_path):
+    folder = make_model(tmp_path, "mistral")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.config.sliding_window = 8
+    model.save_pretrained(folder)
+    lm = load_model(ModelConfig(path=str(folder), device="cpu", dtype="float32"))
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = some_rows()
+    assert lm.plain_head
+    assert lm.shared_prefix(rows) == 12
+    np.testing.assert_allclose(packed_logp(lm, rows), plain_logp(plain, rows), atol=1e-4)
+    plain.config.sliding_window = None
+    assert np.abs(packed_logp(lm, rows) - plain_logp(plain, rows)).max() > 0.01  # the window means something
+
+
+def test_a_model_with_its_own_head_is_run_whole(tmp_path):
+    from transformers import AutoConfig
+
+    folder = make_model(tmp_path)
+    config = AutoConfig.for_model(
+        "granite", vocab_size=331, hidden_size=32, intermediate_size=56, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.3, logits_scaling=3.0, tie_word_embeddings=True,
+        pad_token_id=None, bos_token_id=3, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config).to(torch.float32).save_pretrained(folder)
+    lm = load_model(ModelConfig(path=str(folder), device="cpu", dtype="float32"))
+    assert not lm.plain_head
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = some_rows()
+    assert lm.shared_prefix(rows) == 0
+    np.testing.assert_allclose(packed_logp(lm, rows), plain_logp(plain, rows), atol=1e-4)
+
+
+@pytest.mark.parametrize("memory", [0, 2500, 1 << 20])
+def test_a_trunk_gives_what_it_kept_or_runs_it_again(memory, model_folders, monkeypatch):
+    lm = load_model(ModelConfig(path=str(model_folders["qwen2"]), device="cpu", dtype="float32"))
+    rows = some_rows()
+    trunk, ran = Trunk(lm, 2, lm.shared_prefix(rows), memory), []
+    run = LanguageModel.trunk
+    monkeypatch.setattr(
+        LanguageModel, "trunk", lambda self, packed, first: ran.append(len(packed.rows)) or run(self, packed, first)
+    )
+    for chosen in ([0, 1], [1, 2, 3], [3, 3, 0]):
+        packed = pack([rows[i] for i in chosen], trunk.shared, lm.device)
+        torch.testing.assert_close(trunk.entering(packed), run(lm, packed, 2), atol=1e-5, rtol=1e-4)
+    assert ran == {0: [2, 3, 2], 2500: [2, 3, 2], 1 << 20: [2, 2]}[memory] or memory == 2500
+    assert sum(kept.nbytes for _, kept in trunk.kept.values()) <= memory
+
+
+def test_an_adapter_that_is_no_plain_lora_is_left_to_peft(model_folders, tmp_path):
+    folder = model_folders["llama"]
+    lm = load_model(ModelConfig(path=str(folder), device="cpu", dtype="float32"))
+    torch.manual_seed(3)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    settings_ = LoraConfig(
+        r=3, lora_alpha=9, use_dora=True, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM",
+        init_lora_weights=False,
+    )  # fmt: skip
+    model = get_peft_model(base, settings_).eval()
+    weights = {k: v.clone() for k, v in get_peft_model_state_dict(model).items()}
+    probe = Probe("dora", 0, settings_, weights)
+    assert low_rank(lm.model, settings_, weights) is None
+    rows = some_rows()
+    blocks = dict(score_sets(lm, {"x": rows}, [probe], {"x": [probe.name, BASE]}))["x"]
+    np.testing.assert_allclose(blocks[probe.name, "x"].logp, plain_logp(model, rows), atol=1e-4)
+    with model.disable_adapter():
+        np.testing.assert_allclose(blocks[BASE, "x"].logp, plain_logp(model, rows), atol=1e-4)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_low_rank_updates_are_pefts(architecture, rslora, model_folders, tmp_path):
+    folder = model_folders[architecture]
+    lm = load_model(ModelConfig(path=str(folder), device="cpu", dtype="float32"))
+    targets = ["c_attn", "c_fc"] if architecture == "gpt2" else ["k_proj", "down_proj"]
+    settings_ = LoraConfig(
+        r=4, lora_alpha=6, use_rslora=rslora, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False,
+        fan_in_fan_out=architecture == "gpt2",
+    )  # fmt: skip
+    torch.manual_seed(5)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), settings_)
+    model.save_pretrained(tmp_path / "a")
+    weights = {k: v.clone() for k, v in get_peft_model_state_dict(model).items()}
+    model.peft_config["default"].init_lora_weights = True
+    probe = Probe("a", 0, model.peft_config["default"], weights)
+    update = low_rank(lm.model, probe.settings, weights)
+    assert update is not None
+    assert all(torch.equal(v, weights[k]) for k, v in update.weights(flatten(weights)).items())
+    reloaded = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path / "a"
+    ).eval()
+    ids = torch.arange(20)[None]
+    with installed(lm, [probe]) as use, torch.no_grad():
+        base = lm.model(input_ids=ids).logits
+        with use(probe):
+            found = lm.model(input_ids=ids).logits
+        assert torch.equal(lm.model(input_ids=ids).logits, base)
+        torch.testing.assert_close(found, reloaded(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+        assert (found - base).abs().max() > 0.1
