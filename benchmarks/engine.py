@@ -344,8 +344,11 @@ def limit(bench: Bench) -> dict[str, Any]:
     trainer = Trainer(bench.lm, bench.config)
     training_s, _ = timed(lambda: trainer.train("limit", steps))
     training_operations = shape.training(*run_tokens(bench.lm, steps))
+    few, many = (rate(rows, shape.width, 1536) for rows in (256, 2048))
     return {
         "square mm, GFLOP/s": square / 1e9,
+        "mm of 256 rows, GFLOP/s": few / 1e9,
+        "mm of 2048 rows, GFLOP/s": many / 1e9,
         "mm at scoring's shapes, GFLOP/s": work / ideal / 1e9,
         "linear layers with their adapters, GFLOP/s": work / spent / 1e9,
         "linear layers, share of mm at those shapes": ideal / spent,

@@ -143,6 +143,12 @@ def compare(
     accuracy: Annotated[bool, typer.Option(help="Mark answers too: options, verifiers, exact match.")] = True,
     rows: Annotated[int | None, typer.Option(help="Rows a set to evaluate at most.", min=1)] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the adapters.")] = False,
+    harness: Annotated[
+        str, typer.Option(help="Also run these tasks of lm-evaluation-harness on every adapter: arc_easy,my_task.")
+    ] = "",
+    include: Annotated[
+        Path | None, typer.Option(help="Folder or file of the harness's local tasks.", metavar="PATH")
+    ] = None,
 ) -> None:
     """Does it work? Train every mixture at the same budget, evaluate it on held-out rows, and say what differs."""
     from taskpgm.baselines import parse_mixtures
@@ -155,7 +161,7 @@ def compare(
         raise UserError(f"--trainer is engine or trl, not {trainer!r}.")
     options = CompareOptions(
         parse_mixtures(mixtures), seeds, tuple(_values(budgets, "--budgets")) if budgets else (), trainer, accuracy,
-        keep, rows,
+        keep, rows, tuple(task for task in harness.split(",") if task), include,
     )  # fmt: skip
     with _stages(load_config(config), out) as stages:
         comparison, facts = compared(stages, options)

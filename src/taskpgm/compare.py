@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,8 @@ class CompareOptions:
     accuracy: bool = True  # mark answers too, which takes options and writing
     keep: bool = False  # adapters stay in the run directory
     rows: int | None = None  # rows a set that are evaluated, at most
+    harness: tuple[str, ...] = ()  # benchmarks of lm-evaluation-harness, run on every adapter
+    include: Path | None = None  # folder or file of the harness's local tasks
 
 
 def compare(stages: Stages, options: CompareOptions) -> tuple[Comparison, dict[str, Any]]:
@@ -253,6 +256,10 @@ def _measured(
         "trained_tokens": probe.trained_tokens, "seconds": {"train": trained, "evaluate": clock.seconds - trained},
         **found.to_dict(),
     }  # fmt: skip
+    if options.harness:
+        from taskpgm.harness import run_harness
+
+        record["harness"] = run_harness(stages.lm, probe, options.harness, options.include, options.rows)
     path.parent.mkdir(exist_ok=True)
     if options.keep:
         with atomic_folder(path.with_suffix(""), {}) as folder:
@@ -321,7 +328,7 @@ def _key(stages: Stages, result: Result, run: _Run, options: CompareOptions, set
     return digest(
         [
             stages.fingerprint, counts, config.seed, config.budget.model_dump(), training, options.trainer,
-            options.accuracy, [s.train_key for s in result.pool.tasks],
+            options.accuracy, options.harness, options.rows, [s.train_key for s in result.pool.tasks],
             {name: [row.key for row in rows] for name, rows in sets.items()},
         ]
     )  # fmt: skip
@@ -346,6 +353,10 @@ def plan_steps(
 def _measurement(run: _Run, record: Mapping[str, Any]) -> Measurement:
     sets = record["sets"]
     accuracy = {name: one["accuracy"] for name, one in sets.items() if one["accuracy"] is not None}
+    for task, metrics in record.get("harness", {}).items():
+        accuracy[task] = next(
+            (metrics[m] for m in ("acc", "exact_match") if m in metrics), next(iter(metrics.values()))
+        )
     seconds = sum(record["seconds"].values())
     return Measurement(
         run.name, run.seed, {n: one["token_loss"] for n, one in sets.items()}, accuracy, record["rows"], seconds

@@ -42,6 +42,7 @@ class RunEstimate:
     memory: int  # largest resident memory in bytes; on a GPU, of the GPU
     disk: int  # bytes of the run directory
     trained_tokens: int  # tokens of all probes' rows, prompts included
+    run_tokens: int  # of these, those that are run: a shared prefix once a batch
     scored_tokens: int  # context tokens times probes
     tera_operations: dict[str, float]  # by stage, 1e12 floating point operations
     giga_operations_per_second: dict[str, float]  # what the trial reached
@@ -132,7 +133,8 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
 
     n, seeds = len(pool.tasks), config.probes.seeds
     trained = [task.name for task in config.tasks if not task.adapter]
-    training = seeds * sum(_training_operations(lm, shape, pool, task, config) for task in trained)
+    run = {task: _tokens_to_run(lm, pool, task, config) for task in trained}
+    training = seeds * sum(shape.training(*tokens) for tokens in run.values())
     tokens, responses = context_tokens(lm, contexts)
     scoring = shape.scoring(tokens, responses, n * seeds + 1)
     seconds = {
@@ -154,6 +156,7 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
     disk = n * seeds * (adapter + 4 * responses + 4 * positions * shape.width) + 6 * rows
     return RunEstimate(
         seconds, int(peak + n * seeds * adapter + kept), int(disk),
+        run_tokens=seeds * sum(tokens for tokens, *_ in run.values()),
         trained_tokens=seeds * sum(_trained_tokens(pool, task, config) for task in trained),
         scored_tokens=sum(len(r.ids) for rows in contexts.values() for r in rows) * (n * seeds + 1),
         tera_operations={k: v / 1e12 for k, v in operations.items()},
@@ -213,8 +216,8 @@ def _try_divergence(lm: LanguageModel, shape: Shape, probes: int = 8, positions:
     return shape.divergence(positions, probes) / spent
 
 
-def _training_operations(lm: LanguageModel, shape: Shape, pool: TaskPool, task: str, config: Config) -> float:
-    """Operations of one probe, its lengths and shared prefix read from some of its rows."""
+def _tokens_to_run(lm: LanguageModel, pool: TaskPool, task: str, config: Config) -> tuple[int, int, int]:
+    """As `run_tokens` of one probe's training; lengths and the shared prefix are read from some of its rows."""
     order = _order(pool, task, config)
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
     rows = _encode(encoder, pool[task].train[:SAMPLED_ROWS])
@@ -224,7 +227,7 @@ def _training_operations(lm: LanguageModel, shape: Shape, pool: TaskPool, task: 
     run = used * (length - shared) + per_step * len(order) * shared
     distinct = len({int(i) for step in order for i in step}) * (length - shared) + shared
     responses = sum(pool[task].train[int(i)].response_tokens for step in order for i in step)
-    return shape.training(round(run), round(distinct), responses)
+    return round(run), round(distinct), responses
 
 
 def _trained_tokens(pool: TaskPool, task: str, config: Config) -> int:

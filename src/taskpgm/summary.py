@@ -236,7 +236,10 @@ def estimate_table(estimate: "RunEstimate") -> Table:
     table.add_row("[bold]all", f"[bold]{_duration(estimate.total)}")
     table.add_row("memory", _bytes(estimate.memory))
     table.add_row("disk", _bytes(estimate.disk))
-    table.caption = f"{estimate.trained_tokens:,} tokens to train on, {estimate.scored_tokens:,} to score"
+    table.caption = (
+        f"{estimate.trained_tokens:,} tokens to train on, {estimate.run_tokens:,} of them run (what rows begin with is "
+        f"shared); {estimate.scored_tokens:,} to score"
+    )
     return table
 
 
