@@ -19,7 +19,7 @@ from rich.console import Console
 
 from taskpgm.affinity import measure_affinity
 from taskpgm.cli import _bars
-from taskpgm.compare import CompareOptions, compare, predict
+from taskpgm.compare import CompareOptions, run_comparison, run_prediction
 from taskpgm.config import AffinityConfig, EnergyConfig, load_config
 from taskpgm.energy import build_energy
 from taskpgm.mixture import solve_mixture
@@ -65,8 +65,8 @@ def run(folder, seeds, budgets, rows, report):
         stages.sample()
         mixtures = ("taskpgm", *BASELINES, *variants(stages, Path()))
         options = CompareOptions(mixtures, seeds, budgets, accuracy=False, rows=rows)
-        comparison, facts = compare(stages, options)
-        predictions, ranks = predict(stages, mixtures)
+        comparison, facts = run_comparison(stages, options)
+        predictions, ranks = run_prediction(stages, mixtures)
         with contextlib.suppress(ImportError):
             write_picture(comparison, Path("run/comparison.html"))
     paper = Console(width=110, file=report, color_system=None)

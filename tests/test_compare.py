@@ -14,12 +14,12 @@ from taskpgm.chat import ChatEncoder
 from taskpgm.compare import (
     CompareOptions,
     Prediction,
-    compare,
     evaluation_rows,
     merged_probe,
     plan_steps,
-    predict,
     rank_correlations,
+    run_comparison,
+    run_prediction,
 )
 from taskpgm.pipeline import Stages
 from taskpgm.probes import Trainer, under
@@ -34,7 +34,7 @@ def compared(tmp_path_factory):
     config = load_config(experiment(root, make_model(root / "model")))
     with RunDirectory(root / "run") as directory:
         stages = Stages(config, directory)
-        comparison, facts = compare(stages, OPTIONS)
+        comparison, facts = run_comparison(stages, OPTIONS)
         yield config, stages, comparison, facts
 
 
@@ -90,13 +90,13 @@ def _run_seed(config, seed):
 def test_a_second_comparison_trains_nothing_again(compared, monkeypatch):
     _, stages, comparison, _ = compared
     monkeypatch.setattr(Trainer, "train", lambda *_: pytest.fail("trained again"))
-    again, _ = compare(stages, OPTIONS)
+    again, _ = run_comparison(stages, OPTIONS)
     assert again.to_dict()["differences"] == comparison.to_dict()["differences"]
 
 
 def test_predictions_are_the_ensemble_and_the_merged_probes(compared):
     _, stages, comparison, _ = compared
-    found, ranks = predict(stages, ("taskpgm", "uniform", "size"))
+    found, ranks = run_prediction(stages, ("taskpgm", "uniform", "size"))
     by_name = {one.mixture: one for one in found}
     assert by_name.keys() == {"taskpgm", "uniform", "size", "random, seed 0", "random, seed 1"}
     assert ranks["mixtures"] == 4

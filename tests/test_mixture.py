@@ -21,7 +21,7 @@ from taskpgm.errors import UserError
 from taskpgm.minimise import NotCertifiedError, duality_gap, minimise
 from taskpgm.mixture import Mixture, closed_form, simplex, solve_mixture
 from taskpgm.qp import Active
-from taskpgm.verify import verify
+from taskpgm.verification import verify
 
 seeds = st.integers(0, 1_000_000)
 

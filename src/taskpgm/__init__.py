@@ -27,15 +27,18 @@ _HOME = {
     "Bounds": "bounds", "Group": "bounds", "make_bounds": "bounds",
     "Mixture": "mixture", "solve_mixture": "mixture",
     "Selection": "selection", "select_tasks": "selection",
-    "Explanation": "explain", "explain": "explain",
+    "Explanation": "explanation", "explain": "explanation",
     "KnobPath": "path", "trace_path": "path",
-    "verify": "verify",
+    "verify": "verification",
     "RowPlan": "plan", "plan_rows": "plan",
     "baseline_mixture": "baselines", "within_supply": "baselines",
     "write_train_jsonl": "export",
     "Comparison": "comparison", "Measurement": "comparison", "compare_measurements": "comparison",
     "budget_equivalence": "comparison",
     "Result": "pipeline", "run": "pipeline",
+    "RunEstimate": "estimate", "estimate_run": "estimate",
+    "Evaluation": "evaluate", "evaluate_probe": "evaluate", "run_harness": "harness", "train_with_trl": "trl_backend",
+    "CompareOptions": "compare", "Prediction": "compare", "compare_mixtures": "compare", "predict_mixtures": "compare",
 }  # fmt: skip
 __all__ = sorted(_HOME)
 

@@ -119,12 +119,13 @@ def patched(updates: Sequence[LowRank]) -> Iterator[Switch]:
 
 def _updated(module: nn.Module, forward: Callable[[Tensor], Tensor], switch: Switch) -> Callable[[Tensor], Tensor]:
     def updated(x: Tensor) -> Tensor:
-        y = forward(x)
         if module not in switch.active:
-            return y
+            return forward(x)
         left, right, scale = switch.active[module]
-        low = x.reshape(-1, x.shape[-1]) @ left.mT
-        return torch.addmm(y.reshape(-1, y.shape[-1]), low, right.mT, alpha=scale).view(y.shape)
+        x_Ni = x.reshape(-1, x.shape[-1])
+        # In place: what the layer gave is nobody else's, and its backward does not need it.
+        y_No = forward(x_Ni).addmm_(x_Ni @ left.mT, right.mT, alpha=scale)
+        return y_No.view(*x.shape[:-1], -1)
 
     return updated
 

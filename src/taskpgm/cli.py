@@ -152,8 +152,7 @@ def compare(
 ) -> None:
     """Does it work? Train every mixture at the same budget, evaluate it on held-out rows, and say what differs."""
     from taskpgm.baselines import parse_mixtures
-    from taskpgm.compare import CompareOptions
-    from taskpgm.compare import compare as compared
+    from taskpgm.compare import CompareOptions, run_comparison
     from taskpgm.picture import write_picture
     from taskpgm.summary import comparison_view
 
@@ -164,7 +163,7 @@ def compare(
         keep, rows, tuple(task for task in harness.split(",") if task), include,
     )  # fmt: skip
     with _stages(load_config(config), out) as stages:
-        comparison, facts = compared(stages, options)
+        comparison, facts = run_comparison(stages, options)
     screen.print(comparison_view(comparison))
     if equivalence := facts.get("budget equivalence"):
         screen.print(f"budget equivalence: {equivalence['sentence']}", highlight=False)
@@ -185,11 +184,11 @@ def predict(
 ) -> None:
     """What mixtures would reach, without training: the probes' ensemble, and the probes merged."""
     from taskpgm.baselines import parse_mixtures
-    from taskpgm.compare import predict as predicted
+    from taskpgm.compare import run_prediction
     from taskpgm.summary import prediction_table
 
     with _stages(load_config(config), out) as stages:
-        found, ranks = predicted(stages, parse_mixtures(mixtures), merged)
+        found, ranks = run_prediction(stages, parse_mixtures(mixtures), merged)
     screen.print(prediction_table(found))
     for name, value in ranks.items():
         if name != "mixtures":
@@ -283,7 +282,7 @@ def select(
 @app.command()
 def explain(config: ConfigFile, out: Out) -> None:
     """Why the mixture is what it is: marginal energies, leave-one-out, interchangeable tasks, into explanation.json."""
-    from taskpgm.explain import explain as explained
+    from taskpgm.explanation import explain as explained
     from taskpgm.pipeline import write_json
     from taskpgm.summary import explanation_table
 

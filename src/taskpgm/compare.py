@@ -23,10 +23,10 @@ from taskpgm.comparison import Comparison, Equivalence, Measurement, budget_equi
 from taskpgm.config import Config
 from taskpgm.energy import build_energy
 from taskpgm.errors import UserError
-from taskpgm.pipeline import Result, Stages, write_json
+from taskpgm.pipeline import Result, Say, Stages, write_json
 from taskpgm.plan import plan_rows, supply_bounds
-from taskpgm.store import atomic_folder, digest
-from taskpgm.tasks import TaskPool
+from taskpgm.store import RunDirectory, atomic_folder, digest
+from taskpgm.tasks import TaskPool, Tell, tell_nobody
 
 if TYPE_CHECKING:
     from taskpgm.chat import Encoded
@@ -53,7 +53,7 @@ class CompareOptions:
     include: Path | None = None  # folder or file of the harness's local tasks
 
 
-def compare(stages: Stages, options: CompareOptions) -> tuple[Comparison, dict[str, Any]]:
+def run_comparison(stages: Stages, options: CompareOptions) -> tuple[Comparison, dict[str, Any]]:
     """Comparison of mixtures trained at the budget, written to `comparison.json`, and the budget equivalence.
 
     Every run is kept as it is done, so that a stopped comparison goes on where it was.
@@ -82,6 +82,24 @@ def compare(stages: Stages, options: CompareOptions) -> tuple[Comparison, dict[s
     return comparison, facts
 
 
+def compare_mixtures(
+    config: Config, out: Path | str, options: CompareOptions | None = None, tell: Tell = tell_nobody,
+    say: Say = lambda _: None,
+) -> Comparison:  # fmt: skip
+    """Comparison of mixtures on the run directory `out`, as `taskpgm compare` makes it; see `run_comparison`."""
+    with RunDirectory(out) as directory:
+        return run_comparison(Stages(config, directory, tell, say), options or CompareOptions())[0]
+
+
+def predict_mixtures(
+    config: Config, out: Path | str, mixtures: Sequence[str], merged: bool = True, tell: Tell = tell_nobody,
+    say: Say = lambda _: None,
+) -> list["Prediction"]:  # fmt: skip
+    """Predictions for mixtures on the run directory `out`, as `taskpgm predict` makes them; see `run_prediction`."""
+    with RunDirectory(out) as directory:
+        return run_prediction(Stages(config, directory, tell, say), mixtures, merged)[0]
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What the predictions say of one mixture; losses in nats a token on the target contexts."""
@@ -93,7 +111,9 @@ class Prediction:
     measured: float | None = None  # mean over seeds of the macro loss on the evaluation rows, where compared
 
 
-def predict(stages: Stages, mixtures: Sequence[str], merged: bool = True) -> tuple[list[Prediction], dict[str, Any]]:
+def run_prediction(
+    stages: Stages, mixtures: Sequence[str], merged: bool = True
+) -> tuple[list[Prediction], dict[str, Any]]:
     """Predictions for mixtures without training, written to `prediction.json`.
 
     Mixtures that `compare` trained at this budget are predicted too, every draw of `random` apart. Their measured
@@ -108,7 +128,7 @@ def predict(stages: Stages, mixtures: Sequence[str], merged: bool = True) -> tup
     weights |= {name: of_task for name, (of_task, _) in measured.items()}
     found = [
         replace(one, measured=measured[one.mixture][1] if one.mixture in measured else None)
-        for one in predict_mixtures(stages, result, weights, merged)
+        for one in predict_losses(stages, result, weights, merged)
     ]
     ranks = rank_correlations(found)
     write_json(
@@ -117,7 +137,7 @@ def predict(stages: Stages, mixtures: Sequence[str], merged: bool = True) -> tup
     return found, ranks
 
 
-def predict_mixtures(
+def predict_losses(
     stages: Stages, result: Result, weights: Mapping[str, Mapping[str, float]], merged: bool = True
 ) -> list[Prediction]:
     """Predictions for these weights, on the contexts of the targets, or of the tasks where there are none."""

@@ -12,7 +12,7 @@ from rich.text import Text
 from taskpgm.affinity import Affinity
 from taskpgm.comparison import Comparison, Estimate, Summary, verdict_sentence
 from taskpgm.config import Config
-from taskpgm.explain import Explanation, strongest_pairs
+from taskpgm.explanation import Explanation, strongest_pairs
 from taskpgm.selection import Selection
 from taskpgm.tasks import TaskPool
 

@@ -10,7 +10,7 @@ from taskpgm.affinity import given_affinity, measure_affinity
 from taskpgm.bounds import Group, make_bounds
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.energy import build_energy, field_energy
-from taskpgm.explain import clusters, explain, strongest_pairs
+from taskpgm.explanation import clusters, explain, strongest_pairs
 from taskpgm.mixture import solve_mixture
 
 
