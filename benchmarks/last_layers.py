@@ -54,7 +54,7 @@ def measure(lm, pool, config, last, seed):
     off = ~np.eye(len(pool.tasks), dtype=bool)
     errors = {name: float(np.max(m.standard_error)) for name, m in mixtures.items()}
     return {
-        "S": affinity.S[off], "G": affinity.G.ravel(), "seconds": seconds, "errors": errors,
+        "S": affinity.S[off], "G": affinity.matrices["G"].ravel(), "seconds": seconds, "errors": errors,
         **{name: np.array([m.shares[task] for task in pool.names]) for name, m in mixtures.items()},
     }  # fmt: skip
 

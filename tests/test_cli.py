@@ -230,6 +230,39 @@ def test_a_run_is_selected_from_and_explained(call, tmp_path, model_folders):
     assert {one["task"] for one in explanation["dropped"]} == {"sums", "sky", "words"}
 
 
+def test_a_run_is_estimated_compared_and_predicted(call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders["llama"])
+    code, out, err = call("estimate", config, "--json", tmp_path / "estimate.json")
+    assert code == 0, err
+    assert "train probes" in out
+    assert json.loads((tmp_path / "estimate.json").read_text())["total_seconds"] > 0
+    (tmp_path / "mine.json").write_text('{"sums": 1, "sky": 2, "words": 1}')
+    mixtures = f"taskpgm,uniform,{tmp_path / 'mine.json'}"
+    for trainer in ("engine", "trl"):
+        options = ["--seeds", 2, "--budgets", "0.5,2", "--rows", 3, "--trainer", trainer, "--keep"]
+        code, out, err = call("compare", config, "--out", tmp_path / "out", "--mixtures", mixtures, *options)
+        assert code == 0, err
+        assert "budget equivalence: uniform needs" in out
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [one["mixture"] for one in comparison["summaries"]] == mixtures.split(",")
+    assert {one["other"] for one in comparison["differences"]} == {"uniform", mixtures.split(",")[2]}
+    assert (tmp_path / "out" / "comparison.html").stat().st_size > 1e6
+    kept = list((tmp_path / "out" / "compare").glob("*/adapter_config.json"))
+    assert len(kept) == 2 * 2 * (3 + 2)
+    code, out, err = call("predict", config, "--out", tmp_path / "out", "--mixtures", "taskpgm,size")
+    assert code == 0, err
+    assert "rank correlation with what was measured: merged" in out
+
+    for arguments, sentence in {
+        ("--mixtures", "taskpgm,unifrom"): "'unifrom'",
+        ("--trainer", "axolotl"): "--trainer is engine or trl, not 'axolotl'",
+        ("--budgets", "2x"): "--budgets takes numbers with commas between",
+        ("--budgets", "9"): "exceeds the supply",
+    }.items():
+        code, _, err = call("compare", config, "--out", tmp_path / "out", *arguments)
+        assert (code, sentence in err) == (2, True), err
+
+
 def test_the_demos_data_does_not_depend_on_the_hash_seed(tmp_path, monkeypatch):
     from taskpgm.demo import write_demo
 
