@@ -251,7 +251,7 @@ def test_a_run_is_estimated_compared_and_predicted(call, tmp_path, model_folders
     assert len(kept) == 2 * 2 * (3 + 2)
     code, out, err = call("predict", config, "--out", tmp_path / "out", "--mixtures", "taskpgm,size")
     assert code == 0, err
-    assert "rank correlation with what was measured: merged" in out
+    assert "rank correlation of merged with what was measured" in out
 
     for arguments, sentence in {
         ("--mixtures", "taskpgm,unifrom"): "'unifrom'",
