@@ -1,6 +1,6 @@
 """The experiments of docs/results.md: every setting's mixtures trained, evaluated, compared and predicted.
 
-    python benchmarks/results.py OUT [--settings demo,skewed,nlp,fresh] [--seeds 5] [--pool DIR --targets DIR]
+    python benchmarks/results.py OUT [--settings demo,skewed,nlp,fresh] [--mixtures …] [--seeds 5] [--pool DIR --targets DIR]
 
 A stopped run goes on where it was. Each setting gets OUT/NAME/run (comparison.json, comparison.html, prediction.json);
 OUT/results.md has the tables. Variants are other mixtures from the same probes, trained like the rest.
@@ -41,11 +41,12 @@ VARIANTS = {
 screen = Console(width=110)
 
 
-def variants(stages, folder):
-    """Paths of weights files of the variants, by the run's own scores."""
+def variants(stages, folder, wanted_names):
+    """Paths of weights files of these variants, by the run's own scores."""
     pool, scores, *_ = stages.problem()
     paths = []
-    for name, (wanted, energy, affinity) in VARIANTS.items():
+    for name in wanted_names:
+        wanted, energy, affinity = VARIANTS[name]
         own = only_tasks(scores, pool) if wanted == "tasks" else scores
         config = EnergyConfig.model_validate(energy)
         found = measure_affinity(own, AffinityConfig.model_validate(affinity))
@@ -56,14 +57,15 @@ def variants(stages, folder):
     return tuple(paths)
 
 
-def run(folder, seeds, budgets, rows, report):
+def run(folder, names, seeds, budgets, rows, report):
     config = load_config(folder / "mix.yaml")
     with contextlib.chdir(folder), RunDirectory(Path("run")) as directory, _bars() as bars:
         stages = Stages(config, directory, bars.tell, bars.say)
         stages.probe()
         stages.score()
         stages.sample()
-        mixtures = ("taskpgm", *BASELINES, *variants(stages, Path()))
+        files = variants(stages, Path(), [name for name in names if name in VARIANTS])
+        mixtures = ("taskpgm", *(name for name in names if name not in VARIANTS), *files)
         options = CompareOptions(mixtures, seeds, budgets, accuracy=False, rows=rows)
         comparison, facts = run_comparison(stages, options)
         predictions, ranks = run_prediction(stages, mixtures)
@@ -84,6 +86,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--settings", default="demo,skewed,fresh")
+    parser.add_argument("--mixtures", default=",".join((*BASELINES, *VARIANTS)))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budgets", default="0.5,2,4")
     parser.add_argument("--rows", type=int, default=None, help="rows a set to evaluate at most")
@@ -98,7 +101,7 @@ def main():
     with (args.out / f"results-{os.getpid()}.md").open("w") as report:
         for name in args.settings.split(","):
             screen.rule(name)
-            run(args.out / name, args.seeds, budgets, args.rows, report)
+            run(args.out / name, args.mixtures.split(","), args.seeds, budgets, args.rows, report)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The stages in order, each resuming from what the run directory holds; the only module that touches the store.
+"""The stages in order, each resuming from what the run directory holds; with `compare.py` what touches the store.
 
     pool      rows of all sets, split                      pool/, overlap.json
     probe     one adapter a task                           adapters/<task>/ (adapters.1/ for a second seed)
