@@ -1,6 +1,7 @@
 """The experiments of docs/results.md: every setting's mixtures trained, evaluated, compared and predicted.
 
-    python benchmarks/results.py OUT [--settings demo,skewed,nlp,fresh] [--mixtures …] [--seeds 5] [--pool DIR --targets DIR]
+    python benchmarks/results.py OUT [--settings demo,skewed,nlp,fresh] [--mixtures …] [--seeds 5]
+        [--pool DIR --targets DIR]
 
 A stopped run goes on where it was. Each setting gets OUT/NAME/run (comparison.json, comparison.html, prediction.json);
 OUT/results.md has the tables. Variants are other mixtures from the same probes, trained like the rest.
