@@ -33,7 +33,7 @@ from taskpgm.tasks import Row, TaskPool, Tell, load_tasks, tell_nobody
 
 TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks
 STEPS = 2  # of each task: many tasks show how much memory batches of different sizes take together
-# On a CPU the allocator keeps blocks of many sizes, and a run's peak grows beyond its trial's. Measured on the demo alone.
+# On a CPU the allocator keeps blocks of many sizes: a run's peak grows beyond its trial's. Measured on the demo alone.
 GROWTH = 1.5
 SAMPLED_ROWS = 32  # rows of a task from which its lengths and its shared prefix are read
 
