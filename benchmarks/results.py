@@ -3,14 +3,13 @@
     python benchmarks/results.py OUT [--settings demo,skewed,nlp,fresh] [--mixtures …] [--seeds 5]
         [--pool DIR --targets DIR]
 
-A stopped run goes on where it was. Each setting gets OUT/NAME/run (comparison.json, comparison.html, prediction.json);
-OUT/results.md has the tables. Variants are other mixtures from the same probes, trained like the rest.
+A stopped run goes on where it was. Each setting gets OUT/NAME/run (comparison.json, comparison.html, prediction.json),
+OUT/NAME/results.md the tables. Variants are other mixtures from the same probes, trained like the rest.
 """
 
 import argparse
 import contextlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,12 +19,13 @@ from rich.console import Console
 
 from taskpgm.affinity import measure_affinity
 from taskpgm.cli import _bars
-from taskpgm.compare import CompareOptions, run_comparison, run_prediction
+from taskpgm.compare import CompareOptions, run_comparison
 from taskpgm.config import AffinityConfig, EnergyConfig, load_config
 from taskpgm.energy import build_energy
 from taskpgm.mixture import solve_mixture
 from taskpgm.picture import write_picture
 from taskpgm.pipeline import Stages, allowed_shares, write_json
+from taskpgm.predict import run_prediction
 from taskpgm.store import RunDirectory
 from taskpgm.summary import comparison_view, prediction_table
 
@@ -99,9 +99,9 @@ def main():
         command += ["--pool", str(args.pool), "--targets", str(args.targets)]
     subprocess.run(command, check=True)
     budgets = tuple(float(b) for b in args.budgets.split(",")) if args.budgets else ()
-    with (args.out / f"results-{os.getpid()}.md").open("w") as report:
-        for name in args.settings.split(","):
-            screen.rule(name)
+    for name in args.settings.split(","):
+        screen.rule(name)
+        with (args.out / name / "results.md").open("w") as report:
             run(args.out / name, args.mixtures.split(","), args.seeds, budgets, args.rows, report)
 
 

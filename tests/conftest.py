@@ -81,3 +81,19 @@ def make_model(folder: Path, architecture: str = "llama", layers: int = 4, templ
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     return {name: make_model(root / name, name) for name in ARCHITECTURES}
+
+
+def run_short_of_memory(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Have every batch of more than so many rows fail like an allocation."""
+    import torch
+
+    from taskpgm.lm import LanguageModel
+
+    whole = LanguageModel.response_logits
+
+    def response_logits(self, packed, *rest):
+        if len(packed.rows) > rows:
+            raise torch.OutOfMemoryError("Tried to allocate")
+        return whole(self, packed, *rest)
+
+    monkeypatch.setattr(LanguageModel, "response_logits", response_logits)

@@ -11,17 +11,10 @@ from test_pipeline import experiment
 from taskpgm import UserError, load_config
 from taskpgm.adapters import KEY
 from taskpgm.chat import ChatEncoder
-from taskpgm.compare import (
-    CompareOptions,
-    Prediction,
-    evaluation_rows,
-    merged_probe,
-    plan_steps,
-    rank_correlations,
-    run_comparison,
-    run_prediction,
-)
+from taskpgm.compare import CompareOptions, evaluation_rows, plan_steps, run_comparison
 from taskpgm.pipeline import Stages
+from taskpgm.plan import plan_rows
+from taskpgm.predict import Prediction, merged_probe, rank_correlations, run_prediction
 from taskpgm.probes import Trainer, under
 from taskpgm.store import RunDirectory
 
@@ -65,7 +58,7 @@ def test_a_measurement_is_that_of_training_the_plan_and_the_plain_loss(compared)
         for t, task in enumerate(stages.pool().tasks)
         for r, row in enumerate(task.train)
     }
-    steps = plan_steps(rows, stages.pool(), uniform, seeded)
+    steps = plan_steps(rows, plan_rows(stages.pool(), uniform, seeded), seeded)
     assert sum(map(len, steps)) == config.budget.size
     assert len(steps) == round(config.budget.size / 4)
     probe = Trainer(stages.lm, seeded, 0).train("again", steps)

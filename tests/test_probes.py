@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from conftest import ARCHITECTURES, run_short_of_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from taskpgm.chat import ChatEncoder
 from taskpgm.config import ModelConfig, parse_config
 from taskpgm.errors import UserError
-from taskpgm.lm import LanguageModel, load_model
+from taskpgm.lm import load_model
 from taskpgm.probes import derive_seed, installed, load_probe, lora_settings, train_probes, training_order
 from taskpgm.tasks import Row
 
@@ -132,14 +132,7 @@ def test_out_of_memory_halves_the_batch_and_is_told(model_folders, monkeypatch):
     lm, _, rows = loaded(model_folders["llama"])
     config = config_for(model_folders["llama"], examples=6, batch=6)
     (expected,) = train_probes(lm, {"sums": rows["sums"]}, config)
-    whole = LanguageModel.response_logits
-
-    def short_of_memory(self, packed, *rest):
-        if len(packed.rows) > 2:
-            raise torch.OutOfMemoryError("Tried to allocate")
-        return whole(self, packed, *rest)
-
-    monkeypatch.setattr(LanguageModel, "response_logits", short_of_memory)
+    run_short_of_memory(monkeypatch, 2)
     told = []
     (found,) = train_probes(lm, {"sums": rows["sums"]}, config, warn=told.append)
     assert "out of memory in probe 'sums', step 1" in told[0]

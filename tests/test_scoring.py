@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from conftest import ARCHITECTURES, run_short_of_memory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
@@ -14,7 +14,7 @@ from scipy.spatial.distance import jensenshannon
 
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import ModelConfig, parse_config
-from taskpgm.lm import LanguageModel, load_model
+from taskpgm.lm import load_model
 from taskpgm.probes import Probe, train_probes
 from taskpgm.scoring import BASE, assemble, measure_divergences, sample_positions, score_sets
 from taskpgm.tasks import Row
@@ -211,14 +211,7 @@ def test_a_probe_of_another_rank_scores_beside_the_others(model_folders, tmp_pat
 def test_out_of_memory_halves_the_batch_and_is_told(model_folders, monkeypatch):
     lm, rows, probes = setup(model_folders["llama"], last_layers=2)
     expected = all_blocks(lm, rows, probes)
-    whole = LanguageModel.response_logits
-
-    def short_of_memory(self, packed, *rest):
-        if len(packed.rows) > 1:
-            raise torch.OutOfMemoryError("Tried to allocate")
-        return whole(self, packed, *rest)
-
-    monkeypatch.setattr(LanguageModel, "response_logits", short_of_memory)
+    run_short_of_memory(monkeypatch, 1)
     told = []
     names = {name: [p.name for p in probes] for name in rows}
     for name, blocks in score_sets(lm, rows, probes, names, warn=told.append):

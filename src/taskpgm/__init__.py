@@ -38,7 +38,8 @@ _HOME = {
     "Result": "pipeline", "run": "pipeline",
     "RunEstimate": "estimate", "estimate_run": "estimate",
     "Evaluation": "evaluate", "evaluate_probe": "evaluate", "run_harness": "harness", "train_with_trl": "trl_backend",
-    "CompareOptions": "compare", "Prediction": "compare", "compare_mixtures": "compare", "predict_mixtures": "compare",
+    "CompareOptions": "compare", "compare_mixtures": "compare",
+    "Prediction": "predict", "predict_mixtures": "predict",
 }  # fmt: skip
 __all__ = sorted(_HOME)
 

@@ -59,7 +59,7 @@ def low_rank(model: Any, settings: Any, weights: Mapping[str, Tensor], flat: Ten
     Raises:
         ValueError: a layer that the model does not have, or another shape; the message names it.
     """
-    if not _plain(settings, weights):
+    if not is_plain(settings, weights):
         return None
     stems = _stems(weights)
     modules = [_linear(model, stem) for stem in stems]
@@ -78,9 +78,13 @@ def low_rank(model: Any, settings: Any, weights: Mapping[str, Tensor], flat: Ten
                 raise ValueError(f"{stem}{key} has shape {tuple(tensor.shape)}")
             views.append(flat[at : at + tensor.numel()].view(tensor.shape))
             at += tensor.numel()
-    rank = settings.r
-    scale = settings.lora_alpha / (math.sqrt(rank) if settings.use_rslora else rank)
-    return LowRank(tuple(m for m in modules if m), tuple(stems), flat, tuple(left), tuple(right), scale)
+    kept = tuple(module for module in modules if module is not None)
+    return LowRank(kept, tuple(stems), flat, tuple(left), tuple(right), scale(settings))
+
+
+def scale(settings: Any) -> float:
+    """s of the update s·BA."""
+    return float(settings.lora_alpha / (math.sqrt(settings.r) if settings.use_rslora else settings.r))
 
 
 @dataclass
@@ -130,7 +134,7 @@ def _updated(module: nn.Module, forward: Callable[[Tensor], Tensor], switch: Swi
     return updated
 
 
-def _plain(settings: Any, weights: Mapping[str, Tensor]) -> bool:
+def is_plain(settings: Any, weights: Mapping[str, Tensor]) -> bool:
     """Whether these are A and B of linear layers, all of one scale: nothing set that changes what they mean."""
     usual = type(settings)()
     changed = {f.name for f in dataclasses.fields(settings) if getattr(settings, f.name) != getattr(usual, f.name)}

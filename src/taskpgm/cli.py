@@ -177,14 +177,16 @@ def compare(
 def predict(
     config: ConfigFile,
     out: Out,
-    mixtures: Annotated[str, typer.Option(help="As for compare; random mixtures are added.")] = "taskpgm,uniform,size",
+    mixtures: Annotated[
+        str, typer.Option(help="As for compare; what was compared before is added.")
+    ] = "taskpgm,uniform,size",
     merged: Annotated[
         bool, typer.Option(help="Also evaluate the probes merged with the weights (runs the model).")
     ] = True,
 ) -> None:
     """What mixtures would reach, without training: the probes' ensemble, and the probes merged."""
     from taskpgm.baselines import parse_mixtures
-    from taskpgm.compare import run_prediction
+    from taskpgm.predict import run_prediction
     from taskpgm.summary import prediction_table
 
     with _stages(load_config(config), out) as stages:

@@ -136,7 +136,8 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
 
     n, seeds = len(pool.tasks), config.probes.seeds
     trained = [task.name for task in config.tasks if not task.adapter]
-    run = {task: _tokens_to_run(lm, pool, task, config) for task in trained}
+    orders = {task: _order(pool, task, config) for task in trained}
+    run = {task: _tokens_to_run(lm, encoder, pool[task].train, order) for task, order in orders.items()}
     training = seeds * sum(shape.training(*tokens) for tokens in run.values())
     tokens, responses = context_tokens(lm, contexts)
     scoring = shape.scoring(tokens, responses, n * seeds + 1)
@@ -160,7 +161,7 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
     return RunEstimate(
         seconds, int(peak + n * seeds * adapter + kept), int(disk),
         run_tokens=seeds * sum(tokens for tokens, *_ in run.values()),
-        trained_tokens=seeds * sum(_trained_tokens(pool, task, config) for task in trained),
+        trained_tokens=seeds * sum(pool[t].train[int(i)].tokens for t, o in orders.items() for step in o for i in step),
         scored_tokens=sum(len(r.ids) for rows in contexts.values() for r in rows) * (n * seeds + 1),
         tera_operations={k: v / 1e12 for k, v in operations.items()},
         giga_operations_per_second={k: v / 1e9 for k, v in rates.items()},
@@ -219,22 +220,18 @@ def _try_divergence(lm: LanguageModel, shape: Shape, probes: int = 8, positions:
     return shape.divergence(positions, probes) / spent
 
 
-def _tokens_to_run(lm: LanguageModel, pool: TaskPool, task: str, config: Config) -> tuple[int, int, int]:
+def _tokens_to_run(
+    lm: LanguageModel, encoder: ChatEncoder, train: Sequence[Row], order: Sequence[Any]
+) -> tuple[int, int, int]:
     """As `run_tokens` of one probe's training; lengths and the shared prefix are read from some of its rows."""
-    order = _order(pool, task, config)
-    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
-    rows = _encode(encoder, pool[task].train[:SAMPLED_ROWS])
+    rows = _encode(encoder, train[:SAMPLED_ROWS])
     shared, length = lm.shared_prefix(rows), float(np.mean([ends(row) for row in rows]))
     used = sum(map(len, order))
     per_step = max(1, math.ceil(used / len(order) * (length - shared) / lm.token_budget))
     run = used * (length - shared) + per_step * len(order) * shared
     distinct = len({int(i) for step in order for i in step}) * (length - shared) + shared
-    responses = sum(pool[task].train[int(i)].response_tokens for step in order for i in step)
+    responses = sum(train[int(i)].response_tokens for step in order for i in step)
     return round(run), round(distinct), responses
-
-
-def _trained_tokens(pool: TaskPool, task: str, config: Config) -> int:
-    return sum(pool[task].train[int(i)].tokens for step in _order(pool, task, config) for i in step)
 
 
 def _order(pool: TaskPool, task: str, config: Config) -> list[Any]:

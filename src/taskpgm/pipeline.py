@@ -262,9 +262,10 @@ class Stages:
         blocks, seconds = self._blocks(pool, contexts, probes, {name: columns for name, (columns, _) in sample.items()})
         divergences = None
         if sample:
+            adapters = self._adapter_digests(probes)
 
             def hidden(name: str) -> Any:
-                return self._hidden_states(pool, name, sample[name][0], probes)
+                return self._hidden_states(pool, name, sample[name][0], adapters)
 
             divergences = measure_divergences(self.lm, contexts, sample, hidden, names, self.tell)
         scores = assemble(pool.names, contexts, blocks, names, divergences)
@@ -307,7 +308,8 @@ class Stages:
         """
         from taskpgm.scoring import check_divergences_possible, score_sets
 
-        keys = {name: self._block_keys(pool, name, probes) for name in contexts}
+        adapters = self._adapter_digests(probes)
+        keys = {name: self._block_keys(pool, name, adapters) for name in contexts}
         everyone = [p.name for p in probes] + [BASE]
         blocks: dict[tuple[str, str], Block] = {}
         seconds: dict[tuple[str, str], float] = {}
@@ -348,16 +350,18 @@ class Stages:
     def _block_file(self, name: str) -> Path:
         return self.directory / "blocks" / f"{name}.npz"
 
-    def _block_keys(self, pool: TaskPool, name: str, probes: "Sequence[Probe]") -> dict[str, str]:
-        """By probe (and BASE), what a block of this set is made of."""
-        ids = {p.name: self._parts_digest(self._adapter(p.task, p.seed)) for p in probes} | {BASE: BASE}
-        made_of = [pool[name].context_key, self.config.probes.max_length]
-        return {probe: digest([self.fingerprint, adapter, *made_of]) for probe, adapter in ids.items()}
+    def _adapter_digests(self, probes: "Sequence[Probe]") -> dict[str, str]:
+        return {p.name: self._parts_digest(self._adapter(p.task, p.seed)) for p in probes} | {BASE: BASE}
 
-    def _hidden_states(self, pool: TaskPool, name: str, columns: Ints, probes: "Sequence[Probe]") -> dict[str, Any]:
+    def _block_keys(self, pool: TaskPool, name: str, adapters: Mapping[str, str]) -> dict[str, str]:
+        """By probe (and BASE), what a block of this set is made of."""
+        made_of = [pool[name].context_key, self.config.probes.max_length]
+        return {probe: digest([self.fingerprint, adapter, *made_of]) for probe, adapter in adapters.items()}
+
+    def _hidden_states(self, pool: TaskPool, name: str, columns: Ints, adapters: Mapping[str, str]) -> dict[str, Any]:
         """Last hidden states of a set at these columns, by probe, from the store."""
-        stored, keys = read_blocks(self._block_file(name)), self._block_keys(pool, name, probes)
-        found = {p.name: usable(stored[keys[p.name]], columns) for p in probes}
+        stored, keys = read_blocks(self._block_file(name)), self._block_keys(pool, name, adapters)
+        found = {probe: usable(stored[keys[probe]], columns) for probe in adapters if probe != BASE}
         return {probe: block[0].hidden for probe, block in found.items() if block}
 
     # --- solve ---

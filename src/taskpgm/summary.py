@@ -17,8 +17,8 @@ from taskpgm.selection import Selection
 from taskpgm.tasks import TaskPool
 
 if TYPE_CHECKING:
-    from taskpgm.compare import Prediction
     from taskpgm.estimate import RunEstimate
+    from taskpgm.predict import Prediction
 
 COLUMN = {"size-proportional": "by size"}
 VERDICT_STYLE = {"better": "green", "worse": "red"}

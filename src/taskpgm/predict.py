@@ -1,0 +1,202 @@
+"""`Prediction`: what mixtures would reach, without training.
+
+    ensemble    F(p), the loss of the probes' ensemble; needs the scores alone
+    merged      the loss under the probes merged with weights p: Σ p_i B_i A_i
+
+Both read the contexts of the targets (of the tasks where there are none), and no row that `compare` evaluates.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from taskpgm.compare import mixture_weights
+from taskpgm.config import Config
+from taskpgm.energy import build_energy
+from taskpgm.errors import UserError
+from taskpgm.pipeline import Result, Say, Stages, write_json
+from taskpgm.store import RunDirectory, digest
+from taskpgm.tasks import Tell, tell_nobody
+
+if TYPE_CHECKING:
+    from taskpgm.probes import Probe
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the predictions say of one mixture; losses in nats a token on the target contexts."""
+
+    mixture: str
+    weights: Mapping[str, float]
+    ensemble: float  # −E log Σ p_i P_i
+    merged: float | None  # loss under Σ p_i B_i A_i
+    measured: float | None = None  # mean over seeds of the macro loss on the evaluation rows, where compared
+
+
+def predict_mixtures(
+    config: Config, out: Path | str, mixtures: Sequence[str], merged: bool = True, tell: Tell = tell_nobody,
+    say: Say = lambda _: None,
+) -> list[Prediction]:  # fmt: skip
+    """Predictions for mixtures on the run directory `out`, as `taskpgm predict` makes them; see `run_prediction`."""
+    with RunDirectory(out) as directory:
+        return run_prediction(Stages(config, directory, tell, say), mixtures, merged)[0]
+
+
+def run_prediction(
+    stages: Stages, mixtures: Sequence[str], merged: bool = True
+) -> tuple[list[Prediction], dict[str, Any]]:
+    """Predictions for mixtures without training, written to `prediction.json`.
+
+    Mixtures that were trained in the setting of the last `compare` are predicted too, every draw of `random` apart.
+    Their measured losses stand beside the predictions, with the rank correlation (Spearman's) of either with them.
+
+    Raises:
+        UserError: a mixture that is none, or a stage before that is missing.
+    """
+    result = stages.solve()
+    weights = mixture_weights(stages.config, result, mixtures, seed=0)
+    measured = _trained_mixtures(stages, _shares(stages.config))
+    weights |= {name: of_task for name, (of_task, _) in measured.items()}
+    found = [
+        replace(one, measured=measured[one.mixture][1] if one.mixture in measured else None)
+        for one in predict_losses(stages, result, weights, merged)
+    ]
+    ranks = rank_correlations(found)
+    write_json(
+        stages.directory / "prediction.json", {"predictions": [asdict(one) for one in found], "rank correlation": ranks}
+    )
+    return found, ranks
+
+
+def predict_losses(
+    stages: Stages, result: Result, weights: Mapping[str, Mapping[str, float]], merged: bool = True
+) -> list[Prediction]:
+    """Predictions for these weights, on the contexts of the targets, or of the tasks where there are none."""
+    pool = result.pool
+    wanted = {target.name: target.weight for target in stages.config.targets}
+    plain = stages.config.energy.model_copy(update={"kind": "likelihood", "prior": 0.0, "utility": {}})
+    energy = build_energy(result.scores, result.affinity, plain, wanted, None)
+    found = []
+    merger = _Merger(stages, result) if merged else None
+    for done, (name, of_task) in enumerate(weights.items()):
+        stages.tell("predicting", done, len(weights))
+        p = np.array([of_task.get(task, 0.0) for task in pool.names])
+        found.append(Prediction(name, dict(of_task), float(energy.loss(p)), merger.loss(p) if merger else None))
+    stages.tell("predicting", len(weights), len(weights))
+    return found
+
+
+def rank_correlations(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Spearman's correlation of either prediction with the measured losses; {} for fewer than three of these."""
+    known = [one for one in predictions if one.measured is not None]
+    if len(known) < 3:
+        return {}
+    measured = [one.measured for one in known]
+    ranks: dict[str, Any] = {"mixtures": len(known), "ensemble": _spearman([one.ensemble for one in known], measured)}
+    if all(one.merged is not None for one in known):
+        ranks["merged"] = _spearman([one.merged for one in known], measured)
+    return ranks
+
+
+def merged_probe(probes: Sequence["Probe"], weights: Sequence[float]) -> "Probe":
+    """One adapter whose update is Σ_i p_i B_i A_i: A stacked, B side by side and scaled by p_i (arXiv 2602.00747).
+
+    The rank is the sum of the ranks of probes with a weight; alpha grows with it, so that alpha/r stays.
+
+    Raises:
+        UserError: probes of different layers or scales, or that are no plain LoRA.
+    """
+    import torch
+
+    from taskpgm.adapters import LEFT, is_plain, scale
+    from taskpgm.probes import Probe
+
+    used = [(p, float(w)) for p, w in zip(probes, weights, strict=True) if w > 0]
+    first = used[0][0]
+    scales = {scale(p.settings) for p, _ in used}
+    alike = len(scales) == 1 and all(p.weights.keys() == first.weights.keys() for p, _ in used)
+    if not alike or not all(is_plain(p.settings, p.weights) for p, _ in used):
+        raise UserError(
+            "Probes of different layers or scales, or that are no plain LoRA, cannot be merged; predict with "
+            "--no-merged, by the ensemble alone."
+        )
+    merged = {
+        key: torch.cat([p.weights[key] for p, _ in used])
+        if key.endswith(LEFT)
+        else torch.cat([p.weights[key] * w for p, w in used], 1)
+        for key in first.weights
+    }
+    rank = next(iter(merged.values())).shape[0]
+    settings = type(first.settings)(
+        r=rank, lora_alpha=scales.pop() * rank, target_modules=first.settings.target_modules,
+        layers_to_transform=first.settings.layers_to_transform, task_type="CAUSAL_LM",
+        fan_in_fan_out=first.settings.fan_in_fan_out,
+    )  # fmt: skip
+    return Probe("merged", first.seed, settings, merged)
+
+
+class _Merger:
+    """Losses under merged probes, on the contexts of the targets or else of the tasks."""
+
+    def __init__(self, stages: Stages, result: Result) -> None:
+        from taskpgm.chat import ChatEncoder
+        from taskpgm.scoring import encode_contexts
+
+        self.probes = stages.trained()
+        self.lm = stages.lm
+        self.shares = _shares(stages.config)
+        encoder = ChatEncoder(self.lm.tokenizer, stages.config.probes.max_length)
+        self.contexts = {
+            name: rows for name, rows in encode_contexts(encoder, result.pool).items() if name in self.shares
+        }
+
+    def loss(self, p: Any) -> float:
+        """Mean over targets, then contexts, then positions, of −log P_merged."""
+        from taskpgm.scoring import score_sets
+
+        probe = merged_probe(self.probes, p)
+        wanted = {name: [probe.name] for name in self.contexts}
+        total = 0.0
+        for name, blocks in score_sets(self.lm, self.contexts, [probe], wanted):
+            lengths = [int(row.response.sum()) for row in self.contexts[name]]
+            parts = np.split(blocks[probe.name, name].logp, np.cumsum(lengths)[:-1])
+            total -= self.shares[name] * float(np.mean([part.mean() for part in parts]))
+        return total
+
+
+def _shares(config: Config) -> dict[str, float]:
+    """What a macro loss weighs: the targets by their weights, or the tasks alike."""
+    weights = {one.name: one.weight for one in config.targets} or {one.name: 1.0 for one in config.tasks}
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+
+
+def _trained_mixtures(stages: Stages, shares: Mapping[str, float]) -> dict[str, tuple[dict[str, float], float]]:
+    """Weights, and mean macro loss over seeds, of what was trained in the setting of the last comparison."""
+    last = stages.directory / "comparison.json"
+    setting = json.loads(last.read_text())["setting"] if last.exists() else None
+    losses: dict[tuple[str, str], list[float]] = {}
+    weights: dict[tuple[str, str], dict[str, float]] = {}
+    for path in sorted((stages.directory / "compare").glob("*.json")):
+        record = json.loads(path.read_text())
+        if record["setting"] != setting or record["rows"] != stages.config.budget.size:
+            continue
+        name = f"random, seed {record['seed']}" if record["mixture"] == "random" else record["mixture"].split("@")[0]
+        key = (name, digest(record["weights"]))
+        macro = sum(share * record["sets"][one]["token_loss"] for one, share in shares.items())
+        losses.setdefault(key, []).append(macro)
+        weights[key] = record["weights"]
+    found: dict[str, tuple[dict[str, float], float]] = {}
+    for (name, of_weights), values in losses.items():
+        # A mixture of the same name with other weights is there when probes were trained again in between.
+        label = name if name not in found else f"{name} ({of_weights[:6]})"
+        found[label] = (weights[name, of_weights], float(np.mean(values)))
+    return found
+
+
+def _spearman(a: Sequence[Any], b: Sequence[Any]) -> float:
+    return float(spearmanr(a, b).statistic)
