@@ -1,6 +1,7 @@
 """Training, evaluating and predicting mixtures on a tiny random model."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from taskpgm import UserError, load_config
 from taskpgm.adapters import KEY
 from taskpgm.chat import ChatEncoder
 from taskpgm.compare import CompareOptions, evaluation_rows, plan_steps, run_comparison
+from taskpgm.evaluate import evaluate_probe
+from taskpgm.finetune import under
+from taskpgm.lm import load_model
 from taskpgm.pipeline import Stages
 from taskpgm.plan import plan_rows
 from taskpgm.predict import Prediction, merged_probe, rank_correlations, run_prediction
-from taskpgm.probes import Trainer, under
+from taskpgm.probes import Trainer
 from taskpgm.store import RunDirectory
 
 OPTIONS = CompareOptions(("taskpgm", "uniform", "random"), seeds=2, budgets=(0.5, 2), accuracy=False)
@@ -138,3 +142,22 @@ def test_a_set_without_rows_to_evaluate_is_an_error(tmp_path, model_folders):
     config = load_config(experiment(tmp_path, model_folders["llama"], contexts={"per_set": 6, "validation": 0}))
     with RunDirectory(tmp_path / "run") as directory, pytest.raises(UserError, match="no rows left to evaluate"):
         evaluation_rows(Stages(config, directory).pool())
+
+
+@pytest.mark.parametrize("trainer", ["engine", "trl"])
+def test_whole_models_are_compared_and_kept(compared, trainer):
+    pytest.importorskip("trl")
+    _, stages, lora, _ = compared
+    options = replace(OPTIONS, mixtures=("taskpgm", "uniform"), seeds=1, budgets=(), method="full", trainer=trainer)
+    comparison, _ = run_comparison(stages, replace(options, keep=True))
+    losses = {m.mixture: m.loss["target"] for m in comparison.measurements}
+    assert losses.keys() == {"taskpgm", "uniform"}
+    for m in lora.measurements:
+        assert m.loss["target"] not in losses.values()
+    folders = {path.parent for path in (stages.directory / "compare").glob("*/model.safetensors")}
+    records = {f: json.loads(f.with_suffix(".json").read_text()) for f in folders}
+    (folder,) = [f for f, r in records.items() if r["sets"]["target"]["token_loss"] == losses["uniform"]]
+    saved = load_model(stages.config.model.model_copy(update={"path": str(folder)}))
+    rows = {"target": evaluation_rows(stages.pool())["target"]}
+    again = evaluate_probe(saved, rows, None, stages.config, generate=False)
+    np.testing.assert_allclose(again.sets["target"].token_loss, losses["uniform"], rtol=1e-6)

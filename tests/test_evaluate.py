@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from taskpgm.chat import ChatEncoder
 from taskpgm.errors import UserError
 from taskpgm.evaluate import Evaluation, _last_turn, evaluate_probe, option_logp, same_answer, written_answers
-from taskpgm.probes import train_probes, under
+from taskpgm.finetune import under
+from taskpgm.probes import train_probes
 
 CHOICES = ("7", "The answer is 42.", "yes", "a much longer answer than the question")
 

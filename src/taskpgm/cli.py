@@ -140,6 +140,10 @@ def compare(
         str, typer.Option(help="Also train uniform at these multiples of the budget: 0.5,2,4; gives the equivalence.")
     ] = "",
     trainer: Annotated[str, typer.Option(help="engine (this project's) or trl (SFTTrainer).")] = "engine",
+    method: Annotated[str, typer.Option(help="lora, or full to train every weight of the model.")] = "lora",
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak of the schedule; as the probes', or 5e-5 for full.", min=0)
+    ] = None,
     accuracy: Annotated[bool, typer.Option(help="Mark answers too: options, verifiers, exact match.")] = True,
     rows: Annotated[int | None, typer.Option(help="Rows a set to evaluate at most.", min=1)] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the adapters.")] = False,
@@ -158,9 +162,11 @@ def compare(
 
     if trainer not in ("engine", "trl"):
         raise UserError(f"--trainer is engine or trl, not {trainer!r}.")
+    if method not in ("lora", "full"):
+        raise UserError(f"--method is lora or full, not {method!r}.")
     options = CompareOptions(
-        parse_mixtures(mixtures), seeds, tuple(_values(budgets, "--budgets")) if budgets else (), trainer, accuracy,
-        keep, rows, tuple(task for task in harness.split(",") if task), include,
+        parse_mixtures(mixtures), seeds, tuple(_values(budgets, "--budgets")) if budgets else (), trainer, method,
+        learning_rate, accuracy, keep, rows, tuple(task for task in harness.split(",") if task), include,
     )  # fmt: skip
     with _stages(load_config(config), out) as stages:
         comparison, facts = run_comparison(stages, options)

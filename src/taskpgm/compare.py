@@ -1,12 +1,12 @@
 """Trains and evaluates mixtures at the same budget, and compares them.
 
-train       one adapter a mixture and seed; a seed redraws rows, their order and the adapter's initialisation
+train       one adapter (or whole model) a mixture and seed; a seed redraws rows, order and the adapter's initialisation
 evaluate    loss and accuracy on the tasks' validation rows and on the targets' rows that are no contexts
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -27,10 +27,12 @@ from taskpgm.tasks import TaskPool, Tell, tell_nobody
 if TYPE_CHECKING:
     from taskpgm.chat import Encoded
     from taskpgm.evaluate import Evaluator
+    from taskpgm.finetune import Finetuned
     from taskpgm.lm import Trunk
     from taskpgm.probes import Probe
 
 OURS = "taskpgm"
+FULL_LEARNING_RATE = 5e-5  # peak of the schedule when every weight is trained
 TRUNK_MEMORY = 4 << 30  # bytes of activations of training rows that runs share
 
 
@@ -42,6 +44,8 @@ class CompareOptions:
     seeds: int = 3
     budgets: tuple[float, ...] = ()  # multiples of the budget at which uniform is trained too, for the equivalence
     trainer: str = "engine"  # or trl
+    method: str = "lora"  # or full: every weight of the model
+    learning_rate: float | None = None  # probes.learning_rate where left out; of full fine-tuning FULL_LEARNING_RATE
     accuracy: bool = True  # mark answers too, which takes options and writing
     keep: bool = False  # adapters stay in the run directory
     rows: int | None = None  # rows a set that are evaluated, at most
@@ -122,6 +126,13 @@ def _runs(stages: Stages, result: Result, options: CompareOptions) -> Iterator[_
             yield _Run(f"uniform@{times:g}", seed, weights, scaled, plan_rows(result.pool, weights, scaled))
 
 
+def _training(config: Config, options: CompareOptions) -> Config:
+    """The config with the learning rate that mixtures are trained at."""
+    full = FULL_LEARNING_RATE if options.method == "full" else config.probes.learning_rate
+    probes = config.probes.model_copy(update={"learning_rate": options.learning_rate or full})
+    return config.model_copy(update={"probes": probes})
+
+
 def _seeded(config: Config, seed: int) -> Config:
     from taskpgm.probes import derive_seed
 
@@ -150,13 +161,15 @@ class _Worker:
         self.pool = result.pool
         self.options = options
         self.sets = evaluation_rows(result.pool, options.rows)
-        self.runs = list(_runs(stages, result, options))
+        self.runs = [replace(run, config=_training(run.config, options)) for run in _runs(stages, result, options)]
 
     @cached_property
     def setting(self) -> str:
         """Hash of what all runs have in common: measurements of one setting can be compared."""
         config, options = self.stages.config, self.options
-        training = config.probes.model_dump(include={"lora", "learning_rate", "batch", "max_length"})
+        training = _training(config, options).probes.model_dump(
+            include={"learning_rate", "batch", "max_length"} | ({"lora"} if options.method == "lora" else set())
+        )
         return digest(
             [
                 self.stages.fingerprint, config.seed, config.budget.model_dump(), training, options.trainer,
@@ -173,37 +186,51 @@ class _Worker:
         if path.exists():
             return _measurement(run, json.loads(path.read_text()))
         clock = Clock()
-        probe = self.train(run)
-        trained = clock.seconds
-        found = self.evaluator.evaluate(probe, mark=self.options.accuracy)
+        trained = self.train(run)
+        seconds = clock.seconds
+        found = self.evaluator.evaluate(trained, mark=self.options.accuracy)
         record = {
             "setting": self.setting, "mixture": run.name, "seed": run.seed, "weights": dict(run.weights),
-            "rows": run.config.budget.size, "trained_tokens": probe.trained_tokens,
-            "seconds": {"train": trained, "evaluate": clock.seconds - trained}, **found.to_dict(),
+            "rows": run.config.budget.size, "trained_tokens": trained.trained_tokens,
+            "seconds": {"train": seconds, "evaluate": clock.seconds - seconds}, **found.to_dict(),
         }  # fmt: skip
         if self.options.harness:
             from taskpgm.harness import run_harness
 
             record["harness"] = run_harness(
-                self.stages.lm, probe, self.options.harness, self.options.include, self.options.rows
+                self.stages.lm, trained, self.options.harness, self.options.include, self.options.rows
             )
         path.parent.mkdir(exist_ok=True)
         if self.options.keep:
             with atomic_folder(path.with_suffix(""), {}) as folder:
-                probe.save(folder)
+                self.save(trained, folder)
         write_json(path, record)
         return _measurement(run, record)
 
-    def train(self, run: _Run) -> "Probe":
-        """The adapter of a run."""
+    def train(self, run: _Run) -> "Probe | Finetuned":
+        """The adapter of a run, or its model."""
         steps = plan_steps(self.rows, run.plan, run.config)
         if self.options.trainer == "trl":
-            from taskpgm.trl_backend import train_with_trl
+            from taskpgm import trl_backend
 
-            return train_with_trl(self.stages.lm, run.name, steps, run.config)
+            train = trl_backend.train_full_with_trl if self.options.method == "full" else trl_backend.train_with_trl
+            return train(self.stages.lm, run.name, steps, run.config)
+        if self.options.method == "full":
+            from taskpgm.finetune import train_full
+
+            return train_full(self.stages.lm, run.name, steps, run.config)
         from taskpgm.probes import Trainer
 
         return Trainer(self.stages.lm, run.config, 0, self.stages.say).train(run.name, steps, trunk=self.trunk)
+
+    def save(self, trained: "Probe | Finetuned", folder: Path) -> None:
+        """What a run trained, as PEFT or transformers load it."""
+        from taskpgm.finetune import Finetuned, save_finetuned
+
+        if isinstance(trained, Finetuned):
+            save_finetuned(self.stages.lm, trained, folder)
+        else:
+            trained.save(folder)
 
     @cached_property
     def evaluator(self) -> "Evaluator":

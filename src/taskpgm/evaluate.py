@@ -21,9 +21,10 @@ from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config
 from taskpgm.divergence import label_logp
 from taskpgm.errors import UserError
+from taskpgm.finetune import Finetuned, under
 from taskpgm.lm import LanguageModel, Trunk, batches
 from taskpgm.packing import ends, pack
-from taskpgm.probes import Probe, under
+from taskpgm.probes import Probe
 from taskpgm.reading import Messages, last_answer
 from taskpgm.tasks import Row, Tell, tell_nobody
 
@@ -68,7 +69,7 @@ class Evaluation:
 def evaluate_probe(
     lm: LanguageModel,
     sets: Mapping[str, Sequence[Row]],
-    probe: Probe | None,
+    probe: Probe | Finetuned | None,
     config: Config,
     tell: Tell = tell_nobody,
     generate: bool = True,
@@ -102,9 +103,9 @@ class Evaluator:
         self.trunks: dict[tuple[str, int], Trunk] = {}
 
     def evaluate(
-        self, probe: Probe | None, tell: Tell = tell_nobody, generate: bool = True, mark: bool = True
+        self, probe: Probe | Finetuned | None, tell: Tell = tell_nobody, generate: bool = True, mark: bool = True
     ) -> Evaluation:
-        """As `evaluate_probe`; without `mark` losses alone."""
+        """As `evaluate_probe`, and of a model that was trained as a whole; without `mark` losses alone."""
         first = probe.first_layer(len(self.lm.layers)) if probe else 0
         found = {}
         with under(self.lm, probe):

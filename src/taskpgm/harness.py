@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from taskpgm.errors import UserError, first_line
+from taskpgm.finetune import Finetuned, under
 from taskpgm.lm import LanguageModel
-from taskpgm.probes import Probe, under
+from taskpgm.probes import Probe
 
 ROWS_AT_ONCE = 8  # the harness counts rows, not tokens, and keeps all their logits
 
 
 def run_harness(
     lm: LanguageModel,
-    probe: Probe | None,
+    probe: Probe | Finetuned | None,
     tasks: Sequence[str],
     include: Path | None = None,
     limit: int | None = None,

@@ -218,13 +218,6 @@ def installed(lm: LanguageModel, probes: Sequence[Probe]) -> Iterator[Use]:
 
 
 @contextlib.contextmanager
-def under(lm: LanguageModel, probe: Probe | None) -> Iterator[None]:
-    """Within, the model is the base model under this probe, or alone."""
-    with installed(lm, [probe] if probe else []) as use, use(probe):
-        yield
-
-
-@contextlib.contextmanager
 def _peft_installed(lm: LanguageModel, probes: Sequence[Probe]) -> Iterator[Any]:
     """Within, the model carries these probes as PEFT adapters, none of them active."""
     from peft import PeftModel, set_peft_model_state_dict
@@ -301,28 +294,45 @@ class Trainer:
         """
         master = torch.nn.Parameter(flatten(self.initial).to(self.lm.device))
         update, gradient = self._update(master)
-        optimiser = torch.optim.AdamW([master], lr=self.config.learning_rate, weight_decay=0.0, fused=True)
         trunk = trunk or Trunk(self.lm, self.first, self.lm.shared_prefix([row for step in steps for row in step]))
-        losses = []
         with patched([update]) as switch, switch.use(update):
-            for number, rows in enumerate(steps):
-                optimiser.param_groups[0]["lr"] = self.config.learning_rate * schedule(number, len(steps))
-                master.grad = torch.zeros_like(master)
-                loss = self._gradient(rows, trunk, master.grad, gradient, f"probe {name!r}, step {number + 1}")
-                norm = float(torch.nn.utils.clip_grad_norm_([master], 1.0))
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise UserError(
-                        f"Probe {name!r} has loss {loss:.4g} and gradient norm {norm:.4g} at step {number + 1} of "
-                        f"{len(steps)}; lower probes.learning_rate ({self.config.learning_rate:g}) or use model.dtype "
-                        "bfloat16 or float32. Finished probes are kept."
-                    )
-                optimiser.step()
-                with torch.no_grad():
-                    update.flat.copy_(master)
-                losses.append(loss)
-                tell()
-        tokens = sum(len(row.ids) for step in steps for row in step)
-        return Probe(name, self.seed, self.settings, update.weights(master.detach().cpu()), tuple(losses), tokens)
+            losses = self.descend(name, steps, trunk, master, update.flat, gradient, tell)
+        weights = update.weights(master.detach().cpu())
+        return Probe(name, self.seed, self.settings, weights, losses, tokens_of(steps))
+
+    def descend(
+        self, name: str, steps: Sequence[Sequence[Encoded]], trunk: Trunk, master: torch.nn.Parameter, flat: Tensor,
+        gradient: Tensor, tell: Callable[[], None] = lambda: None,
+    ) -> tuple[float, ...]:  # fmt: skip
+        """Mean loss of every step, while `master` is moved by AdamW.
+
+        Args:
+            master: float32 weights, one flat tensor.
+            flat: the same in the model's precision; what the model's modules read.
+            gradient: where a backward pass leaves the gradient of `flat`.
+
+        Raises:
+            UserError: a loss that is not finite, with the name and the step.
+        """
+        optimiser = torch.optim.AdamW([master], lr=self.config.learning_rate, weight_decay=0.0, fused=True)
+        losses = []
+        for number, rows in enumerate(steps):
+            optimiser.param_groups[0]["lr"] = self.config.learning_rate * schedule(number, len(steps))
+            master.grad = torch.zeros_like(master)
+            loss = self._gradient(rows, trunk, master.grad, gradient, f"{name!r}, step {number + 1}")
+            norm = float(torch.nn.utils.clip_grad_norm_([master], 1.0))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise UserError(
+                    f"Training on {name!r} has loss {loss:.4g} and gradient norm {norm:.4g} at step {number + 1} of "
+                    f"{len(steps)}; lower the learning rate ({self.config.learning_rate:g}, probes.learning_rate) or "
+                    "use model.dtype bfloat16 or float32. Finished probes are kept."
+                )
+            optimiser.step()
+            with torch.no_grad():
+                flat.copy_(master)
+            losses.append(loss)
+            tell()
+        return tuple(losses)
 
     def _update(self, master: Tensor) -> tuple[LowRank, Tensor]:
         """The update that the layers use, and the flat tensor that collects its gradient."""
@@ -349,6 +359,11 @@ class Trainer:
             total.zero_()
             of_batch.zero_()
             self.warn(f"out of memory in {where}: going on with {self.budget} tokens a batch")
+
+
+def tokens_of(steps: Sequence[Sequence[Encoded]]) -> int:
+    """Tokens of all rows of these steps, prompts included."""
+    return sum(len(row.ids) for step in steps for row in step)
 
 
 def encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], order: Sequence[NDArray[np.int64]]) -> list[list[Encoded]]:

@@ -21,8 +21,9 @@ from torch import Tensor
 from taskpgm.chat import Encoded
 from taskpgm.config import Config
 from taskpgm.errors import UserError
+from taskpgm.finetune import Finetuned
 from taskpgm.lm import LanguageModel
-from taskpgm.probes import Probe, derive_seed, lora_settings, schedule
+from taskpgm.probes import Probe, derive_seed, lora_settings, schedule, tokens_of
 from taskpgm.tasks import Tell, tell_nobody
 
 IGNORED = -100  # label of a token that is not to be predicted
@@ -53,20 +54,47 @@ def train_with_trl(
     from peft import get_peft_model, get_peft_model_state_dict
 
     settings = lora_settings(lm, config.probes.lora)
-    with _as_before(lm.model), warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
+    with _as_before(lm.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer_class = _trainer_class()  # its import draws random numbers
         torch.manual_seed(derive_seed(config.seed, "adapter", str(seed)))
         model = get_peft_model(lm.model, settings)
         try:
-            trainer = trainer_class(lm, model, steps, config.probes.learning_rate, scratch)
-            trainer.watch(name, tell)
-            trainer.train()
+            losses = _trained(trainer_class, lm, model, name, steps, config, tell)
             weights = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(model).items()}
         finally:
             model.unload()
-    tokens = sum(len(row.ids) for step in steps for row in step)
-    return Probe(name, seed, settings, weights, tuple(trainer.losses), tokens)
+    return Probe(name, seed, settings, weights, losses, tokens_of(steps))
+
+
+def train_full_with_trl(
+    lm: LanguageModel, name: str, steps: Sequence[Sequence[Encoded]], config: Config, tell: Tell = tell_nobody
+) -> Finetuned:
+    """The whole model trained by SFTTrainer: float32 weights, and in mixed precision where the model is bfloat16.
+
+    Raises:
+        UserError: as `train_with_trl`.
+    """
+    dtype = next(lm.model.parameters()).dtype
+    with _as_before(lm.model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer_class = _trainer_class()
+        model = copy.deepcopy(lm.model).float().requires_grad_(True)
+        losses = _trained(trainer_class, lm, model, name, steps, config, tell)
+    weights = {key: p.detach().to("cpu", dtype) for key, p in model.named_parameters()}
+    return Finetuned(name, weights, losses, tokens_of(steps))
+
+
+def _trained(
+    trainer_class: Any, lm: LanguageModel, model: Any, name: str, steps: Sequence[Sequence[Encoded]], config: Config,
+    tell: Tell,
+) -> tuple[float, ...]:  # fmt: skip
+    """Losses of every step; the model's weights that ask for a gradient are trained."""
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = trainer_class(lm, model, steps, config.probes.learning_rate, scratch)
+        trainer.watch(name, tell)
+        trainer.train()
+    return tuple(trainer.losses)
 
 
 def _trainer_class() -> Any:
@@ -94,7 +122,7 @@ def _trainer_class() -> Any:
             rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, len(steps)))
             settings = SFTConfig(
                 output_dir=scratch, max_steps=len(steps), gradient_accumulation_steps=self.parts.accumulated,
-                max_grad_norm=1.0, bf16=False, fp16=False, gradient_checkpointing=False,
+                max_grad_norm=1.0, bf16=_mixed(lm, model), fp16=False, gradient_checkpointing=False,
                 use_cpu=lm.device.type == "cpu", max_length=None, pad_to_multiple_of=None,
                 dataset_kwargs={"skip_prepare_dataset": True},
                 report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
@@ -139,6 +167,11 @@ def _trainer_class() -> Any:
             return loss
 
     return StepTrainer
+
+
+def _mixed(lm: LanguageModel, model: Any) -> bool:
+    """Whether a float32 copy of a bfloat16 model is trained."""
+    return next(lm.model.parameters()).dtype == torch.bfloat16 and next(model.parameters()).dtype == torch.float32
 
 
 class _Parts:
