@@ -12,15 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import load_dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from taskpgm import Affinity, Scores, UserError, load_config, run
+from taskpgm.blocks import WARM
 from taskpgm.chat import ChatEncoder, load_tokenizer
+from taskpgm.config import parse_config
+from taskpgm.evaluate import response_logp
+from taskpgm.finetune import under
 from taskpgm.lm import load_model
 from taskpgm.pipeline import Stages
-from taskpgm.probes import load_probe
+from taskpgm.probes import Trainer, derive_seed, load_probe, training_order, warm_order
 from taskpgm.scoring import score_contexts
 from taskpgm.store import RunDirectory
 from taskpgm.tasks import load_tasks
@@ -54,7 +59,13 @@ def experiment(folder: Path, model: Path, tasks=TASKS, **more) -> Path:
         "tasks": [{"name": name, "path": f"{name}.jsonl"} for name in tasks],
         "targets": [{"name": "target", "path": "target.jsonl"}],
         "budget": {"examples": 50},
-        "probes": {"examples": 12, "batch": 4, "learning_rate": 0.01, "lora": {"r": 4, "last_layers": 2}},
+        "probes": {
+            "examples": 12,
+            "batch": 4,
+            "learning_rate": 0.01,
+            "lora": {"r": 4, "last_layers": 2},
+            "warm_start": False,
+        },
         "contexts": {"per_set": 6, "validation": 3},
     } | more
     (folder / "mix.yaml").write_text(json.dumps(settings))  # JSON is YAML
@@ -340,3 +351,66 @@ def test_trl_trains_on_the_file_as_it_is(layout, copied, finished, model_folders
     arguments = SFTConfig(output_dir=str(tmp_path / "trained"), max_steps=1, report_to=[], use_cpu=True, bf16=False)
     done = SFTTrainer(str(model_folders["llama"]), args=arguments, train_dataset=rows).train()
     assert np.isfinite(done.training_loss)
+
+
+def warm(folder, model, tasks=TASKS, **probes):
+    """The experiment with a warm start."""
+    plain = {"examples": 12, "batch": 4, "learning_rate": 0.01, "lora": {"r": 4, "last_layers": 2}}
+    return load_config(experiment(folder, model, tasks, probes={**plain, **probes}))
+
+
+def test_probes_continue_the_warm_start_and_gains_are_over_it(tmp_path, model_folders):
+    config = warm(tmp_path, model_folders["llama"], seeds=2)
+    result = run(config, tmp_path / "out")
+    pool, lm = result.pool, load_model(config.model)
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+    rows = [row for task in pool.tasks for row in task.train]
+    contexts = [one for s in pool.all for one in encoder.encode([row.messages for row in s.contexts])]
+    for seed, folder in ((0, "warm"), (1, "warm.1")):
+        start = load_probe(tmp_path / "out" / folder, WARM, seed)
+        order = warm_order([[row.response_tokens for row in task.train] for task in pool.tasks], config, seed)
+        steps = [encoder.encode([rows[i].messages for i in step]) for step in order]
+        again = Trainer(lm, config, seed).train("again", steps)
+        assert all(torch.equal(again.weights[key], start.weights[key]) for key in start.weights)
+        # The first step of a probe has the loss of the warm start on its rows.
+        task = pool.tasks[0]
+        first = training_order(
+            [row.response_tokens for row in task.train], config, derive_seed(config.seed, "order", task.name, str(seed))
+        )[0]
+        with under(lm, start):
+            logp = np.concatenate(response_logp(lm, encoder.encode([task.train[i].messages for i in first])))
+            base = np.concatenate(response_logp(lm, contexts))
+        probe = load_probe(tmp_path / "out" / ("adapters.1" if seed else "adapters") / task.name, task.name, seed)
+        np.testing.assert_allclose(probe.losses[0], -logp.mean(), rtol=1e-4)
+        np.testing.assert_allclose(result.scores.logp[0][result.scores.seed == seed], base, atol=1e-4)
+
+
+def test_a_warm_start_is_kept_and_made_again_when_a_task_comes_in(tmp_path, model_folders):
+    config = warm(tmp_path, model_folders["llama"])
+    run(config, tmp_path / "out")
+    before = times(tmp_path / "out", "*/**/*.safetensors") | times(tmp_path / "out", "warm/*.safetensors")
+    assert run(config, tmp_path / "out").mixture.certificate.passed
+    assert times(tmp_path / "out", "*/**/*.safetensors") | times(tmp_path / "out", "warm/*.safetensors") == before
+    write_rows(tmp_path / "more.jsonl", "more", 40)
+    said = []
+    run(warm(tmp_path, model_folders["llama"], (*TASKS, "more")), tmp_path / "out", say=said.append)
+    assert "the warm start is made again: training rows changed" in said
+    assert "the probe of 'sums' is made again: warm start changed" in said
+
+
+@pytest.mark.parametrize("unit", ["examples", "tokens"])
+def test_a_warm_start_takes_as_much_of_every_task(unit):
+    data = {"tasks": [{"name": n, "path": n} for n in "abc"], "budget": {unit: 100}, "probes": {unit: 60, "batch": 6}}
+    config = parse_config(data)
+    rng = np.random.default_rng(0)
+    costs = [rng.integers(1, 9, count).tolist() for count in (3, 30, 200)]
+    order = warm_order(costs, config, 0)
+    flat, offsets = np.concatenate(order), (0, 3, 33)
+    spent = [0.0, 0.0, 0.0]
+    for i in flat:
+        task = 2 if i >= 33 else 1 if i >= 3 else 0
+        spent[task] += costs[task][i - offsets[task]] if unit == "tokens" else 1
+    assert len(order) == 10
+    assert 60 <= sum(spent) < 60 + (9 if unit == "tokens" else 1)
+    assert max(spent) - min(spent) <= (9 if unit == "tokens" else 0)
+    assert max(np.bincount(flat)[:3]) - min(np.bincount(flat)[:3]) <= 1  # whole epochs of a small task

@@ -12,6 +12,7 @@ from taskpgm.scores import Ints
 from taskpgm.store import atomic_file
 
 BASE = "base"  # the name of the base model's blocks
+WARM = "~warm"  # the task of the adapter that probes start from; no task can have this name
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,11 @@ class ProbeConfig(Section):
     )
     seeds: PositiveInt = Field(1, description="Probes a task; more than one adds their spread to the errors.")
     lora: LoraConfig = Field(default_factory=lambda: LoraConfig(), description="The adapter.")
+    warm_start: bool = Field(
+        True,
+        description="Start every probe from one adapter that is trained first, by as much, on a uniform sample of all "
+        "tasks. From the base model all probes learn the same format first; new rows of any task train all again.",
+    )
     learning_rate: Positive = Field(
         5e-4, description="Peak of the schedule: a short linear warm-up, then down to zero."
     )

@@ -1,7 +1,7 @@
 """The stages in order, each resuming from what the run directory holds; with `compare.py` what touches the store.
 
     pool      rows of all sets, split                      pool/, overlap.json
-    probe     one adapter a task                           adapters/<task>/ (adapters.1/ for a second seed)
+    probe     a warm start, then one adapter a task        warm/, adapters/<task>/ (….1/ for a second seed)
     score     every probe on every context                 blocks/<set>.npz, scores.npz
     solve     affinities, energy, mixture                  affinity.npz, mixture.json
     sample    rows of the training set                     train.jsonl
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskpgm.affinity import Affinity, measure_affinity
-from taskpgm.blocks import BASE, Block, read_blocks, usable, write_blocks
+from taskpgm.blocks import BASE, WARM, Block, read_blocks, usable, write_blocks
 from taskpgm.bounds import Bounds, Group, make_bounds
 from taskpgm.checkpoint import model_fingerprint
 from taskpgm.config import Config, EnergyConfig, Source, TaskConfig
@@ -156,6 +156,7 @@ class Stages:
         pool = self.pool()
         allowed_shares(pool, self.config)  # what cannot be solved later is said before anything is trained
         for seed in range(self.config.probes.seeds):
+            self._warm_start(pool, seed)
             stale = []
             for task in self.config.tasks:
                 why = stale_because(self._adapter(task.name, seed), self._probe_parts(pool, task, seed))
@@ -165,6 +166,26 @@ class Stages:
                 self._invalidate("probe")
                 self._make_probes(pool, stale, seed)
         self._record_probes(pool)
+
+    def _warm_start(self, pool: TaskPool, seed: int) -> None:
+        """The adapter that the probes of a seed start from, trained if it is missing or out of date."""
+        from taskpgm.probes import train_warm_start
+
+        if not self._warm:
+            return
+        why = stale_because(self._adapter(WARM, seed), self._warm_parts(pool, seed))
+        if self._why_again("the warm start", why) is not None:
+            started = Clock()
+            self._invalidate("probe")
+            rows = {task.name: task.train for task in pool.tasks}
+            probe = train_warm_start(self.lm, rows, self.config, seed, self.tell, self.say)
+            with atomic_folder(self._adapter(WARM, seed), self._warm_parts(pool, seed)) as folder:
+                probe.save(folder, seconds=started.seconds, peak_memory=started.peak())
+
+    @property
+    def _warm(self) -> bool:
+        """Whether probes start from a warm start: they do unless all are the user's own."""
+        return self.config.probes.warm_start and not all(task.adapter for task in self.config.tasks)
 
     def _make_probes(self, pool: TaskPool, tasks: Sequence[TaskConfig], seed: int) -> None:
         from taskpgm.probes import installed, load_probe, train_probes
@@ -179,7 +200,8 @@ class Stages:
         rows = {task.name: pool[task.name].train for task in tasks if not task.adapter}
         by_name = {task.name: task for task in tasks}
         if rows:
-            for probe in train_probes(self.lm, rows, self.config, seed, self.tell, self.say):
+            start = load_probe(self._adapter(WARM, seed), WARM, seed) if self._warm else None
+            for probe in train_probes(self.lm, rows, self.config, seed, self.tell, self.say, start):
                 self._save_probe(pool, by_name[probe.task], probe, started)
                 started = Clock()
 
@@ -206,10 +228,17 @@ class Stages:
         )  # fmt: skip
 
     def _adapter(self, task: str, seed: int) -> Path:
-        return self.directory / (f"adapters.{seed}" if seed else "adapters") / task
+        number = f".{seed}" if seed else ""
+        if task.startswith("~"):  # the warm start
+            return self.directory / f"warm{number}"
+        return self.directory / f"adapters{number}" / task
 
     def _adapters(self) -> list[Path]:
-        return [self._adapter(t.name, s) for s in range(self.config.probes.seeds) for t in self.config.tasks]
+        return [self._adapter(name, s) for s in range(self.config.probes.seeds) for name in self._trained_names]
+
+    @property
+    def _trained_names(self) -> list[str]:
+        return [*([WARM] if self._warm else []), *(task.name for task in self.config.tasks)]
 
     def _parts_digest(self, folder: Path) -> str:
         return digest(json.loads((folder / "key.json").read_text()))
@@ -227,6 +256,18 @@ class Stages:
             "seed": digest([self.config.seed, seed]),
             "probes": digest(settings),
             "probes.max_length": digest(self.config.probes.max_length),
+            "warm start": digest(self._warm_parts(pool, seed) if self._warm else None),
+        }
+
+    def _warm_parts(self, pool: TaskPool, seed: int) -> Parts:
+        """What a warm start depends on."""
+        settings = self.config.probes.model_dump(include={"lora", "learning_rate", "max_length"})
+        settings |= {"unit": self.config.budget.unit, "size": self.config.probe_size, "steps": self.config.probe_steps}
+        return {
+            "model": self.fingerprint,
+            "training rows": digest([(task.name, task.train_key) for task in pool.tasks]),
+            "seed": digest([self.config.seed, seed]),
+            "probes": digest(settings),
         }
 
     # --- score ---
@@ -248,12 +289,15 @@ class Stages:
 
     def _make_scores(self, pool: TaskPool, path: Path, wanted: Parts) -> Scores:
         from taskpgm.chat import ChatEncoder, load_tokenizer
-        from taskpgm.scoring import assemble, encode_contexts, measure_divergences, sample_positions
+        from taskpgm.probes import load_probe
+        from taskpgm.scoring import assemble, encode_contexts, measure_divergences, sample_positions, starts
 
         started = Clock()
         config, seeds = self.config, range(self.config.probes.seeds)
         probes = [probe for s in seeds for probe in self.trained(s)]
         names = [[probe.name for probe in probes if probe.seed == s] for s in seeds]
+        if self._warm:
+            probes += [load_probe(self._adapter(WARM, s), WARM, s) for s in seeds]
         contexts = encode_contexts(ChatEncoder(load_tokenizer(config.model), config.probes.max_length), pool)
         sample = {}
         if config.affinity.kind == "jsd":
@@ -268,13 +312,13 @@ class Stages:
                 return self._hidden_states(pool, name, sample[name][0], adapters)
 
             divergences = measure_divergences(self.lm, contexts, sample, hidden, names, self.tell)
-        scores = assemble(pool.names, contexts, blocks, names, divergences)
+        scores = assemble(pool.names, contexts, blocks, names, divergences, starts(probes))
         with atomic_file(path) as scratch:
             scores.save(scratch)
         tokens = sum(len(row.ids) for rows in contexts.values() for row in rows)
         self._record(
             "score", wanted, seconds=seconds, peak_memory=started.peak(), contexts=sum(map(len, contexts.values())),
-            context_tokens=tokens, scored_tokens=tokens * (len(probes) + 1),
+            context_tokens=tokens, scored_tokens=tokens * (len(probes) + (not self._warm)),
             positions=len(scores.position) // len(seeds),
         )  # fmt: skip
         return scores
@@ -310,7 +354,7 @@ class Stages:
 
         adapters = self._adapter_digests(probes)
         keys = {name: self._block_keys(pool, name, adapters) for name in contexts}
-        everyone = [p.name for p in probes] + [BASE]
+        everyone = [p.name for p in probes] + [BASE] * (not self._warm)
         blocks: dict[tuple[str, str], Block] = {}
         seconds: dict[tuple[str, str], float] = {}
         some = False

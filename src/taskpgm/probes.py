@@ -1,4 +1,4 @@
-"""`Probe`: one adapter a task, trained alike from the same base and the same initialisation.
+"""`Probe`: one adapter a task, trained alike from the same base and the same start: a warm one, or a fresh adapter.
 
 Sources: LoRA (arXiv 2106.09685) as PEFT implements it; AdamW, linear warm-up over a twentieth of the steps, linear
 decay to zero, gradient norm clipped at one. The model stays in evaluation mode: no dropout, so a probe depends on its
@@ -7,6 +7,7 @@ rows, their order and the run seed alone.
 
 import contextlib
 import hashlib
+import heapq
 import itertools
 import json
 import math
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taskpgm.adapters import LowRank, flatten, low_rank, patched
+from taskpgm.blocks import WARM
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config, LoraConfig
 from taskpgm.errors import UserError, first_line
@@ -113,6 +115,7 @@ def train_probes(
     seed: int = 0,
     tell: Tell = tell_nobody,
     warn: Callable[[str], None] = warnings.warn,
+    start: Probe | None = None,
 ) -> Iterator[Probe]:
     """One probe for each task in `rows`, yielded as its training ends.
 
@@ -120,11 +123,12 @@ def train_probes(
         lm: the base model; unchanged when the iterator is exhausted or closed.
         rows: training rows by task; a task with fewer than the probe size repeats its own.
         seed: which of the `probes.seeds`: draws the initialisation, shared by all tasks, and the orders.
+        start: the adapter that they all start from, see `train_warm_start`; a fresh one where left out.
 
     Raises:
         UserError: a loss that is not finite, with the task and the step.
     """
-    trainer = Trainer(lm, config, seed, warn)
+    trainer = Trainer(lm, config, seed, warn, start)
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
     orders = {
         task: training_order(
@@ -136,6 +140,54 @@ def train_probes(
     for task, order in orders.items():
         steps = encoded_steps(encoder, rows[task], order)
         yield trainer.train(task, steps, lambda: tell("training probes", next(done), total))
+
+
+def train_warm_start(
+    lm: LanguageModel,
+    rows: Mapping[str, Sequence[Row]],
+    config: Config,
+    seed: int = 0,
+    tell: Tell = tell_nobody,
+    warn: Callable[[str], None] = warnings.warn,
+) -> Probe:
+    """An adapter trained on a uniform sample of all tasks, by the amount that a probe is trained.
+
+    Args:
+        rows: training rows by task.
+        seed: which of the `probes.seeds`.
+
+    Raises:
+        UserError: a loss that is not finite, with the step.
+    """
+    every = [row for of_task in rows.values() for row in of_task]
+    order = warm_order([[row.response_tokens for row in of_task] for of_task in rows.values()], config, seed)
+    steps = encoded_steps(ChatEncoder(lm.tokenizer, config.probes.max_length), every, order)
+    done = itertools.count(1)
+    trainer = Trainer(lm, config, seed, warn)
+    return trainer.train(WARM, steps, lambda: tell("training the warm start", next(done), len(steps)))
+
+
+def warm_order(response_tokens: Sequence[Sequence[int]], config: Config, seed: int) -> list[NDArray[np.int64]]:
+    """Rows of every optimiser step of a warm start, counted through all tasks one after another.
+
+    The next row is always of the task that has spent least of the probe size so far, ties in random order; a task goes
+    through its rows in shuffled epochs.
+    """
+    rng = np.random.default_rng(derive_seed(config.seed, "warm start", str(seed)))
+    offsets = np.cumsum([0, *map(len, response_tokens)])
+    queue = [(0.0, float(rng.random()), task) for task in range(len(response_tokens))]
+    heapq.heapify(queue)
+    upcoming: list[list[int]] = [[] for _ in response_tokens]
+    found: list[int] = []
+    costs: list[float] = []
+    while sum(costs) < config.probe_size:
+        spent, _, task = heapq.heappop(queue)
+        upcoming[task] = upcoming[task] or rng.permutation(len(response_tokens[task])).tolist()
+        row = upcoming[task].pop()
+        costs.append(1.0 if config.budget.unit == "examples" else float(response_tokens[task][row]))
+        found.append(int(offsets[task]) + row)
+        heapq.heappush(queue, (spent + costs[-1], float(rng.random()), task))
+    return _equal_steps(np.array(found), np.cumsum(costs), config)
 
 
 def training_order(response_tokens: Sequence[int], config: Config, seed: int) -> list[NDArray[np.int64]]:
@@ -153,7 +205,11 @@ def training_order(response_tokens: Sequence[int], config: Config, seed: int) ->
     order = np.concatenate([rng.permutation(len(cost)) for _ in range(epochs)])
     spent = np.cumsum(cost[order])
     order = order[: int(np.searchsorted(spent, config.probe_size)) + 1]
-    spent = spent[: len(order)]
+    return _equal_steps(order, spent[: len(order)], config)
+
+
+def _equal_steps(order: NDArray[np.int64], spent: NDArray[np.float64], config: Config) -> list[NDArray[np.int64]]:
+    """The order cut into as many steps as a probe has, equal in what is spent up to each row."""
     steps = min(config.probe_steps, len(order))
     cuts = np.searchsorted(spent, np.arange(1, steps) * spent[-1] / steps, side="left") + 1
     return [step for step in np.split(order, np.minimum(cuts, len(order))) if len(step)]
@@ -270,14 +326,18 @@ class Trainer:
     model's precision, whose gradient is added up in float32 over the batches of a step.
     """
 
-    def __init__(self, lm: LanguageModel, config: Config, seed: int = 0, warn: Callable[[str], None] = warnings.warn):
+    def __init__(
+        self, lm: LanguageModel, config: Config, seed: int = 0, warn: Callable[[str], None] = warnings.warn,
+        start: Probe | None = None,
+    ) -> None:  # fmt: skip
         self.lm = lm
         self.config = config.probes
         self.seed = seed
         self.warn = warn
         self.first = _first_adapted(config.probes.lora, len(lm.layers))
         self.settings = lora_settings(lm, config.probes.lora)
-        self.initial = _initial_weights(lm, self.settings, derive_seed(config.seed, "adapter", str(seed)))
+        fresh = derive_seed(config.seed, "adapter", str(seed))
+        self.initial = start.weights if start else _initial_weights(lm, self.settings, fresh)
         self.budget = lm.token_budget  # tokens a batch; shrinks when memory runs out
 
     def train(
@@ -319,7 +379,7 @@ class Trainer:
         for number, rows in enumerate(steps):
             optimiser.param_groups[0]["lr"] = self.config.learning_rate * schedule(number, len(steps))
             master.grad = torch.zeros_like(master)
-            loss = self._gradient(rows, trunk, master.grad, gradient, f"{name!r}, step {number + 1}")
+            loss = self._gradient(rows, trunk, master.grad, gradient, f"probe {name!r}, step {number + 1}")
             norm = float(torch.nn.utils.clip_grad_norm_([master], 1.0))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise UserError(

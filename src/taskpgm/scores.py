@@ -30,7 +30,7 @@ class Divergences:
 
 @dataclass(frozen=True)
 class Scores:
-    """Label log-probabilities ℓ of the base model and of n probes on one shared pool of contexts.
+    """Label log-probabilities ℓ of n probes, and of what they start from, on one shared pool of contexts.
 
     A column t is one label token of one context, under the probes of one seed; with k seeds every position has k
     columns, so that means over columns are means over positions and seeds alike.
@@ -38,7 +38,7 @@ class Scores:
 
     tasks: tuple[str, ...]  # n names, in the order of rows 1..n of logp
     sets: tuple[str, ...]  # the tasks, then the targets
-    logp: Floats  # (n+1, T) log P_i(y_t | x, y_<t) in nats; row 0 is the base model
+    logp: Floats  # (n+1, T) log P_i(y_t | x, y_<t) in nats; row 0 what probes start from: base or warm
     context: Ints  # (T,) which context, 0..C-1
     position: Ints  # (T,) index of the label within its context, 0..
     seed: Ints  # (T,) which probe seed, 0..k-1

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taskpgm.blocks import BASE, Block, Blocks
+from taskpgm.blocks import BASE, WARM, Block, Blocks
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config
 from taskpgm.divergence import jsd_matrix, label_logp
@@ -65,6 +65,9 @@ def score_contexts(
     """Scores of all probes (one a task and seed) on all contexts of the pool, kept in memory.
 
     The same as the run directory's `score`, which also keeps every block that is done.
+
+    Args:
+        probes: with the warm starts that they were trained from, if any.
     """
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
     contexts = encode_contexts(encoder, pool)
@@ -77,14 +80,21 @@ def score_contexts(
         check_divergences_possible(lm, probes)
         of_tasks = {name: contexts[name] for name in pool.names}
         sample = sample_positions(of_tasks, config.affinity.jsd_positions, config.seed)
-    everyone = {name: [p.name for p in probes] + [BASE] for name in contexts}
+    base = starts(probes)
+    everyone = {name: [p.name for p in probes] + [BASE] * (BASE in base) for name in contexts}
     columns = {name: columns for name, (columns, _) in sample.items()}
     blocks = {k: b for _, new in score_sets(lm, contexts, probes, everyone, columns, tell) for k, b in new.items()}
     divergences = None
     if sample:
         hidden = {name: {p.name: _hidden(blocks[p.name, name], p.name) for p in probes} for name in sample}
         divergences = measure_divergences(lm, contexts, sample, hidden.__getitem__, names, tell)
-    return assemble(pool.names, contexts, blocks, names, divergences)
+    return assemble(pool.names, contexts, blocks, names, divergences, base)
+
+
+def starts(probes: Sequence[Probe]) -> list[str]:
+    """Name of what the probes of each seed start from: their warm start, or the base model."""
+    warm = {p.seed: p.name for p in probes if p.task == WARM}
+    return [warm.get(seed, BASE) for seed in sorted({p.seed for p in probes})]
 
 
 def encode_contexts(encoder: ChatEncoder, pool: TaskPool) -> dict[str, list[Encoded]]:
@@ -99,17 +109,17 @@ def assemble(
     blocks: Mapping[tuple[str, str], Block],
     names: Sequence[Sequence[str]],
     divergences: Divergences | None = None,
+    base: Sequence[str] | None = None,
 ) -> Scores:
-    """Scores from all blocks; `names[s][i]` is the probe of task i under seed s.
+    """Scores from all blocks; `names[s][i]` is the probe of task i under seed s, `base[s]` what it started from.
 
     Contexts fall into B = min(16, contexts of the smallest set) groups, in turn within each set.
     """
     sets = tuple(contexts)
     counts = [[int(row.response.sum()) for row in rows] for rows in contexts.values()]
-    base = np.concatenate([blocks[BASE, s].logp for s in sets])
     logp = [
-        np.stack([base, *(np.concatenate([blocks[name, s].logp for s in sets]) for name in of_seed)])
-        for of_seed in names
+        np.stack([np.concatenate([blocks[name, s].logp for s in sets]) for name in (start, *of_seed)])
+        for start, of_seed in zip(base or [BASE] * len(names), names, strict=True)
     ]
     flat = [c for of_set in counts for c in of_set]
     context = np.repeat(np.arange(len(flat)), flat)
