@@ -37,7 +37,9 @@ VARIANTS = {
     "pool-pmi-t2": ("tasks", {"kind": "affinity", "t": 2.0}, {"kind": "pmi"}),
     "pool-transfer": ("tasks", {"kind": "transfer"}, {}),
     "transfer": ("targets", {"kind": "transfer", "floor": 0.1}, {}),
+    "likelihood-prior0.05": ("targets", {"kind": "likelihood", "prior": 0.05}, {}),
     "likelihood-prior1": ("targets", {"kind": "likelihood", "prior": 1.0}, {}),
+    "pool-likelihood-prior1": ("tasks", {"kind": "likelihood", "prior": 1.0}, {}),
 }
 screen = Console(width=110)
 

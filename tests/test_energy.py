@@ -60,7 +60,7 @@ def test_likelihood_is_the_loss_of_the_ensemble():
     expected = 0.75 * losses["g0"] + 0.25 * losses["g1"]
     assert energy.loss(p) == pytest.approx(expected, rel=1e-12)
     divergence = np.sum(0.25 * np.log(0.25 / p))
-    assert energy.value(p) == pytest.approx(expected + 0.05 * divergence, rel=1e-12)  # weak prior with targets
+    assert energy.value(p) == pytest.approx(expected + 0.2 * divergence, rel=1e-12)  # weak prior with targets
     assert bare.loss(p) == pytest.approx(0.5 * losses["g0"] + 0.5 * losses["g1"] - 0.2 * p[1], rel=1e-12)
 
 

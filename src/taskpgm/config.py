@@ -200,7 +200,7 @@ class EnergyConfig(Section):
         "affinity (utility against redundancy, tasks only) or transfer (gains with saturating returns).",
     )
     prior: NonNegative | None = Field(
-        None, description="likelihood: weight κ of the pull to the reference mixture (default 1, with targets 0.05)."
+        None, description="likelihood: weight κ of the pull to the reference mixture (default 0.2)."
     )
     reference: Literal["uniform", "size"] = Field("uniform", description="likelihood: the prior's reference mixture.")
     t: NonNegative | None = Field(

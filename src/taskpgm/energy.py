@@ -30,6 +30,7 @@ from taskpgm.scores import Floats, Scores
 SHIFT_MARGIN = 1e-3
 # Negative eigenvalues smaller than this, relative to the largest, are rounding errors of a semidefinite matrix.
 ROUNDING = 1e-12
+PRIOR = 0.2  # κ where none is given; docs/results.md has what it is chosen by
 KNOBS = {"likelihood": "prior", "affinity": "t", "transfer": "saturation"}
 
 
@@ -327,8 +328,7 @@ def _best_gain(G: Floats, floor: float) -> Floats:
 def _likelihood_energy(
     scores: Scores, config: EnergyConfig, weights: Mapping[str, float], reference: Mapping[str, float] | None
 ) -> Energy:
-    has_targets = len(scores.sets) > len(scores.tasks)
-    prior = config.prior if config.prior is not None else 0.05 if has_targets else 1.0
+    prior = config.prior if config.prior is not None else PRIOR
     w = scores.target_weights(weights)
     n = len(scores.tasks)
     r = normalised(scores.tasks, reference, "the reference mixture")
