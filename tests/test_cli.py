@@ -85,7 +85,6 @@ def test_init_check_stages_and_run(call, tmp_path, monkeypatch, model_folders):
         ({"tasks": [{"name": "a", "path": "sums.jsonl", "columns": {"prompt": "q"}}]}, r"'q', but .*has prompt, completion"),
         ({"tasks": [{"name": "a/b", "path": "sums.jsonl"}]}, r"tasks.0.name: String should match pattern"),
         ({"energy": {"kind": "affinity"}}, r"energy.kind 'affinity' takes no targets"),
-        ({"energy": {"kind": "affinity"}, "affinity": {"kind": "pmi"}, "targets": []}, r"energy.t has no default"),
         ({"model": {"path": "/nowhere/model"}}, r"Model '/nowhere/model' is no folder, .gguf file or hub id"),
         ({"groups": [{"name": "g", "tasks": ["sum"]}]}, r"group 'g' names 'sum', which is not a task; did you mean 'sums'\?"),
     ],

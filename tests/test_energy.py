@@ -60,14 +60,14 @@ def test_likelihood_is_the_loss_of_the_ensemble():
     expected = 0.75 * losses["g0"] + 0.25 * losses["g1"]
     assert energy.loss(p) == pytest.approx(expected, rel=1e-12)
     divergence = np.sum(0.25 * np.log(0.25 / p))
-    assert energy.value(p) == pytest.approx(expected + 0.2 * divergence, rel=1e-12)  # weak prior with targets
+    assert energy.value(p) == pytest.approx(expected + 0.2 * divergence, rel=1e-12)
     assert bare.loss(p) == pytest.approx(0.5 * losses["g0"] + 0.5 * losses["g1"] - 0.2 * p[1], rel=1e-12)
 
 
-def test_prior_is_strong_without_targets_and_takes_its_reference():
+def test_prior_takes_its_reference():
     scores = synthetic_scores(np.random.default_rng(2))
     energy = build_energy(scores, None, EnergyConfig(), reference={"t0": 3, "t1": 1})
-    assert energy.prior == 1.0
+    assert energy.prior == 0.2
     np.testing.assert_allclose(energy.reference, [0.75, 0.25, 0, 0])
 
 

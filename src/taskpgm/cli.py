@@ -320,11 +320,11 @@ def _run(config: Config, out: Path) -> None:
 
 
 def _show(out: Path, affinity: Any) -> None:
-    from taskpgm.summary import mixture_table, relation_lines, verdict_lines
+    from taskpgm.summary import knob_lines, mixture_table, relation_lines, verdict_lines
 
     data = json.loads((out / "mixture.json").read_text(encoding="utf-8"))
     screen.print(mixture_table(data))
-    for line in (*verdict_lines(data), *relation_lines(affinity)):
+    for line in (*knob_lines(data), *verdict_lines(data), *relation_lines(affinity)):
         screen.print(line, highlight=False)
     certificate = data["certificate"]
     screen.print(

@@ -206,7 +206,7 @@ class EnergyConfig(Section):
     t: NonNegative | None = Field(
         None,
         description="affinity: utility against redundancy; 0 least redundant, 1 uniform, more: central tasks "
-        "(default 2 for ratio; jsd and pmi have none).",
+        "(default 2 for ratio; for jsd and pmi the best by prediction on held-out contexts).",
     )
     ridge: NonNegative = Field(
         0.0, description="affinity: adds ridge times K's mean curvature on the simplex to its diagonal."
@@ -276,15 +276,10 @@ class Config(Section):
             raise ValueError(
                 f"probes.{other} is given but the budget counts {self.budget.unit}; give probes.{self.budget.unit}"
             )
-        if self.energy.kind == "affinity":
-            if self.targets:
-                raise ValueError(
-                    "energy.kind 'affinity' takes no targets: S has no such columns; use likelihood or transfer"
-                )
-            if self.energy.t is None and self.affinity.kind != "ratio":
-                raise ValueError(
-                    f"energy.t has no default for affinity.kind {self.affinity.kind!r}; give one, such as 2"
-                )
+        if self.energy.kind == "affinity" and self.targets:
+            raise ValueError(
+                "energy.kind 'affinity' takes no targets: S has no such columns; use likelihood or transfer"
+            )
         return self
 
     @property

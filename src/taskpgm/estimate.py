@@ -138,9 +138,13 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
     trained = [task.name for task in config.tasks if not task.adapter]
     orders = {task: _order(pool, task, config) for task in trained}
     run = {task: _tokens_to_run(lm, encoder, pool[task].train, order) for task, order in orders.items()}
-    training = seeds * sum(shape.training(*tokens) for tokens in run.values())
+    warm = config.probes.warm_start and bool(trained)
+    trainings = (len(trained) + warm) / max(1, len(trained))  # a warm start is a uniform sample of the tasks
+    training = trainings * seeds * sum(shape.training(*tokens) for tokens in run.values())
     tokens, responses = context_tokens(lm, contexts)
-    scoring = shape.scoring(tokens, responses, n * seeds + 1)
+    adapters = (n + warm) * seeds
+    scored = adapters + (not warm)
+    scoring = shape.scoring(tokens, responses, scored)
     seconds = {
         "load the model": loading, "read tasks": reading, "train probes": training / training_rate,
         "score contexts": scoring / scoring_rate,
@@ -155,14 +159,16 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
         rates["divergences"] = _try_divergence(lm, shape)
         seconds["divergences"] = operations["divergences"] / rates["divergences"]
     adapter = sum(w.nbytes for w in probe.weights.values())
-    kept = n * seeds * sum(w.numel() for w in probe.weights.values()) * next(lm.model.parameters()).element_size()
+    kept = adapters * sum(w.numel() for w in probe.weights.values()) * next(lm.model.parameters()).element_size()
     rows = sum(row.tokens for s in pool.all for row in (*s.train, *s.contexts, *s.validation))
-    disk = n * seeds * (adapter + 4 * responses + 4 * positions * shape.width) + 6 * rows
+    disk = adapters * (adapter + 4 * responses + 4 * positions * shape.width) + 6 * rows
     return RunEstimate(
-        seconds, int(peak + n * seeds * adapter + kept), int(disk),
-        run_tokens=seeds * sum(tokens for tokens, *_ in run.values()),
-        trained_tokens=seeds * sum(pool[t].train[int(i)].tokens for t, o in orders.items() for step in o for i in step),
-        scored_tokens=sum(len(r.ids) for rows in contexts.values() for r in rows) * (n * seeds + 1),
+        seconds, int(peak + adapters * adapter + kept), int(disk),
+        run_tokens=round(trainings * seeds * sum(tokens for tokens, *_ in run.values())),
+        trained_tokens=round(trainings * seeds * sum(
+            pool[t].train[int(i)].tokens for t, o in orders.items() for step in o for i in step
+        )),
+        scored_tokens=sum(len(r.ids) for rows in contexts.values() for r in rows) * scored,
         tera_operations={k: v / 1e12 for k, v in operations.items()},
         giga_operations_per_second={k: v / 1e9 for k, v in rates.items()},
     )  # fmt: skip

@@ -23,6 +23,7 @@ from taskpgm.config import Config, EnergyConfig, Source, TaskConfig
 from taskpgm.energy import Energy, build_energy
 from taskpgm.errors import UserError
 from taskpgm.export import choose_format, trainer_units, write_train_jsonl
+from taskpgm.knob import choose_t
 from taskpgm.machine import Clock, environment
 from taskpgm.mixture import Mixture, solve_mixture
 from taskpgm.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
@@ -446,8 +447,12 @@ class Stages:
         reference = (
             size_mixture(pool, config.budget.unit) if config.energy.reference == "size" else uniform_mixture(pool)
         )
-        energy = build_energy(scores, affinity, config.energy, weights, reference)
-        return pool, scores, affinity, energy, allowed_shares(pool, config)
+        bounds = allowed_shares(pool, config)
+        if config.energy.kind == "affinity" and config.energy.t is None and affinity.kind != "ratio":
+            energy = choose_t(scores, affinity, config.energy, bounds)
+        else:
+            energy = build_energy(scores, affinity, config.energy, weights, reference)
+        return pool, scores, affinity, energy, bounds
 
     def _recorded_scores(self, pool: TaskPool) -> Scores:
         """The scores that `score` wrote; an error where probes, contexts or their settings changed since."""

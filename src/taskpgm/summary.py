@@ -44,6 +44,15 @@ def mixture_table(data: Mapping[str, Any]) -> Table:
     return table
 
 
+def knob_lines(data: Mapping[str, Any]) -> list[str]:
+    """What a knob was chosen by, where it was left open."""
+    settings = data["energy"]["settings"]
+    if "tried" not in settings:
+        return []
+    tried = ", ".join(f"{t}: {loss:.4f}" for t, loss in settings["tried"].items())
+    return [f"t = {settings['t']:g} has the lowest predicted loss of the tasks, in nats a token ({tried})"]
+
+
 def verdict_lines(data: Mapping[str, Any]) -> list[str]:
     """One sentence for each reference mixture: is it worse, on contexts that did not choose the mixture?"""
     unit = " nats a token" if data["energy"]["kind"] == "likelihood" else ""
@@ -70,10 +79,10 @@ def relation_lines(affinity: Affinity, most: int = 3) -> list[str]:
         error = "" if pair["standard_error"] is None else f" ± {pair['standard_error']:.2f}"
         lines.append(
             f"interfering: [b]{pair['task']}[/] makes [b]{pair['set']}[/] {-pair['gain']:.2f}{error} nats a token "
-            "worse than the base model"
+            "worse than where probes start"
         )
     if "G" in affinity.matrices and not pairs["interferences"]:
-        lines.append("no interference: no probe predicts another set worse than the base model")
+        lines.append("no interference: no probe predicts another set worse than where it started")
     return lines
 
 
