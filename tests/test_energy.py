@@ -14,6 +14,7 @@ from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.energy import build_energy, convexity_shift, field_energy, tangent_spectrum
 from taskpgm.errors import UserError
 from taskpgm.jackknife import Fold, standard_error, t_quantile
+from taskpgm.mixture import solve_mixture
 
 RATIO = AffinityConfig()
 
@@ -24,6 +25,7 @@ def energies(seed=0, targets=0, **scores_options):
     configs = [
         EnergyConfig(),
         EnergyConfig(prior=0, utility={"t1": 0.2}),
+        EnergyConfig(kind="gain", utility={"t1": 0.2}),
         EnergyConfig(kind="transfer"),
         EnergyConfig(kind="transfer", saturation=0),
     ]
@@ -133,7 +135,8 @@ def test_replicates_are_energies_of_what_is_left(targets):
 
 def _rebuild(scores, targets):
     affinity = measure_affinity(scores, RATIO)
-    configs = [EnergyConfig(), EnergyConfig(prior=0, utility={"t1": 0.2}), EnergyConfig(kind="transfer"),
+    configs = [EnergyConfig(), EnergyConfig(prior=0, utility={"t1": 0.2}),
+               EnergyConfig(kind="gain", utility={"t1": 0.2}), EnergyConfig(kind="transfer"),
                EnergyConfig(kind="transfer", saturation=0)]  # fmt: skip
     if not targets:
         configs += [EnergyConfig(kind="affinity"), EnergyConfig(kind="affinity", t=0.5, utility={"t0": 1.0})]
@@ -202,6 +205,7 @@ def test_knobs_turn_without_measuring_again():
     p = rng.dirichlet(np.ones(4))
     affinity = measure_affinity(scores, RATIO)
     for energy, config in zip(built, (EnergyConfig(prior=0.3), EnergyConfig(prior=0.3, utility={"t1": 0.2}),
+                                      EnergyConfig(kind="gain", prior=0.3, utility={"t1": 0.2}),
                                       EnergyConfig(kind="transfer", saturation=0.3),
                                       EnergyConfig(kind="transfer", saturation=0.3),
                                       EnergyConfig(kind="affinity", t=0.3),
@@ -262,3 +266,38 @@ def test_one_task():
     assert energy.curvature == float("inf")
     assert energy.shift == 0
     assert mean_logp(synthetic_scores(np.random.default_rng(0), n=1), Fold()).shape == (2, 1)
+
+
+@pytest.mark.parametrize("targets", [0, 2])
+def test_the_gain_energy_is_mean_gain_and_bounds_the_ensembles(targets):
+    scores = synthetic_scores(np.random.default_rng(12), targets=targets)
+    sets = range(4, 6) if targets else range(4)
+    energy = build_energy(scores, None, EnergyConfig(kind="gain"))
+    ensemble = build_energy(scores, None, EnergyConfig(prior=0))
+    gains, base = np.zeros(4), 0.0
+    for c in np.flatnonzero(np.isin(scores.context_set, sets)):
+        of_context = scores.logp[:, scores.context == c].mean(axis=1)
+        share = 1 / len(sets) / np.sum(scores.context_set == scores.context_set[c])
+        gains += share * (of_context[1:] - of_context[0])
+        base += share * of_context[0]
+    np.testing.assert_allclose(energy.psi, gains, rtol=1e-10)
+    for p in np.random.default_rng(0).dirichlet(np.ones(4), 20):
+        assert energy.loss(p) == pytest.approx(-gains @ p)
+        assert ensemble.loss(p) <= energy.loss(p) - base + 1e-12
+
+
+def test_the_gain_energys_mixture_is_its_closed_form():
+    """Stationarity by hand: p_i = κ r_i / (ν − ψ_i), ν found by bisection."""
+    scores = synthetic_scores(np.random.default_rng(13))
+    r = {"t0": 0.1, "t1": 0.2, "t2": 0.3, "t3": 0.4}
+    for prior in (0.01, 0.3, 10.0):
+        energy = build_energy(scores, None, EnergyConfig(kind="gain", prior=prior), reference=r)
+        low, high = energy.psi.max() + 1e-12, energy.psi.max() + prior
+        for _ in range(200):
+            nu = (low + high) / 2
+            p = prior * energy.reference / (nu - energy.psi)
+            low, high = (nu, high) if p.sum() > 1 else (low, nu)
+        mixture = solve_mixture(energy)
+        np.testing.assert_allclose(mixture.weights, p, atol=1e-7)
+        assert mixture.certificate.passed
+        assert len(mixture.replicates) == len(energy.without)

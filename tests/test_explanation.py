@@ -17,11 +17,17 @@ from taskpgm.mixture import solve_mixture
 def energies():
     scores = synthetic_scores(np.random.default_rng(0), n=5)
     affinity = measure_affinity(scores, AffinityConfig())
-    configs = (EnergyConfig(), EnergyConfig(prior=0), EnergyConfig(kind="affinity"), EnergyConfig(kind="transfer"))
+    configs = (
+        EnergyConfig(),
+        EnergyConfig(prior=0),
+        EnergyConfig(kind="gain"),
+        EnergyConfig(kind="affinity"),
+        EnergyConfig(kind="transfer"),
+    )
     return [build_energy(scores, affinity, config) for config in configs]
 
 
-@pytest.mark.parametrize("i", range(4))
+@pytest.mark.parametrize("i", range(5))
 @pytest.mark.parametrize("bounded", [False, True])
 def test_marginal_energies_add_up_to_the_price_of_mass(i, bounded):
     energy = energies()[i]
@@ -37,7 +43,7 @@ def test_marginal_energies_add_up_to_the_price_of_mass(i, bounded):
     json.dumps(explanation.to_dict(), allow_nan=False)
 
 
-@pytest.mark.parametrize("i", [1, 2, 3])
+@pytest.mark.parametrize("i", [1, 3, 4])
 def test_leaving_out_is_solving_again(i):
     energy = energies()[i]
     mixture = solve_mixture(energy)
@@ -90,3 +96,8 @@ def test_strongest_pairs_in_words():
     (worst, *_) = strongest_pairs(measure_affinity(scores, AffinityConfig()))["interferences"]
     assert (worst["task"], worst["set"]) == ("t0", "t2")
     assert worst["gain"] == pytest.approx(-1, abs=0.05)
+
+
+def test_gains_alone_make_no_tasks_interchangeable():
+    energy = build_energy(synthetic_scores(np.random.default_rng(0), n=5), None, EnergyConfig(kind="gain"))
+    assert explain(energy, solve_mixture(energy)).clusters == ()

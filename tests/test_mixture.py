@@ -489,7 +489,8 @@ def test_verdict_by_its_definition():
 
 
 @pytest.mark.parametrize(
-    "config", [EnergyConfig(prior=0.05), EnergyConfig(kind="affinity"), EnergyConfig(kind="transfer")]
+    "config",
+    [EnergyConfig(prior=0.05), EnergyConfig(kind="gain"), EnergyConfig(kind="affinity"), EnergyConfig(kind="transfer")],
 )
 def test_verdicts_seldom_err_where_uniform_is_optimal(config):
     """Exchangeable tasks: uniform is the population's optimum, so 'better' is an error."""

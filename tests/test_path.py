@@ -14,14 +14,16 @@ from taskpgm.mixture import solve_mixture
 from taskpgm.path import trace_path
 
 
-@pytest.mark.parametrize("config", [EnergyConfig(), EnergyConfig(kind="affinity"), EnergyConfig(kind="transfer")])
+@pytest.mark.parametrize(
+    "config", [EnergyConfig(), EnergyConfig(kind="gain"), EnergyConfig(kind="affinity"), EnergyConfig(kind="transfer")]
+)
 def test_each_point_is_the_mixture_solved_afresh(config):
     scores = synthetic_scores(np.random.default_rng(0), n=5)
     energy = build_energy(scores, measure_affinity(scores, AffinityConfig()), config)
     bounds = make_bounds(names(5), hi={"t0": 0.3})
     values = [0.0, 0.01, 0.5, 1.0, 2.0, 8.0]
     path = trace_path(energy, values, bounds)
-    assert path.knob == {"likelihood": "prior", "affinity": "t", "transfer": "saturation"}[config.kind]
+    assert path.knob == {"likelihood": "prior", "gain": "prior", "affinity": "t", "transfer": "saturation"}[config.kind]
     for value, weights in zip(values, path.weights, strict=True):
         np.testing.assert_allclose(weights, solve_mixture(energy.with_knob(value), bounds).weights, atol=1e-6)
     data = json.loads(json.dumps(path.to_dict(), allow_nan=False))

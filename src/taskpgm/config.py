@@ -194,15 +194,18 @@ class AffinityConfig(Section):
 class EnergyConfig(Section):
     """What the mixture minimises."""
 
-    kind: Literal["likelihood", "affinity", "transfer"] = Field(
+    kind: Literal["likelihood", "gain", "affinity", "transfer"] = Field(
         "likelihood",
         description="likelihood (loss of the probes' ensemble on the targets, or on the tasks without any), "
-        "affinity (utility against redundancy, tasks only) or transfer (gains with saturating returns).",
+        "gain (what tasks do for them, interference included), affinity (utility against redundancy, "
+        "tasks only) or transfer (gains with saturating returns).",
     )
     prior: NonNegative | None = Field(
-        None, description="likelihood: weight κ of the pull to the reference mixture (default 0.2)."
+        None, description="likelihood, gain: weight κ of the pull to the reference mixture (default 0.2, gain 0.3)."
     )
-    reference: Literal["uniform", "size"] = Field("uniform", description="likelihood: the prior's reference mixture.")
+    reference: Literal["uniform", "size"] = Field(
+        "uniform", description="likelihood, gain: the prior's reference mixture."
+    )
     t: NonNegative | None = Field(
         None,
         description="affinity: utility against redundancy; 0 least redundant, 1 uniform, more: central tasks "

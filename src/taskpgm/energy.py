@@ -5,7 +5,7 @@ Every kind is an instance of one convex form on the simplex,
     E(p) = −ψᵀp + ½ pᵀKp − Σ_t ω_t log Σ_i p_i P_i(y_t) + κ KL(r‖p),      ψ = t·unary + utility,
 
 of which `affinity` and `transfer` have the first two terms (a Markov random field with unary potentials ψ, utility,
-and pairwise potentials K, redundancy, at its mean field p) and `likelihood` the other two.
+and pairwise potentials K, redundancy, at its mean field p), `likelihood` the other two, and `gain` the first and last.
 
 Legend of shape suffixes: N tasks, T columns of the scores that carry weight, J sets.
 """
@@ -30,8 +30,8 @@ from taskpgm.scores import Floats, Scores
 SHIFT_MARGIN = 1e-3
 # Negative eigenvalues smaller than this, relative to the largest, are rounding errors of a semidefinite matrix.
 ROUNDING = 1e-12
-PRIOR = 0.2  # κ where none is given; docs/results.md has what it is chosen by
-KNOBS = {"likelihood": "prior", "affinity": "t", "transfer": "saturation"}
+PRIOR = {"likelihood": 0.2, "gain": 0.3}  # κ where none is given; docs/results.md has what it is chosen by
+KNOBS = {"likelihood": "prior", "gain": "prior", "affinity": "t", "transfer": "saturation"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Energy:
     column maximum of one, `log_scale` the logarithm of that scale. Quadratic energies have T = 0, a likelihood K = 0.
     """
 
-    kind: str  # likelihood, affinity or transfer
+    kind: str  # likelihood, gain, affinity or transfer
     tasks: tuple[str, ...]
     unary: Floats  # (n,)
     utility: Floats  # (n,) the user's own
@@ -180,12 +180,12 @@ def build_energy(
 ) -> Energy:
     """Energy of `config.kind` over the tasks of `scores` or `affinity`, with its jackknife replicates.
 
-    likelihood: F(p) = −E_ω log Σ_i p_i P_i(y_t) + κ KL(r‖p). affinity: ψ = t·S w, K = S. transfer: z = Rᵀp,
-    E = −Σ_j w_j (z_j − ½κ z_j²), R_ij = G_ij / max(max_i G_ij, floor).
+    likelihood: F(p) = −E_ω log Σ_i p_i P_i(y_t) + κ KL(r‖p). gain: −Σ_i p_i Σ_j w_j G_ij + κ KL(r‖p). affinity:
+    ψ = t·S w, K = S. transfer: z = Rᵀp, E = −Σ_j w_j (z_j − ½κ z_j²), R_ij = G_ij / max(max_i G_ij, floor).
 
     Args:
         weights: by name, of the target sets, or of the tasks where there are none; equal where left out.
-        reference: by name, the prior's r (likelihood); uniform where left out.
+        reference: by name, the prior's r (likelihood, gain); uniform where left out.
 
     Raises:
         UserError: scores are missing for a kind that needs them, targets with `affinity`, no t where none is default.
@@ -207,6 +207,8 @@ def build_energy(
         )
     if config.kind == "transfer":
         return _transfer_energy(scores, config, weights)
+    if config.kind == "gain":
+        return _gain_energy(scores, config, weights, reference)
     return _likelihood_energy(scores, config, weights, reference)
 
 
@@ -321,6 +323,40 @@ def _transfer_energy(scores: Scores, config: EnergyConfig, weights: Mapping[str,
     )
 
 
+def _gain_energy(
+    scores: Scores, config: EnergyConfig, weights: Mapping[str, float], reference: Mapping[str, float] | None
+) -> Energy:
+    """ψ_i = Σ_j w_j G_ij, what a unit of task i does for the targets, against straying from the reference.
+
+    By Jensen's inequality −ψᵀp bounds F(p) less the loss that probes start from: the ensemble's loss when the wrong
+    probes count as much as the right ones, so that it sees interference, which F does not. Without a prior all weight
+    goes to one task.
+    """
+    prior = config.prior if config.prior is not None else PRIOR["gain"]
+    w = scores.target_weights(weights)
+    r = normalised(scores.tasks, reference, "the reference mixture")
+    utility = named_vector(scores.tasks, config.utility, 0.0, "energy.utility")
+    settings = {
+        "prior": prior, "reference": {name: float(v) for name, v in zip(scores.tasks, r, strict=True)},
+        "utility": dict(config.utility),
+        "weights": {name: float(v) for name, v in zip(scores.sets, w, strict=True) if v > 0},
+    }  # fmt: skip
+    logp_TN = np.ascontiguousarray(scores.logp.T)
+    none = np.zeros((len(scores.tasks), len(scores.tasks)))
+
+    def of(fold: Fold) -> Energy:
+        M = mean_logp(scores, fold, logp_TN)
+        field = _field("gain", scores.tasks, (M[1:] - M[0]) @ w, utility, none, settings=settings)
+        return replace(field, reference=r, prior=prior)
+
+    return replace(
+        of(EVERYTHING),
+        without=tuple(map(of, jackknife.without_folds(scores))),
+        only=tuple(map(of, jackknife.only_folds(scores))),
+        seeds=tuple(map(of, jackknife.seed_folds(scores))),
+    )
+
+
 def _best_gain(G: Floats, floor: float) -> Floats:
     return np.asarray(np.maximum(G.max(axis=0), floor))
 
@@ -328,7 +364,7 @@ def _best_gain(G: Floats, floor: float) -> Floats:
 def _likelihood_energy(
     scores: Scores, config: EnergyConfig, weights: Mapping[str, float], reference: Mapping[str, float] | None
 ) -> Energy:
-    prior = config.prior if config.prior is not None else PRIOR
+    prior = config.prior if config.prior is not None else PRIOR["likelihood"]
     w = scores.target_weights(weights)
     n = len(scores.tasks)
     r = normalised(scores.tasks, reference, "the reference mixture")

@@ -134,10 +134,10 @@ def clusters(tasks: tuple[str, ...], K: Floats, threshold: float = INTERCHANGEAB
     """Groups of two or more interchangeable tasks, by complete linkage on d_ij = K_ii + K_jj − 2K_ij.
 
     d_ij is how much the energy bends when mass moves from i to j: zero for copies. `threshold` is relative to the
-    median d.
+    median d. None where tasks are not redundant at all (K = 0, as of a gain energy).
     """
     n = len(tasks)
-    if n < 2:
+    if n < 2 or not K.any():
         return ()
     diagonal = np.diag(K)
     d = np.maximum(diagonal[:, None] + diagonal - 2 * K, 0.0)

@@ -55,7 +55,7 @@ def knob_lines(data: Mapping[str, Any]) -> list[str]:
 
 def verdict_lines(data: Mapping[str, Any]) -> list[str]:
     """One sentence for each reference mixture: is it worse, on contexts that did not choose the mixture?"""
-    unit = " nats a token" if data["energy"]["kind"] == "likelihood" else ""
+    unit = " nats a token" if data["energy"]["kind"] in ("likelihood", "gain") else ""
     lines = []
     for v in data["verdicts"]:
         verdict = "predicted better than" if v["better"] else "not shown to be better than"
