@@ -104,6 +104,13 @@ def test_predictions_are_the_ensemble_and_the_merged_probes(compared):
     omega = scores.omega(np.eye(len(scores.sets))[target])[columns]
     expected = -omega @ np.log(np.exp(logp).mean(0))
     np.testing.assert_allclose(by_name["uniform"].ensemble, expected, rtol=1e-6)
+    start = -omega @ scores.logp[0, columns]
+    gains = (scores.logp[1:, columns] - scores.logp[0, columns]) @ omega
+    for one in found:
+        p = np.array([one.weights[task.name] for task in stages.config.tasks])
+        straying = np.mean(np.log(1 / 3 / p))
+        np.testing.assert_allclose(one.gain, start - gains @ p + 0.3 * straying, rtol=1e-6)
+        np.testing.assert_allclose(one.ensemble, -omega @ np.log(p @ np.exp(logp)) + 0.2 * straying, rtol=1e-6)
     # The whole weight on one task merges to that probe alone.
     probes = stages.trained()
     one = merged_probe(probes, [0.0, 1.0, 0.0])
@@ -132,9 +139,15 @@ def test_the_merged_update_is_the_weighted_sum_of_updates(compared):
 
 def test_rank_correlations_are_scipys_on_what_was_measured():
     found = [
-        Prediction(str(i), {}, e, m, x) for i, (e, m, x) in enumerate([(1, 3, 1), (2, 2, 2), (3, 1, 4), (9, 9, None)])
+        Prediction(str(i), {}, e, -e, m, x)
+        for i, (e, m, x) in enumerate([(1, 3, 1), (2, 2, 2), (3, 1, 4), (9, 9, None)])
     ]
-    assert rank_correlations(found) == {"mixtures": 3, "ensemble": pytest.approx(1), "merged": pytest.approx(-1)}
+    assert rank_correlations(found) == {
+        "mixtures": 3,
+        "ensemble": pytest.approx(1),
+        "gain": pytest.approx(-1),
+        "merged": pytest.approx(-1),
+    }
     assert rank_correlations(found[:2]) == {}
 
 

@@ -1,9 +1,11 @@
 """`Prediction`: what mixtures would reach, without training.
 
-    ensemble    F(p), the loss of the probes' ensemble; needs the scores alone
+    ensemble    F(p) + κ KL(u‖p), the loss of the probes' ensemble and the prior's price of straying from uniform
+    gain        the loss that probes start from − Σ p_i Σ_j w_j G_ij + κ KL(u‖p), with the prior of the gain energy
     merged      the loss under the probes merged with weights p: Σ p_i B_i A_i
 
-Both read the contexts of the targets (of the tasks where there are none), and no row that `compare` evaluates.
+The first two need the scores alone. All read the contexts of the targets (of the tasks where there are none), and no
+row that `compare` evaluates.
 """
 
 import json
@@ -15,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from taskpgm.affinity import mean_logp
 from taskpgm.compare import mixture_weights
-from taskpgm.config import Config
-from taskpgm.energy import build_energy
+from taskpgm.config import Config, EnergyConfig
+from taskpgm.energy import PRIOR, Energy, build_energy
 from taskpgm.errors import UserError
 from taskpgm.pipeline import Result, Say, Stages, write_json
+from taskpgm.scores import Floats
 from taskpgm.store import RunDirectory, digest
 from taskpgm.tasks import Tell, tell_nobody
 
@@ -33,7 +37,8 @@ class Prediction:
 
     mixture: str
     weights: Mapping[str, float]
-    ensemble: float  # −E log Σ p_i P_i
+    ensemble: float  # −E log Σ p_i P_i + κ KL(u‖p)
+    gain: float  # −E Σ p_i log P_i + κ KL(u‖p)
     merged: float | None  # loss under Σ p_i B_i A_i
     measured: float | None = None  # mean over seeds of the macro loss on the evaluation rows, where compared
 
@@ -79,14 +84,25 @@ def predict_losses(
     """Predictions for these weights, on the contexts of the targets, or of the tasks where there are none."""
     pool = result.pool
     wanted = {target.name: target.weight for target in stages.config.targets}
-    plain = stages.config.energy.model_copy(update={"kind": "likelihood", "prior": 0.0, "utility": {}})
-    energy = build_energy(result.scores, result.affinity, plain, wanted, None)
+
+    def energy(kind: str) -> Energy:
+        plain = EnergyConfig(kind=kind, prior=0.0)
+        return build_energy(result.scores, result.affinity, plain, wanted)
+
+    ensemble, gain = energy("likelihood"), energy("gain")
+    start = -float(result.scores.target_weights(wanted) @ mean_logp(result.scores)[0])
     found = []
     merger = _Merger(stages, result) if merged else None
     for done, (name, of_task) in enumerate(weights.items()):
         stages.tell("predicting", done, len(weights))
         p = np.array([of_task.get(task, 0.0) for task in pool.names])
-        found.append(Prediction(name, dict(of_task), float(energy.loss(p)), merger.loss(p) if merger else None))
+        straying = _straying(p)
+        losses = {
+            "ensemble": ensemble.loss(p) + PRIOR["likelihood"] * straying,
+            "gain": start + gain.loss(p) + PRIOR["gain"] * straying,
+            "merged": merger.loss(p) if merger else None,
+        }
+        found.append(Prediction(name, dict(of_task), **losses))  # type: ignore[arg-type]
     stages.tell("predicting", len(weights), len(weights))
     return found
 
@@ -97,7 +113,9 @@ def rank_correlations(predictions: Sequence[Prediction]) -> dict[str, Any]:
     if len(known) < 3:
         return {}
     measured = [one.measured for one in known]
-    ranks: dict[str, Any] = {"mixtures": len(known), "ensemble": _spearman([one.ensemble for one in known], measured)}
+    ranks: dict[str, Any] = {"mixtures": len(known)}
+    for name in ("ensemble", "gain"):
+        ranks[name] = _spearman([getattr(one, name) for one in known], measured)
     if all(one.merged is not None for one in known):
         ranks["merged"] = _spearman([one.merged for one in known], measured)
     return ranks
@@ -167,6 +185,11 @@ class _Merger:
             parts = np.split(blocks[probe.name, name].logp, np.cumsum(lengths)[:-1])
             total -= self.shares[name] * float(np.mean([part.mean() for part in parts]))
         return total
+
+
+def _straying(p: Floats) -> float:
+    """KL(u‖p) in nats, u uniform; a share below a thousandth of uniform's counts as that."""
+    return -float(np.log(np.maximum(p * len(p), 1e-3)).mean())
 
 
 def _shares(config: Config) -> dict[str, float]:

@@ -220,10 +220,10 @@ def prediction_table(predictions: "Sequence[Prediction]") -> Table:
     """Predicted losses of every mixture, lowest ensemble first, beside the measured ones where there are any."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column("mixture", overflow="ellipsis")
-    for name in ("ensemble", "merged probes", "measured"):
+    for name in ("ensemble", "gain", "merged probes", "measured"):
         table.add_column(name, justify="right")
     for one in sorted(predictions, key=lambda one: one.ensemble):
-        values = (one.ensemble, one.merged, one.measured)
+        values = (one.ensemble, one.gain, one.merged, one.measured)
         table.add_row(one.mixture, *("" if value is None else f"{value:.4f}" for value in values))
     table.caption = "loss in nats a token; predictions on the contexts, measured on rows for evaluation"
     return table
