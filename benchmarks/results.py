@@ -36,6 +36,8 @@ VARIANTS = {
     "pool-ratio-t2": ("tasks", {"kind": "affinity", "t": 2.0}, {"kind": "ratio"}),
     "pool-pmi-t2": ("tasks", {"kind": "affinity", "t": 2.0}, {"kind": "pmi"}),
     "pool-transfer": ("tasks", {"kind": "transfer"}, {}),
+    "gain": ("targets", {"kind": "gain"}, {}),
+    "pool-gain": ("tasks", {"kind": "gain"}, {}),
     "transfer": ("targets", {"kind": "transfer", "floor": 0.1}, {}),
     "likelihood-prior0.05": ("targets", {"kind": "likelihood", "prior": 0.05}, {}),
     "likelihood-prior1": ("targets", {"kind": "likelihood", "prior": 1.0}, {}),
