@@ -33,7 +33,7 @@ from taskpgm.tasks import Row, TaskPool, Tell, load_tasks, tell_nobody
 
 TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks
 STEPS = 2  # of each task: many tasks show how much memory batches of different sizes take together
-# On a CPU the allocator keeps blocks of many sizes: a run's peak grows beyond its trial's. Measured on the demo alone.
+# On a CPU the allocator keeps blocks of many sizes: a run's peak grows beyond its trial's. Measured on three pools.
 GROWTH = 1.5
 SAMPLED_ROWS = 32  # rows of a task from which its lengths and its shared prefix are read
 
@@ -181,8 +181,8 @@ def _try_training(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Confi
     spent, done, probe = 0.0, 0.0, None
     for task in _spread(pool.names):
         steps = encoded_steps(encoder, pool[task].train, _order(pool, task, config)[:STEPS])
-        if probe is None:
-            trainer.train(task, steps[:1])  # the first step of a process allocates
+        if probe is None:  # the first step of a process allocates; the longest rows set the peak of memory
+            trainer.train(task, [_encode(encoder, _longest(pool, config))])
         started = perf_counter()
         probe = trainer.train(task, steps)
         spent += perf_counter() - started
@@ -194,12 +194,21 @@ def _try_training(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Confi
     return done / spent, probe
 
 
+def _longest(pool: TaskPool, config: Config) -> list[Row]:
+    """The longest training rows there are, as many as an optimiser step of examples has."""
+    rows = sorted((row for task in pool.tasks for row in task.train), key=lambda row: row.tokens)
+    return rows[-(config.step_size if config.budget.unit == "examples" else 8) :]
+
+
 def _try_scoring(
     lm: LanguageModel, shape: Shape, contexts: Mapping[str, list[Encoded]], probe: Probe, tell: Tell
 ) -> float:
     spent, done = 0.0, 0.0
     probes = [Probe(f"trial-{i}", 0, probe.settings, probe.weights) for i in range(4)]
-    for k, name in enumerate(_spread(list(contexts))):
+    # The set of the longest contexts comes first, since it sets the peak of memory.
+    first = max(contexts, key=lambda name: max((len(row.ids) for row in contexts[name]), default=0))
+    order = [first, *(name for name in _spread(list(contexts)) if name != first)]
+    for k, name in enumerate(order):
         part = {name: contexts[name]}
         for repeat in range(2 if k == 0 else 1):
             started = perf_counter()
