@@ -1,7 +1,7 @@
 """The experiments of docs/results.md: every setting's mixtures trained, evaluated, compared and predicted.
 
     python benchmarks/results.py OUT [--settings demo,skewed,nlp,fresh] [--mixtures …] [--seeds 5]
-        [--pool DIR --targets DIR]
+        [--random 10] [--pool DIR --targets DIR]
 
 A stopped run goes on where it was. Each setting gets OUT/NAME/run (comparison.json, comparison.html, prediction.json),
 OUT/NAME/results.md the tables. Variants are other mixtures from the same probes, trained like the rest.
@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from last_layers import only_tasks
 from rich.console import Console
 
@@ -62,7 +63,16 @@ def variants(stages, folder, wanted_names):
     return tuple(paths)
 
 
-def run(folder, names, seeds, budgets, rows, report):
+def randoms(stages, folder, count):
+    """Paths of weights files of random mixtures, to see how predictions rank them: Dirichlet draws, a little uneven."""
+    tasks = stages.pool().names
+    for k in range(count):
+        weights = np.random.default_rng([k, 7]).dirichlet(np.full(len(tasks), 0.7))
+        write_json(folder / f"random-{k}.json", dict(zip(tasks, weights.tolist(), strict=True)))
+    return tuple(f"random-{k}.json" for k in range(count))
+
+
+def run(folder, names, seeds, budgets, rows, random, report):
     config = load_config(folder / "mix.yaml")
     with contextlib.chdir(folder), RunDirectory(Path("run")) as directory, _bars() as bars:
         stages = Stages(config, directory, bars.tell, bars.say)
@@ -72,6 +82,8 @@ def run(folder, names, seeds, budgets, rows, report):
         files = variants(stages, Path(), [name for name in names if name in VARIANTS])
         mixtures = ("taskpgm", *(name for name in names if name not in VARIANTS), *files)
         options = CompareOptions(mixtures, seeds, budgets, accuracy=False, rows=rows)
+        if drawn := randoms(stages, Path(), random):
+            run_comparison(stages, CompareOptions(("taskpgm", *drawn), 1, (), accuracy=False, rows=rows))
         comparison, facts = run_comparison(stages, options)
         predictions, ranks = run_prediction(stages, mixtures)
         with contextlib.suppress(ImportError):
@@ -94,6 +106,7 @@ def main():
     parser.add_argument("--mixtures", default=",".join((*BASELINES, *VARIANTS)))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budgets", default="0.5,2,4")
+    parser.add_argument("--random", type=int, default=10, help="random mixtures, one seed each, for the predictions")
     parser.add_argument("--rows", type=int, default=None, help="rows a set to evaluate at most")
     parser.add_argument("--pool", type=Path)
     parser.add_argument("--targets", type=Path)
@@ -106,7 +119,7 @@ def main():
     for name in args.settings.split(","):
         screen.rule(name)
         with (args.out / name / "results.md").open("w") as report:
-            run(args.out / name, args.mixtures.split(","), args.seeds, budgets, args.rows, report)
+            run(args.out / name, args.mixtures.split(","), args.seeds, budgets, args.rows, args.random, report)
 
 
 if __name__ == "__main__":
