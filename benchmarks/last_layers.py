@@ -26,7 +26,7 @@ from taskpgm.energy import build_energy
 from taskpgm.lm import load_model
 from taskpgm.mixture import solve_mixture
 from taskpgm.pipeline import allowed_shares
-from taskpgm.probes import train_probes
+from taskpgm.probes import train_probes, train_warm_start
 from taskpgm.scoring import score_contexts
 from taskpgm.tasks import load_tasks
 
@@ -41,7 +41,9 @@ def measure(lm, pool, config, last, seed):
         data["probes"]["lora"]["last_layers"] = last
     config = parse_config(data)
     started = time.perf_counter()
-    probes = list(train_probes(lm, {task.name: task.train for task in pool.tasks}, config, seed))
+    rows = {task.name: task.train for task in pool.tasks}
+    start = train_warm_start(lm, rows, config, seed) if config.probes.warm_start else None
+    probes = [*([start] if start else []), *train_probes(lm, rows, config, seed, start=start)]
     scores = score_contexts(lm, pool, [replace(probe, seed=0) for probe in probes], config)
     seconds = time.perf_counter() - started
     affinity = measure_affinity(scores, config.affinity)

@@ -414,3 +414,27 @@ def test_a_warm_start_takes_as_much_of_every_task(unit):
     assert 60 <= sum(spent) < 60 + (9 if unit == "tokens" else 1)
     assert max(spent) - min(spent) <= (9 if unit == "tokens" else 0)
     assert max(np.bincount(flat)[:3]) - min(np.bincount(flat)[:3]) <= 1  # whole epochs of a small task
+
+
+def test_scores_ask_for_the_warm_start_that_belongs_to_them(tmp_path, model_folders):
+    config = warm(tmp_path, model_folders["llama"])
+    run(config, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "warm")
+    with (
+        RunDirectory(tmp_path / "out") as directory,
+        pytest.raises(UserError, match=r"The warm start in .* is not up to date \(missing\); run `taskpgm probe`"),
+    ):
+        Stages(config, directory).score()
+    again = run(config, tmp_path / "out")
+    assert again.mixture.certificate.passed
+
+
+def test_no_warm_start_beside_a_brought_adapter(tmp_path, model_folders):
+    run(warm(tmp_path, model_folders["llama"], warm_start=False), tmp_path / "cold")
+    plain = warm(tmp_path, model_folders["llama"])
+    tasks = [
+        one.model_copy(update={"adapter": str(tmp_path / "cold/adapters/sky")}) if one.name == "sky" else one
+        for one in plain.tasks
+    ]
+    run(plain.model_copy(update={"tasks": tuple(tasks)}), tmp_path / "out")
+    assert not (tmp_path / "out" / "warm").exists()

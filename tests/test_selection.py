@@ -233,3 +233,9 @@ def test_adversarial_selections():
             assert data["chosen"][0]["task"] == selection.chosen[0]
             assert math.isfinite(selection.upper_bound)
             assert 0 <= selection.certified <= 1
+
+
+def test_gains_alone_are_nothing_to_select_by():
+    energy = build_energy(synthetic_scores(np.random.default_rng(1), n=4), None, EnergyConfig(kind="gain"))
+    with pytest.raises(UserError, match="knows no redundancy"):
+        select_tasks(energy, k=2)

@@ -19,7 +19,7 @@ _HOME = {
     "TaskPool": "tasks", "load_tasks": "tasks",
     "ChatEncoder": "chat", "load_tokenizer": "chat",
     "LanguageModel": "lm", "load_model": "lm",
-    "Probe": "probes", "load_probe": "probes", "train_probes": "probes",
+    "Probe": "probes", "load_probe": "probes", "train_probes": "probes", "train_warm_start": "probes",
     "Scores": "scores",
     "score_contexts": "scoring",
     "Affinity": "affinity", "measure_affinity": "affinity", "read_affinity": "affinity",

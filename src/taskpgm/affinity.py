@@ -66,7 +66,7 @@ def measure_affinity(scores: Scores, config: AffinityConfig) -> Affinity:
     """Affinity S of the kind that `config` names, and all other matrices that the scores allow.
 
     S is ratio: E_ω[R Rᵀ], R_i = P_i/P̄; jsd: 1 − D/ln 2; pmi against the owner: ½[(M_ij − M_jj) + (M_ji − M_ii)], or
-    against the base model: ½(G_ij + G_ji). All on the contexts of the tasks, never on those of targets.
+    against what probes start from: ½(G_ij + G_ji). All on the contexts of the tasks, never on those of targets.
 
     Raises:
         UserError: `kind: jsd` on scores without divergences.

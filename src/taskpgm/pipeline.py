@@ -185,8 +185,8 @@ class Stages:
 
     @property
     def _warm(self) -> bool:
-        """Whether probes start from a warm start: they do unless all are the user's own."""
-        return self.config.probes.warm_start and not all(task.adapter for task in self.config.tasks)
+        """Whether probes start from a warm start: not beside the user's own, which started elsewhere."""
+        return self.config.probes.warm_start and not any(task.adapter for task in self.config.tasks)
 
     def _make_probes(self, pool: TaskPool, tasks: Sequence[TaskConfig], seed: int) -> None:
         from taskpgm.probes import installed, load_probe, train_probes
@@ -335,6 +335,12 @@ class Stages:
 
     def _check_probes(self, pool: TaskPool) -> None:
         for seed in range(self.config.probes.seeds):
+            why = self._warm and stale_because(self._adapter(WARM, seed), self._warm_parts(pool, seed))
+            if why:
+                raise UserError(
+                    f"The warm start in {self.directory.path} is not up to date ({why}); run `taskpgm probe`, then "
+                    "`taskpgm score`."
+                )
             for task in self.config.tasks:
                 why = stale_because(self._adapter(task.name, seed), self._probe_parts(pool, task, seed))
                 if why:

@@ -180,11 +180,13 @@ def warm_order(response_tokens: Sequence[Sequence[int]], config: Config, seed: i
     upcoming: list[list[int]] = [[] for _ in response_tokens]
     found: list[int] = []
     costs: list[float] = []
-    while sum(costs) < config.probe_size:
+    total = 0.0
+    while total < config.probe_size:
         spent, _, task = heapq.heappop(queue)
         upcoming[task] = upcoming[task] or rng.permutation(len(response_tokens[task])).tolist()
         row = upcoming[task].pop()
         costs.append(1.0 if config.budget.unit == "examples" else float(response_tokens[task][row]))
+        total += costs[-1]
         found.append(int(offsets[task]) + row)
         heapq.heappush(queue, (spent + costs[-1], float(rng.random()), task))
     return _equal_steps(np.array(found), np.cumsum(costs), config)
@@ -378,14 +380,14 @@ class Trainer:
         losses = []
         for number, rows in enumerate(steps):
             optimiser.param_groups[0]["lr"] = self.config.learning_rate * schedule(number, len(steps))
-            master.grad = torch.zeros_like(master)
-            loss = self._gradient(rows, trunk, master.grad, gradient, f"probe {name!r}, step {number + 1}")
+            master.grad = torch.zeros_like(master) if master.grad is None else master.grad.zero_()
+            loss = self._gradient(rows, trunk, master.grad, gradient, f"{_titled(name)}, step {number + 1}")
             norm = float(torch.nn.utils.clip_grad_norm_([master], 1.0))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise UserError(
-                    f"Training on {name!r} has loss {loss:.4g} and gradient norm {norm:.4g} at step {number + 1} of "
-                    f"{len(steps)}; lower the learning rate ({self.config.learning_rate:g}, probes.learning_rate) or "
-                    "use model.dtype bfloat16 or float32. Finished probes are kept."
+                    f"Training {_titled(name)} has loss {loss:.4g} and gradient norm {norm:.4g} at step {number + 1} "
+                    f"of {len(steps)}; lower the learning rate ({self.config.learning_rate:g}; probes.learning_rate, "
+                    "or compare's --learning-rate) or use model.dtype bfloat16 or float32. Finished probes are kept."
                 )
             optimiser.step()
             with torch.no_grad():
@@ -419,6 +421,10 @@ class Trainer:
             total.zero_()
             of_batch.zero_()
             self.warn(f"out of memory in {where}: going on with {self.budget} tokens a batch")
+
+
+def _titled(name: str) -> str:
+    return "the warm start" if name == WARM else f"probe {name!r}"
 
 
 def tokens_of(steps: Sequence[Sequence[Encoded]]) -> int:

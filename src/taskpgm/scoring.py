@@ -1,8 +1,8 @@
 """Makes `Scores`: every probe's label log-probabilities on the shared contexts.
 
 The unit of work is a block: one context set under one probe, (T_set,) log-probabilities and, where divergences are
-asked for, the last hidden states at the set's sampled positions. Blocks do not depend on each other, so a new task
-costs its own probe on all sets and all probes on its own set.
+asked for, the last hidden states at the set's sampled positions. Blocks do not depend on each other, so without
+a warm start a new task costs its own probe on all sets and all probes on its own set.
 """
 
 import warnings

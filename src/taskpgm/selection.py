@@ -104,9 +104,14 @@ def select_tasks(
         exhaustive: search every set; for at most 20 tasks. None: greedy.
 
     Raises:
-        UserError: k is not between 1 and n, fewer than the tasks that must be in, or too small to hold the budget;
-            `exhaustive` with more than 20 tasks.
+        UserError: an energy of gains; k is not between 1 and n, fewer than the tasks that must be in, or too small to
+            hold the budget; `exhaustive` with more than 20 tasks.
     """
+    if energy.kind == "gain":
+        raise UserError(
+            "energy.kind 'gain' knows no redundancy between tasks, so a selection by it would be the tasks of highest "
+            "gain; use likelihood, affinity or transfer to select."
+        )
     n = len(energy.tasks)
     bounds = bounds or simplex(energy.tasks)
     k = n if k is None else k

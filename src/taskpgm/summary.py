@@ -204,7 +204,7 @@ def pool_view(pool: TaskPool, config: Config) -> RenderableType:
     unit = config.budget.unit
     lines.append(
         f"budget {config.budget.size} {unit}; probes {config.probe_size} {unit} each in {config.probe_steps} steps, "
-        f"{len(pool.tasks) * config.probes.seeds} of them"
+        f"{len(pool.tasks) * config.probes.seeds} of them" + (" from a warm start" if config.probes.warm_start else "")
     )
     return Group(table, *lines)
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -85,12 +86,12 @@ class TaskSet:
         """Response tokens of one pass over the training rows."""
         return sum(row.response_tokens for row in self.train)
 
-    @property
+    @cached_property
     def train_key(self) -> str:
         """Hash of the training rows in order."""
         return _key_of(self.train)
 
-    @property
+    @cached_property
     def context_key(self) -> str:
         """Hash of the contexts in order."""
         return _key_of(self.contexts)
