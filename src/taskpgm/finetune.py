@@ -67,8 +67,14 @@ def train_full(lm: LanguageModel, name: str, steps: Sequence[Sequence[Encoded]],
 
 def save_finetuned(lm: LanguageModel, trained: Finetuned, folder: Path) -> None:
     """A folder that transformers loads: the model with these weights, and its tokenizer."""
-    with _replaced(lm.model, trained.weights):
-        lm.model.save_pretrained(folder)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        with _replaced(lm.model, trained.weights):
+            lm.model.save_pretrained(folder)
+    finally:
+        transformers_logging.enable_progress_bar()
     lm.tokenizer.save_pretrained(folder)
 
 
