@@ -206,7 +206,7 @@ def _trained_mixtures(stages: Stages, shares: Mapping[str, float]) -> dict[str, 
     weights: dict[tuple[str, str], dict[str, float]] = {}
     for path in sorted((stages.directory / "compare").glob("*.json")):
         record = json.loads(path.read_text())
-        if record["setting"] != setting or record["rows"] != stages.config.budget.size:
+        if record.get("setting") != setting or record["rows"] != stages.config.budget.size:
             continue
         name = f"random, seed {record['seed']}" if record["mixture"] == "random" else record["mixture"].split("@")[0]
         key = (name, digest(record["weights"]))
