@@ -43,7 +43,7 @@ from taskpgm.divergence import jsd_matrix
 from taskpgm.estimate import context_tokens, model_shape, run_tokens
 from taskpgm.lm import load_model, padded
 from taskpgm.machine import Clock, environment
-from taskpgm.probes import Probe, Trainer, derive_seed, encoded_steps, training_order
+from taskpgm.probes import Probe, Trainer, derive_seed, encoded_steps, tokens_of, training_order
 from taskpgm.scoring import encode_contexts, score_sets
 from taskpgm.tasks import load_tasks
 
@@ -285,8 +285,9 @@ def research(bench: Bench) -> dict[str, Any]:
     """Seconds from tasks to affinity.npz: `taskpgm run` as a user starts it, and the way of the research scripts.
 
     The latter: Trainer for every task, merged model saved; each loaded, and run over every context of every set. It is
-    timed on the first `--pairs` of the tasks (over the contexts of all) and multiplied, its tasks being alike. Ours is
-    timed in full, at all layers and on the last ones, without the warm start that theirs has not.
+    timed on `--pairs` of the tasks, spread over their lengths; its training is then counted by tokens, its scoring by
+    tasks, since contexts are those of all. Ours is timed in full, at all layers and on the last ones, without the warm
+    start that theirs has not.
     """
     data = bench.config.model_dump(mode="json", exclude_none=True)
     held = bench.config.contexts.per_set + bench.config.contexts.validation
@@ -303,17 +304,18 @@ def research(bench: Bench) -> dict[str, Any]:
         command = [sys.executable, "-m", "taskpgm", "run", str(settings), "--out", str(bench.folder / f"run-{last}")]
         subprocess.run(command, check=True, capture_output=True)
 
-    timed_tasks = bench.pool.names[: bench.args.pairs]
+    tokens = {task: tokens_of(bench.steps(task)) for task in bench.pool.names}
+    by_length = sorted(tokens, key=lambda task: tokens[task])
+    few = min(bench.args.pairs, len(by_length))
+    chosen = [by_length[int((i + 0.5) * len(by_length) / few)] for i in range(few)]
 
-    def theirs() -> None:
-        logp = {}
-        for task in timed_tasks:
-            merged = train_with_trainer(bench, bench.steps(task), all_layers=True).merge_and_unload()
-            merged.save_pretrained(bench.folder / "merged" / task)
-        for task in timed_tasks:
-            model = bench.plain_model(bench.folder / "merged" / task).eval()
-            logp[task] = np.concatenate(score_with_peft(bench, model, [""])[""])
-        np.savez(bench.folder / "research.npz", **logp)
+    def train(task: str) -> None:
+        merged = train_with_trainer(bench, bench.steps(task), all_layers=True).merge_and_unload()
+        merged.save_pretrained(bench.folder / "merged" / task)
+
+    def score(task: str) -> None:
+        model = bench.plain_model(bench.folder / "merged" / task).eval()
+        np.savez(bench.folder / "research.npz", *score_with_peft(bench, model, [""])[""])
 
     found: dict[str, Any] = {"tasks": len(bench.pool.names)}
     depths = {"all layers": 0} | (
@@ -322,11 +324,13 @@ def research(bench: Bench) -> dict[str, Any]:
     for name, last in depths.items():
         found[f"ours, {name}, s"], _ = timed(lambda last=last: ours(last))
         screen.print(f"ours, {name}: {found[f'ours, {name}, s']:.0f} s")
-    seconds, _ = timed(theirs)
+    training_s, scoring_s = (sum(timed(partial(work, task))[0] for task in chosen) for work in (train, score))
+    share = sum(tokens[task] for task in chosen) / sum(tokens.values())
     found |= {
-        "research style, timed tasks": len(timed_tasks),
-        "research style, s": seconds * len(bench.pool.names) / len(timed_tasks),
-    }
+        "research style, timed tasks": chosen, "timed training, s": training_s, "timed scoring, s": scoring_s,
+        "their share of all training tokens": share,
+        "research style, s": training_s / share + scoring_s * len(tokens) / few,
+    }  # fmt: skip
     return found | {f"ratio, {name}": found["research style, s"] / found[f"ours, {name}, s"] for name in depths}
 
 

@@ -217,8 +217,35 @@ def test_draws_and_order_look_uniform() -> None:
         drawn += np.bincount(plan.row[plan.task == 0], minlength=100)
         place.append(np.flatnonzero(plan.task == 0).mean())
     assert abs(drawn - 75).max() < 5 * 7.5
-    # The mean place of 25 of 50: 24.5, with variance (50² − 1)/12/25 · (50 − 25)/(50 − 1).
-    assert abs(np.mean(place) - 24.5) < 5 * math.sqrt((50**2 - 1) / 12 / 25 * 25 / 49 / 300)
+    # A task's mean place is 24.5 of 0 to 49; 25 of 50 at random would vary by 50²/12/25/2 about it, spread ones less.
+    assert abs(np.mean(place) - 24.5) < 5 * math.sqrt(50**2 / 12 / 25 / 2 / 300)
+    assert np.var(place) < 50**2 / 12 / 25 / 2 / 2
+
+
+@common
+@given(plans())
+def test_every_task_is_spread_evenly(case: tuple[TaskPool, dict[str, float], dict[str, float]]) -> None:
+    pool, weights, budget = case
+    try:
+        plan = plan_rows(pool, weights, make_config(pool, **budget))
+    except UserError:
+        return
+    share = {i: task.count / len(plan) for i, task in enumerate(plan.tasks)}
+    for i, expected in share.items():
+        # Of the first r rows a task has its share, to within a row of its own and one of every other task.
+        off = np.cumsum(plan.task == i) - expected * np.arange(1, len(plan) + 1)
+        assert abs(off).max(initial=0) <= 1 + expected * len(plan.tasks)
+
+
+def test_mixtures_that_hardly_differ_train_alike() -> None:
+    pool = make_pool({"a": [1] * 500, "b": [1] * 500, "c": [1] * 500})
+    orders = []
+    for a in (0.3, 0.32):
+        plan = plan_rows(pool, {"a": a, "b": 0.4, "c": 0.6 - a}, make_config(pool, examples=250))
+        orders.append({(name, row): place / len(plan) for place, (name, row, _) in enumerate(rows_of(pool, plan))})
+    both = orders[0].keys() & orders[1].keys()
+    assert len(both) == 250 - 5
+    assert max(abs(orders[0][key] - orders[1][key]) for key in both) < 0.08
 
 
 def test_the_whole_supply_can_be_used() -> None:

@@ -182,8 +182,7 @@ class _Worker:
 
     def measure(self, run: _Run) -> Measurement:
         """The measurement of a run, from the run directory where it is there and current."""
-        counts = {task.name: task.count for task in run.plan.tasks}
-        key = digest([self.setting, counts, run.config.seed, run.config.budget.model_dump()])
+        key = digest([self.setting, _places(run.plan), run.config.seed, run.config.budget.model_dump()])
         path = self.stages.directory / "compare" / f"{key[:16]}.json"
         if path.exists():
             return _measurement(run, json.loads(path.read_text()))

@@ -42,7 +42,8 @@ class TaskPlan:
 class RowPlan:
     """The training set: its i-th row is row[i] of the training rows of task task[i].
 
-    Inside an epoch no row is drawn twice: a task's rows are used ⌊count/rows⌋ or ⌈count/rows⌉ times each.
+    Inside an epoch no row is drawn twice: a task's rows are used ⌊count/rows⌋ or ⌈count/rows⌉ times each. Every task is
+    spread evenly over the whole, so that no part of the training is another mixture.
     """
 
     unit: Unit
@@ -124,8 +125,8 @@ def plan_rows(pool: TaskPool, weights: Mapping[str, float], config: Config) -> R
     """Row plan whose shares are the weights, in the unit of the budget.
 
     A budget in examples is met exactly (see `round_shares`), one in response tokens to within a row, the rounding error
-    of each task being carried to the next. Which rows of a task are drawn follows from the run seed, its name and its
-    count alone, and the order of the tasks changes nothing.
+    of each task being carried to the next. Which rows of a task are drawn, and about where each stands, follows from
+    the run seed, its name and its count alone: two mixtures that hardly differ give training sets that hardly differ.
 
     Args:
         pool: where rows come from.
@@ -240,10 +241,12 @@ def _nearest_rows(task: TaskSet, target: float, config: Config) -> tuple[int, in
 def _planned(pool: TaskPool, shares: Mapping[str, float], counts: Mapping[str, int], config: Config) -> RowPlan:
     order = sorted(range(len(pool.tasks)), key=lambda i: pool.names[i])
     drawn = {i: _draw(pool.tasks[i], counts[pool.names[i]], config.seed) for i in order}
-    shuffled = _random(config.seed, "order").permutation(sum(counts.values()))
-    task_R = np.concatenate([np.full(len(drawn[i][0]), i, dtype=np.int64) for i in order])[shuffled]
-    row_R = np.concatenate([drawn[i][0] for i in order])[shuffled]
-    repeat_R = np.concatenate([drawn[i][1] for i in order])[shuffled]
+    spread = np.argsort(
+        np.concatenate([_places(name, counts[name], config.seed) for name in sorted(counts)]), kind="stable"
+    )
+    task_R = np.concatenate([np.full(len(drawn[i][0]), i, dtype=np.int64) for i in order])[spread]
+    row_R = np.concatenate([drawn[i][0] for i in order])[spread]
+    repeat_R = np.concatenate([drawn[i][1] for i in order])[spread]
     tokens = {task.name: int(_tokens(task)[drawn[i][0]].sum()) for i, task in enumerate(pool.tasks)}
     tasks = tuple(
         TaskPlan(
@@ -259,6 +262,11 @@ def _planned(pool: TaskPool, shares: Mapping[str, float], counts: Mapping[str, i
         for task in pool.tasks
     )
     return RowPlan(config.budget.unit, config.budget.size, tasks, task_R, row_R, repeat_R)
+
+
+def _places(name: str, count: int, seed: int) -> NDArray[np.float64]:
+    """(count,) where in the training set, 0 to 1, the rows of a task stand: one at random in each count-th part."""
+    return (np.arange(count) + _random(seed, "places", name).random(count)) / max(count, 1)
 
 
 def _draw(task: TaskSet, count: int, seed: int) -> tuple[Ints, Ints]:
