@@ -1,11 +1,12 @@
 """The experiments of the results page: pools of tasks, targets and their `mix.yaml`, one folder a setting.
 
-    python benchmarks/settings.py OUT                               # demo, skewed, fresh
+    python benchmarks/settings.py OUT                               # demo, skewed, fresh, confirm
     python benchmarks/settings.py OUT --pool DIR --targets DIR      # and nlp, from your own JSON Lines files
 
 demo is the demo's pool. skewed has 16 tasks, half of them in two families that repeat each other, sizes 30 to 1. fresh
-shares no generator with these two: it is for confirming what they decided. nlp takes DIR/train/NAME.jsonl and, where
-there is one, DIR/validation/NAME.jsonl as tasks and DIR/NAME.jsonl as targets, sampled down to the sizes below.
+and confirm share no generator with these two or each other: they are for confirming what was decided. nlp takes
+DIR/train/NAME.jsonl and, where there is one, DIR/validation/NAME.jsonl as tasks and DIR/NAME.jsonl as targets, sampled
+down to the sizes below.
 
 Targets are never trained on. Of each target, contexts choose the mixture and the other rows evaluate it. Files are the
 same on every machine: generators are seeded by their name, and Python's hash seed, which some draw from, is 0.
@@ -22,7 +23,7 @@ from taskpgm import demo
 from taskpgm.store import atomic_file
 
 BUDGET = "{examples: 288, max_epochs: 4}"
-PROBES = "{{examples: 96, batch: 8, learning_rate: 1.0e-3, max_length: {length}, lora: {{last_layers: 8}}}}"
+PROBES = "{{examples: 96, batch: 8, max_length: {length}, lora: {{last_layers: 8}}}}"
 CONTEXTS = 12  # a set; of a target the rows beyond them are for evaluation
 TARGET_ROWS = 64
 VALIDATION_ROWS = 24  # a task, in a file of their own: a tenth of a small task would be a row or two
@@ -50,6 +51,15 @@ FRESH = (
 )  # fmt: skip
 FRESH_SIZES = (600, 50)
 FRESH_TARGETS = ("count_bits", "letter_jumble", "aiw", "dice", "advanced_geometry", "power_function")
+# Chosen by their names and lengths alone, when the settings above had decided.
+CONFIRM = (
+    "number_sorting", "rotate_matrix", "polynomial_multiplication", "propositional_logic", "gsm_symbolic", "countdown",
+    "group_anagrams", "course_schedule", "path_star", "binary_matrix", "palindrome_generation", "graph_color",
+)  # fmt: skip
+CONFIRM_SIZES = (600, 50)
+CONFIRM_TARGETS = (
+    "survo", "puzzle24", "manipulate_matrix", "circuit_logic", "ab", "cryptarithm",
+)  # fmt: skip
 
 
 def spread(names, sizes):
@@ -62,6 +72,7 @@ SETTINGS = {
     "demo": (demo.ROWS, demo.TARGETS),
     "skewed": (spread(SKEWED, SKEWED_SIZES), SKEWED_TARGETS),
     "fresh": (spread(FRESH, FRESH_SIZES), FRESH_TARGETS),
+    "confirm": (spread(CONFIRM, CONFIRM_SIZES), CONFIRM_TARGETS),
 }
 
 

@@ -101,9 +101,11 @@ def generate(name: str, rows: int, words: int | None = None) -> list[str]:
 def _verifier(name: str, item: dict[str, Any], score: Callable[..., float]) -> dict[str, Any]:
     """The column `reasoning_gym`, where what JSON keeps of an item is enough for a full score of its own answer.
 
-    Of reasoning-gym's generators, a few have no single answer, and a few compare tuples, which JSON does not know.
+    Of reasoning-gym's generators, a few have no single answer, and a few compare tuples or fractions, which JSON does
+    not know.
     """
-    entry = json.loads(json.dumps({key: item[key] for key in ("question", "answer", "metadata")}))
+    kept = {key: item[key] for key in ("question", "answer", "metadata")}
+    entry = json.loads(json.dumps(kept, default=str))
     if item["answer"] is None or score(answer=str(item["answer"]), entry=entry) < 1:
         return {}
     return {"reasoning_gym": {"dataset": name, "answer": entry["answer"], "metadata": entry["metadata"]}}
