@@ -1,7 +1,7 @@
 """The experiments of docs/results.md: every setting's mixtures trained, evaluated, compared and predicted.
 
-    python benchmarks/results.py OUT [--settings demo,skewed,nlp,fresh] [--mixtures …] [--seeds 5]
-        [--random 10] [--pool DIR --targets DIR]
+    python benchmarks/results.py OUT [--settings demo,skewed,nlp,fresh,confirm] [--mixtures …] [--seeds 5]
+        [--random 10] [--spread] [--pool DIR --targets DIR]
 
 A stopped run goes on where it was. Each setting gets OUT/NAME/run (comparison.json, comparison.html, prediction.json),
 OUT/NAME/results.md the tables. Variants are other mixtures from the same probes, trained like the rest.
@@ -10,6 +10,7 @@ OUT/NAME/results.md the tables. Variants are other mixtures from the same probes
 import argparse
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from taskpgm.cli import _bars
 from taskpgm.compare import CompareOptions, run_comparison
 from taskpgm.config import AffinityConfig, EnergyConfig, load_config
 from taskpgm.energy import build_energy
+from taskpgm.minimise import minimise
 from taskpgm.mixture import solve_mixture
 from taskpgm.picture import write_picture
 from taskpgm.pipeline import Stages, allowed_shares, write_json
@@ -41,8 +43,8 @@ VARIANTS = {
     "pool-gain": ("tasks", {"kind": "gain"}, {}),
     "transfer": ("targets", {"kind": "transfer", "floor": 0.1}, {}),
     "likelihood-prior0.05": ("targets", {"kind": "likelihood", "prior": 0.05}, {}),
-    "likelihood-prior1": ("targets", {"kind": "likelihood", "prior": 1.0}, {}),
-    "pool-likelihood-prior1": ("tasks", {"kind": "likelihood", "prior": 1.0}, {}),
+    "likelihood-prior0.5": ("targets", {"kind": "likelihood", "prior": 0.5}, {}),
+    "pool-likelihood-prior0.05": ("tasks", {"kind": "likelihood", "prior": 0.05}, {}),
 }
 screen = Console(width=110)
 
@@ -72,7 +74,25 @@ def randoms(stages, folder, count):
     return tuple(f"random-{k}.json" for k in range(count))
 
 
-def run(folder, names, seeds, budgets, rows, random, report):
+def probe_spread(stages, bars):
+    """How far apart the default's mixtures are by two probes a task, each seed alone, in total variation."""
+    kept = Path("run-seeds")
+    if not kept.exists():
+        shutil.copytree("run", kept, ignore=shutil.ignore_patterns("compare", "predict", ".*"))
+    probes = stages.config.probes.model_copy(update={"seeds": 2})
+    config = stages.config.model_copy(update={"probes": probes})
+    with RunDirectory(kept) as directory:
+        twice = Stages(config, directory, bars.tell, bars.say)
+        twice.probe()
+        twice.score()
+        *_, energy, bounds = twice.problem()
+    one, other = (minimise(replicate, bounds).p for replicate in energy.seeds)
+    return float(abs(one - other).sum() / 2)
+
+
+def run(folder, args, report):
+    names = args.mixtures.split(",")
+    budgets = tuple(float(b) for b in args.budgets.split(",")) if args.budgets else ()
     config = load_config(folder / "mix.yaml")
     with contextlib.chdir(folder), RunDirectory(Path("run")) as directory, _bars() as bars:
         stages = Stages(config, directory, bars.tell, bars.say)
@@ -81,13 +101,14 @@ def run(folder, names, seeds, budgets, rows, random, report):
         stages.sample()
         files = variants(stages, Path(), [name for name in names if name in VARIANTS])
         mixtures = ("taskpgm", *(name for name in names if name not in VARIANTS), *files)
-        options = CompareOptions(mixtures, seeds, budgets, accuracy=False, rows=rows)
-        if drawn := randoms(stages, Path(), random):
-            run_comparison(stages, CompareOptions(("taskpgm", *drawn), 1, (), accuracy=False, rows=rows))
+        options = CompareOptions(mixtures, args.seeds, budgets, accuracy=False, rows=args.rows)
+        if drawn := randoms(stages, Path(), args.random):
+            run_comparison(stages, CompareOptions(("taskpgm", *drawn), 1, (), accuracy=False, rows=args.rows))
         comparison, facts = run_comparison(stages, options)
         predictions, ranks = run_prediction(stages, mixtures)
         with contextlib.suppress(ImportError):
             write_picture(comparison, Path("run/comparison.html"))
+        moved = probe_spread(stages, bars) if args.spread else None
     paper = Console(width=110, file=report, color_system=None)
     report.write(f"\n## {folder.name}\n\n```\n")
     for part in (comparison_view(comparison), prediction_table(predictions)):
@@ -95,6 +116,8 @@ def run(folder, names, seeds, budgets, rows, random, report):
     report.write(json.dumps(ranks) + "\n")
     if facts:
         report.write(facts["budget equivalence"]["sentence"] + "\n")
+    if moved is not None:
+        report.write(f"the mixture from another draw of probes: {moved:.3f} away in total variation\n")
     report.write("```\n")
     report.flush()
 
@@ -102,11 +125,12 @@ def run(folder, names, seeds, budgets, rows, random, report):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--settings", default="demo,skewed,fresh")
+    parser.add_argument("--settings", default="demo,skewed,fresh,confirm")
     parser.add_argument("--mixtures", default=",".join((*BASELINES, *VARIANTS)))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budgets", default="0.5,2,4")
     parser.add_argument("--random", type=int, default=10, help="random mixtures, one seed each, for the predictions")
+    parser.add_argument("--spread", action="store_true", help="the mixture from another draw of probes too")
     parser.add_argument("--rows", type=int, default=None, help="rows a set to evaluate at most")
     parser.add_argument("--pool", type=Path)
     parser.add_argument("--targets", type=Path)
@@ -115,11 +139,10 @@ def main():
     if args.pool:
         command += ["--pool", str(args.pool), "--targets", str(args.targets)]
     subprocess.run(command, check=True)
-    budgets = tuple(float(b) for b in args.budgets.split(",")) if args.budgets else ()
     for name in args.settings.split(","):
         screen.rule(name)
         with (args.out / name / "results.md").open("w") as report:
-            run(args.out / name, args.mixtures.split(","), args.seeds, budgets, args.rows, args.random, report)
+            run(args.out / name, args, report)
 
 
 if __name__ == "__main__":
