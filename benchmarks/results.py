@@ -13,6 +13,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,10 @@ def run(folder, args, report):
         options = CompareOptions(mixtures, args.seeds, budgets, accuracy=False, rows=args.rows)
         if drawn := randoms(stages, Path(), args.random):
             run_comparison(stages, CompareOptions(("taskpgm", *drawn), 1, (), accuracy=False, rows=args.rows))
+        unseen = None
+        if "pool-likelihood.json" in files:  # chosen without the targets, as the paper does
+            blind = replace(options, mixtures=("pool-likelihood.json", "uniform", "size"), budgets=())
+            unseen, _ = run_comparison(stages, blind)
         comparison, facts = run_comparison(stages, options)
         predictions, ranks = run_prediction(stages, mixtures)
         with contextlib.suppress(ImportError):
@@ -111,7 +116,8 @@ def run(folder, args, report):
         moved = probe_spread(stages, bars) if args.spread else None
     paper = Console(width=110, file=report, color_system=None)
     report.write(f"\n## {folder.name}\n\n```\n")
-    for part in (comparison_view(comparison), prediction_table(predictions)):
+    views = [comparison_view(one) for one in (comparison, unseen) if one]
+    for part in (*views, prediction_table(predictions)):
         paper.print(part)
     report.write(json.dumps(ranks) + "\n")
     if facts:

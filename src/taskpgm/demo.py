@@ -61,7 +61,7 @@ def demo_settings() -> str:
     lines += ["targets:", *(f"  - {{name: {name}, path: data/{name}.jsonl}}" for name in TARGETS)]
     lines += [
         "budget: {examples: 1000, max_epochs: 4}",
-        "probes: {examples: 96, batch: 8, learning_rate: 1.0e-3, max_length: 256, lora: {last_layers: 8}}",
+        "probes: {examples: 96, batch: 8, max_length: 256, lora: {last_layers: 8}}",
         "contexts: {per_set: 12, validation: 12}",
         "seed: 0",
     ]

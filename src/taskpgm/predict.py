@@ -201,7 +201,9 @@ def _shares(config: Config) -> dict[str, float]:
 def _trained_mixtures(stages: Stages, shares: Mapping[str, float]) -> dict[str, tuple[dict[str, float], float]]:
     """Weights, and mean macro loss over seeds, of what was trained in the setting of the last comparison."""
     last = stages.directory / "comparison.json"
-    setting = json.loads(last.read_text())["setting"] if last.exists() else None
+    setting = json.loads(last.read_text()).get("setting") if last.exists() else None
+    if setting is None:
+        return {}
     losses: dict[tuple[str, str], list[float]] = {}
     weights: dict[tuple[str, str], dict[str, float]] = {}
     for path in sorted((stages.directory / "compare").glob("*.json")):
