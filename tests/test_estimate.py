@@ -62,8 +62,10 @@ def test_the_formulas_of_a_large_model():
     )
 
 
-def test_an_estimate_counts_what_a_run_does(model_folders, tmp_path):
+@pytest.mark.parametrize("warm", [False, True])
+def test_an_estimate_counts_what_a_run_does(warm, model_folders, tmp_path):
     config = load_config(experiment(tmp_path, model_folders["llama"], affinity={"kind": "jsd"}))
+    config = config.model_copy(update={"probes": config.probes.model_copy(update={"warm_start": warm})})
     found = estimate_run(config)
     run(config, tmp_path / "run")
     stages = json.loads((tmp_path / "run" / "manifest.json").read_text())["stages"]

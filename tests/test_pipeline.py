@@ -398,9 +398,15 @@ def test_a_warm_start_is_kept_and_made_again_when_a_task_comes_in(tmp_path, mode
     assert "the probe of 'sums' is made again: warm start changed" in said
 
 
+@pytest.mark.parametrize(("budget", "size"), [(60, 60), (30, 30), (1000, 60)])
 @pytest.mark.parametrize("unit", ["examples", "tokens"])
-def test_a_warm_start_takes_as_much_of_every_task(unit):
-    data = {"tasks": [{"name": n, "path": n} for n in "abc"], "budget": {unit: 100}, "probes": {unit: 60, "batch": 6}}
+def test_a_warm_start_takes_as_much_of_every_task(unit, budget, size):
+    """As large as the budget, or three probes where that is less."""
+    data = {
+        "tasks": [{"name": n, "path": n} for n in "abc"],
+        "budget": {unit: budget},
+        "probes": {unit: 20, "batch": 10},
+    }
     config = parse_config(data)
     rng = np.random.default_rng(0)
     costs = [rng.integers(1, 9, count).tolist() for count in (3, 30, 200)]
@@ -410,8 +416,8 @@ def test_a_warm_start_takes_as_much_of_every_task(unit):
     for i in flat:
         task = 2 if i >= 33 else 1 if i >= 3 else 0
         spent[task] += costs[task][i - offsets[task]] if unit == "tokens" else 1
-    assert len(order) == 10
-    assert 60 <= sum(spent) < 60 + (9 if unit == "tokens" else 1)
+    assert len(order) == size / 10
+    assert size <= sum(spent) < size + (9 if unit == "tokens" else 1)
     assert max(spent) - min(spent) <= (9 if unit == "tokens" else 0)
     assert max(np.bincount(flat)[:3]) - min(np.bincount(flat)[:3]) <= 1  # whole epochs of a small task
 

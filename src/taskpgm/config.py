@@ -159,8 +159,9 @@ class ProbeConfig(Section):
     lora: LoraConfig = Field(default_factory=lambda: LoraConfig(), description="The adapter.")
     warm_start: bool = Field(
         True,
-        description="Start every probe from one adapter that is trained first, by as much, on a uniform sample of all "
-        "tasks. From the base model all probes learn the same format first; new rows of any task train all again.",
+        description="Start every probe from one adapter that is trained first, on a uniform sample of all tasks, "
+        "as large as the budget (at most three probes'). From the base model all probes learn the same format first; "
+        "new rows of any task train all again.",
     )
     learning_rate: Positive = Field(
         5e-4, description="Peak of the schedule: a short linear warm-up, then down to zero."
@@ -297,7 +298,16 @@ class Config(Section):
     @property
     def probe_steps(self) -> int:
         """Optimiser steps of each probe: the same for every task."""
-        return max(1, round(self.probe_size / self.step_size))
+        return self.steps_of(self.probe_size)
+
+    def steps_of(self, size: int) -> int:
+        """Optimiser steps of a training on so many examples or response tokens."""
+        return max(1, round(size / self.step_size))
+
+    @property
+    def warm_size(self) -> int:
+        """What a warm start sees: the budget, so that probes start where the training would end, or three probes'."""
+        return min(self.budget.size, 3 * self.probe_size)
 
     @property
     def step_size(self) -> int:

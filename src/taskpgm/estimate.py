@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from taskpgm.blocks import WARM
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config
 from taskpgm.divergence import jsd_matrix
 from taskpgm.lm import LanguageModel, batches, load_model
 from taskpgm.machine import Clock
 from taskpgm.packing import ends
-from taskpgm.probes import Probe, Trainer, derive_seed, encoded_steps, training_order
+from taskpgm.probes import Probe, Trainer, derive_seed, encoded_steps, training_order, warm_order
 from taskpgm.scoring import score_sets
 from taskpgm.tasks import Row, TaskPool, Tell, load_tasks, tell_nobody
 
@@ -135,12 +136,10 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
     peak = GROWTH * clock.peak() if lm.device.type == "cpu" else torch.cuda.max_memory_allocated(lm.device)
 
     n, seeds = len(pool.tasks), config.probes.seeds
-    trained = [task.name for task in config.tasks if not task.adapter]
-    orders = {task: _order(pool, task, config) for task in trained}
-    run = {task: _tokens_to_run(lm, encoder, pool[task].train, order) for task, order in orders.items()}
-    warm = config.probes.warm_start and len(trained) == n
-    trainings = (len(trained) + warm) / max(1, len(trained))  # a warm start is a uniform sample of the tasks
-    training = trainings * seeds * sum(shape.training(*tokens) for tokens in run.values())
+    trainings = _trainings(pool, config)
+    run = [_tokens_to_run(lm, encoder, rows, order) for rows, order in trainings.values()]
+    warm = WARM in trainings
+    training = seeds * sum(shape.training(*tokens) for tokens in run)
     tokens, responses = context_tokens(lm, contexts)
     adapters = (n + warm) * seeds
     scored = adapters + (not warm)
@@ -164,10 +163,10 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
     disk = adapters * (adapter + 4 * responses + 4 * positions * shape.width) + 6 * rows
     return RunEstimate(
         seconds, int(peak + adapters * adapter + kept), int(disk),
-        run_tokens=round(trainings * seeds * sum(tokens for tokens, *_ in run.values())),
-        trained_tokens=round(trainings * seeds * sum(
-            pool[t].train[int(i)].tokens for t, o in orders.items() for step in o for i in step
-        )),
+        run_tokens=seeds * sum(tokens for tokens, *_ in run),
+        trained_tokens=seeds * sum(
+            rows[int(i)].tokens for rows, order in trainings.values() for step in order for i in step
+        ),
         scored_tokens=sum(len(r.ids) for rows in contexts.values() for r in rows) * scored,
         tera_operations={k: v / 1e12 for k, v in operations.items()},
         giga_operations_per_second={k: v / 1e9 for k, v in rates.items()},
@@ -247,6 +246,20 @@ def _tokens_to_run(
     distinct = len({int(i) for step in order for i in step}) * (length - shared) + shared
     responses = sum(train[int(i)].response_tokens for step in order for i in step)
     return round(run), round(distinct), responses
+
+
+def _trainings(pool: TaskPool, config: Config) -> dict[str, tuple[Sequence[Row], Sequence[Any]]]:
+    """Rows of every training of one probe seed, and their order."""
+    found: dict[str, tuple[Sequence[Row], Sequence[Any]]] = {
+        task.name: (pool[task.name].train, _order(pool, task.name, config)) for task in config.tasks if not task.adapter
+    }
+    if config.probes.warm_start and len(found) == len(pool.tasks):
+        rows = [row for task in pool.tasks for row in task.train]
+        order = warm_order([[row.response_tokens for row in task.train] for task in pool.tasks], config, 0)
+        # In the order of their use, in which any part is spread over the tasks.
+        used = [rows[int(i)] for step in order for i in step]
+        found[WARM] = (used, np.split(np.arange(len(used)), np.cumsum([len(step) for step in order])[:-1]))
+    return found
 
 
 def _order(pool: TaskPool, task: str, config: Config) -> list[Any]:

@@ -263,7 +263,8 @@ class Stages:
     def _warm_parts(self, pool: TaskPool, seed: int) -> Parts:
         """What a warm start depends on."""
         settings = self.config.probes.model_dump(include={"lora", "learning_rate", "max_length"})
-        settings |= {"unit": self.config.budget.unit, "size": self.config.probe_size, "steps": self.config.probe_steps}
+        size = self.config.warm_size
+        settings |= {"unit": self.config.budget.unit, "size": size, "steps": self.config.steps_of(size)}
         return {
             "model": self.fingerprint,
             "training rows": digest([(task.name, task.train_key) for task in pool.tasks]),

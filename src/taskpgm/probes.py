@@ -150,7 +150,7 @@ def train_warm_start(
     tell: Tell = tell_nobody,
     warn: Callable[[str], None] = warnings.warn,
 ) -> Probe:
-    """An adapter trained on a uniform sample of all tasks, by the amount that a probe is trained.
+    """An adapter trained on a uniform sample of all tasks, as long as the final training (see `Config.warm_size`).
 
     Args:
         rows: training rows by task.
@@ -170,8 +170,8 @@ def train_warm_start(
 def warm_order(response_tokens: Sequence[Sequence[int]], config: Config, seed: int) -> list[NDArray[np.int64]]:
     """Rows of every optimiser step of a warm start, counted through all tasks one after another.
 
-    The next row is always of the task that has spent least of the probe size so far, ties in random order; a task goes
-    through its rows in shuffled epochs.
+    The next row is always of the task that has spent least so far, ties in random order; a task goes through its rows
+    in shuffled epochs.
     """
     rng = np.random.default_rng(derive_seed(config.seed, "warm start", str(seed)))
     offsets = np.cumsum([0, *map(len, response_tokens)])
@@ -181,7 +181,7 @@ def warm_order(response_tokens: Sequence[Sequence[int]], config: Config, seed: i
     found: list[int] = []
     costs: list[float] = []
     total = 0.0
-    while total < config.probe_size:
+    while total < config.warm_size:
         spent, _, task = heapq.heappop(queue)
         upcoming[task] = upcoming[task] or rng.permutation(len(response_tokens[task])).tolist()
         row = upcoming[task].pop()
@@ -189,7 +189,7 @@ def warm_order(response_tokens: Sequence[Sequence[int]], config: Config, seed: i
         total += costs[-1]
         found.append(int(offsets[task]) + row)
         heapq.heappush(queue, (spent + costs[-1], float(rng.random()), task))
-    return _equal_steps(np.array(found), np.cumsum(costs), config)
+    return _equal_steps(np.array(found), np.cumsum(costs), config.steps_of(config.warm_size))
 
 
 def training_order(response_tokens: Sequence[int], config: Config, seed: int) -> list[NDArray[np.int64]]:
@@ -207,12 +207,12 @@ def training_order(response_tokens: Sequence[int], config: Config, seed: int) ->
     order = np.concatenate([rng.permutation(len(cost)) for _ in range(epochs)])
     spent = np.cumsum(cost[order])
     order = order[: int(np.searchsorted(spent, config.probe_size)) + 1]
-    return _equal_steps(order, spent[: len(order)], config)
+    return _equal_steps(order, spent[: len(order)], config.probe_steps)
 
 
-def _equal_steps(order: NDArray[np.int64], spent: NDArray[np.float64], config: Config) -> list[NDArray[np.int64]]:
-    """The order cut into as many steps as a probe has, equal in what is spent up to each row."""
-    steps = min(config.probe_steps, len(order))
+def _equal_steps(order: NDArray[np.int64], spent: NDArray[np.float64], steps: int) -> list[NDArray[np.int64]]:
+    """The order cut into so many steps, equal in what is spent up to each row."""
+    steps = min(steps, len(order))
     cuts = np.searchsorted(spent, np.arange(1, steps) * spent[-1] / steps, side="left") + 1
     return [step for step in np.split(order, np.minimum(cuts, len(order))) if len(step)]
 
