@@ -79,7 +79,9 @@ def probe_spread(stages, bars):
     """How far apart the default's mixtures are by two probes a task, each seed alone, in total variation."""
     kept = Path("run-seeds")
     if not kept.exists():
-        shutil.copytree("run", kept, ignore=shutil.ignore_patterns("compare", "predict", ".*"))
+        shutil.rmtree("run-seeds.part", ignore_errors=True)
+        shutil.copytree("run", "run-seeds.part", ignore=shutil.ignore_patterns("compare", ".*"))
+        Path("run-seeds.part").rename(kept)
     probes = stages.config.probes.model_copy(update={"seeds": 2})
     config = stages.config.model_copy(update={"probes": probes})
     with RunDirectory(kept) as directory:

@@ -12,7 +12,7 @@ from test_pipeline import experiment
 from taskpgm import UserError, load_config
 from taskpgm.adapters import KEY
 from taskpgm.chat import ChatEncoder
-from taskpgm.compare import CompareOptions, evaluation_rows, plan_steps, run_comparison
+from taskpgm.compare import CompareOptions, _Worker, evaluation_rows, plan_steps, run_comparison
 from taskpgm.evaluate import evaluate_probe
 from taskpgm.finetune import under
 from taskpgm.lm import load_model
@@ -119,6 +119,38 @@ def test_predictions_are_the_ensemble_and_the_merged_probes(compared):
     for m in comparison.measurements:
         measured[m.mixture].append(m.loss["target"])
     np.testing.assert_allclose(by_name["uniform"].measured, np.mean(measured["uniform"]))
+
+
+def test_another_mixture_under_the_name_of_one_is_told_apart(compared):
+    """`taskpgm` was trained with other weights once more, as after a change of the energy: both are predicted."""
+    _, stages, *_ = compared
+    folder = stages.directory / "compare"
+    old = next(r for path in folder.glob("*.json") if (r := json.loads(path.read_text()))["mixture"] == "taskpgm")
+    names = list(old["weights"])
+    other = dict(zip(names, np.arange(1, len(names) + 1) / sum(range(1, len(names) + 1)), strict=True))
+    for first in ("0", "z"):  # whichever is read first
+        path = folder / f"{first}.json"
+        path.write_text(json.dumps(old | {"weights": other}))
+        try:
+            found = {one.mixture: one for one in run_prediction(stages, ("taskpgm",), merged=False)[0]}
+        finally:
+            path.unlink()
+        again = [one for name, one in found.items() if name.startswith("taskpgm (")]
+        assert [dict(one.weights) for one in again] == [other]
+        assert dict(found["taskpgm"].weights) == old["weights"]
+        assert found["taskpgm"].measured is not None
+
+
+def test_another_order_of_the_rows_is_another_measurement(compared, monkeypatch):
+    _, stages, *_ = compared
+    result = stages.sample()
+    worker = _Worker(stages, result, replace(OPTIONS, mixtures=("uniform",), seeds=1, budgets=()))
+    (run,) = worker.runs
+    monkeypatch.setattr(worker, "train", lambda _: pytest.fail("trained again"))
+    worker.measure(run)
+    turned = replace(run.plan, task=run.plan.task[::-1], row=run.plan.row[::-1])
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        worker.measure(replace(run, plan=turned))
 
 
 def test_the_merged_update_is_the_weighted_sum_of_updates(compared):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from taskpgm import demo
 from taskpgm.config import load_config
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "settings.py"
@@ -33,8 +32,9 @@ def test_sizes_families_and_disjoint_sets(pools):
     assert max(steps) - min(steps) < 0.05
     for tasks, goals in pools.SETTINGS.values():
         assert not set(tasks) & set(goals)
-    old = {*skewed, *targets, *demo.ROWS, *demo.TARGETS}
-    assert not old & {*fresh, *fresh_targets}
+    everyone = {name: {*tasks, *goals} for name, (tasks, goals) in pools.SETTINGS.items()}
+    for one in ("fresh", "confirm"):
+        assert not any(everyone[one] & names for other, names in everyone.items() if other != one)
     assert pools.TARGET_ROWS >= pools.CONTEXTS + 48
     assert min(skewed.values()) > pools.CONTEXTS
 
@@ -56,8 +56,9 @@ def test_generated_pools(pools, tmp_path, monkeypatch):
         assert all(line["completion"] and len(line["prompt"].split()) <= pools.WORDS for line in lines)
         seen += [line["prompt"] for line in lines]
     assert len(seen) == len(set(seen))
-    with pytest.raises(SystemExit, match="distinct rows of at most 120 words"):
-        pools._generated("arc_agi", 3)
+    for without in ("arc_agi", "propositional_logic"):  # of short prompts, and of answers
+        with pytest.raises(SystemExit, match="distinct rows of at most 120 words"):
+            pools._generated(without, 3)
 
 
 def test_pools_of_the_users_files(pools, tmp_path, monkeypatch):

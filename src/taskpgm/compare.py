@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from taskpgm.probes import Probe
 
 OURS = "taskpgm"
+ORDER = "spread"  # how `plan.py` orders rows; another word when that changes, so that measurements stay apart
 FULL_LEARNING_RATE = 5e-5  # peak of the schedule when every weight is trained
 TRUNK_MEMORY = 4 << 30  # bytes of activations of training rows that runs share
 
@@ -174,7 +175,7 @@ class _Worker:
         )
         return digest(
             [
-                self.stages.fingerprint, config.seed, config.budget.model_dump(), training, options.trainer,
+                ORDER, self.stages.fingerprint, config.seed, config.budget.model_dump(), training, options.trainer,
                 options.accuracy, options.harness, options.rows, [task.train_key for task in self.pool.tasks],
                 {name: [row.key for row in rows] for name, rows in self.sets.items()},
             ]
@@ -182,7 +183,7 @@ class _Worker:
 
     def measure(self, run: _Run) -> Measurement:
         """The measurement of a run, from the run directory where it is there and current."""
-        key = digest([self.setting, _places(run.plan), run.config.seed, run.config.budget.model_dump()])
+        key = digest([self.setting, _planned(run.plan), run.config.seed, run.config.budget.model_dump()])
         path = self.stages.directory / "compare" / f"{key[:16]}.json"
         if path.exists():
             return _measurement(run, json.loads(path.read_text()))
@@ -245,7 +246,7 @@ class _Worker:
         from taskpgm.chat import ChatEncoder
 
         encoder = ChatEncoder(self.stages.lm.tokenizer, self.stages.config.probes.max_length)
-        used = sorted({key for run in self.runs for key in _places(run.plan)})
+        used = sorted({key for run in self.runs for key in _planned(run.plan)})
         encoded = encoder.encode([self.pool.tasks[task].train[row].messages for task, row in used])
         return {key: row for key, row in zip(used, encoded, strict=True) if row is not None}
 
@@ -264,13 +265,13 @@ def plan_steps(encoded: "Mapping[tuple[int, int], Encoded]", plan: RowPlan, conf
     Args:
         encoded: tokens by task and row of the pool.
     """
-    rows = [encoded[key] for key in _places(plan) if key in encoded]
-    steps = min(len(rows), max(1, round(config.budget.size / config.step_size)))
+    rows = [encoded[key] for key in _planned(plan) if key in encoded]
+    steps = min(len(rows), config.steps_of(config.budget.size))
     cuts = np.linspace(0, len(rows), steps + 1).round().astype(int)
     return [rows[a:b] for a, b in pairwise(cuts)]
 
 
-def _places(plan: RowPlan) -> list[tuple[int, int]]:
+def _planned(plan: RowPlan) -> list[tuple[int, int]]:
     return list(zip(plan.task.tolist(), plan.row.tolist(), strict=True))
 
 

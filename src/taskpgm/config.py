@@ -159,9 +159,9 @@ class ProbeConfig(Section):
     lora: LoraConfig = Field(default_factory=lambda: LoraConfig(), description="The adapter.")
     warm_start: bool = Field(
         True,
-        description="Start every probe from one adapter that is trained first, on a uniform sample of all tasks, "
-        "as large as the budget (at most three probes'). From the base model all probes learn the same format first; "
-        "new rows of any task train all again.",
+        description="Start every probe from one adapter that is trained first, on a uniform sample of all tasks, three "
+        "times as long as a probe. From the base model all probes learn the same format first; new rows of any task "
+        "train all again.",
     )
     learning_rate: Positive = Field(
         5e-4, description="Peak of the schedule: a short linear warm-up, then down to zero."
@@ -306,8 +306,8 @@ class Config(Section):
 
     @property
     def warm_size(self) -> int:
-        """What a warm start sees: the budget, so that probes start where the training would end, or three probes'."""
-        return min(self.budget.size, 3 * self.probe_size)
+        """Examples or response tokens that a warm start sees: as many as three probes."""
+        return 3 * self.probe_size
 
     @property
     def step_size(self) -> int:

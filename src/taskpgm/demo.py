@@ -91,7 +91,7 @@ def generate(name: str, rows: int, words: int | None = None) -> list[str]:
     for item in data:
         if len(lines) == rows:
             break
-        pair = item["question"], str(item["answer"])
+        pair = item["question"], "" if item["answer"] is None else str(item["answer"])
         if pair not in lines and pair[1].strip() and (words is None or len(pair[0].split()) <= words):
             row = {"prompt": pair[0], "completion": pair[1], **_verifier(name, item, score)}
             lines[pair] = json.dumps(row, ensure_ascii=False) + "\n"

@@ -238,13 +238,13 @@ def _tokens_to_run(
     lm: LanguageModel, encoder: ChatEncoder, train: Sequence[Row], order: Sequence[Any]
 ) -> tuple[int, int, int]:
     """As `run_tokens` of one probe's training; lengths and the shared prefix are read from some of its rows."""
-    rows = _encode(encoder, train[:SAMPLED_ROWS])
+    used = [int(i) for step in order for i in step]
+    rows = _encode(encoder, [train[i] for i in used[:SAMPLED_ROWS]])
     shared, length = lm.shared_prefix(rows), float(np.mean([ends(row) for row in rows]))
-    used = sum(map(len, order))
-    per_step = max(1, math.ceil(used / len(order) * (length - shared) / lm.token_budget))
-    run = used * (length - shared) + per_step * len(order) * shared
-    distinct = len({int(i) for step in order for i in step}) * (length - shared) + shared
-    responses = sum(train[int(i)].response_tokens for step in order for i in step)
+    per_step = max(1, math.ceil(len(used) / len(order) * (length - shared) / lm.token_budget))
+    run = len(used) * (length - shared) + per_step * len(order) * shared
+    distinct = len(set(used)) * (length - shared) + shared
+    responses = sum(train[i].response_tokens for i in used)
     return round(run), round(distinct), responses
 
 
@@ -255,10 +255,8 @@ def _trainings(pool: TaskPool, config: Config) -> dict[str, tuple[Sequence[Row],
     }
     if config.probes.warm_start and len(found) == len(pool.tasks):
         rows = [row for task in pool.tasks for row in task.train]
-        order = warm_order([[row.response_tokens for row in task.train] for task in pool.tasks], config, 0)
-        # In the order of their use, in which any part is spread over the tasks.
-        used = [rows[int(i)] for step in order for i in step]
-        found[WARM] = (used, np.split(np.arange(len(used)), np.cumsum([len(step) for step in order])[:-1]))
+        costs = [[row.response_tokens for row in task.train] for task in pool.tasks]
+        found[WARM] = (rows, warm_order(costs, config, 0))
     return found
 
 

@@ -65,7 +65,7 @@ def run_prediction(
     """
     result = stages.solve()
     weights = mixture_weights(stages.config, result, mixtures, seed=0)
-    measured = _trained_mixtures(stages, _shares(stages.config))
+    measured = _trained_mixtures(stages, _shares(stages.config), weights)
     weights |= {name: of_task for name, (of_task, _) in measured.items()}
     found = [
         replace(one, measured=measured[one.mixture][1] if one.mixture in measured else None)
@@ -198,12 +198,18 @@ def _shares(config: Config) -> dict[str, float]:
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 
-def _trained_mixtures(stages: Stages, shares: Mapping[str, float]) -> dict[str, tuple[dict[str, float], float]]:
-    """Weights, and mean macro loss over seeds, of what was trained in the setting of the last comparison."""
+def _trained_mixtures(
+    stages: Stages, shares: Mapping[str, float], now: Mapping[str, Mapping[str, float]]
+) -> dict[str, tuple[dict[str, float], float]]:
+    """Weights, and mean macro loss over seeds, of what was trained in the setting of the last comparison.
+
+    A mixture has the name under which it was trained, unless that name stands for other weights `now`.
+    """
     last = stages.directory / "comparison.json"
     setting = json.loads(last.read_text()).get("setting") if last.exists() else None
     if setting is None:
         return {}
+    taken = {name: digest(dict(of_task)) for name, of_task in now.items()}
     losses: dict[tuple[str, str], list[float]] = {}
     weights: dict[tuple[str, str], dict[str, float]] = {}
     for path in sorted((stages.directory / "compare").glob("*.json")):
@@ -217,8 +223,7 @@ def _trained_mixtures(stages: Stages, shares: Mapping[str, float]) -> dict[str, 
         weights[key] = record["weights"]
     found: dict[str, tuple[dict[str, float], float]] = {}
     for (name, of_weights), values in losses.items():
-        # A mixture of the same name with other weights is there when probes were trained again in between.
-        label = name if name not in found else f"{name} ({of_weights[:6]})"
+        label = name if taken.setdefault(name, of_weights) == of_weights else f"{name} ({of_weights[:6]})"
         found[label] = (weights[name, of_weights], float(np.mean(values)))
     return found
 

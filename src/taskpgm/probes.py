@@ -150,7 +150,7 @@ def train_warm_start(
     tell: Tell = tell_nobody,
     warn: Callable[[str], None] = warnings.warn,
 ) -> Probe:
-    """An adapter trained on a uniform sample of all tasks, as long as the final training (see `Config.warm_size`).
+    """An adapter trained on a uniform sample of all tasks, three times as long as a probe.
 
     Args:
         rows: training rows by task.
