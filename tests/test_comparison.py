@@ -298,10 +298,13 @@ def test_equivalence_outside_what_was_measured():
 
 
 def test_equivalence_of_a_curve_that_rises():
-    """Losses 3, 2, 2.4, 1: the middle two are pooled to 2.2, which is reached first at the second size."""
+    """Losses 3, 2, 2.4, 1: with 1,000 rows nobody need do worse than with 100 of them."""
     curve = {10: {0: 3.0}, 100: {0: 2.0}, 1000: {0: 2.4}, 10000: {0: 1.0}}
-    for loss, rows in ((2.2, 100), (2.6, 10**1.5), (1.6, 10**3.5), (3.0, 10)):
+    for loss, rows in ((2.2, 10**1.8), (2.6, 10**1.4), (1.6, 10**3.4), (3.0, 10)):
         assert budget_equivalence(curve, {0: loss}).rows == pytest.approx(rows)
+    harmful = {size: {0: loss} for size, loss in ((144, 2.97), (288, 2.84), (576, 2.82), (1152, 3.01))}
+    assert budget_equivalence(harmful, {0: 2.83}).times(288) == "1.4x"
+    assert budget_equivalence(harmful, {0: 2.81}).times(288) == ">4x"
 
 
 def test_equivalence_of_wrong_curves():

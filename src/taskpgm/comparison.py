@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
-from scipy.optimize import isotonic_regression
 
 from taskpgm.errors import UserError
 from taskpgm.scores import Floats
@@ -227,9 +226,9 @@ def budget_equivalence(
 ) -> Equivalence:
     """Rows with which the reference reaches our loss, seed by seed on its own curve of loss against rows.
 
-    A seed's curve is the non-increasing function nearest to its losses (isotonic regression), linear in log rows
-    between the sizes measured; the answer is where it first comes down to our loss. Nothing is extrapolated. The mean
-    and its t-interval are those of log rows.
+    A seed's curve is its least loss with so many rows or fewer (more can do harm, and then nobody would take them),
+    linear in log rows between the sizes measured; the answer is where it first comes down to our loss. Nothing is
+    extrapolated. The mean and its t-interval are those of log rows.
 
     Args:
         reference_losses: rows -> seed -> loss; at least two sizes, a seed at every size or it is left out.
@@ -249,9 +248,7 @@ def budget_equivalence(
             if not math.isfinite(losses[seed]):
                 raise UserError(f"The loss of seed {seed} ({where}) is {losses[seed]}; train and evaluate it again.")
     logs = np.log(rows)
-    curves = [
-        isotonic_regression([reference_losses[size][seed] for size in rows], increasing=False).x for seed in seeds
-    ]
+    curves = [np.minimum.accumulate([reference_losses[size][seed] for size in rows]) for seed in seeds]
     found = [_first_reached(curve, logs, ours[seed]) for curve, seed in zip(curves, seeds, strict=True)]
     below = sum(ours[seed] > float(curve[0]) for curve, seed in zip(curves, seeds, strict=True))
     beyond = sum(ours[seed] < float(curve[-1]) for curve, seed in zip(curves, seeds, strict=True))
