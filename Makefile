@@ -10,7 +10,7 @@ test: setup
 	$(BIN)/python -m pytest
 check: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-# The experiments of docs/results.md, an hour or two on two cores; a stopped run goes on.
+# The experiments of docs/results.md with all variants, some hours on two cores; a stopped run goes on.
 results: setup
 	$(BIN)/python benchmarks/results.py runs/results
 clean:
