@@ -45,6 +45,7 @@ VARIANTS = {
     "transfer": ("targets", {"kind": "transfer", "floor": 0.1}, {}),
     "likelihood-prior0.05": ("targets", {"kind": "likelihood", "prior": 0.05}, {}),
     "likelihood-prior0.5": ("targets", {"kind": "likelihood", "prior": 0.5}, {}),
+    "pool-likelihood-prior0.2": ("tasks", {"kind": "likelihood", "prior": 0.2}, {}),
     "pool-likelihood-prior0.05": ("tasks", {"kind": "likelihood", "prior": 0.05}, {}),
 }
 screen = Console(width=110)

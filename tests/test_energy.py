@@ -69,7 +69,7 @@ def test_likelihood_is_the_loss_of_the_ensemble():
 def test_prior_takes_its_reference():
     scores = synthetic_scores(np.random.default_rng(2))
     energy = build_energy(scores, None, EnergyConfig(), reference={"t0": 3, "t1": 1})
-    assert energy.prior == 0.2
+    assert energy.prior == 0.5  # no targets
     np.testing.assert_allclose(energy.reference, [0.75, 0.25, 0, 0])
 
 

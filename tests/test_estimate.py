@@ -1,6 +1,7 @@
 """The cost model against counts made another way, and against a run."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ def test_operations_are_those_that_torch_counts(last_layers, model_folders):
         {"tasks": [{"name": "a", "path": "a"}], "budget": {"examples": 4},
          "probes": {"examples": 4, "batch": 2, "lora": {"r": 1, "last_layers": last_layers}}}
     )  # fmt: skip
+    lm = replace(lm, processes=1)  # the counter sees this process
     shape = model_shape(lm, config)
     names = {name: [p.name for p in probes] for name in rows}
     with FlopCounterMode(display=False) as counter:

@@ -123,7 +123,9 @@ def test_the_amount_of_training_is_the_same_for_every_task(tokens, size, batch, 
 def test_a_loss_that_is_not_finite_names_the_probe_and_the_step(model_folders):
     lm, _, rows = loaded(model_folders["llama"])
     config = config_for(model_folders["llama"], learning_rate=1e30, examples=12)
-    with pytest.raises(UserError, match=r"Training probe 'sums' has loss .* at step \d+ of 6; lower the learning rate"):
+    with pytest.raises(
+        UserError, match=r"Training probe '(sums|sky)' has loss .* at step \d+ of 6; lower the learning rate"
+    ):
         list(train_probes(lm, rows, config))
     assert not [name for name, _ in lm.model.named_parameters() if "lora" in name]
 

@@ -49,7 +49,7 @@ def setup(folder, dtype="float32", **lora):
     encoder = ChatEncoder(lm.tokenizer, 256)
     rows = {name: encoder.encode(of_set) for name, of_set in ROWS.items()}
     train = {n: [Row(m, *encoder.lengths([m])[0], key="") for m in of_set] for n, of_set in ROWS.items()}
-    return lm, rows, list(train_probes(lm, train, config))
+    return lm, rows, sorted(train_probes(lm, train, config), key=lambda probe: list(train).index(probe.task))
 
 
 def plain_loop(folder, adapter, rows: list[Encoded], dtype=torch.float32) -> list[np.ndarray]:

@@ -53,6 +53,11 @@ class ModelConfig(Section):
         "auto", description="Precision of the base model; auto takes the one it was saved in."
     )
     device: str = Field("auto", description="auto (cuda where there is one, else cpu), cpu, cuda, cuda:1, mps.")
+    processes: PositiveInt | None = Field(
+        None,
+        description="On a CPU under Linux, processes that train and score side by side, one core each; 1: none, all "
+        "cores for one after another. Left out: one a core, where memory allows.",
+    )
     trust_remote_code: bool = Field(False, description="Run code that a hub repository ships. Off unless you trust it.")
 
 
@@ -204,7 +209,9 @@ class EnergyConfig(Section):
         "tasks only) or transfer (gains with saturating returns).",
     )
     prior: NonNegative | None = Field(
-        None, description="likelihood, gain: weight κ of the pull to the reference mixture (default 0.2, gain 0.3)."
+        None,
+        description="likelihood, gain: weight κ of the pull to the reference mixture (default 0.2, without "
+        "targets 0.5; gain 0.3).",
     )
     reference: Literal["uniform", "size"] = Field(
         "uniform", description="likelihood, gain: the prior's reference mixture."

@@ -31,6 +31,7 @@ SHIFT_MARGIN = 1e-3
 # Negative eigenvalues smaller than this, relative to the largest, are rounding errors of a semidefinite matrix.
 ROUNDING = 1e-12
 PRIOR = {"likelihood": 0.2, "gain": 0.3}  # κ where none is given; docs/decisions.md has what they are chosen by
+WITHOUT_TARGETS = 0.5  # κ of a likelihood where the tasks themselves are served, for which uniform is hard to beat
 KNOBS = {"likelihood": "prior", "gain": "prior", "affinity": "t", "transfer": "saturation"}
 
 
@@ -212,6 +213,12 @@ def build_energy(
     return _likelihood_energy(scores, config, weights, reference)
 
 
+def usual_prior(kind: str, scores: Scores) -> float:
+    """κ where none is given: that of the kind, but more for a likelihood without targets."""
+    targets = len(scores.sets) > len(scores.tasks)
+    return PRIOR[kind] if targets or kind != "likelihood" else WITHOUT_TARGETS
+
+
 def tangent_spectrum(K: Floats) -> tuple[float, float]:
     """(smallest, largest) eigenvalue of K on {v : 1ᵀv = 0}; (inf, 0) for n = 1."""
     n = len(K)
@@ -332,7 +339,7 @@ def _gain_energy(
     probes count as much as the right ones, so that it sees interference, which F does not. Without a prior all weight
     goes to one task.
     """
-    prior = config.prior if config.prior is not None else PRIOR["gain"]
+    prior = config.prior if config.prior is not None else usual_prior("gain", scores)
     w = scores.target_weights(weights)
     r = normalised(scores.tasks, reference, "the reference mixture")
     utility = named_vector(scores.tasks, config.utility, 0.0, "energy.utility")
@@ -366,7 +373,7 @@ def _best_gain(G: Floats, floor: float) -> Floats:
 def _likelihood_energy(
     scores: Scores, config: EnergyConfig, weights: Mapping[str, float], reference: Mapping[str, float] | None
 ) -> Energy:
-    prior = config.prior if config.prior is not None else PRIOR["likelihood"]
+    prior = config.prior if config.prior is not None else usual_prior("likelihood", scores)
     w = scores.target_weights(weights)
     n = len(scores.tasks)
     r = normalised(scores.tasks, reference, "the reference mixture")

@@ -25,10 +25,11 @@ from taskpgm.blocks import WARM
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config
 from taskpgm.divergence import jsd_matrix
+from taskpgm.executor import Tick, Warn, side_by_side
 from taskpgm.lm import LanguageModel, batches, load_model
 from taskpgm.machine import Clock
 from taskpgm.packing import ends
-from taskpgm.probes import Probe, Trainer, derive_seed, encoded_steps, training_order, warm_order
+from taskpgm.probes import Probe, Trainer, derive_seed, encoded_steps, training_memory, training_order, warm_order
 from taskpgm.scoring import score_sets
 from taskpgm.tasks import Row, TaskPool, Tell, load_tasks, tell_nobody
 
@@ -177,15 +178,22 @@ def _try_training(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Confi
     """Operations a second over some steps of one task after another, and a probe of the right size."""
     trainer = Trainer(lm, config)
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
-    spent, done, probe = 0.0, 0.0, None
-    for task in _spread(pool.names):
-        steps = encoded_steps(encoder, pool[task].train, _order(pool, task, config)[:STEPS])
-        if probe is None:  # the first step of a process allocates; the longest rows set the peak of memory
-            trainer.train(task, [_encode(encoder, _longest(pool, config))])
+    longest = _encode(encoder, _longest(pool, config))
+    memory = training_memory(lm, [[longest]], trainer.first)
+
+    def work(steps: list[list[Encoded]], _: Tick, warn: Warn) -> tuple[float, Probe]:
+        trainer.train("trial", [longest])  # the first step of a process allocates; the longest rows set its peak
         started = perf_counter()
-        probe = trainer.train(task, steps)
-        spent += perf_counter() - started
-        done += shape.training(*run_tokens(lm, steps))
+        found = trainer.train("trial", steps)
+        return perf_counter() - started, found
+
+    spent, done, probe = 0.0, 0.0, None
+    names = _spread(pool.names)
+    for group in (names[i : i + lm.processes] for i in range(0, len(names), lm.processes)):
+        steps = [encoded_steps(encoder, pool[t].train, _order(pool, t, config)[:STEPS]) for t in group]
+        found = list(side_by_side(work, steps, lm.processes, memory, lambda: None, trainer.warn))
+        spent, probe = spent + sum(seconds for seconds, _ in found) / len(group), found[-1][1]
+        done += sum(shape.training(*run_tokens(lm, of_task)) for of_task in steps)
         tell("trial of training", min(int(spent), int(TRIAL_SECONDS)), int(TRIAL_SECONDS))
         if spent > TRIAL_SECONDS:
             break
@@ -207,11 +215,11 @@ def _try_scoring(
     # The set of the longest contexts comes first, since it sets the peak of memory.
     first = max(contexts, key=lambda name: max((len(row.ids) for row in contexts[name]), default=0))
     order = [first, *(name for name in _spread(list(contexts)) if name != first)]
-    for k, name in enumerate(order):
-        part = {name: contexts[name]}
+    for k in range(0, len(order), lm.processes):
+        part = {name: contexts[name] for name in order[k : k + lm.processes]}
         for repeat in range(2 if k == 0 else 1):
             started = perf_counter()
-            for _ in score_sets(lm, part, probes, {name: [p.name for p in probes]}):
+            for _ in score_sets(lm, part, probes, {name: [p.name for p in probes] for name in part}):
                 pass
             if repeat or k:
                 spent += perf_counter() - started

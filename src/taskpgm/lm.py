@@ -9,7 +9,7 @@ Shapes: N tokens of a packed batch, d hidden size, R response tokens, V vocabula
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from taskpgm.chat import Encoded, load_tokenizer
 from taskpgm.checkpoint import model_folder
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError, first_line
+from taskpgm.executor import possible, processes_for
 from taskpgm.packing import Packed, attending, ends, pack, shared_prefix
 
 
@@ -33,6 +34,7 @@ class LanguageModel:
     name: str
     layers: nn.ModuleList
     plain_head: bool  # packed trunk, rest and output embedding give exactly the model's own logits
+    processes: int = 1  # that train and score side by side, one core each; 1: one on all cores
 
     @property
     def device(self) -> torch.device:
@@ -43,6 +45,17 @@ class LanguageModel:
     def token_budget(self) -> int:
         """Tokens in a batch."""
         return 2048 if self.device.type == "cpu" else 16384
+
+    def memory(self, tokens: int, responses: int, first: int | None = None) -> float:
+        """Bytes, roughly and rather too many, that a batch takes beyond the model: activations, and logits.
+
+        Args:
+            first: the layer from which on a backward pass is to follow; activations of one layer at a time without.
+        """
+        each = sum(sum(w.shape) for w in self.layers[-1].parameters() if w.ndim == 2) * 4
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        kept = 1 if first is None else len(self.layers) - first
+        return float(tokens * each * kept + (3 if first is not None else 1) * 4 * vocabulary * responses + (256 << 20))
 
     def shared_prefix(self, rows: Sequence[Encoded]) -> int:
         """Number of first tokens that the model may run once for all these rows."""
@@ -170,7 +183,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
     model = model.to(device).eval().requires_grad_(False)
     packing.register()
     lm = LanguageModel(model, tokenizer, config.path, _decoder_layers(model), plain_head=True)
-    return LanguageModel(model, tokenizer, config.path, lm.layers, plain_head=_runs_in_parts(lm))
+    return replace(lm, plain_head=_runs_in_parts(lm), processes=_processes(config.processes, lm))
 
 
 def batches(lengths: Sequence[int], token_budget: int, shared: int = 0) -> Iterator[list[int]]:
@@ -302,6 +315,16 @@ def _runs_in_parts(lm: LanguageModel) -> bool:
             raise
         return False
     return True
+
+
+def _processes(wanted: int | None, lm: LanguageModel) -> int:
+    if (wanted or 1) > 1 and not (lm.device.type == "cpu" and possible()):
+        raise UserError(
+            f"model.processes is {wanted}, but work is spread over processes on Linux alone, on a CPU, and not "
+            "beside a GPU; leave it out."
+        )
+    usual = lm.memory(lm.token_budget // 2, lm.token_budget // 8, 0)
+    return wanted or (processes_for(usual) if lm.device.type == "cpu" else 1)
 
 
 def _device(name: str) -> torch.device:

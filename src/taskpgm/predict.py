@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from taskpgm.affinity import mean_logp
 from taskpgm.compare import mixture_weights
 from taskpgm.config import Config, EnergyConfig
-from taskpgm.energy import PRIOR, Energy, build_energy
+from taskpgm.energy import Energy, build_energy, usual_prior
 from taskpgm.errors import UserError
 from taskpgm.pipeline import Result, Say, Stages, write_json
 from taskpgm.scores import Floats
@@ -98,8 +98,8 @@ def predict_losses(
         p = np.array([of_task.get(task, 0.0) for task in pool.names])
         straying = _straying(p)
         losses = {
-            "ensemble": ensemble.loss(p) + PRIOR["likelihood"] * straying,
-            "gain": start + gain.loss(p) + PRIOR["gain"] * straying,
+            "ensemble": ensemble.loss(p) + usual_prior("likelihood", result.scores) * straying,
+            "gain": start + gain.loss(p) + usual_prior("gain", result.scores) * straying,
             "merged": merger.loss(p) if merger else None,
         }
         found.append(Prediction(name, dict(of_task), **losses))  # type: ignore[arg-type]

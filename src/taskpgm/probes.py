@@ -28,6 +28,7 @@ from taskpgm.blocks import WARM
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config, LoraConfig
 from taskpgm.errors import UserError, first_line
+from taskpgm.executor import Tick, Warn, side_by_side
 from taskpgm.lm import LanguageModel, Trunk, batches, out_of_memory
 from taskpgm.packing import ends, pack
 from taskpgm.tasks import Row, Tell, tell_nobody
@@ -117,7 +118,7 @@ def train_probes(
     warn: Callable[[str], None] = warnings.warn,
     start: Probe | None = None,
 ) -> Iterator[Probe]:
-    """One probe for each task in `rows`, yielded as its training ends.
+    """One probe for each task in `rows`, yielded as its training ends: side by side on a CPU's cores.
 
     Args:
         lm: the base model; unchanged when the iterator is exhausted or closed.
@@ -136,10 +137,18 @@ def train_probes(
         )
         for task, of_task in rows.items()
     }
-    total, done = sum(map(len, orders.values())), itertools.count(1)
-    for task, order in orders.items():
-        steps = encoded_steps(encoder, rows[task], order)
-        yield trainer.train(task, steps, lambda: tell("training probes", next(done), total))
+    steps = {task: encoded_steps(encoder, rows[task], order) for task, order in orders.items()}
+    total, done = sum(map(len, steps.values())), itertools.count(1)
+
+    def work(task: str, tick: Tick, warn: Warn) -> Probe:
+        trainer.warn = warn
+        return trainer.train(task, steps[task], tick)
+
+    yield from side_by_side(
+        work, sorted(steps, key=lambda task: -tokens_of(steps[task])), lm.processes,
+        training_memory(lm, list(steps.values()), trainer.first), lambda: tell("training probes", next(done), total),
+        warn,
+    )  # fmt: skip
 
 
 def train_warm_start(
@@ -430,6 +439,13 @@ def _titled(name: str) -> str:
 def tokens_of(steps: Sequence[Sequence[Encoded]]) -> int:
     """Tokens of all rows of these steps, prompts included."""
     return sum(len(row.ids) for step in steps for row in step)
+
+
+def training_memory(lm: LanguageModel, trainings: Sequence[Sequence[Sequence[Encoded]]], first: int) -> float:
+    """Bytes, roughly, that any of these trainings takes beyond the model, from layer `first` on."""
+    steps = [step for training in trainings for step in training]
+    responses = max(sum(int(row.response.sum()) for row in step) for step in steps)
+    return lm.memory(min(max(tokens_of([step]) for step in steps), lm.token_budget), responses, first)
 
 
 def encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], order: Sequence[NDArray[np.int64]]) -> list[list[Encoded]]:

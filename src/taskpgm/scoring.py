@@ -7,6 +7,7 @@ a warm start a new task costs its own probe on all sets and all probes on its ow
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config
 from taskpgm.divergence import jsd_matrix, label_logp
 from taskpgm.errors import UserError
+from taskpgm.executor import Tick, Warn, side_by_side
 from taskpgm.lm import LanguageModel, batches, halving
 from taskpgm.packing import Packed, ends, pack
 from taskpgm.probes import Probe, Use, derive_seed, installed
@@ -47,16 +49,24 @@ def score_sets(
     total = sum(len(names) for names in missing.values())
     done = 0
     for chunk in _chunks(probes):
+        wanted: dict[str, list[Probe | None]] = {
+            name: [p for p in chunk if p.name in missing[name]] for name in contexts
+        }
+        for name in contexts:
+            if BASE in missing[name] and (not chunk or chunk[0] is probes[0]):
+                wanted[name].append(None)  # last, so that it shares the probes' prefix
+        names = [name for name in contexts if wanted[name]]
         with installed(lm, chunk) as use:
-            for name, rows in contexts.items():
-                wanted: list[Probe | None] = [p for p in chunk if p.name in missing[name]]
-                if BASE in missing[name] and (not chunk or chunk[0] is probes[0]):
-                    wanted.append(None)  # last, so that it shares the probes' prefix
-                if wanted:
-                    kept = sampled.get(name) if sampled else None
-                    yield name, _score_set(lm, use, name, rows, wanted, kept, warn)
-                    done += len(wanted)
-                    tell("scoring", done, total)
+
+            def work(name: str, _: Tick, warn: Warn, use: Use = use, wanted: Any = wanted) -> tuple[str, Blocks]:
+                kept = sampled.get(name) if sampled else None
+                return name, _score_set(lm, use, name, contexts[name], wanted[name], kept, warn)
+
+            names.sort(key=lambda name: -sum(ends(row) for row in contexts[name]) * len(wanted[name]))
+            for name, blocks in side_by_side(work, names, lm.processes, _memory(lm, contexts), lambda: None, warn):
+                done += len(wanted[name])
+                yield name, blocks
+                tell("scoring", done, total)
 
 
 def score_contexts(
@@ -280,6 +290,13 @@ def _chunks(probes: Sequence[Probe]) -> Iterator[Sequence[Probe]]:
     step = max(1, ADAPTER_MEMORY // max(1, size))
     for start in range(0, len(probes), step):
         yield probes[start : start + step]
+
+
+def _memory(lm: LanguageModel, contexts: Mapping[str, list[Encoded]]) -> float:
+    """Bytes, roughly, that scoring the set of the most tokens takes beyond the model."""
+    tokens = max(sum(ends(row) for row in rows) for rows in contexts.values())
+    responses = max(sum(int(row.response.sum()) for row in rows) for rows in contexts.values())
+    return lm.memory(min(tokens, lm.token_budget), min(responses, lm.token_budget))
 
 
 def _hidden(block: Block, probe: str) -> Hidden:
