@@ -26,6 +26,8 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,9 +43,10 @@ from taskpgm.config import Config, load_config, parse_config
 from taskpgm.demo import write_demo
 from taskpgm.divergence import jsd_matrix
 from taskpgm.estimate import context_tokens, model_shape, run_tokens
+from taskpgm.executor import one_core
 from taskpgm.lm import load_model, padded
 from taskpgm.machine import Clock, environment
-from taskpgm.probes import Probe, Trainer, derive_seed, encoded_steps, tokens_of, training_order
+from taskpgm.probes import Probe, Trainer, derive_seed, encoded_steps, tokens_of, train_probes, training_order
 from taskpgm.scoring import encode_contexts, score_sets
 from taskpgm.tasks import load_tasks
 
@@ -104,24 +107,33 @@ def timed(work: Any) -> tuple[float, Any]:
 
 
 def training(bench: Bench) -> dict[str, Any]:
-    """Seconds a task, in turn; non-padding tokens a second."""
-    trainer = Trainer(bench.lm, bench.config)
-    trainer.train("warm-up", bench.steps(bench.pool.names[0])[:2])
+    """Non-padding tokens a second: some tasks as `train_probes` does them, as many at a time as it has processes; then
+    the same ones with Trainer, in turn."""
+    Trainer(bench.lm, bench.config).train("warm-up", bench.steps(bench.pool.names[0])[:2])
     pairs = []
-    for task in bench.pool.names[: bench.args.pairs]:
-        steps = bench.steps(task)
-        tokens = sum(len(row.ids) for step in steps for row in step)
-        ours, _ = timed(partial(trainer.train, task, steps))
-        theirs, _ = timed(partial(train_with_trainer, bench, steps, all_layers=True))
-        pairs.append({"task": task, "tokens": tokens, "ours": tokens / ours, "Trainer + PEFT": tokens / theirs})
+    together = bench.lm.processes
+    for at in range(0, len(bench.pool.names), together)[: bench.args.pairs]:
+        tasks = bench.pool.names[at : at + together]
+        tokens = sum(tokens_of(bench.steps(task)) for task in tasks)
+        ours, _ = timed(lambda tasks=tasks: train_ours(bench, tasks))
+        theirs, _ = timed(lambda tasks=tasks: [train_with_trainer(bench, bench.steps(t), True) for t in tasks])
+        pairs.append(
+            {"task": " and ".join(tasks), "tokens": tokens, "ours": tokens / ours, "Trainer + PEFT": tokens / theirs}
+        )
         if bench.args.last_layers:
-            same, _ = timed(partial(train_with_trainer, bench, steps))
+            same, _ = timed(lambda tasks=tasks: [train_with_trainer(bench, bench.steps(t)) for t in tasks])
             pairs[-1]["Trainer + PEFT on the same layers"] = tokens / same
         screen.print({k: v if isinstance(v, str) else round(v) for k, v in pairs[-1].items()})
     found = ratios(pairs, "Trainer + PEFT")
     if bench.args.last_layers:
         found["same layers"] = ratios(pairs, "Trainer + PEFT on the same layers")
     return found
+
+
+def train_ours(bench: Bench, tasks: Sequence[str]) -> list[Probe]:
+    """The probes of these tasks, as `taskpgm probe` trains them."""
+    rows = {task: bench.pool[task].train[: bench.args.rows] for task in tasks}
+    return list(train_probes(bench.lm, rows, bench.config))
 
 
 def train_with_trainer(bench: Bench, steps: list[list[Encoded]], all_layers: bool = False) -> Any:
@@ -338,7 +350,10 @@ def research(bench: Bench) -> dict[str, Any]:
 
 
 def limit(bench: Bench) -> dict[str, Any]:
-    """GFLOP/s of torch.mm, square and at the shapes of scoring; the linear layers' share; shares of whole passes."""
+    """GFLOP/s of torch.mm, square and at the shapes of scoring; the linear layers' share; shares of whole passes.
+
+    The linear layers are timed as they run: on one core, where processes work side by side.
+    """
     dtype = next(bench.lm.model.parameters()).dtype
     device = bench.lm.device
 
@@ -352,29 +367,34 @@ def limit(bench: Bench) -> dict[str, Any]:
     score_ours(bench, probes)
     calls: list[tuple[int, int, int, float]] = []
     shape = model_shape(bench.lm, bench.config)
-    with _timed_linears(bench, calls):
-        score_ours(bench, probes)
-    by_shape: dict[tuple[int, int, int], list[float]] = {}
-    for *dims, seconds in calls:
-        by_shape.setdefault(tuple(dims), []).append(seconds)
-    ideal = sum(len(s) * 2 * n * i * o / rate(n, i, o) for (n, i, o), s in by_shape.items())
+    together = bench.lm
+    bench.lm = replace(together, processes=1)
+    with one_core() if together.processes > 1 else contextlib.nullcontext():
+        with _timed_linears(bench, calls):
+            score_ours(bench, probes)
+        by_shape: dict[tuple[int, int, int], list[float]] = {}
+        for *dims, seconds in calls:
+            by_shape.setdefault(tuple(dims), []).append(seconds)
+        ideal = sum(len(s) * 2 * n * i * o / rate(n, i, o) for (n, i, o), s in by_shape.items())
+        square_there = max(rate(size, size, size) for size in (1024, 2048))
+    bench.lm = together
     spent = sum(sum(s) for s in by_shape.values())
     work = sum(2 * n * i * o * len(s) for (n, i, o), s in by_shape.items())
     seconds, _ = timed(lambda: score_ours(bench, probes))
     operations = shape.scoring(*context_tokens(bench.lm, bench.contexts), len(probes))
-    steps = bench.steps(bench.pool.names[0])
-    trainer = Trainer(bench.lm, bench.config)
-    training_s, _ = timed(lambda: trainer.train("limit", steps))
-    training_operations = shape.training(*run_tokens(bench.lm, steps))
+    tasks = bench.pool.names[: max(2, together.processes)]
+    training_s, _ = timed(lambda: train_ours(bench, tasks))
+    training_operations = sum(shape.training(*run_tokens(bench.lm, bench.steps(task))) for task in tasks)
     few, many = (rate(rows, shape.width, 1536) for rows in (256, 2048))
     return {
         "square mm, GFLOP/s": square / 1e9,
+        "square mm where linear layers are timed, GFLOP/s": square_there / 1e9,
         "mm of 256 rows, GFLOP/s": few / 1e9,
         "mm of 2048 rows, GFLOP/s": many / 1e9,
         "mm at scoring's shapes, GFLOP/s": work / ideal / 1e9,
         "linear layers with their adapters, GFLOP/s": work / spent / 1e9,
         "linear layers, share of mm at those shapes": ideal / spent,
-        "linear layers, share of square mm": work / spent / square,
+        "linear layers, share of square mm": work / spent / square_there,
         "scoring, model FLOPs / time / square mm": operations / seconds / square,
         "training, model FLOPs / time / square mm": training_operations / training_s / square,
     }

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +68,36 @@ def test_a_killed_process_is_told_with_a_remedy():
 
     with pytest.raises(UserError, match=r"exit code -9 .* model.processes"):
         list(side_by_side(work, [0, 1], 2, MEMORY, int, lambda _: None))
+
+
+def test_processes_end_with_a_parent_that_is_killed(tmp_path):
+    def work(item, tick, warn):
+        (tmp_path / str(item)).write_text(str(os.getpid()))
+        time.sleep(60)
+
+    parent = os.fork()
+    if parent == 0:
+        list(side_by_side(work, [0, 1], 2, MEMORY, int, lambda _: None))
+    until(lambda: all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in "01"))
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    until(lambda: not any(alive(int((tmp_path / name).read_text())) for name in "01"))
+
+
+def until(true):
+    for _ in range(200):
+        if true():
+            return
+        time.sleep(0.1)
+    raise AssertionError("not within 20 s")
+
+
+def alive(pid):
+    """Whether a process runs: one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_memory_of_the_processes_is_counted():

@@ -6,6 +6,7 @@ threads again after its parent had some, hence one core each.
 """
 
 import contextlib
+import ctypes
 import math
 import multiprocessing
 import pickle
@@ -25,6 +26,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Tick = Callable[[], None]
 Warn = Callable[[str], None]
+PR_SET_PDEATHSIG = 1  # Linux: a signal for the child when its parent has ended
 
 
 def possible() -> bool:
@@ -129,6 +131,7 @@ def _forked(work: Any, items: Sequence[Any], others: Sequence[Connection]) -> tu
 def _serve(work: Any, items: Sequence[Any], pipe: Connection, inherited: Sequence[Connection]) -> None:
     """In the new process: work on the items whose numbers come, until None comes or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops this process
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # and takes it along, with the run directory's lock
     for other in inherited:  # an end kept open here would hide that the parent is gone
         other.close()
     torch.set_num_threads(1)
