@@ -45,7 +45,7 @@ from taskpgm.divergence import jsd_matrix
 from taskpgm.estimate import context_tokens, model_shape, run_tokens
 from taskpgm.executor import one_core
 from taskpgm.lm import load_model, padded
-from taskpgm.machine import Clock, environment
+from taskpgm.machine import Clock, environment, resident_memory
 from taskpgm.probes import Probe, Trainer, derive_seed, encoded_steps, tokens_of, train_probes, training_order
 from taskpgm.scoring import encode_contexts, score_sets
 from taskpgm.tasks import load_tasks
@@ -456,18 +456,11 @@ def memory_of(bench: Bench, count: int) -> dict[str, float]:
     adapters = (
         count * sum(w.numel() for w in probes[0].weights.values()) * next(bench.lm.model.parameters()).element_size()
     )
-    before = _resident()
+    before = resident_memory()
     clock = Clock()
     for _ in score_sets(bench.lm, bench.contexts, probes, names, sampled):
         pass
     return {"bytes": max(clock.peak() - before - adapters, 1 << 20), "adapters": adapters, "seconds": clock.seconds}
-
-
-def _resident() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("memory needs /proc")
 
 
 def ratios(pairs: list[dict[str, Any]], other: str) -> dict[str, Any]:
