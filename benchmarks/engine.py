@@ -2,7 +2,9 @@
 
     python benchmarks/engine.py [--model M] [--config MIX.YAML] [--last-layers 8] [--parts training,scoring,...]
 
-Without a configuration: the embedded model and the demo's tasks. Times are medians of pairs, taken in turn.
+Without a configuration: the embedded model and the demo's tasks. With `--random llama-2-7b` or `qwen2-7b`: a model of
+that size with random weights, which needs no download, on random rows of 512 tokens, a quarter of them responses. Times
+are medians of pairs, taken in turn.
 
     training    n runs of transformers' Trainer with a PEFT LoRA on the same modules, same rows, same rows a batch
     scoring     one model with n PEFT adapters, set_adapter in turn, padded batches, full logits, gather
@@ -26,8 +28,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,8 @@ import torch
 import yaml
 from rich.console import Console
 
-from taskpgm.chat import ChatEncoder, Encoded
+from taskpgm.blocks import BASE
+from taskpgm.chat import ChatEncoder, Encoded, load_tokenizer
 from taskpgm.checkpoint import model_folder
 from taskpgm.config import Config, load_config, parse_config
 from taskpgm.demo import write_demo
@@ -50,8 +53,43 @@ from taskpgm.probes import Probe, Trainer, derive_seed, encoded_steps, tokens_of
 from taskpgm.scoring import encode_contexts, score_sets
 from taskpgm.tasks import load_tasks
 
+RANK = 16
 screen = Console(width=110)
 warnings.filterwarnings("ignore")
+
+
+# What the models of these names are, for transformers' configuration classes.
+SIZES: dict[str, dict[str, Any]] = {
+    "llama-2-7b": {
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    },
+    "qwen2-7b": {
+        "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
+        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768,
+        "rope_theta": 1e6, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+RANDOM_LENGTH = 512
+
+
+def write_random_model(name: str, layers: int | None, config: Config, folder: Path) -> Path:
+    """A checkpoint of that size in bfloat16, with a tokenizer that is only there to be loaded."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = SIZES[name] | ({"num_hidden_layers": layers} if layers else {})
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**sizes), dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    load_tokenizer(config.model).save_pretrained(folder)
+    return folder
+
+
+def random_rows(count: int, vocabulary: int, seed: int) -> list[Encoded]:
+    """Rows of random ids; the last quarter is the response."""
+    ids = np.random.default_rng(seed).integers(vocabulary, size=(count, RANDOM_LENGTH), dtype=np.int32)
+    return [Encoded(row, np.arange(RANDOM_LENGTH) >= RANDOM_LENGTH * 3 // 4, False) for row in ids]
 
 
 class Bench:
@@ -62,9 +100,11 @@ class Bench:
         config = load_config(args.config) if args.config else write_demo(folder)
         data = config.model_dump(exclude_none=True)
         data["probes"] |= {"examples": args.rows * args.epochs, "batch": args.batch}
-        data["probes"]["lora"] = {"r": 16, "alpha": 32}
+        data["probes"]["lora"] = {"r": RANK, "alpha": 2 * RANK}
         if args.last_layers:
             data["probes"]["lora"]["last_layers"] = args.last_layers
+        if args.random:
+            args.model = str(write_random_model(args.random, args.layers, config, folder / args.random))
         if args.model:
             data["model"] = {"path": args.model}
         data["tasks"] = data["tasks"][: args.tasks]
@@ -73,12 +113,20 @@ class Bench:
         self.lm = load_model(self.config.model)
         self.encoder = ChatEncoder(self.lm.tokenizer, self.config.probes.max_length)
         self.pool = load_tasks(self.config, self.encoder.lengths)
-        self.contexts = encode_contexts(self.encoder, self.pool)
+        self.vocabulary = self.lm.model.get_input_embeddings().weight.shape[0]
+        self.contexts = (
+            {"random": random_rows(args.contexts, self.vocabulary, 0)}
+            if args.random
+            else encode_contexts(self.encoder, self.pool)
+        )
         self.facts: dict[str, Any] = {**environment(), "threads": torch.get_num_threads(), "model": self.lm.name,
                                       "last_layers": args.last_layers}  # fmt: skip
 
     def steps(self, task: str) -> list[list[Encoded]]:
         """What a probe of the task is trained on: `rows` of its rows, `epochs` times."""
+        if self.args.random:
+            found = random_rows(self.args.rows, self.vocabulary, 1 + self.pool.names.index(task)) * self.args.epochs
+            return [found[at : at + self.args.batch] for at in range(0, len(found), self.args.batch)]
         rows = self.pool[task].train[: self.args.rows]
         order = training_order([row.response_tokens for row in rows], self.config, derive_seed(0, "order", task, "0"))
         return encoded_steps(self.encoder, rows, order)
@@ -132,6 +180,8 @@ def training(bench: Bench) -> dict[str, Any]:
 
 def train_ours(bench: Bench, tasks: Sequence[str]) -> list[Probe]:
     """The probes of these tasks, as `taskpgm probe` trains them."""
+    if bench.args.random:
+        return [Trainer(bench.lm, bench.config).train(task, bench.steps(task)) for task in tasks]
     rows = {task: bench.pool[task].train[: bench.args.rows] for task in tasks}
     return list(train_probes(bench.lm, rows, bench.config))
 
@@ -221,7 +271,7 @@ def peft_with(bench: Bench, probes: list[Probe]) -> Any:
 
 def scoring(bench: Bench) -> dict[str, Any]:
     """Non-padding tokens a second times probes: label log-probabilities alone."""
-    probes = some_probes(bench, min(4, len(bench.pool.names)))
+    probes = some_probes(bench, bench.args.probes or min(4, len(bench.pool.names)))
     tokens = sum(len(row.ids) for rows in bench.contexts.values() for row in rows)
     pairs = []
     with peft_with(bench, probes) as model:
@@ -244,7 +294,7 @@ def scoring(bench: Bench) -> dict[str, Any]:
 
 def divergence(bench: Bench) -> dict[str, Any]:
     """Position-pairs a second on the same hidden states: every pair by log_softmax in float32, against jsd_matrix."""
-    n, positions = len(bench.pool.names), 48
+    n, positions = bench.args.probes or len(bench.pool.names), 48
     head = bench.lm.model.get_output_embeddings()
     probes = some_probes(bench, n)
     sampled = {
@@ -365,21 +415,27 @@ def limit(bench: Bench) -> dict[str, Any]:
     square = max(rate(size, size, size) for size in (1024, 2048, 4096))
     probes = some_probes(bench, 4)
     score_ours(bench, probes)
-    calls: list[tuple[int, int, int, float]] = []
     shape = model_shape(bench.lm, bench.config)
     together = bench.lm
     bench.lm = replace(together, processes=1)
+    base = {name: [BASE] for name in bench.contexts}
     with one_core() if together.processes > 1 else contextlib.nullcontext():
-        with _timed_linears(bench, calls):
+        with _timed_linears(bench) as bare:
+            list(score_sets(bench.lm, bench.contexts, [], base))
+        with _timed_linears(bench) as calls:
             score_ours(bench, probes)
-        by_shape: dict[tuple[int, int, int], list[float]] = {}
-        for *dims, seconds in calls:
-            by_shape.setdefault(tuple(dims), []).append(seconds)
-        ideal = sum(len(s) * 2 * n * i * o / rate(n, i, o) for (n, i, o), s in by_shape.items())
+        ideal = {dims: 2 * math.prod(dims) / rate(*dims) for dims in {call.dims for call in [*bare, *calls]}}
+        thin = {
+            dims: 2 * math.prod(dims) / rate(*dims)
+            for n, i, o in {call.dims for call in calls if call.adapted}
+            for dims in ((n, i, RANK), (n, RANK, o))
+        }
         square_there = max(rate(size, size, size) for size in (1024, 2048))
     bench.lm = together
-    spent = sum(sum(s) for s in by_shape.values())
-    work = sum(2 * n * i * o * len(s) for (n, i, o), s in by_shape.items())
+    spent = sum(call.seconds for call in calls)
+    work = sum(2 * math.prod(call.dims) for call in calls)
+    least = sum(ideal[call.dims] for call in calls)
+    of_adapters = sum(thin[n, i, RANK] + thin[n, RANK, o] for n, i, o in (call.dims for call in calls if call.adapted))
     seconds, _ = timed(lambda: score_ours(bench, probes))
     operations = shape.scoring(*context_tokens(bench.lm, bench.contexts), len(probes))
     tasks = bench.pool.names[: max(2, together.processes)]
@@ -391,18 +447,32 @@ def limit(bench: Bench) -> dict[str, Any]:
         "square mm where linear layers are timed, GFLOP/s": square_there / 1e9,
         "mm of 256 rows, GFLOP/s": few / 1e9,
         "mm of 2048 rows, GFLOP/s": many / 1e9,
-        "mm at scoring's shapes, GFLOP/s": work / ideal / 1e9,
+        "mm at scoring's shapes, GFLOP/s": work / least / 1e9,
         "linear layers with their adapters, GFLOP/s": work / spent / 1e9,
-        "linear layers, share of mm at those shapes": ideal / spent,
+        "linear layers of the base model alone, share of mm at those shapes": (
+            sum(ideal[call.dims] for call in bare) / sum(call.seconds for call in bare)
+        ),
+        "linear layers with adapters, products of both, share of mm at those shapes": (least + of_adapters) / spent,
+        "linear layers with adapters, products of the former alone": least / spent,
         "linear layers, share of square mm": work / spent / square_there,
         "scoring, model FLOPs / time / square mm": operations / seconds / square,
         "training, model FLOPs / time / square mm": training_operations / training_s / square,
     }
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call of a linear module: tokens, in and out; whether an adapter ran with it; its seconds."""
+
+    dims: tuple[int, int, int]
+    adapted: bool
+    seconds: float
+
+
 @contextlib.contextmanager
-def _timed_linears(bench: Bench, calls: list[tuple[int, int, int, float]]) -> Any:
+def _timed_linears(bench: Bench) -> Iterator[list[Call]]:
     """Within, every call of a decoder layer's linear module is timed, with whatever is patched on it."""
+    calls: list[Call] = []
     call = torch.nn.Module.__call__
     linears = {m for m in bench.lm.layers.modules() if isinstance(m, torch.nn.Linear)}
 
@@ -410,12 +480,13 @@ def _timed_linears(bench: Bench, calls: list[tuple[int, int, int, float]]) -> An
         if self not in linears:
             return call(self, *args, **kwargs)
         seconds, out = timed(lambda: call(self, *args, **kwargs))
-        calls.append((args[0].numel() // args[0].shape[-1], self.in_features, self.out_features, seconds))
+        dims = args[0].numel() // args[0].shape[-1], self.in_features, self.out_features
+        calls.append(Call(dims, "forward" in self.__dict__, seconds))
         return out
 
     torch.nn.Module.__call__ = timing
     try:
-        yield
+        yield calls
     finally:
         torch.nn.Module.__call__ = call
 
@@ -476,6 +547,10 @@ if __name__ == "__main__":
     parser.add_argument("--model")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--last-layers", type=int, default=0, help="0: all")
+    parser.add_argument("--random", choices=sorted(SIZES), help="random weights of this size, random rows")
+    parser.add_argument("--layers", type=int, help="with --random: fewer layers, to try it on a small machine")
+    parser.add_argument("--contexts", type=int, default=64, help="with --random: so many")
+    parser.add_argument("--probes", type=int, help="scoring and divergence: so many")
     parser.add_argument("--tasks", type=int, default=None, help="the first so many tasks")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=3)
@@ -493,6 +568,10 @@ if __name__ == "__main__":
             sys.exit()
         for part in args.parts.split(","):
             screen.rule(part)
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
             bench.facts[part] = globals()[part](bench)
+            if torch.cuda.is_available():
+                bench.facts[part]["peak GPU memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
             screen.print({k: v for k, v in bench.facts[part].items() if k != "pairs"})
             args.out.write_text(json.dumps(bench.facts, indent=1) + "\n")
