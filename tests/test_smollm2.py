@@ -67,6 +67,7 @@ def test_bfloat16_errs_no_more_than_the_plain_loop_and_the_mixture_stays(finishe
     scored = {}
     for dtype in ("float32", "bfloat16"):
         lm = load_model(ModelConfig(dtype=dtype, device="cpu"))
+        assert lm.plain_head  # else this would compare the plain loop with itself
         contexts = encode_contexts(ChatEncoder(lm.tokenizer, 200), result.pool)
         scored[dtype] = all_blocks(lm, contexts, probes)
         del lm
