@@ -111,6 +111,8 @@ def packed_attention(
 
     The prefix attends to itself; every rest attends to the prefix and to itself. Equal to attention row by row.
     """
+    if kwargs.get("softcap") or kwargs.get("s_aux") is not None:
+        raise ValueError("scores are capped, or have sinks: not attention of this kind")
     packed, window = _LAYOUT.get(), kwargs.get("sliding_window")
     q, k, v = query[0], key[0], value[0]
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
