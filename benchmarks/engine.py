@@ -424,18 +424,16 @@ def limit(bench: Bench) -> dict[str, Any]:
             list(score_sets(bench.lm, bench.contexts, [], base))
         with _timed_linears(bench) as calls:
             score_ours(bench, probes)
-        ideal = {dims: 2 * math.prod(dims) / rate(*dims) for dims in {call.dims for call in [*bare, *calls]}}
-        thin = {
-            dims: 2 * math.prod(dims) / rate(*dims)
-            for n, i, o in {call.dims for call in calls if call.adapted}
-            for dims in ((n, i, RANK), (n, RANK, o))
-        }
+        thin = {d for c in calls if c.adapted for n, i, o in [c.dims] for d in ((n, i, RANK), (n, RANK, o))}
+        ideal = {dims: 2 * math.prod(dims) / rate(*dims) for dims in {c.dims for c in [*bare, *calls]} | thin}
         square_there = max(rate(size, size, size) for size in (1024, 2048))
     bench.lm = together
     spent = sum(call.seconds for call in calls)
     work = sum(2 * math.prod(call.dims) for call in calls)
     least = sum(ideal[call.dims] for call in calls)
-    of_adapters = sum(thin[n, i, RANK] + thin[n, RANK, o] for n, i, o in (call.dims for call in calls if call.adapted))
+    of_adapters = sum(
+        ideal[n, i, RANK] + ideal[n, RANK, o] for n, i, o in (call.dims for call in calls if call.adapted)
+    )
     seconds, _ = timed(lambda: score_ours(bench, probes))
     operations = shape.scoring(*context_tokens(bench.lm, bench.contexts), len(probes))
     tasks = bench.pool.names[: max(2, together.processes)]

@@ -123,6 +123,25 @@ def test_a_sliding_window_is_kept(tmp_path):
     assert np.abs(packed_logp(lm, rows) - plain_logp(plain, rows)).max() > 0.01  # the window means something
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_half_precision_is_run_packed_too(model_folders, architecture):
+    assert load_model(ModelConfig(path=str(model_folders[architecture]), device="cpu", dtype="bfloat16")).plain_head
+
+
+@pytest.mark.parametrize("cap", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_a_capped_model_is_run_whole(tmp_path, cap):
+    from transformers import AutoConfig
+
+    folder = make_model(tmp_path)
+    caps = {"attn_logit_softcapping": None, "final_logit_softcapping": None} | {cap: 1e4}  # too high to be seen
+    config = AutoConfig.for_model(
+        "gemma2", vocab_size=331, hidden_size=32, intermediate_size=56, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, bos_token_id=3, eos_token_id=2, pad_token_id=0, **caps,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).to(torch.float32).save_pretrained(folder)
+    assert not load_model(ModelConfig(path=str(folder), device="cpu", dtype="float32")).plain_head
+
+
 def test_a_model_with_its_own_head_is_run_whole(tmp_path):
     from transformers import AutoConfig
 
