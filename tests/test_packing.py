@@ -178,6 +178,25 @@ def test_a_trunk_gives_what_it_kept_or_runs_it_again(memory, model_folders, monk
     assert sum(kept.nbytes for _, kept in trunk.kept.values()) <= memory
 
 
+@pytest.mark.parametrize("memory", [0, 4000, 1 << 20])
+def test_a_trunk_is_filled_in_full_batches_while_there_is_memory(memory, model_folders, monkeypatch):
+    lm = load_model(ModelConfig(path=str(model_folders["qwen2"]), device="cpu", dtype="float32"))
+    rows = some_rows()
+    trunk, ran = Trunk(lm, 2, lm.shared_prefix(rows), memory), []
+    run = LanguageModel.trunk
+    monkeypatch.setattr(
+        LanguageModel, "trunk", lambda self, packed, first: ran.append(len(packed.rows)) or run(self, packed, first)
+    )
+    monkeypatch.setattr(LanguageModel, "token_budget", trunk.shared + 2 * (max(map(ends, rows)) - trunk.shared))
+    trunk.fill([*rows, rows[0]], pytest.fail)
+    filled = list(ran)
+    assert filled == ([2, 2] if memory == 1 << 20 else [2])
+    assert len(trunk.kept) == {0: 0, 4000: 1, 1 << 20: 4}[memory]
+    packed = pack([rows[i] for i in (3, 1, 3)], trunk.shared, lm.device)
+    torch.testing.assert_close(trunk.entering(packed), run(lm, packed, 2), atol=1e-5, rtol=1e-4)
+    assert (ran == filled) == (memory == 1 << 20)
+
+
 def test_an_adapter_that_is_no_plain_lora_is_left_to_peft(model_folders, tmp_path):
     folder = model_folders["llama"]
     lm = load_model(ModelConfig(path=str(folder), device="cpu", dtype="float32"))

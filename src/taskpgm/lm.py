@@ -8,6 +8,7 @@ Shapes: N tokens of a packed batch, d hidden size, R response tokens, V vocabula
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,11 @@ from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError, first_line
 from taskpgm.executor import possible, processes_for
 from taskpgm.packing import Packed, attending, ends, pack, shared_prefix
+
+# oneDNN compiles a product's kernel for every number of tokens, and keeps 1,024 of them: some 600 MiB. A step has about
+# 50 shapes. Read once, when the first product is run.
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+KERNELS = "128"
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,17 @@ class Trunk:
         self.kept: dict[int, tuple[Encoded, Tensor]] = {}  # the row too, so that its id stays its own
         self.prefix: Tensor | None = None
 
+    def fill(self, rows: Sequence[Encoded], warn: Callable[[str], None]) -> None:
+        """Run these rows now, in full batches: fewer passes than one for every small step that they come in."""
+        if self.first == 0 or not self.lm.plain_head:
+            return
+        new = list({id(row): row for row in rows if id(row) not in self.kept}.values())
+        for batch in batches([ends(row) for row in new], self.lm.token_budget, self.shared):
+            some = [new[i] for i in batch]
+            halving(some, lambda part: self.entering(pack(part, self.shared, self.lm.device)), warn)
+            if any(id(row) not in self.kept for row in some):
+                return  # memory is full: what is not kept is run when it is needed
+
     def entering(self, packed: Packed) -> Tensor | None:
         """(N, d) activations that enter layer `first`, as `LanguageModel.trunk` gives them."""
         if self.first == 0 or not self.lm.plain_head:
@@ -163,6 +180,8 @@ def load_model(config: ModelConfig) -> LanguageModel:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
+    for name in KERNEL_CACHES:
+        os.environ.setdefault(name, KERNELS)
     tokenizer = load_tokenizer(config)
     device = _device(config.device)
     # Eager attention trains faster on a CPU (the flash kernel's bfloat16 backward is slow there); it holds L² scores.

@@ -1,6 +1,7 @@
 """Time, memory, versions and hardware, for the manifest."""
 
 import contextlib
+import ctypes
 import math
 import os
 import platform
@@ -95,6 +96,12 @@ def _peak_memory() -> int:
 def resident_memory() -> int:
     """Resident memory of this process in bytes, now; 0 where the system does not say."""
     return _bytes("/proc/self/status", "VmRSS:") or 0
+
+
+def release_memory() -> None:
+    """Give the system back what the C allocator holds and nothing uses, where it can (glibc)."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_memory() -> float:

@@ -365,7 +365,9 @@ class Trainer:
         """
         master = torch.nn.Parameter(flatten(self.initial).to(self.lm.device))
         update, gradient = self._update(master)
-        trunk = trunk or Trunk(self.lm, self.first, self.lm.shared_prefix([row for step in steps for row in step]))
+        rows = [row for step in steps for row in step]
+        trunk = trunk or Trunk(self.lm, self.first, self.lm.shared_prefix(rows))
+        trunk.fill(rows, self.warn)
         with patched([update]) as switch, switch.use(update):
             losses = self.descend(name, steps, trunk, master, update.flat, gradient, tell)
         weights = update.weights(master.detach().cpu())
