@@ -1,18 +1,21 @@
 """The cost model against counts made another way, and against a run."""
 
+import itertools
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from test_pipeline import experiment
 from test_scoring import setup
 from torch.utils.flop_counter import FlopCounterMode
 
 from taskpgm import load_config, run
 from taskpgm.config import parse_config
-from taskpgm.estimate import Shape, context_tokens, estimate_run, model_shape, run_tokens
+from taskpgm.estimate import Pace, Shape, context_tokens, estimate_run, makespan, model_shape, run_tokens
 from taskpgm.probes import Trainer
 from taskpgm.scoring import score_sets
 
@@ -64,6 +67,33 @@ def test_the_formulas_of_a_large_model():
     )
 
 
+@given(
+    rate=st.floats(1e9, 1e15), step=st.floats(0, 10), operations=st.lists(st.floats(1e9, 1e15), min_size=3, unique=True)
+)
+def test_a_pace_is_what_trials_were_made_with(rate, step, operations):
+    pace = Pace(rate, step)
+    assume(max(operations) > 2 * min(operations))
+    trials = [(work, 2, pace.seconds(work, 2)) for work in operations]
+    found = Pace.fitted(trials)
+    for work, steps, seconds in trials:
+        assert found.seconds(work, steps) == pytest.approx(seconds, rel=1e-3)
+
+
+def test_two_trials_do_not_tell_a_step_from_its_operations():
+    assert Pace.fitted([(10.0, 2, 5.0), (30.0, 2, 7.0)]) == Pace(40 / 12, 0.0)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=5), st.integers(1, 4))
+def test_no_plan_of_processes_is_much_shorter(seconds, processes):
+    # Graham (1969): longest first is within 4/3 of the best assignment.
+    best = min(
+        max(sum(s for s, at in zip(seconds, plan, strict=True) if at == p) for p in range(processes))
+        for plan in itertools.product(range(processes), repeat=len(seconds))
+    )
+    assert best * (1 - 1e-9) <= makespan(seconds, processes) <= best * 4 / 3
+
+
 @pytest.mark.parametrize("warm", [False, True])
 def test_an_estimate_counts_what_a_run_does(warm, model_folders, tmp_path):
     config = load_config(experiment(tmp_path, model_folders["llama"], affinity={"kind": "jsd"}))
@@ -73,7 +103,8 @@ def test_an_estimate_counts_what_a_run_does(warm, model_folders, tmp_path):
     stages = json.loads((tmp_path / "run" / "manifest.json").read_text())["stages"]
     assert found.trained_tokens == stages["probe"]["trained_tokens"]
     assert found.scored_tokens == stages["score"]["scored_tokens"]
-    assert set(found.seconds) == {"load the model", "read tasks", "train probes", "score contexts", "divergences"}
+    stages_ = {"load the model", "read tasks", "train probes", "score contexts", "divergences"}
+    assert set(found.seconds) == stages_ | ({"train the warm start"} if warm else set())
     assert all(np.isfinite(value) and value > 0 for value in found.seconds.values())
     size = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
     assert found.disk == pytest.approx(size, rel=1.0)  # a tiny run is mostly headers

@@ -2,8 +2,10 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,12 +115,15 @@ def estimate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.", metavar="FILE")] = None,
 ) -> None:
     """Time, memory and disk of a run on this machine, before anything is spent: counts, and a trial of seconds."""
+    started = time.perf_counter()
     from taskpgm.estimate import estimate_run
     from taskpgm.pipeline import write_json
     from taskpgm.summary import estimate_table
 
+    importing = time.perf_counter() - started
     with _bars() as bars:
         found = estimate_run(load_config(config), bars.tell)
+    found = replace(found, seconds={"start": importing, **found.seconds})
     screen.print(estimate_table(found))
     if json_file:
         write_json(json_file, found.to_dict())

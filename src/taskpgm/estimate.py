@@ -9,7 +9,8 @@ distinct rows, R response tokens,
     divergence n·2dV·J + n²/2·J·V                                J sampled positions; the last term is logarithms
 
 A trial of a few seconds on the experiment's own rows says how many operations a second this machine reaches in each,
-overheads included. Memory is the trial's peak, on a CPU half as much again, and what grows with n.
+and how long a step of training takes beside them. Trainings are spread over processes as a run spreads them. Memory is
+the trial's peak, on a CPU a third more, and what grows with n.
 """
 
 import math
@@ -20,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 
 from taskpgm.blocks import WARM
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config
 from taskpgm.divergence import jsd_matrix
-from taskpgm.executor import Tick, Warn, side_by_side
+from taskpgm.executor import Item, Tick, Warn, side_by_side
 from taskpgm.lm import LanguageModel, batches, load_model
 from taskpgm.machine import Clock
 from taskpgm.packing import ends
@@ -35,8 +37,8 @@ from taskpgm.tasks import Row, TaskPool, Tell, load_tasks, tell_nobody
 
 TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks
 STEPS = 2  # of each task: many tasks show how much memory batches of different sizes take together
-# On a CPU the allocator keeps blocks of many sizes: a run's peak grows beyond its trial's. Measured on three pools.
-GROWTH = 1.5
+# On a CPU the allocator keeps blocks of many sizes: a run's peak grows beyond its trial's (benchmarks/estimates.py).
+GROWTH = 1.35
 SAMPLED_ROWS = 32  # rows of a task from which its lengths and its shared prefix are read
 
 
@@ -89,6 +91,28 @@ class Shape:
         return head + 8 * probes * (probes + 1) / 2 * positions * self.vocabulary
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast this machine trains: operations a second, and seconds that every optimiser step takes beside them."""
+
+    rate: float
+    step: float
+
+    def seconds(self, operations: float, steps: int) -> float:
+        """Seconds of a training."""
+        return operations / self.rate + steps * self.step
+
+    @classmethod
+    def fitted(cls, trials: Sequence[tuple[float, int, float]]) -> "Pace":
+        """From (operations, steps, seconds) of trials, by least squares of relative errors, neither part below zero."""
+        parts = np.array([[operations / seconds, steps / seconds] for operations, steps, seconds in trials])
+        scale = parts.max(0)
+        per_operation, per_step = nnls(parts / scale, np.ones(len(parts)))[0] / scale
+        if per_operation == 0 or len(trials) < 3:  # too little to tell the two apart
+            return cls(float(sum(t[0] for t in trials) / sum(t[2] for t in trials)), 0.0)
+        return cls(float(1 / per_operation), float(per_step))
+
+
 def model_shape(lm: LanguageModel, config: Config) -> Shape:
     """Sizes of this model under this configuration."""
     last = config.probes.lora.last_layers
@@ -131,74 +155,105 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
     pool = load_tasks(config, encoder.lengths, tell)
     reading = clock.seconds - loading
     shape = model_shape(lm, config)
-    training_rate, probe = _try_training(lm, shape, pool, config, tell)
+    trainings = _trainings(pool, config)
+    pace, probe = _try_training(lm, shape, pool, config, tell)
+    warm_pace = _try_warm_start(lm, shape, trainings[WARM], config) if WARM in trainings else pace
     contexts = {s.name: _encode(encoder, s.contexts) for s in pool.all}
     scoring_rate = _try_scoring(lm, shape, contexts, probe, tell)
     peak = GROWTH * clock.peak() if lm.device.type == "cpu" else torch.cuda.max_memory_allocated(lm.device)
 
     n, seeds = len(pool.tasks), config.probes.seeds
-    trainings = _trainings(pool, config)
-    run = [_tokens_to_run(lm, encoder, rows, order) for rows, order in trainings.values()]
+    run = {name: _tokens_to_run(lm, encoder, rows, order) for name, (rows, order) in trainings.items()}
+    work = {name: seeds * shape.training(*tokens) for name, tokens in run.items()}
+    steps = {name: seeds * len(order) for name, (_, order) in trainings.items()}
+    probes = [name for name in run if name != WARM]
     warm = WARM in trainings
-    training = seeds * sum(shape.training(*tokens) for tokens in run)
     tokens, responses = context_tokens(lm, contexts)
     adapters = (n + warm) * seeds
     scored = adapters + (not warm)
     scoring = shape.scoring(tokens, responses, scored)
-    seconds = {
-        "load the model": loading, "read tasks": reading, "train probes": training / training_rate,
-        "score contexts": scoring / scoring_rate,
-    }  # fmt: skip
-    operations = {"train probes": training, "score contexts": scoring}
-    rates = {"train probes": training_rate, "score contexts": scoring_rate}
+    seconds = {"load the model": loading, "read tasks": reading}
+    operations = {}
+    if warm:
+        operations["train the warm start"] = work[WARM]
+        seconds["train the warm start"] = warm_pace.seconds(work[WARM], steps[WARM])
+    operations |= {"train probes": sum(work[name] for name in probes), "score contexts": scoring}
+    seconds["train probes"] = makespan([pace.seconds(work[name], steps[name]) for name in probes], lm.processes)
+    seconds["score contexts"] = scoring / scoring_rate
     positions = 0
     if config.affinity.kind == "jsd":
         columns = sum(int(row.response.sum()) for task in pool.tasks for row in contexts[task.name])
         positions = min(columns, config.affinity.jsd_positions)
         operations["divergences"] = seeds * shape.divergence(positions, n)
-        rates["divergences"] = _try_divergence(lm, shape)
-        seconds["divergences"] = operations["divergences"] / rates["divergences"]
+        seconds["divergences"] = operations["divergences"] / _try_divergence(lm, shape)
     adapter = sum(w.nbytes for w in probe.weights.values())
     kept = adapters * sum(w.numel() for w in probe.weights.values()) * next(lm.model.parameters()).element_size()
     rows = sum(row.tokens for s in pool.all for row in (*s.train, *s.contexts, *s.validation))
     disk = adapters * (adapter + 4 * responses + 4 * positions * shape.width) + 6 * rows
     return RunEstimate(
         seconds, int(peak + adapters * adapter + kept), int(disk),
-        run_tokens=seeds * sum(tokens for tokens, *_ in run),
+        run_tokens=seeds * sum(tokens for tokens, *_ in run.values()),
         trained_tokens=seeds * sum(
             rows[int(i)].tokens for rows, order in trainings.values() for step in order for i in step
         ),
         scored_tokens=sum(len(r.ids) for rows in contexts.values() for r in rows) * scored,
         tera_operations={k: v / 1e12 for k, v in operations.items()},
-        giga_operations_per_second={k: v / 1e9 for k, v in rates.items()},
+        giga_operations_per_second={k: v / 1e9 / seconds[k] for k, v in operations.items() if seconds[k]},
     )  # fmt: skip
 
 
-def _try_training(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Config, tell: Tell) -> tuple[float, Probe]:
-    """Operations a second over some steps of one task after another, and a probe of the right size."""
+def makespan(seconds: Sequence[float], processes: int) -> float:
+    """Seconds until all is done by so many processes, each of which takes the longest that is left."""
+    busy = [0.0] * max(1, min(processes, len(seconds)))
+    for one in sorted(seconds, reverse=True):
+        busy[busy.index(min(busy))] += one
+    return max(busy)
+
+
+def _try_training(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Config, tell: Tell) -> tuple[Pace, Probe]:
+    """How fast some steps of one task after another are, as many side by side as in a run, and a probe."""
     trainer = Trainer(lm, config)
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
     longest = _encode(encoder, _longest(pool, config))
     memory = training_memory(lm, [[longest]], trainer.first)
 
-    def work(steps: list[list[Encoded]], _: Tick, warn: Warn) -> tuple[float, Probe]:
+    def work(steps: list[list[Encoded]], _: Tick, warn: Warn) -> tuple[tuple[float, int, float], Probe]:
         trainer.train("trial", [longest])  # the first step of a process allocates; the longest rows set its peak
         started = perf_counter()
         found = trainer.train("trial", steps)
-        return perf_counter() - started, found
+        return (shape.training(*run_tokens(lm, steps)), len(steps), perf_counter() - started), found
 
-    spent, done, probe = 0.0, 0.0, None
-    names = _spread(pool.names)
-    for group in (names[i : i + lm.processes] for i in range(0, len(names), lm.processes)):
+    started, trials, probe = perf_counter(), [], None
+    for group in _alike({task.name: sum(r.tokens for r in task.train) / len(task.train) for task in pool.tasks}, lm):
         steps = [encoded_steps(encoder, pool[t].train, _order(pool, t, config)[:STEPS]) for t in group]
-        found = list(side_by_side(work, steps, lm.processes, memory, lambda: None, trainer.warn))
-        spent, probe = spent + sum(seconds for seconds, _ in found) / len(group), found[-1][1]
-        done += sum(shape.training(*run_tokens(lm, of_task)) for of_task in steps)
+        done = list(side_by_side(work, steps, lm.processes, memory, lambda: None, trainer.warn))
+        trials, probe = trials + [trial for trial, _ in done], done[-1][1]
+        spent = perf_counter() - started
         tell("trial of training", min(int(spent), int(TRIAL_SECONDS)), int(TRIAL_SECONDS))
         if spent > TRIAL_SECONDS:
             break
     assert probe is not None
-    return done / spent, probe
+    return Pace.fitted(trials), probe
+
+
+def _try_warm_start(
+    lm: LanguageModel, shape: Shape, training: tuple[Sequence[Row], Sequence[Any]], config: Config
+) -> Pace:
+    """How fast the first steps of the warm start are, which is one training on all cores."""
+    rows, order = training
+    steps = encoded_steps(ChatEncoder(lm.tokenizer, config.probes.max_length), rows, order[: 2 * STEPS])
+    trainer = Trainer(lm, config)
+    trainer.train("trial", steps[:1])
+    started = perf_counter()
+    trainer.train("trial", steps)
+    return Pace(shape.training(*run_tokens(lm, steps)) / (perf_counter() - started), 0.0)
+
+
+def _alike(sizes: Mapping[str, float], lm: LanguageModel) -> list[list[str]]:
+    """The names in groups of like size, one for every process; longest, shortest, then what lies between."""
+    by_size = sorted(sizes, key=lambda name: -sizes[name])
+    groups = [by_size[i : i + lm.processes] for i in range(0, len(by_size), lm.processes)]
+    return [*groups[:1], *groups[1:][-1:], *_spread(groups[1:-1])]
 
 
 def _longest(pool: TaskPool, config: Config) -> list[Row]:
@@ -212,11 +267,9 @@ def _try_scoring(
 ) -> float:
     spent, done = 0.0, 0.0
     probes = [Probe(f"trial-{i}", 0, probe.settings, probe.weights) for i in range(4)]
-    # The set of the longest contexts comes first, since it sets the peak of memory.
-    first = max(contexts, key=lambda name: max((len(row.ids) for row in contexts[name]), default=0))
-    order = [first, *(name for name in _spread(list(contexts)) if name != first)]
-    for k in range(0, len(order), lm.processes):
-        part = {name: contexts[name] for name in order[k : k + lm.processes]}
+    groups = _alike({name: float(sum(len(row.ids) for row in rows)) for name, rows in contexts.items()}, lm)
+    for k, group in enumerate(groups):
+        part = {name: contexts[name] for name in group}
         for repeat in range(2 if k == 0 else 1):
             started = perf_counter()
             for _ in score_sets(lm, part, probes, {name: [p.name for p in probes] for name in part}):
@@ -281,9 +334,9 @@ def _encode(encoder: ChatEncoder, rows: Sequence[Row]) -> list[Encoded]:
     return [row for row in encoder.encode([row.messages for row in rows]) if row is not None]
 
 
-def _spread(names: Sequence[str]) -> list[str]:
-    """The names, far ones first: every prefix is spread over the list."""
-    stride = max(1, round(len(names) * 0.382))
-    while math.gcd(stride, len(names)) > 1:
+def _spread(items: Sequence[Item]) -> list[Item]:
+    """The items, far ones first: every prefix is spread over the list."""
+    stride = max(1, round(len(items) * 0.382))
+    while math.gcd(stride, len(items)) > 1:
         stride += 1
-    return [names[(i * stride) % len(names)] for i in range(len(names))]
+    return [items[(i * stride) % len(items)] for i in range(len(items))]
