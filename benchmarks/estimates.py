@@ -22,7 +22,8 @@ from rich.table import Table
 
 from taskpgm.demo import write_demo
 
-STAGES = {"probe": ("train probes",), "score": ("score contexts", "divergences")}  # of a run, and of an estimate
+# Stages of a run, and of an estimate.
+STAGES = {"probe": ("train the warm start", "train probes"), "score": ("score contexts", "divergences")}
 screen = Console(width=110)
 
 

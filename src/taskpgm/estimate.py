@@ -223,7 +223,8 @@ def _try_training(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Confi
         found = trainer.train("trial", steps)
         return (shape.training(*run_tokens(lm, steps)), len(steps), perf_counter() - started), found
 
-    started, trials, probe = perf_counter(), [], None
+    started, probe = perf_counter(), None
+    trials: list[tuple[float, int, float]] = []
     for group in _alike({task.name: sum(r.tokens for r in task.train) / len(task.train) for task in pool.tasks}, lm):
         steps = [encoded_steps(encoder, pool[t].train, _order(pool, t, config)[:STEPS]) for t in group]
         done = list(side_by_side(work, steps, lm.processes, memory, lambda: None, trainer.warn))
@@ -265,22 +266,25 @@ def _longest(pool: TaskPool, config: Config) -> list[Row]:
 def _try_scoring(
     lm: LanguageModel, shape: Shape, contexts: Mapping[str, list[Encoded]], probe: Probe, tell: Tell
 ) -> float:
-    spent, done = 0.0, 0.0
     probes = [Probe(f"trial-{i}", 0, probe.settings, probe.weights) for i in range(4)]
     groups = _alike({name: float(sum(len(row.ids) for row in rows)) for name, rows in contexts.items()}, lm)
-    for k, group in enumerate(groups):
-        part = {name: contexts[name] for name in group}
-        for repeat in range(2 if k == 0 else 1):
-            started = perf_counter()
-            for _ in score_sets(lm, part, probes, {name: [p.name for p in probes] for name in part}):
-                pass
-            if repeat or k:
-                spent += perf_counter() - started
-                done += shape.scoring(*context_tokens(lm, part), len(probes))
-        tell("trial of scoring", min(int(spent), int(TRIAL_SECONDS)), int(TRIAL_SECONDS))
-        if spent > TRIAL_SECONDS:
-            break
-    return done / spent
+
+    def seconds(some: Sequence[Sequence[str]]) -> float:
+        names = {name: [p.name for p in probes] for group in some for name in group}
+        started = perf_counter()
+        for _ in score_sets(lm, {name: contexts[name] for name in names}, probes, names):
+            pass
+        return perf_counter() - started
+
+    some = groups[:1]
+    spent = seconds(some)
+    tell("trial of scoring", 1, 2)
+    if spent < TRIAL_SECONDS:  # the first one allocates; now as many as there is time for, in one go as in a run
+        some = groups[: math.ceil(TRIAL_SECONDS / spent)]
+        spent = seconds(some)
+    tell("trial of scoring", 2, 2)
+    done = context_tokens(lm, {name: contexts[name] for group in some for name in group})
+    return shape.scoring(*done, len(probes)) / spent
 
 
 def _try_divergence(lm: LanguageModel, shape: Shape, probes: int = 8, positions: int = 16) -> float:
