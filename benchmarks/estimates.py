@@ -43,6 +43,7 @@ def variants(demo: dict[str, Any]) -> dict[str, dict[str, Any]]:
     add("full depth", probes__lora__last_layers=None)
     add("no warm start", probes__warm_start=False)
     add("jsd", affinity__kind="jsd", energy__kind="affinity")
+    found["jsd"].pop("targets")
     add("one process", model__processes=1)
     add("longer", probes__examples=384, contexts__per_set=24)
     found["three tasks"] = {**copy.deepcopy(demo), "tasks": demo["tasks"][:3]}

@@ -18,6 +18,15 @@ CORPUS = [
 ]
 
 
+def devices() -> list[str]:
+    """Where the engine is tested: on the CPU, and on a GPU where there is one."""
+    if importlib.util.find_spec("torch") is None:
+        return ["cpu"]
+    import torch
+
+    return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """The half before `Scores` is tested where `taskpgm[lm]` is installed."""
     needs_torch = collection_path.name in {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, run_short_of_memory
+from conftest import ARCHITECTURES, devices, run_short_of_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
@@ -18,8 +18,8 @@ from taskpgm.probes import derive_seed, installed, load_probe, lora_settings, tr
 from taskpgm.tasks import Row
 
 
-def loaded(folder):
-    lm = load_model(ModelConfig(path=str(folder), device="cpu", dtype="float32"))
+def loaded(folder, device="cpu"):
+    lm = load_model(ModelConfig(path=str(folder), device=device, dtype="float32"))
     encoder = ChatEncoder(lm.tokenizer, 256)
     rows = {n: [Row(m, *encoder.lengths([m])[0], key="") for m in of_set] for n, of_set in ROWS.items()}
     return lm, encoder, rows
@@ -27,10 +27,11 @@ def loaded(folder):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("last_layers", [None, 1])
-def test_training_is_that_of_a_plain_loop(architecture, last_layers, model_folders, tmp_path):
+@pytest.mark.parametrize("device", devices())
+def test_training_is_that_of_a_plain_loop(architecture, last_layers, device, model_folders, tmp_path):
     folder = model_folders[architecture]
     config = config_for(folder, lora={"r": 4, "alpha": 8, "last_layers": last_layers}, examples=10, batch=3)
-    lm, encoder, rows = loaded(folder)
+    lm, encoder, rows = loaded(folder, device)
     found = {probe.task: probe for probe in train_probes(lm, rows, config)}
 
     torch.manual_seed(derive_seed(config.seed, "adapter", "0"))
@@ -71,7 +72,8 @@ def test_training_is_that_of_a_plain_loop(architecture, last_layers, model_folde
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path / "a"
     )
     with installed(lm, [found[task]]) as use, use(found[task]), torch.no_grad():
-        torch.testing.assert_close(lm.model(input_ids=ids).logits, reloaded(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+        logits = lm.model(input_ids=ids.to(device)).logits.cpu()
+        torch.testing.assert_close(logits, reloaded(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_probes_start_alike_and_leave_the_base_as_it_was(model_folders):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, run_short_of_memory
+from conftest import ARCHITECTURES, devices, run_short_of_memory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
@@ -43,9 +43,9 @@ def config_for(folder, **probes):
     )
 
 
-def setup(folder, dtype="float32", **lora):
+def setup(folder, dtype="float32", device="cpu", **lora):
     config = config_for(folder, lora={"r": 4, "alpha": 8, **lora})
-    lm = load_model(ModelConfig(path=str(folder), device="cpu", dtype=dtype))
+    lm = load_model(ModelConfig(path=str(folder), device=device, dtype=dtype))
     encoder = ChatEncoder(lm.tokenizer, 256)
     rows = {name: encoder.encode(of_set) for name, of_set in ROWS.items()}
     train = {n: [Row(m, *encoder.lengths([m])[0], key="") for m in of_set] for n, of_set in ROWS.items()}
@@ -77,9 +77,10 @@ def all_blocks(lm, rows, probes, sampled=None):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("last_layers", [None, 2])
-def test_scores_are_those_of_the_plain_loop(architecture, last_layers, model_folders, tmp_path):
+@pytest.mark.parametrize("device", devices())
+def test_scores_are_those_of_the_plain_loop(architecture, last_layers, device, model_folders, tmp_path):
     folder = model_folders[architecture]
-    lm, rows, probes = setup(folder, last_layers=last_layers)
+    lm, rows, probes = setup(folder, device=device, last_layers=last_layers)
     assert lm.plain_head
     blocks = all_blocks(lm, rows, probes)
     moved = 0.0
@@ -102,9 +103,10 @@ def test_scores_are_those_of_the_plain_loop(architecture, last_layers, model_fol
     assert moved > 0.1  # the probes differ from the base, so the comparison means something
 
 
-def test_divergences_are_scipys_on_full_distributions(model_folders, tmp_path):
+@pytest.mark.parametrize("device", devices())
+def test_divergences_are_scipys_on_full_distributions(device, model_folders, tmp_path):
     folder = model_folders["qwen2"]
-    lm, rows, probes = setup(folder)
+    lm, rows, probes = setup(folder, device=device)
     sample = sample_positions(rows, 10_000, seed=0)
     blocks = all_blocks(lm, rows, probes, {n: c for n, (c, _) in sample.items()})
     names = [[p.name for p in probes]]

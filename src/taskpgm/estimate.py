@@ -10,7 +10,7 @@ distinct rows, R response tokens,
 
 A trial of a few seconds on the experiment's own rows says how many operations a second this machine reaches in each,
 and how long a step of training takes beside them. Trainings are spread over processes as a run spreads them. Memory is
-the trial's peak, on a CPU a third more, and what grows with n.
+the trial's peak, on a CPU a quarter more, and the adapters.
 """
 
 import math
@@ -38,7 +38,7 @@ from taskpgm.tasks import Row, TaskPool, Tell, load_tasks, tell_nobody
 TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks
 STEPS = 2  # of each task: many tasks show how much memory batches of different sizes take together
 # On a CPU the allocator keeps blocks of many sizes: a run's peak grows beyond its trial's (benchmarks/estimates.py).
-GROWTH = 1.35
+GROWTH = 1.25
 SAMPLED_ROWS = 32  # rows of a task from which its lengths and its shared prefix are read
 
 
@@ -158,9 +158,11 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
     trainings = _trainings(pool, config)
     pace, probe = _try_training(lm, shape, pool, config, tell)
     warm_pace = _try_warm_start(lm, shape, trainings[WARM], config) if WARM in trainings else pace
+    peak_training = _peak(lm, clock)
     contexts = {s.name: _encode(encoder, s.contexts) for s in pool.all}
+    clock = Clock()
     scoring_rate = _try_scoring(lm, shape, contexts, probe, tell)
-    peak = GROWTH * clock.peak() if lm.device.type == "cpu" else torch.cuda.max_memory_allocated(lm.device)
+    peak_scoring = _peak(lm, clock)
 
     n, seeds = len(pool.tasks), config.probes.seeds
     run = {name: _tokens_to_run(lm, encoder, rows, order) for name, (rows, order) in trainings.items()}
@@ -191,7 +193,7 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
     rows = sum(row.tokens for s in pool.all for row in (*s.train, *s.contexts, *s.validation))
     disk = adapters * (adapter + 4 * responses + 4 * positions * shape.width) + 6 * rows
     return RunEstimate(
-        seconds, int(peak + adapters * adapter + kept), int(disk),
+        seconds, int(max(peak_training, peak_scoring + adapters * adapter + kept)), int(disk),
         run_tokens=seeds * sum(tokens for tokens, *_ in run.values()),
         trained_tokens=seeds * sum(
             rows[int(i)].tokens for rows, order in trainings.values() for step in order for i in step
@@ -200,6 +202,11 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
         tera_operations={k: v / 1e12 for k, v in operations.items()},
         giga_operations_per_second={k: v / 1e9 / seconds[k] for k, v in operations.items() if seconds[k]},
     )  # fmt: skip
+
+
+def _peak(lm: LanguageModel, clock: Clock) -> float:
+    """Bytes of memory that a run of what was tried will take at most; on a GPU, of the GPU."""
+    return GROWTH * clock.peak() if lm.device.type == "cpu" else torch.cuda.max_memory_allocated(lm.device)
 
 
 def makespan(seconds: Sequence[float], processes: int) -> float:
@@ -214,20 +221,20 @@ def _try_training(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Confi
     """How fast some steps of one task after another are, as many side by side as in a run, and a probe."""
     trainer = Trainer(lm, config)
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
-    longest = _encode(encoder, _longest(pool, config))
-    memory = training_memory(lm, [[longest]], trainer.first)
+    longest = {task.name: _encode(encoder, _longest(task.train, config)) for task in pool.tasks}
+    memory = training_memory(lm, [list(longest.values())], trainer.first)
 
-    def work(steps: list[list[Encoded]], _: Tick, warn: Warn) -> tuple[tuple[float, int, float], Probe]:
-        trainer.train("trial", [longest])  # the first step of a process allocates; the longest rows set its peak
+    def work(task: str, _: Tick, warn: Warn) -> tuple[tuple[float, int, float], Probe]:
+        steps = encoded_steps(encoder, pool[task].train, _order(pool, task, config)[:STEPS])
+        trainer.train("trial", [longest[task]])  # a process's first step allocates; the longest rows set its peak
         started = perf_counter()
         found = trainer.train("trial", steps)
         return (shape.training(*run_tokens(lm, steps)), len(steps), perf_counter() - started), found
 
     started, probe = perf_counter(), None
     trials: list[tuple[float, int, float]] = []
-    for group in _alike({task.name: sum(r.tokens for r in task.train) / len(task.train) for task in pool.tasks}, lm):
-        steps = [encoded_steps(encoder, pool[t].train, _order(pool, t, config)[:STEPS]) for t in group]
-        done = list(side_by_side(work, steps, lm.processes, memory, lambda: None, trainer.warn))
+    for group in _alike({task: float(sum(len(row.ids) for row in rows)) for task, rows in longest.items()}, lm):
+        done = list(side_by_side(work, group, lm.processes, memory, lambda: None, trainer.warn))
         trials, probe = trials + [trial for trial, _ in done], done[-1][1]
         spent = perf_counter() - started
         tell("trial of training", min(int(spent), int(TRIAL_SECONDS)), int(TRIAL_SECONDS))
@@ -257,10 +264,9 @@ def _alike(sizes: Mapping[str, float], lm: LanguageModel) -> list[list[str]]:
     return [*groups[:1], *groups[1:][-1:], *_spread(groups[1:-1])]
 
 
-def _longest(pool: TaskPool, config: Config) -> list[Row]:
-    """The longest training rows there are, as many as an optimiser step of examples has."""
-    rows = sorted((row for task in pool.tasks for row in task.train), key=lambda row: row.tokens)
-    return rows[-(config.step_size if config.budget.unit == "examples" else 8) :]
+def _longest(rows: Sequence[Row], config: Config) -> list[Row]:
+    """The longest rows of a task, as many as an optimiser step of examples has."""
+    return sorted(rows, key=lambda row: row.tokens)[-(config.step_size if config.budget.unit == "examples" else 8) :]
 
 
 def _try_scoring(

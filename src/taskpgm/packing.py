@@ -140,13 +140,22 @@ def _causal(q_HBLe: Tensor, k: Tensor, v: Tensor, scale: float, window: int | No
     at = torch.arange(keys, device=k.device) - (keys - length)
     behind = torch.arange(length, device=k.device)[:, None] - at  # how far a key lies behind a query
     hidden = (behind < 0) | (behind >= window) if window else behind < 0
-    if k.device.type != "cpu":
-        flat = [x.transpose(0, 1) for x in (q_HBLe, k, v)]
-        out = torch.nn.functional.scaled_dot_product_attention(*flat, attn_mask=~hidden, scale=scale)
-        return out.transpose(0, 1)
+    attention = plain_attention if k.device.type == "cpu" else fused_attention
+    return attention(q_HBLe, k, v, hidden, scale)
+
+
+def plain_attention(q_HBLe: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
+    """(H, B, L, e) attention where `hidden` (L, K) says which keys a query does not see; the fastest on a CPU."""
     score = (q_HBLe * scale) @ k.mT
     weight = score.masked_fill_(hidden, -torch.inf).softmax(-1, dtype=torch.float32).to(v.dtype)
     return weight @ v
+
+
+def fused_attention(q_HBLe: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
+    """The same by PyTorch's fused kernels, which hold no L·K scores; for a GPU."""
+    flat = [x.transpose(0, 1) for x in (q_HBLe, k, v)]
+    out = torch.nn.functional.scaled_dot_product_attention(*flat, attn_mask=~hidden, scale=scale)
+    return out.transpose(0, 1)
 
 
 class _Padded(torch.autograd.Function):  # type: ignore[misc]

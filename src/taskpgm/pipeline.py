@@ -499,6 +499,11 @@ class Stages:
             self.tell("loading the model", 0, 1)
             self._lm = load_model(self.config.model)
             self.tell("loading the model", 1, 1)
+            if not self._lm.plain_head:
+                self.say(
+                    f"{self.config.model.path!r} is run whole and padded, which takes about twice the time: its logits "
+                    "cannot be had in parts (capped, scaled, or another kind of attention)."
+                )
         return self._lm
 
     @property
