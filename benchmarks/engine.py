@@ -88,7 +88,7 @@ def write_random_model(name: str, layers: int | None, config: Config, folder: Pa
 
 def random_rows(count: int, vocabulary: int, seed: int) -> list[Encoded]:
     """Rows of random ids; the last quarter is the response."""
-    ids = np.random.default_rng(seed).integers(vocabulary, size=(count, RANDOM_LENGTH), dtype=np.int32)
+    ids = np.random.default_rng(seed % 2**32).integers(vocabulary, size=(count, RANDOM_LENGTH), dtype=np.int32)
     return [Encoded(row, np.arange(RANDOM_LENGTH) >= RANDOM_LENGTH * 3 // 4, False) for row in ids]
 
 
@@ -115,7 +115,7 @@ class Bench:
         self.pool = load_tasks(self.config, self.encoder.lengths)
         self.vocabulary = self.lm.model.get_input_embeddings().weight.shape[0]
         self.contexts = (
-            {"random": random_rows(args.contexts, self.vocabulary, 0)}
+            {f"random-{k}": random_rows(args.contexts // 2, self.vocabulary, -1 - k) for k in range(2)}
             if args.random
             else encode_contexts(self.encoder, self.pool)
         )

@@ -221,12 +221,13 @@ def _try_training(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Confi
     """How fast some steps of one task after another are, as many side by side as in a run, and a probe."""
     trainer = Trainer(lm, config)
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
-    longest = {task.name: _encode(encoder, _longest(task.train, config)) for task in pool.tasks}
+    orders = {task.name: _order(pool, task.name, config) for task in pool.tasks}
+    longest = {task.name: _longest(encoder, task.train, orders[task.name]) for task in pool.tasks}
     memory = training_memory(lm, [list(longest.values())], trainer.first)
 
     def work(task: str, _: Tick, warn: Warn) -> tuple[tuple[float, int, float], Probe]:
-        steps = encoded_steps(encoder, pool[task].train, _order(pool, task, config)[:STEPS])
-        trainer.train("trial", [longest[task]])  # a process's first step allocates; the longest rows set its peak
+        steps = encoded_steps(encoder, pool[task].train, orders[task][:STEPS])
+        trainer.train("trial", [longest[task]])  # a process's first step allocates; the longest one sets its peak
         started = perf_counter()
         found = trainer.train("trial", steps)
         return (shape.training(*run_tokens(lm, steps)), len(steps), perf_counter() - started), found
@@ -249,9 +250,10 @@ def _try_warm_start(
 ) -> Pace:
     """How fast the first steps of the warm start are, which is one training on all cores."""
     rows, order = training
-    steps = encoded_steps(ChatEncoder(lm.tokenizer, config.probes.max_length), rows, order[: 2 * STEPS])
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+    steps = encoded_steps(encoder, rows, order[: 2 * STEPS])
     trainer = Trainer(lm, config)
-    trainer.train("trial", steps[:1])
+    trainer.train("trial", [_longest(encoder, rows, order)])
     started = perf_counter()
     trainer.train("trial", steps)
     return Pace(shape.training(*run_tokens(lm, steps)) / (perf_counter() - started), 0.0)
@@ -264,9 +266,10 @@ def _alike(sizes: Mapping[str, float], lm: LanguageModel) -> list[list[str]]:
     return [*groups[:1], *groups[1:][-1:], *_spread(groups[1:-1])]
 
 
-def _longest(rows: Sequence[Row], config: Config) -> list[Row]:
-    """The longest rows of a task, as many as an optimiser step of examples has."""
-    return sorted(rows, key=lambda row: row.tokens)[-(config.step_size if config.budget.unit == "examples" else 8) :]
+def _longest(encoder: ChatEncoder, rows: Sequence[Row], order: Sequence[Any]) -> list[Encoded]:
+    """The rows of the optimiser step that has the most tokens."""
+    step = max(order, key=lambda step: sum(rows[int(i)].tokens for i in step))
+    return _encode(encoder, [rows[int(i)] for i in step])
 
 
 def _try_scoring(
