@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from taskpgm.errors import UserError
-from taskpgm.machine import BESIDE, Clock, available_memory, release_memory, resident_memory, total_memory
+from taskpgm.machine import BESIDE, Clock, available_memory, resident_memory, total_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,7 +67,6 @@ def side_by_side(
     for item in items:
         with one_core() if processes > 1 else contextlib.nullcontext():
             result = work(item, tick, warn)
-        release_memory()
         yield result
 
 
@@ -152,8 +151,6 @@ def _serve(work: Any, items: Sequence[Any], pipe: Connection, inherited: Sequenc
                 send("error", _portable(error))
                 return
             send("result", (result, clock.peak() - before))
-            del result
-            release_memory()
 
 
 def _portable(error: Exception) -> Exception:

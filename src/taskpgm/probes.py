@@ -30,6 +30,7 @@ from taskpgm.config import Config, LoraConfig
 from taskpgm.errors import UserError, first_line
 from taskpgm.executor import Tick, Warn, side_by_side
 from taskpgm.lm import LanguageModel, Trunk, batches, out_of_memory
+from taskpgm.machine import release_memory
 from taskpgm.packing import ends, pack
 from taskpgm.tasks import Row, Tell, tell_nobody
 
@@ -371,6 +372,7 @@ class Trainer:
         with patched([update]) as switch, switch.use(update):
             losses = self.descend(name, steps, trunk, master, update.flat, gradient, tell)
         weights = update.weights(master.detach().cpu())
+        release_memory()
         return Probe(name, self.seed, self.settings, weights, losses, tokens_of(steps))
 
     def descend(

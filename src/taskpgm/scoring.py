@@ -21,6 +21,7 @@ from taskpgm.divergence import jsd_matrix, label_logp
 from taskpgm.errors import UserError
 from taskpgm.executor import Tick, Warn, side_by_side
 from taskpgm.lm import LanguageModel, batches, halving
+from taskpgm.machine import release_memory
 from taskpgm.packing import Packed, ends, pack
 from taskpgm.probes import Probe, Use, derive_seed, installed
 from taskpgm.scores import Divergences, Floats, Ints, Scores
@@ -60,7 +61,9 @@ def score_sets(
 
             def work(name: str, _: Tick, warn: Warn, use: Use = use, wanted: Any = wanted) -> tuple[str, Blocks]:
                 kept = sampled.get(name) if sampled else None
-                return name, _score_set(lm, use, name, contexts[name], wanted[name], kept, warn)
+                blocks = _score_set(lm, use, name, contexts[name], wanted[name], kept, warn)
+                release_memory()
+                return name, blocks
 
             names.sort(key=lambda name: -sum(ends(row) for row in contexts[name]) * len(wanted[name]))
             for name, blocks in side_by_side(work, names, lm.processes, _memory(lm, contexts), lambda: None, warn):
