@@ -53,7 +53,7 @@ class RunEstimate:
     run_tokens: int  # of these, those that are run: a shared prefix once a batch
     scored_tokens: int  # context tokens times probes
     tera_operations: dict[str, float]  # by stage, 1e12 floating point operations
-    giga_operations_per_second: dict[str, float]  # what the trial reached
+    giga_operations_per_second: dict[str, float]  # by stage, of all processes together
 
     @property
     def total(self) -> float:
