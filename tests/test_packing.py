@@ -161,15 +161,19 @@ def test_a_model_with_its_own_head_is_run_whole(tmp_path):
     np.testing.assert_allclose(packed_logp(lm, rows), plain_logp(plain, rows), atol=1e-4)
 
 
-@pytest.mark.parametrize("memory", [0, 4000, 1 << 20])
-def test_a_trunk_gives_what_it_kept_or_runs_it_again(memory, model_folders, monkeypatch):
-    lm = load_model(ModelConfig(path=str(model_folders["qwen2"]), device="cpu", dtype="float32"))
-    rows = some_rows()
-    trunk, ran = Trunk(lm, 2, lm.shared_prefix(rows), memory), []
-    run = LanguageModel.trunk
+def counted_trunk(folder, memory, monkeypatch):
+    """A model, rows, a trunk of them, what runs it, and a list of how many rows every run had."""
+    lm = load_model(ModelConfig(path=str(folder), device="cpu", dtype="float32"))
+    rows, run, ran = some_rows(), LanguageModel.trunk, []
     monkeypatch.setattr(
         LanguageModel, "trunk", lambda self, packed, first: ran.append(len(packed.rows)) or run(self, packed, first)
     )
+    return lm, rows, Trunk(lm, 2, lm.shared_prefix(rows), memory), run, ran
+
+
+@pytest.mark.parametrize("memory", [0, 4000, 1 << 20])
+def test_a_trunk_gives_what_it_kept_or_runs_it_again(memory, model_folders, monkeypatch):
+    lm, rows, trunk, run, ran = counted_trunk(model_folders["qwen2"], memory, monkeypatch)
     for chosen in ([0, 1], [1, 2, 3], [3, 3, 0]):
         packed = pack([rows[i] for i in chosen], trunk.shared, lm.device)
         torch.testing.assert_close(trunk.entering(packed), run(lm, packed, 2), atol=1e-5, rtol=1e-4)
@@ -180,13 +184,7 @@ def test_a_trunk_gives_what_it_kept_or_runs_it_again(memory, model_folders, monk
 
 @pytest.mark.parametrize("memory", [0, 4000, 1 << 20])
 def test_a_trunk_is_filled_in_full_batches_while_there_is_memory(memory, model_folders, monkeypatch):
-    lm = load_model(ModelConfig(path=str(model_folders["qwen2"]), device="cpu", dtype="float32"))
-    rows = some_rows()
-    trunk, ran = Trunk(lm, 2, lm.shared_prefix(rows), memory), []
-    run = LanguageModel.trunk
-    monkeypatch.setattr(
-        LanguageModel, "trunk", lambda self, packed, first: ran.append(len(packed.rows)) or run(self, packed, first)
-    )
+    lm, rows, trunk, run, ran = counted_trunk(model_folders["qwen2"], memory, monkeypatch)
     monkeypatch.setattr(LanguageModel, "token_budget", trunk.shared + 2 * (max(map(ends, rows)) - trunk.shared))
     trunk.fill([*rows, rows[0]], pytest.fail)
     filled = list(ran)

@@ -444,3 +444,17 @@ def test_no_warm_start_beside_a_brought_adapter(tmp_path, model_folders):
     ]
     run(plain.model_copy(update={"tasks": tuple(tasks)}), tmp_path / "out")
     assert not (tmp_path / "out" / "warm").exists()
+
+
+def test_a_model_that_is_run_whole_is_told(model_folders, tmp_path):
+    folder = tmp_path / "capped"
+    shutil.copytree(model_folders["llama"], folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"final_logit_softcapping": 30.0}))
+    said = {}
+    for model in (model_folders["llama"], folder):
+        said[model] = []
+        with RunDirectory(tmp_path / f"run-{model.name}") as directory:
+            lm = Stages(load_config(experiment(tmp_path, model)), directory, say=said[model].append).lm
+        assert lm.plain_head == (not said[model])
+    assert "run whole and padded" in said[folder][0]
