@@ -49,9 +49,11 @@ from taskpgm.estimate import context_tokens, model_shape, run_tokens
 from taskpgm.executor import one_core
 from taskpgm.lm import load_model, padded
 from taskpgm.machine import Clock, environment, resident_memory
-from taskpgm.probes import Probe, Trainer, derive_seed, encoded_steps, tokens_of, train_probes, training_order
+from taskpgm.orders import derive_seed, encoded_steps, tokens_of, training_order
+from taskpgm.probes import Probe
 from taskpgm.scoring import encode_contexts, score_sets
 from taskpgm.tasks import load_tasks
+from taskpgm.training import Trainer, train_probes
 
 RANK = 16
 screen = Console(width=110)
@@ -103,10 +105,8 @@ class Bench:
         data["probes"]["lora"] = {"r": RANK, "alpha": 2 * RANK}
         if args.last_layers:
             data["probes"]["lora"]["last_layers"] = args.last_layers
-        if args.random:
-            args.model = str(write_random_model(args.random, args.layers, config, folder / args.random))
-        if args.model:
-            data["model"] = {"path": args.model}
+        if path := self.model_path(args, config):
+            data["model"] = {"path": path}
         data["tasks"] = data["tasks"][: args.tasks]
         self.args = args
         self.config: Config = parse_config(data)
@@ -114,19 +114,25 @@ class Bench:
         self.encoder = ChatEncoder(self.lm.tokenizer, self.config.probes.max_length)
         self.pool = load_tasks(self.config, self.encoder.lengths)
         self.vocabulary = self.lm.model.get_input_embeddings().weight.shape[0]
-        self.contexts = (
-            {f"random-{k}": random_rows(args.contexts // 2, self.vocabulary, -1 - k) for k in range(2)}
-            if args.random
-            else encode_contexts(self.encoder, self.pool)
-        )
+        self.contexts = self.all_contexts()
         self.facts: dict[str, Any] = {**environment(), "threads": torch.get_num_threads(), "model": self.lm.name,
                                       "last_layers": args.last_layers}  # fmt: skip
 
+    def model_path(self, args: argparse.Namespace, config: Config) -> str | None:
+        """Another model than the configuration's."""
+        return args.model
+
+    def all_contexts(self) -> dict[str, list[Encoded]]:
+        """Contexts by set."""
+        return encode_contexts(self.encoder, self.pool)
+
+    def train(self, tasks: Sequence[str]) -> list[Probe]:
+        """The probes of these tasks, as `taskpgm probe` trains them."""
+        rows = {task: self.pool[task].train[: self.args.rows] for task in tasks}
+        return list(train_probes(self.lm, rows, self.config))
+
     def steps(self, task: str) -> list[list[Encoded]]:
         """What a probe of the task is trained on: `rows` of its rows, `epochs` times."""
-        if self.args.random:
-            found = random_rows(self.args.rows, self.vocabulary, 1 + self.pool.names.index(task)) * self.args.epochs
-            return [found[at : at + self.args.batch] for at in range(0, len(found), self.args.batch)]
         rows = self.pool[task].train[: self.args.rows]
         order = training_order([row.response_tokens for row in rows], self.config, derive_seed(0, "order", task, "0"))
         return encoded_steps(self.encoder, rows, order)
@@ -141,6 +147,23 @@ class Bench:
 
     def pad(self) -> int:
         return self.lm.tokenizer.pad_token_id
+
+
+class RandomBench(Bench):
+    """The same of random rows, under a model with random weights."""
+
+    def model_path(self, args: argparse.Namespace, config: Config) -> str:
+        return str(write_random_model(args.random, args.layers, config, self.folder / args.random))
+
+    def all_contexts(self) -> dict[str, list[Encoded]]:
+        return {f"random-{k}": random_rows(self.args.contexts // 2, self.vocabulary, -1 - k) for k in range(2)}
+
+    def train(self, tasks: Sequence[str]) -> list[Probe]:
+        return [Trainer(self.lm, self.config).train(task, self.steps(task)) for task in tasks]
+
+    def steps(self, task: str) -> list[list[Encoded]]:
+        found = random_rows(self.args.rows, self.vocabulary, 1 + self.pool.names.index(task)) * self.args.epochs
+        return [found[at : at + self.args.batch] for at in range(0, len(found), self.args.batch)]
 
 
 def timed(work: Any) -> tuple[float, Any]:
@@ -163,7 +186,7 @@ def training(bench: Bench) -> dict[str, Any]:
     for at in range(0, len(bench.pool.names), together)[: bench.args.pairs]:
         tasks = bench.pool.names[at : at + together]
         tokens = sum(tokens_of(bench.steps(task)) for task in tasks)
-        ours, _ = timed(lambda tasks=tasks: train_ours(bench, tasks))
+        ours, _ = timed(lambda tasks=tasks: bench.train(tasks))
         theirs, _ = timed(lambda tasks=tasks: [train_with_trainer(bench, bench.steps(t), True) for t in tasks])
         pairs.append(
             {"task": " and ".join(tasks), "tokens": tokens, "ours": tokens / ours, "Trainer + PEFT": tokens / theirs}
@@ -176,14 +199,6 @@ def training(bench: Bench) -> dict[str, Any]:
     if bench.args.last_layers:
         found["same layers"] = ratios(pairs, "Trainer + PEFT on the same layers")
     return found
-
-
-def train_ours(bench: Bench, tasks: Sequence[str]) -> list[Probe]:
-    """The probes of these tasks, as `taskpgm probe` trains them."""
-    if bench.args.random:
-        return [Trainer(bench.lm, bench.config).train(task, bench.steps(task)) for task in tasks]
-    rows = {task: bench.pool[task].train[: bench.args.rows] for task in tasks}
-    return list(train_probes(bench.lm, rows, bench.config))
 
 
 def train_with_trainer(bench: Bench, steps: list[list[Encoded]], all_layers: bool = False) -> Any:
@@ -437,7 +452,7 @@ def limit(bench: Bench) -> dict[str, Any]:
     seconds, _ = timed(lambda: score_ours(bench, probes))
     operations = shape.scoring(*context_tokens(bench.lm, bench.contexts), len(probes))
     tasks = bench.pool.names[: max(2, together.processes)]
-    training_s, _ = timed(lambda: train_ours(bench, tasks))
+    training_s, _ = timed(lambda: bench.train(tasks))
     training_operations = sum(shape.training(*run_tokens(bench.lm, bench.steps(task))) for task in tasks)
     few, many = (rate(rows, shape.width, 1536) for rows in (256, 2048))
     return {
@@ -560,7 +575,7 @@ if __name__ == "__main__":
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(args, Path(folder))
+        bench = (RandomBench if args.random else Bench)(args, Path(folder))
         if args.memory_of:
             print(json.dumps(memory_of(bench, args.memory_of)))
             sys.exit()

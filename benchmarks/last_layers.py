@@ -26,9 +26,9 @@ from taskpgm.energy import build_energy
 from taskpgm.lm import load_model
 from taskpgm.mixture import solve_mixture
 from taskpgm.pipeline import allowed_shares
-from taskpgm.probes import train_probes, train_warm_start
 from taskpgm.scoring import score_contexts
 from taskpgm.tasks import load_tasks
+from taskpgm.training import train_probes, train_warm_start
 
 screen = Console(width=110)
 

@@ -9,18 +9,19 @@ import torch
 from conftest import make_model
 from test_pipeline import experiment
 
-from taskpgm import UserError, load_config
+from taskpgm import UserError, load_config, parse_config
 from taskpgm.adapters import KEY
 from taskpgm.chat import ChatEncoder
-from taskpgm.compare import CompareOptions, _Worker, evaluation_rows, plan_steps, run_comparison
+from taskpgm.compare import CompareOptions, _Worker, compare_mixtures, evaluation_rows, plan_steps, run_comparison
 from taskpgm.evaluate import evaluate_probe
+from taskpgm.executor import possible
 from taskpgm.finetune import under
 from taskpgm.lm import load_model
 from taskpgm.pipeline import Stages
 from taskpgm.plan import plan_rows
 from taskpgm.predict import Prediction, merged_probe, rank_correlations, run_prediction
-from taskpgm.probes import Trainer
 from taskpgm.store import RunDirectory
+from taskpgm.training import Trainer
 
 OPTIONS = CompareOptions(("taskpgm", "uniform", "random"), seeds=2, budgets=(0.5, 2), accuracy=False)
 
@@ -146,11 +147,49 @@ def test_another_order_of_the_rows_is_another_measurement(compared, monkeypatch)
     result = stages.sample()
     worker = _Worker(stages, result, replace(OPTIONS, mixtures=("uniform",), seeds=1, budgets=()))
     (run,) = worker.runs
-    monkeypatch.setattr(worker, "train", lambda _: pytest.fail("trained again"))
-    worker.measure(run)
+    monkeypatch.setattr(worker, "measure", lambda *_: pytest.fail("trained again"))
+    assert len(list(worker.measurements())) == 1
     turned = replace(run.plan, task=run.plan.task[::-1], row=run.plan.row[::-1])
+    worker.runs = [replace(run, plan=turned)]
     with pytest.raises(pytest.fail.Exception, match="trained again"):
-        worker.measure(replace(run, plan=turned))
+        list(worker.measurements())
+
+
+@pytest.mark.skipif(not possible(), reason="processes are forked on Linux alone")
+def test_what_is_measured_does_not_depend_on_what_is_measured_beside_it(compared, tmp_path):
+    config, *_ = compared
+    data = config.model_dump(exclude_none=True)
+    data["model"]["processes"], data["probes"]["lora"]["last_layers"] = 2, 1
+    config = parse_config(data)
+    together, apart = replace(OPTIONS, budgets=(), keep=True), replace(OPTIONS, budgets=(), seeds=1)
+    found = compare_mixtures(config, tmp_path / "together", together)
+    compare_mixtures(config, tmp_path / "apart", replace(apart, mixtures=("uniform",)))
+    again = compare_mixtures(config, tmp_path / "apart", replace(apart, mixtures=("random", "uniform")))
+    by_run = {(m.mixture, m.seed): m.loss for m in found.measurements}
+    assert len(by_run) == 6
+    assert {(m.mixture, m.seed) for m in again.measurements} == {("random", 0), ("uniform", 0)}
+    for m in again.measurements:  # which rows are run together below the adapters moves the last digits
+        assert m.loss == pytest.approx(by_run[m.mixture, m.seed], rel=1e-5)
+    assert len(list((tmp_path / "together" / "compare").glob("*/adapter_model.safetensors"))) == 6
+
+
+def test_a_run_that_fails_beside_others_leaves_those_that_are_done(compared, tmp_path, monkeypatch):
+    config, *_ = compared
+    data = config.model_dump(exclude_none=True)
+    data["model"]["processes"] = 2
+    train = Trainer.train
+
+    def failing(self, name, steps, *args, **kwargs):
+        if name == "random":
+            raise UserError("out of luck")
+        return train(self, name, steps, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train", failing)
+    with pytest.raises(UserError, match="out of luck"):
+        compare_mixtures(parse_config(data), tmp_path / "run", replace(OPTIONS, budgets=(), seeds=1))
+    made = [json.loads(path.read_text())["mixture"] for path in (tmp_path / "run" / "compare").glob("*.json")]
+    assert set(made) <= {"taskpgm", "uniform"}
+    assert made
 
 
 def test_the_merged_update_is_the_weighted_sum_of_updates(compared):

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from taskpgm.packing import fused_attention, plain_attention
-from taskpgm.probes import Trainer
 from taskpgm.scoring import measure_divergences, sample_positions
+from taskpgm.training import Trainer
 
 COPIES = {"aten._to_copy.default", "aten.copy_.default"}
 

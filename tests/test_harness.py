@@ -9,8 +9,8 @@ from test_scoring import config_for
 from taskpgm.errors import UserError
 from taskpgm.evaluate import evaluate_probe
 from taskpgm.harness import run_harness
-from taskpgm.probes import train_probes
 from taskpgm.tasks import Row
+from taskpgm.training import train_probes
 
 pytest.importorskip("lm_eval")
 

@@ -24,11 +24,13 @@ from taskpgm.config import parse_config
 from taskpgm.evaluate import response_logp
 from taskpgm.finetune import under
 from taskpgm.lm import load_model
+from taskpgm.orders import derive_seed, training_order, warm_order
 from taskpgm.pipeline import Stages
-from taskpgm.probes import Trainer, derive_seed, load_probe, training_order, warm_order
+from taskpgm.probes import load_probe
 from taskpgm.scoring import score_contexts
 from taskpgm.store import RunDirectory
 from taskpgm.tasks import load_tasks
+from taskpgm.training import Trainer
 
 TASKS = ("sums", "sky", "words")
 

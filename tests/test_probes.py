@@ -1,5 +1,7 @@
 """Probes are trained alike, and as a plain loop of transformers and PEFT trains them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,15 @@ from peft import PeftModel, get_peft_model
 from test_scoring import ROWS, config_for
 from transformers import AutoModelForCausalLM
 
-from taskpgm.chat import ChatEncoder
+from taskpgm import training
+from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import ModelConfig, parse_config
 from taskpgm.errors import UserError
-from taskpgm.lm import load_model
-from taskpgm.probes import derive_seed, installed, load_probe, lora_settings, train_probes, training_order
+from taskpgm.lm import LanguageModel, load_model
+from taskpgm.orders import derive_seed, training_order
+from taskpgm.probes import installed, load_probe, lora_settings
 from taskpgm.tasks import Row
+from taskpgm.training import Fit, fitting, train_probes
 
 
 def loaded(folder, device="cpu"):
@@ -142,6 +147,79 @@ def test_out_of_memory_halves_the_batch_and_is_told(model_folders, monkeypatch):
     assert "out of memory in probe 'sums', step 1" in told[0]
     for name in found.weights:
         torch.testing.assert_close(found.weights[name], expected.weights[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("last_layers", [None, 1])
+def test_recomputed_activations_train_the_same(architecture, last_layers, model_folders, monkeypatch):
+    lm, _, rows = loaded(model_folders[architecture])
+    config = config_for(model_folders[architecture], examples=10, batch=5, lora={"r": 4, "last_layers": last_layers})
+    lm = replace(lm, processes=1)
+    (kept,) = train_probes(lm, {"sums": rows["sums"]}, config)
+    monkeypatch.setattr(training, "fitting", lambda *_: Fit(40, True))
+    calls = []
+    handles = [layer.register_forward_hook(lambda *_: calls.append("layer")) for layer in lm.layers]
+    handles += [norm.register_forward_hook(lambda *_: calls.append("inside")) for norm in norms(lm.layers[-1])[:1]]
+    (found,) = train_probes(lm, {"sums": rows["sums"]}, config)
+    for handle in handles:
+        handle.remove()
+    adapted = last_layers or len(lm.layers)
+    trained = calls.count("inside") // 2
+    assert trained >= 4  # two steps, of two batches at least
+    assert calls.count("inside") == 2 * trained, "the last layer is run once more in every backward pass"
+    assert calls.count("layer") >= adapted * trained
+    for name, weight in kept.weights.items():
+        torch.testing.assert_close(found.weights[name], weight, atol=1e-4, rtol=1e-3)
+    assert all("forward" not in layer.__dict__ for layer in lm.layers)
+
+
+def norms(layer):
+    return [module for name, module in layer.named_modules() if name in ("ln_1", "input_layernorm")]
+
+
+@pytest.fixture(scope="module")
+def llama(model_folders):
+    return load_model(ModelConfig(path=str(model_folders["llama"]), dtype="float32"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(length=st.integers(10, 5000), room=st.floats(1e8, 1e12), first=st.integers(0, 3))
+def test_batches_are_the_largest_that_fit(llama, length, room, first):
+    rows = [Encoded(np.zeros(length, np.int32), np.ones(length, bool), False)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LanguageModel, "room", room)
+        found = fitting(llama, rows, first)
+
+    def fits(tokens, recompute):
+        return llama.memory(max(tokens, length), length, tokens // 4, first, recompute) <= room
+
+    sizes = [2048]
+    while sizes[-1] > length:
+        sizes.append(sizes[-1] // 2)
+    wanted = [Fit(tokens, recompute) for recompute in (False, True) for tokens in sizes if fits(tokens, recompute)]
+    assert found == (wanted[0] if wanted else Fit(sizes[-1], True))
+
+
+def test_memory_that_runs_out_with_one_row_has_activations_recomputed_then_is_told(model_folders, monkeypatch):
+    lm, _, rows = loaded(model_folders["llama"])
+    lm = replace(lm, processes=1)
+    config = config_for(model_folders["llama"], examples=6, batch=6)
+    (expected,) = train_probes(lm, {"sums": rows["sums"]}, config)
+    accumulate, told = training._accumulate, []
+
+    def short(lm, rows, trunk, fit, *rest):
+        if fit.tokens > 40 or not fit.recompute:
+            raise torch.OutOfMemoryError("Tried to allocate")
+        return accumulate(lm, rows, trunk, fit, *rest)
+
+    monkeypatch.setattr(training, "_accumulate", short)
+    (found,) = train_probes(lm, {"sums": rows["sums"]}, config, warn=told.append)
+    assert "computed again in the backward pass" in told[-1]
+    for name in found.weights:
+        torch.testing.assert_close(found.weights[name], expected.weights[name], atol=1e-4, rtol=1e-3)
+    monkeypatch.setattr(training, "_accumulate", lambda *_: short(*_[:3], Fit(2048, False)))
+    with pytest.raises(UserError, match=r"A row of \d+ tokens does not fit .* lower probes.max_length"):
+        list(train_probes(lm, {"sums": rows["sums"]}, config, warn=told.append))
 
 
 def test_wrong_adapters_and_modules_are_one_sentence(model_folders, tmp_path):

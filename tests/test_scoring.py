@@ -15,9 +15,10 @@ from scipy.spatial.distance import jensenshannon
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import ModelConfig, parse_config
 from taskpgm.lm import load_model
-from taskpgm.probes import Probe, train_probes
+from taskpgm.probes import Probe
 from taskpgm.scoring import BASE, assemble, measure_divergences, sample_positions, score_sets
 from taskpgm.tasks import Row
+from taskpgm.training import train_probes
 
 ROWS = {
     "sums": [

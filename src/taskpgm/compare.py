@@ -66,11 +66,12 @@ def run_comparison(stages: Stages, options: CompareOptions) -> tuple[Comparison,
     stages.score()
     result = stages.sample()
     worker = _Worker(stages, result, options)
-    measurements: dict[tuple[str, int], Measurement] = {}
-    for done, run in enumerate(worker.runs):
-        stages.tell("comparing", done, len(worker.runs))
-        measurements[run.name, run.seed] = worker.measure(run)
-    stages.tell("comparing", len(worker.runs), len(worker.runs))
+    stages.tell("comparing", 0, len(worker.runs))
+    found: dict[tuple[str, int], Measurement] = {}
+    for measurement in worker.measurements():
+        found[measurement.mixture, measurement.seed] = measurement
+        stages.tell("comparing", len(found), len(worker.runs))
+    measurements = {(run.name, run.seed): found[run.name, run.seed] for run in worker.runs}  # in their order
     asked = [m for (name, _), m in measurements.items() if "@" not in name]
     weights = {target.name: target.weight for target in stages.config.targets}
     comparison = compare_measurements(asked, result.pool.names, [s.name for s in result.pool.targets], weights or None)
@@ -137,7 +138,7 @@ def _training(config: Config, options: CompareOptions) -> Config:
 
 
 def _seeded(config: Config, seed: int) -> Config:
-    from taskpgm.probes import derive_seed
+    from taskpgm.orders import derive_seed
 
     return config.model_copy(update={"seed": derive_seed(config.seed, "compare", str(seed)) % 2**31})
 
@@ -156,8 +157,8 @@ def _baseline(name: str, result: Result, config: Config, seed: int) -> dict[str,
 
 
 class _Worker:
-    """Trains and measures runs. What they share is made when the first of them needs it: tokens, activations below the
-    adapters, the evaluator."""
+    """Trains and measures runs, side by side on a CPU's cores. What they share is made when the first of them needs it:
+    tokens, activations below the adapters, the evaluator."""
 
     def __init__(self, stages: Stages, result: Result, options: CompareOptions) -> None:
         self.stages = stages
@@ -181,14 +182,45 @@ class _Worker:
             ]
         )  # fmt: skip
 
-    def measure(self, run: _Run) -> Measurement:
-        """The measurement of a run, from the run directory where it is there and current."""
-        key = digest([self.setting, _planned(run.plan), run.config.seed, run.config.budget.model_dump()])
-        path = self.stages.directory / "compare" / f"{key[:16]}.json"
-        if path.exists():
-            return _measurement(run, json.loads(path.read_text()))
+    def measurements(self) -> Iterator[Measurement]:
+        """Measurements of all runs as they are had, those first that the run directory holds; the others are made side
+        by side."""
+        from taskpgm.executor import side_by_side
+        from taskpgm.training import training_memory
+
+        todo: dict[Path, list[_Run]] = {}  # several where two mixtures are the same
+        for run in self.runs:
+            if (path := self.path(run)).exists():
+                yield _measurement(run, json.loads(path.read_text()))
+            else:
+                todo.setdefault(path, []).append(run)
+        if not todo:
+            return
+        (self.stages.directory / "compare").mkdir(exist_ok=True)
+        if self.shares_trunks:  # before processes part, so that each has them
+            self.trunk.fill(list(self.rows.values()), self.stages.say)
+            self.evaluator.fill(self.trunk.first, self.stages.say)
+        steps = {path: plan_steps(self.rows, run.plan, run.config) for path, (run, *_) in todo.items()}
+        made = side_by_side(
+            lambda path, _, warn: (path, self.measure(todo[path][0], steps[path], warn)), list(todo),
+            self.stages.lm.processes if self.shares_trunks else 1,
+            training_memory(self.stages.lm, list(steps.values()), self.trunk.first), lambda: None, self.stages.say,
+        )  # fmt: skip
+        for path, record in made:
+            write_json(path, record)
+            yield from (_measurement(run, record) for run in todo[path])
+
+    @property
+    def shares_trunks(self) -> bool:
+        """Whether runs share activations and may be side by side: other trainers, benchmarks, and every weight at once
+        have the machine to themselves."""
+        options = self.options
+        return options.trainer == "engine" and options.method == "lora" and not options.harness
+
+    def measure(self, run: _Run, steps: "list[list[Encoded]]", warn: Say) -> dict[str, Any]:
+        """What a run gives: trained, evaluated, and kept where asked for."""
         clock = Clock()
-        trained = self.train(run)
+        trained = self.train(run, steps, warn)
         seconds = clock.seconds
         found = self.evaluator.evaluate(trained, mark=self.options.accuracy)
         record = {
@@ -202,16 +234,18 @@ class _Worker:
             record["harness"] = run_harness(
                 self.stages.lm, trained, self.options.harness, self.options.include, self.options.rows
             )
-        path.parent.mkdir(exist_ok=True)
         if self.options.keep:
-            with atomic_folder(path.with_suffix(""), {}) as folder:
+            with atomic_folder(self.path(run).with_suffix(""), {}) as folder:
                 self.save(trained, folder)
-        write_json(path, record)
-        return _measurement(run, record)
+        return record
 
-    def train(self, run: _Run) -> "Probe | Finetuned":
+    def path(self, run: _Run) -> Path:
+        """Where the measurement of a run is kept."""
+        key = digest([self.setting, _planned(run.plan), run.config.seed, run.config.budget.model_dump()])
+        return self.stages.directory / "compare" / f"{key[:16]}.json"
+
+    def train(self, run: _Run, steps: "list[list[Encoded]]", warn: Say) -> "Probe | Finetuned":
         """The adapter of a run, or its model."""
-        steps = plan_steps(self.rows, run.plan, run.config)
         if self.options.trainer == "trl":
             from taskpgm import trl_backend
 
@@ -221,9 +255,9 @@ class _Worker:
             from taskpgm.finetune import train_full
 
             return train_full(self.stages.lm, run.name, steps, run.config)
-        from taskpgm.probes import Trainer
+        from taskpgm.training import Trainer
 
-        return Trainer(self.stages.lm, run.config, 0, self.stages.say).train(run.name, steps, trunk=self.trunk)
+        return Trainer(self.stages.lm, run.config, 0, warn).train(run.name, steps, trunk=self.trunk)
 
     def save(self, trained: "Probe | Finetuned", folder: Path) -> None:
         """What a run trained, as PEFT or transformers load it."""

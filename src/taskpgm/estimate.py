@@ -30,10 +30,12 @@ from taskpgm.divergence import jsd_matrix
 from taskpgm.executor import Item, Tick, Warn, side_by_side
 from taskpgm.lm import LanguageModel, batches, load_model
 from taskpgm.machine import Clock
+from taskpgm.orders import derive_seed, encoded_steps, training_order, warm_order
 from taskpgm.packing import ends
-from taskpgm.probes import Probe, Trainer, derive_seed, encoded_steps, training_memory, training_order, warm_order
+from taskpgm.probes import Probe
 from taskpgm.scoring import score_sets
 from taskpgm.tasks import Row, TaskPool, Tell, load_tasks, tell_nobody
+from taskpgm.training import Trainer, training_memory
 
 TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks
 STEPS = 2  # of each task: many tasks show how much memory batches of different sizes take together

@@ -117,6 +117,11 @@ class Evaluator:
         tell("evaluating", len(self.sets), len(self.sets))
         return Evaluation(found)
 
+    def fill(self, first: int, warn: Callable[[str], None]) -> None:
+        """Run what lies below layer `first` now, before processes part that would each do it."""
+        for name, kept in self.sets.items():
+            self._trunk(name, first).fill([one for _, one in kept], warn)
+
     def _trunk(self, name: str, first: int) -> Trunk:
         if (name, first) not in self.trunks:
             shared = self.lm.shared_prefix([one for _, one in self.sets[name]])

@@ -17,7 +17,9 @@ from taskpgm.chat import Encoded
 from taskpgm.config import Config
 from taskpgm.errors import UserError
 from taskpgm.lm import LanguageModel, Trunk
-from taskpgm.probes import Probe, Trainer, installed, tokens_of
+from taskpgm.orders import tokens_of
+from taskpgm.probes import Probe, installed
+from taskpgm.training import Trainer
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ Shapes: N tokens of a packed batch, d hidden size, R response tokens, V vocabula
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,14 @@ from taskpgm.checkpoint import model_folder
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError, first_line
 from taskpgm.executor import possible, processes_for
+from taskpgm.machine import total_memory
 from taskpgm.packing import Packed, attending, ends, pack, shared_prefix
 
 # oneDNN compiles a product's kernel for every number of tokens, and keeps 1,024 of them: some 600 MiB. A step has about
 # 50 shapes. Read once, when the first product is run.
 KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 KERNELS = "128"
+USUAL_ROW = 256  # tokens, where the number of processes is chosen before any row is read
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,39 @@ class LanguageModel:
         """Tokens in a batch."""
         return 2048 if self.device.type == "cpu" else 16384
 
-    def memory(self, tokens: int, responses: int, first: int | None = None) -> float:
+    @property
+    def room(self) -> float:
+        """Bytes that a batch may take: an equal part of half of the machine's memory for each process that works beside
+        others; of a GPU what is free, less a tenth."""
+        if self.device.type == "cpu":
+            return total_memory() / 2 / self.processes
+        if self.device.type != "cuda":
+            return math.inf
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return 0.9 * (free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device))
+
+    def memory(
+        self, tokens: int, longest: int, responses: int, first: int | None = None, recompute: bool = False
+    ) -> float:
         """Bytes, roughly and rather too many, that a batch takes beyond the model: activations, and logits.
 
         Args:
+            tokens: of the batch.
+            longest: tokens of its longest row; on a CPU attention holds all scores of a row with itself.
+            responses: tokens that are predicted.
             first: the layer from which on a backward pass is to follow; activations of one layer at a time without.
+            recompute: the backward pass computes what lies inside a layer again.
         """
+        config = self.model.config.get_text_config()
         each = sum(sum(w.shape) for w in self.layers[-1].parameters() if w.ndim == 2) * 4
+        if self.device.type == "cpu":
+            each += 8 * config.num_attention_heads * longest
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
-        kept = 1 if first is None else len(self.layers) - first
-        return float(tokens * each * kept + (3 if first is not None else 1) * 4 * vocabulary * responses + (256 << 20))
+        behind = 0 if first is None else len(self.layers) - first
+        entering = 4 * config.hidden_size * behind if recompute else 0
+        inside = each * (max(1, behind) if not recompute else 1)
+        logits = (1 if first is None else 3) * 4 * vocabulary * responses
+        return float(tokens * (entering + inside) + logits + (256 << 20))
 
     def shared_prefix(self, rows: Sequence[Encoded]) -> int:
         """Number of first tokens that the model may run once for all these rows."""
@@ -241,8 +268,13 @@ def halving(
     try:
         return [work(items)]
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error) or len(items) == 1:
+        if not out_of_memory(error):
             raise
+        if len(items) == 1:
+            raise UserError(
+                f"A row of {len(items[0].ids)} tokens does not fit into memory ({first_line(error)}); lower "
+                "probes.max_length, or use a smaller model or model.dtype bfloat16. Finished work is kept."
+            ) from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     warn(f"out of memory with {len(items)} rows in a batch: going on with halves")
@@ -305,6 +337,26 @@ def _fed(layer: nn.Module, entering_BLd: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+@contextlib.contextmanager
+def recomputing(lm: LanguageModel, packed: Packed, first: int) -> Iterator[None]:
+    """Within, layers from `first` on keep their input alone for a backward pass, which computes what lies inside of
+    them again."""
+    from torch.utils.checkpoint import checkpoint
+
+    def contexts() -> tuple[Any, Any]:  # of the layer's first run, and of the one in the backward pass
+        return contextlib.nullcontext(), attending(lm.model, packed) if lm.plain_head else contextlib.nullcontext()
+
+    for layer in lm.layers[first:]:
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, context_fn=contexts, preserve_rng_state=False
+        )
+    try:
+        yield
+    finally:
+        for layer in lm.layers[first:]:
+            del layer.forward
+
+
 def _decoder_layers(model: Any) -> nn.ModuleList:
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.base_model.modules():
@@ -349,7 +401,7 @@ def _processes(wanted: int | None, lm: LanguageModel) -> int:
             f"model.processes is {wanted}, but work is spread over processes on Linux alone, on a CPU, and not "
             "beside a GPU; leave it out."
         )
-    usual = lm.memory(lm.token_budget // 2, lm.token_budget // 8, 0)
+    usual = lm.memory(lm.token_budget // 2, USUAL_ROW, lm.token_budget // 8, 0)
     return wanted or (processes_for(usual) if lm.device.type == "cpu" else 1)
 
 

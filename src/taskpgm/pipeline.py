@@ -170,7 +170,7 @@ class Stages:
 
     def _warm_start(self, pool: TaskPool, seed: int) -> None:
         """The adapter that the probes of a seed start from, trained if it is missing or out of date."""
-        from taskpgm.probes import train_warm_start
+        from taskpgm.training import train_warm_start
 
         if not self._warm:
             return
@@ -189,7 +189,8 @@ class Stages:
         return self.config.probes.warm_start and not any(task.adapter for task in self.config.tasks)
 
     def _make_probes(self, pool: TaskPool, tasks: Sequence[TaskConfig], seed: int) -> None:
-        from taskpgm.probes import installed, load_probe, train_probes
+        from taskpgm.probes import installed, load_probe
+        from taskpgm.training import train_probes
 
         started = Clock()
         for task in tasks:

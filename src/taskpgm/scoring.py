@@ -22,8 +22,9 @@ from taskpgm.errors import UserError
 from taskpgm.executor import Tick, Warn, side_by_side
 from taskpgm.lm import LanguageModel, batches, halving
 from taskpgm.machine import release_memory
+from taskpgm.orders import derive_seed
 from taskpgm.packing import Packed, ends, pack
-from taskpgm.probes import Probe, Use, derive_seed, installed
+from taskpgm.probes import Probe, Use, installed
 from taskpgm.scores import Divergences, Floats, Ints, Scores
 from taskpgm.tasks import TaskPool, Tell, tell_nobody
 
@@ -299,7 +300,8 @@ def _memory(lm: LanguageModel, contexts: Mapping[str, list[Encoded]]) -> float:
     """Bytes, roughly, that scoring the set of the most tokens takes beyond the model."""
     tokens = max(sum(ends(row) for row in rows) for rows in contexts.values())
     responses = max(sum(int(row.response.sum()) for row in rows) for rows in contexts.values())
-    return lm.memory(min(tokens, lm.token_budget), min(responses, lm.token_budget))
+    longest = max(ends(row) for rows in contexts.values() for row in rows)
+    return lm.memory(min(tokens, max(lm.token_budget, longest)), longest, min(responses, lm.token_budget))
 
 
 def _hidden(block: Block, probe: str) -> Hidden:

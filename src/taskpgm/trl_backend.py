@@ -1,7 +1,7 @@
 """A probe trained by TRL's SFTTrainer, the trainer that many users have: the same result as the project's own engine.
 
 Rows come tokenised and in order, so that both engines see the same tokens. The optimiser, its schedule and the loss are
-those of `probes.py`: AdamW without weight decay, linear warm-up over a twentieth of the steps, linear decay to zero,
+those of `training.py`: AdamW without weight decay, linear warm-up over a twentieth of the steps, linear decay to zero,
 gradient norm clipped at one, the mean over the response tokens of the whole step, no dropout.
 """
 
@@ -23,8 +23,10 @@ from taskpgm.config import Config
 from taskpgm.errors import UserError
 from taskpgm.finetune import Finetuned
 from taskpgm.lm import LanguageModel
-from taskpgm.probes import Probe, derive_seed, lora_settings, schedule, tokens_of
+from taskpgm.orders import derive_seed, tokens_of
+from taskpgm.probes import Probe, lora_settings
 from taskpgm.tasks import Tell, tell_nobody
+from taskpgm.training import schedule
 
 IGNORED = -100  # label of a token that is not to be predicted
 

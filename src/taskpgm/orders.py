@@ -1,0 +1,81 @@
+"""Which rows a probe or a warm start is trained on, step by step, drawn from the run seed and names alone."""
+
+import hashlib
+import heapq
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskpgm.chat import ChatEncoder, Encoded
+from taskpgm.config import Config
+from taskpgm.tasks import Row
+
+
+def training_order(response_tokens: Sequence[int], config: Config, seed: int) -> list[NDArray[np.int64]]:
+    """Row indices of every optimiser step: whole shuffled epochs, cut at the probe size, in equal steps.
+
+    The size and the steps are counted in the unit of the budget, examples or response tokens, and are the same for
+    every task, up to the one row that crosses the end.
+
+    Args:
+        response_tokens: of each of the task's training rows.
+    """
+    rng = np.random.default_rng(seed)
+    cost = np.ones(len(response_tokens)) if config.budget.unit == "examples" else np.array(response_tokens, dtype=float)
+    epochs = math.ceil(config.probe_size / cost.sum())
+    order = np.concatenate([rng.permutation(len(cost)) for _ in range(epochs)])
+    spent = np.cumsum(cost[order])
+    order = order[: int(np.searchsorted(spent, config.probe_size)) + 1]
+    return _equal_steps(order, spent[: len(order)], config.probe_steps)
+
+
+def warm_order(response_tokens: Sequence[Sequence[int]], config: Config, seed: int) -> list[NDArray[np.int64]]:
+    """Rows of every optimiser step of a warm start, counted through all tasks one after another.
+
+    The next row is always of the task that has spent least so far, ties in random order; a task goes through its rows
+    in shuffled epochs.
+    """
+    rng = np.random.default_rng(derive_seed(config.seed, "warm start", str(seed)))
+    offsets = np.cumsum([0, *map(len, response_tokens)])
+    queue = [(0.0, float(rng.random()), task) for task in range(len(response_tokens))]
+    heapq.heapify(queue)
+    upcoming: list[list[int]] = [[] for _ in response_tokens]
+    found: list[int] = []
+    costs: list[float] = []
+    total = 0.0
+    while total < config.warm_size:
+        spent, _, task = heapq.heappop(queue)
+        upcoming[task] = upcoming[task] or rng.permutation(len(response_tokens[task])).tolist()
+        row = upcoming[task].pop()
+        costs.append(1.0 if config.budget.unit == "examples" else float(response_tokens[task][row]))
+        total += costs[-1]
+        found.append(int(offsets[task]) + row)
+        heapq.heappush(queue, (spent + costs[-1], float(rng.random()), task))
+    return _equal_steps(np.array(found), np.cumsum(costs), config.steps_of(config.warm_size))
+
+
+def _equal_steps(order: NDArray[np.int64], spent: NDArray[np.float64], steps: int) -> list[NDArray[np.int64]]:
+    """The order cut into so many steps, equal in what is spent up to each row."""
+    steps = min(steps, len(order))
+    cuts = np.searchsorted(spent, np.arange(1, steps) * spent[-1] / steps, side="left") + 1
+    return [step for step in np.split(order, np.minimum(cuts, len(order))) if len(step)]
+
+
+def encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], order: Sequence[NDArray[np.int64]]) -> list[list[Encoded]]:
+    """Encoded rows of every optimiser step; a row that comes again is the same object."""
+    used = sorted({int(i) for step in order for i in step})
+    encoded = dict(zip(used, encoder.encode([rows[i].messages for i in used]), strict=True))
+    return [[row for i in step if (row := encoded[int(i)]) is not None] for step in order]
+
+
+def tokens_of(steps: Sequence[Sequence[Encoded]]) -> int:
+    """Tokens of all rows of these steps, prompts included."""
+    return sum(len(row.ids) for step in steps for row in step)
+
+
+def derive_seed(seed: int, *names: str) -> int:
+    """63-bit seed from the run seed and names, the same on every machine."""
+    digest = hashlib.blake2b("/".join([str(seed), *names]).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

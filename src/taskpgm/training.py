@@ -1,0 +1,300 @@
+"""`train_probes`: one adapter a task, all trained alike from the same base and the same start, side by side.
+
+Sources: LoRA (arXiv 2106.09685) as PEFT implements it; AdamW, linear warm-up over a twentieth of the steps, linear
+decay to zero, gradient norm clipped at one. The model stays in evaluation mode: no dropout, so a probe depends on its
+rows, their order and the run seed alone.
+"""
+
+import contextlib
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taskpgm.adapters import LowRank, flatten, low_rank, patched
+from taskpgm.blocks import WARM
+from taskpgm.chat import ChatEncoder, Encoded
+from taskpgm.config import Config, LoraConfig
+from taskpgm.errors import UserError, first_line
+from taskpgm.executor import Tick, Warn, side_by_side
+from taskpgm.lm import LanguageModel, Trunk, batches, out_of_memory, recomputing
+from taskpgm.machine import release_memory
+from taskpgm.orders import derive_seed, encoded_steps, tokens_of, training_order, warm_order
+from taskpgm.packing import ends, pack
+from taskpgm.probes import Probe, lora_settings, peft_quiet
+from taskpgm.tasks import Row, Tell, tell_nobody
+
+
+def train_probes(
+    lm: LanguageModel,
+    rows: Mapping[str, Sequence[Row]],
+    config: Config,
+    seed: int = 0,
+    tell: Tell = tell_nobody,
+    warn: Callable[[str], None] = warnings.warn,
+    start: Probe | None = None,
+) -> Iterator[Probe]:
+    """One probe for each task in `rows`, yielded as its training ends: side by side on a CPU's cores.
+
+    Args:
+        lm: the base model; unchanged when the iterator is exhausted or closed.
+        rows: training rows by task; a task with fewer than the probe size repeats its own.
+        seed: which of the `probes.seeds`: draws the initialisation, shared by all tasks, and the orders.
+        start: the adapter that they all start from, see `train_warm_start`; a fresh one where left out.
+
+    Raises:
+        UserError: a loss that is not finite, with the task and the step.
+    """
+    trainer = Trainer(lm, config, seed, warn, start)
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+    orders = {
+        task: training_order(
+            [row.response_tokens for row in of_task], config, derive_seed(config.seed, "order", task, str(seed))
+        )
+        for task, of_task in rows.items()
+    }
+    steps = {task: encoded_steps(encoder, rows[task], order) for task, order in orders.items()}
+    total, done = sum(map(len, steps.values())), itertools.count(1)
+
+    def work(task: str, tick: Tick, warn: Warn) -> Probe:
+        trainer.warn = warn
+        return trainer.train(task, steps[task], tick)
+
+    yield from side_by_side(
+        work, sorted(steps, key=lambda task: -tokens_of(steps[task])), lm.processes,
+        training_memory(lm, list(steps.values()), trainer.first), lambda: tell("training probes", next(done), total),
+        warn,
+    )  # fmt: skip
+
+
+def train_warm_start(
+    lm: LanguageModel,
+    rows: Mapping[str, Sequence[Row]],
+    config: Config,
+    seed: int = 0,
+    tell: Tell = tell_nobody,
+    warn: Callable[[str], None] = warnings.warn,
+) -> Probe:
+    """An adapter trained on a uniform sample of all tasks, three times as long as a probe.
+
+    Args:
+        rows: training rows by task.
+        seed: which of the `probes.seeds`.
+
+    Raises:
+        UserError: a loss that is not finite, with the step.
+    """
+    every = [row for of_task in rows.values() for row in of_task]
+    order = warm_order([[row.response_tokens for row in of_task] for of_task in rows.values()], config, seed)
+    steps = encoded_steps(ChatEncoder(lm.tokenizer, config.probes.max_length), every, order)
+    done = itertools.count(1)
+    trainer = Trainer(lm, config, seed, warn)
+    return trainer.train(WARM, steps, lambda: tell("training the warm start", next(done), len(steps)))
+
+
+class Trainer:
+    """Trains adapters of one base alike: the same initialisation, schedule and number of steps, other rows.
+
+    The float32 weights of an adapter, and AdamW's two moments, are one flat tensor each. The layers use a copy in the
+    model's precision, whose gradient is added up in float32 over the batches of a step.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, config: Config, seed: int = 0, warn: Callable[[str], None] = warnings.warn,
+        start: Probe | None = None,
+    ) -> None:  # fmt: skip
+        self.lm = lm
+        self.config = config.probes
+        self.seed = seed
+        self.warn = warn
+        self.first = _first_adapted(config.probes.lora, len(lm.layers))
+        self.settings = lora_settings(lm, config.probes.lora)
+        fresh = derive_seed(config.seed, "adapter", str(seed))
+        self.initial = start.weights if start else _initial_weights(lm, self.settings, fresh)
+        self.limit = lm.token_budget  # tokens of a batch; shrinks when memory runs out
+        self.recompute = False  # True when memory ran out with single rows
+
+    def train(
+        self, name: str, steps: Sequence[Sequence[Encoded]], tell: Callable[[], None] = lambda: None,
+        trunk: Trunk | None = None,
+    ) -> Probe:  # fmt: skip
+        """The adapter trained on these rows, step by step; `tell` is called after each.
+
+        Args:
+            trunk: of rows that these are among, to share activations below the adapter with other trainings.
+
+        Raises:
+            UserError: a loss that is not finite, with the adapter's name and the step.
+        """
+        master = torch.nn.Parameter(flatten(self.initial).to(self.lm.device))
+        update, gradient = self._update(master)
+        rows = [row for step in steps for row in step]
+        trunk = trunk or Trunk(self.lm, self.first, self.lm.shared_prefix(rows))
+        trunk.fill(rows, self.warn)
+        with patched([update]) as switch, switch.use(update):
+            losses = self.descend(name, steps, trunk, master, update.flat, gradient, tell)
+        weights = update.weights(master.detach().cpu())
+        release_memory()
+        return Probe(name, self.seed, self.settings, weights, losses, tokens_of(steps))
+
+    def descend(
+        self, name: str, steps: Sequence[Sequence[Encoded]], trunk: Trunk, master: torch.nn.Parameter, flat: Tensor,
+        gradient: Tensor, tell: Callable[[], None] = lambda: None,
+    ) -> tuple[float, ...]:  # fmt: skip
+        """Mean loss of every step, while `master` is moved by AdamW.
+
+        Args:
+            master: float32 weights, one flat tensor.
+            flat: the same in the model's precision; what the model's modules read.
+            gradient: where a backward pass leaves the gradient of `flat`.
+
+        Raises:
+            UserError: a loss that is not finite, with the name and the step.
+        """
+        fit = fitting(self.lm, [row for step in steps for row in step], trunk.first)
+        optimiser = torch.optim.AdamW([master], lr=self.config.learning_rate, weight_decay=0.0, fused=True)
+        losses = []
+        for number, rows in enumerate(steps):
+            optimiser.param_groups[0]["lr"] = self.config.learning_rate * schedule(number, len(steps))
+            master.grad = torch.zeros_like(master) if master.grad is None else master.grad.zero_()
+            loss = self._gradient(rows, trunk, fit, master.grad, gradient, f"{_titled(name)}, step {number + 1}")
+            norm = float(torch.nn.utils.clip_grad_norm_([master], 1.0))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise UserError(
+                    f"Training {_titled(name)} has loss {loss:.4g} and gradient norm {norm:.4g} at step {number + 1} "
+                    f"of {len(steps)}; lower the learning rate ({self.config.learning_rate:g}; probes.learning_rate, "
+                    "or compare's --learning-rate) or use model.dtype bfloat16 or float32. Finished probes are kept."
+                )
+            optimiser.step()
+            with torch.no_grad():
+                flat.copy_(master)
+            losses.append(loss)
+            tell()
+        return tuple(losses)
+
+    def _update(self, master: Tensor) -> tuple[LowRank, Tensor]:
+        """The update that the layers use, and the flat tensor that collects its gradient."""
+        flat = master.detach().to(next(self.lm.model.parameters()).dtype, copy=True)
+        gradient = torch.zeros_like(flat)
+        update, collected = (low_rank(self.lm.model, self.settings, self.initial, t) for t in (flat, gradient))
+        assert update is not None, "probes are plain LoRA"
+        assert collected is not None, "probes are plain LoRA"
+        for weights, gradients in ((update.left, collected.left), (update.right, collected.right)):
+            for weight, of_weight in zip(weights, gradients, strict=True):
+                weight.requires_grad_().grad = of_weight
+        return update, gradient
+
+    def _gradient(
+        self, rows: Sequence[Encoded], trunk: Trunk, fit: "Fit", total: Tensor, of_batch: Tensor, where: str
+    ) -> float:
+        """Mean loss; its gradient goes to `total`. Smaller batches, then recomputed activations, if memory runs out."""
+        longest = max(len(row.ids) for row in rows)
+        while True:
+            fit = Fit(min(fit.tokens, self.limit), fit.recompute or self.recompute)
+            try:
+                return _accumulate(self.lm, rows, trunk, fit, total, of_batch)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                if fit.recompute and fit.tokens <= longest:
+                    raise UserError(
+                        f"A row of {longest} tokens does not fit into memory in {where} ({first_line(error)}); lower "
+                        "probes.max_length, or set probes.lora.last_layers. Finished probes are kept."
+                    ) from error
+            if fit.tokens > longest:
+                self.limit = fit.tokens // 2
+                self.warn(f"out of memory in {where}: going on with {self.limit} tokens a batch")
+            else:
+                self.recompute = True
+                self.warn(f"out of memory in {where}: going on with activations computed again in the backward pass")
+            total.zero_()
+            of_batch.zero_()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How training batches fit into memory."""
+
+    tokens: int  # of a batch
+    recompute: bool  # the backward pass computes activations again
+
+
+def fitting(lm: LanguageModel, rows: Sequence[Encoded], first: int) -> Fit:
+    """The largest batches that should fit into the machine's memory; activations are kept where a row's then fit."""
+    longest = max(len(row.ids) for row in rows)
+    for recompute in (False, True):
+        tokens = lm.token_budget
+        while tokens > longest and lm.memory(tokens, longest, tokens // 4, first, recompute) > lm.room:
+            tokens //= 2
+        if lm.memory(max(tokens, longest), longest, tokens // 4, first, recompute) <= lm.room:
+            break
+    return Fit(tokens, recompute)
+
+
+def training_memory(lm: LanguageModel, trainings: Sequence[Sequence[Sequence[Encoded]]], first: int) -> float:
+    """Bytes, roughly, that any of these trainings takes beyond the model, from layer `first` on."""
+    return max(_memory_of(lm, steps, first) for steps in trainings)
+
+
+def _memory_of(lm: LanguageModel, steps: Sequence[Sequence[Encoded]], first: int) -> float:
+    rows = [row for step in steps for row in step]
+    fit, longest = fitting(lm, rows, first), max(len(row.ids) for row in rows)
+    tokens = min(max(tokens_of([step]) for step in steps), max(fit.tokens, longest))
+    responses = min(tokens, max(sum(int(row.response.sum()) for row in step) for step in steps))
+    return lm.memory(tokens, longest, responses, first, fit.recompute)
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the peak learning rate at a step: up over a twentieth of the steps, then down to zero."""
+    warm = max(1, steps // 20)
+    return (step + 1) / warm if step < warm else (steps - step) / max(1, steps - warm)
+
+
+def _accumulate(
+    lm: LanguageModel, rows: Sequence[Encoded], trunk: Trunk, fit: Fit, total: Tensor, of_batch: Tensor
+) -> float:
+    """Mean loss over the response tokens of `rows`; its gradient is added to `total`, through `of_batch`."""
+    labels = sum(int(row.response.sum()) for row in rows)
+    loss_sum = 0.0
+    for batch in batches([ends(row) for row in rows], fit.tokens, trunk.shared):
+        packed = pack([rows[i] for i in batch], trunk.shared, lm.device)
+        entering = trunk.entering(packed)
+        with recomputing(lm, packed, trunk.first) if fit.recompute else contextlib.nullcontext():
+            loss = sum(
+                (
+                    torch.nn.functional.cross_entropy(z.float(), y, reduction="sum")
+                    for z, y, _ in lm.response_logits(packed, entering, trunk.first)
+                ),
+                start=torch.zeros((), device=lm.device),
+            )
+        (loss / labels).backward()
+        total += of_batch
+        of_batch.zero_()
+        loss_sum += float(loss.detach())
+    return loss_sum / labels
+
+
+def _initial_weights(lm: LanguageModel, settings: Any, seed: int) -> dict[str, Tensor]:
+    """A fresh adapter of PEFT: A drawn from the seed, B zero."""
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    with peft_quiet(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        peft_model = get_peft_model(lm.model, settings)
+    weights = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(peft_model).items()}
+    peft_model.unload()
+    lm.model.requires_grad_(False)
+    return weights
+
+
+def _first_adapted(lora: LoraConfig, depth: int) -> int:
+    return 0 if lora.last_layers is None else depth - lora.last_layers
+
+
+def _titled(name: str) -> str:
+    return "the warm start" if name == WARM else f"probe {name!r}"
