@@ -8,7 +8,8 @@ row, so the shared prefix is run once and every row attends to it. The layout is
 Every layer but attention works on single tokens and never sees the layout. Rows end before their last response token,
 which predicts nothing that is asked for.
 
-Shapes: N tokens of the layout, S of them shared; B rows, L longest rest, R response tokens; H heads, e their size.
+Shapes: N tokens of the layout, S of them shared; B rows, L longest rest, R response tokens; H heads, e their size; G
+groups of g heads that have the same keys.
 """
 
 import contextlib
@@ -39,6 +40,7 @@ class Packed:
     labels_R: Tensor
     padded_BL: Tensor  # index into the N - S tokens of the rests; 0 where a row has ended
     ended_BL: Tensor  # True where a row has ended
+    seen_BK: Tensor  # index into N of what a row attends to: the S shared tokens, and its rest
     inverse: Tensor  # (N - S,) index into B·L
 
 
@@ -69,14 +71,15 @@ def pack(rows: Sequence[Encoded], shared: int, device: torch.device) -> Packed:
     column = np.arange(lengths.max())
     ended = column >= lengths[:, None]
     padded = np.where(ended, 0, start[:, None] - shared + column)
+    seen = np.concatenate([np.tile(np.arange(shared), (len(rows), 1)), shared + padded], 1)
     arrays = (
         ids, position, predict, np.concatenate([row.ids[at] for row, at in zip(rows, labels, strict=True)]), padded,
-        ended, np.flatnonzero(~ended),
+        ended, seen, np.flatnonzero(~ended),
     )  # fmt: skip
-    ids_N, position_N, predict_R, labels_R, padded_BL, ended_BL, inverse = (
+    ids_N, position_N, predict_R, labels_R, padded_BL, ended_BL, seen_BK, inverse = (
         torch.from_numpy(a.astype(a.dtype if a.dtype == bool else np.int64)).to(device) for a in arrays
     )
-    return Packed(tuple(rows), ids_N, position_N, shared, predict_R, labels_R, padded_BL, ended_BL, inverse)
+    return Packed(tuple(rows), ids_N, position_N, shared, predict_R, labels_R, padded_BL, ended_BL, seen_BK, inverse)
 
 
 _LAYOUT: ContextVar[Packed] = ContextVar("_LAYOUT")
@@ -114,72 +117,105 @@ def packed_attention(
     if kwargs.get("softcap") or kwargs.get("s_aux") is not None:
         raise ValueError("scores are capped, or have sinks: not attention of this kind")
     packed, window = _LAYOUT.get(), kwargs.get("sliding_window")
-    q, k, v = query[0], key[0], value[0]
-    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    s = packed.shared
-    rows, longest = packed.padded_BL.shape
-    padded_q, padded_k, padded_v = (_Padded.apply(x[:, s:], packed) for x in (q, k, v))
-    if s:
-        padded_k, padded_v = (
-            torch.cat([x[:, None, :s].expand(-1, rows, -1, -1), padded], 2)
-            for x, padded in ((k, padded_k), (v, padded_v))
-        )
-    out = _causal(padded_q, padded_k, padded_v, scale, window)
-    out = _Unpadded.apply(out.reshape(len(q), rows * longest, -1), packed)
-    if s:
-        out = torch.cat([_causal(q[:, None, :s], k[:, None, :s], v[:, None, :s], scale, window)[:, 0], out], 1)
-    return out.transpose(0, 1)[None], None
+    q_HNe, k_GNe, v_GNe = query[0], key[0], value[0]
+    scale = q_HNe.shape[-1] ** -0.5 if scaling is None else scaling
+    first_q, rest_q = _Queries.apply(q_HNe, len(k_GNe), packed)
+    (first_k, rest_k), (first_v, rest_v) = (_Keys.apply(x_GNe, packed) for x_GNe in (k_GNe, v_GNe))
+    rest = _causal(rest_q, rest_k, rest_v, packed.padded_BL.shape[1], scale, window)
+    first = _causal(first_q, first_k, first_v, packed.shared, scale, window) if packed.shared else first_q
+    return _Outputs.apply(first, rest, packed)[None], None
 
 
-def _causal(q_HBLe: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
-    """(H, B, L, e) attention of L queries to the keys at their own and earlier positions; keys end where queries do."""
-    length, keys = q_HBLe.shape[2], k.shape[2]
-    groups = len(q_HBLe) // len(k)
-    if groups > 1:
-        k, v = (x.repeat_interleave(groups, 0) for x in (k, v))
+def _causal(q_GBMe: Tensor, k: Tensor, v: Tensor, length: int, scale: float, window: int | None) -> Tensor:
+    """(G, B, M, e) attention of queries to the keys at their own and earlier positions; keys end where queries do.
+
+    M is one head's `length` queries, then the next head's that has the same keys.
+    """
+    keys = k.shape[2]
     at = torch.arange(keys, device=k.device) - (keys - length)
     behind = torch.arange(length, device=k.device)[:, None] - at  # how far a key lies behind a query
     hidden = (behind < 0) | (behind >= window) if window else behind < 0
     attention = plain_attention if k.device.type == "cpu" else fused_attention
-    return attention(q_HBLe, k, v, hidden, scale)
+    return attention(q_GBMe, k, v, hidden.repeat(q_GBMe.shape[2] // length, 1), scale)
 
 
-def plain_attention(q_HBLe: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
-    """(H, B, L, e) attention where `hidden` (L, K) says which keys a query does not see; the fastest on a CPU."""
-    score = (q_HBLe * scale) @ k.mT
+def plain_attention(q_GBMe: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
+    """(G, B, M, e) attention where `hidden` (M, K) says which keys a query does not see; the fastest on a CPU."""
+    score = (q_GBMe * scale) @ k.mT
     weight = score.masked_fill_(hidden, -torch.inf).softmax(-1, dtype=torch.float32).to(v.dtype)
     return weight @ v
 
 
-def fused_attention(q_HBLe: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
-    """The same by PyTorch's fused kernels, which hold no L·K scores; for a GPU."""
-    flat = [x.transpose(0, 1) for x in (q_HBLe, k, v)]
+def fused_attention(q_GBMe: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
+    """The same by PyTorch's fused kernels, which hold no M·K scores; for a GPU."""
+    flat = [x.transpose(0, 1) for x in (q_GBMe, k, v)]
     out = torch.nn.functional.scaled_dot_product_attention(*flat, attn_mask=~hidden, scale=scale)
     return out.transpose(0, 1)
 
 
-class _Padded(torch.autograd.Function):  # type: ignore[misc]
-    """(H, N - S, e) to (H, B, L, e). Ended rows hold copies that nothing reads, so no gradient comes from there."""
+class _Queries(torch.autograd.Function):  # type: ignore[misc]
+    """(H, N, e) to the prefix's (G, 1, g·S, e) and the rests' (G, B, g·L, e).
+
+    Ended rows hold copies that nothing reads, here and in `_Keys`, so no gradient comes from there.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Packed) -> Tensor:
+    def forward(ctx: Any, q_HNe: Tensor, groups: int, packed: Packed) -> tuple[Tensor, Tensor]:
         ctx.packed = packed
-        return x.index_select(1, packed.padded_BL.flatten()).unflatten(1, packed.padded_BL.shape)
+        rows, longest = packed.padded_BL.shape
+        first_SHe, rest_nHe = q_HNe.transpose(0, 1).tensor_split([packed.shared])
+        padded = rest_nHe.index_select(0, packed.padded_BL.flatten()).view(rows, longest, groups, -1, q_HNe.shape[-1])
+        return _by_group(first_SHe.unflatten(1, (groups, -1))[None]), _by_group(padded)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.flatten(1, 2).index_select(1, ctx.packed.inverse), None
+    def backward(ctx: Any, first: Tensor, rest: Tensor) -> tuple[Tensor, None, None]:
+        packed = ctx.packed
+        padded = _by_token(rest, packed.padded_BL.shape[1]).index_select(0, packed.inverse)
+        grad_NHe = torch.cat([_by_token(first, packed.shared), padded]) if packed.shared else padded
+        return grad_NHe.transpose(0, 1), None, None
 
 
-class _Unpadded(torch.autograd.Function):  # type: ignore[misc]
-    """(H, B·L, e) to (H, N - S, e)."""
+class _Keys(torch.autograd.Function):  # type: ignore[misc]
+    """(G, N, e) to the prefix's (G, 1, S, e) and what every row attends to, (G, B, S + L, e)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Packed) -> Tensor:
+    def forward(ctx: Any, x_GNe: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
         ctx.packed = packed
-        return x.index_select(1, packed.inverse)
+        seen = x_GNe.index_select(1, packed.seen_BK.flatten()).unflatten(1, packed.seen_BK.shape)
+        return x_GNe[:, None, : packed.shared].contiguous(), seen
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        padded = grad.index_select(1, ctx.packed.padded_BL.flatten())
-        return padded.masked_fill_(ctx.packed.ended_BL.flatten()[:, None], 0), None
+    def backward(ctx: Any, first: Tensor, seen: Tensor) -> tuple[Tensor, None]:
+        packed = ctx.packed
+        rest = seen[:, :, packed.shared :].flatten(1, 2).index_select(1, packed.inverse)
+        if not packed.shared:
+            return rest, None
+        return torch.cat([first[:, 0] + seen[:, :, : packed.shared].sum(1), rest], 1), None
+
+
+class _Outputs(torch.autograd.Function):  # type: ignore[misc]
+    """(G, 1, g·S, e) of the prefix and (G, B, g·L, e) of the rests to (N, H, e)."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, rest: Tensor, packed: Packed) -> Tensor:
+        ctx.packed, ctx.groups = packed, len(rest)
+        rest_nHe = _by_token(rest, packed.padded_BL.shape[1]).index_select(0, packed.inverse)
+        return torch.cat([_by_token(first, packed.shared), rest_nHe]) if packed.shared else rest_nHe
+
+    @staticmethod
+    def backward(ctx: Any, grad_NHe: Tensor) -> tuple[Tensor, Tensor, None]:
+        packed = ctx.packed
+        first, rest = grad_NHe.unflatten(1, (ctx.groups, -1)).tensor_split([packed.shared])
+        padded = rest.index_select(0, packed.padded_BL.flatten())
+        padded.masked_fill_(packed.ended_BL.flatten()[:, None, None, None], 0)
+        return _by_group(first[None]), _by_group(padded.unflatten(0, packed.padded_BL.shape)), None
+
+
+def _by_group(x_BLGge: Tensor) -> Tensor:
+    """(G, B, g·L, e)"""
+    return x_BLGge.permute(2, 0, 3, 1, 4).flatten(2, 3)
+
+
+def _by_token(x_GBMe: Tensor, length: int) -> Tensor:
+    """(B·L, H, e)"""
+    return x_GBMe.unflatten(2, (-1, length)).permute(1, 3, 0, 2, 4).flatten(2, 3).flatten(0, 1)
