@@ -16,6 +16,8 @@ from test_scoring import all_blocks, config_for, setup
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from taskpgm import training
+from taskpgm.lm import LanguageModel
 from taskpgm.packing import fused_attention, plain_attention
 from taskpgm.scoring import measure_divergences, sample_positions
 from taskpgm.training import Trainer
@@ -38,8 +40,9 @@ def test_mixed_devices_are_seen():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("last_layers", [None, 2])
-def test_no_path_mixes_devices(architecture, last_layers, model_folders, monkeypatch):
+@pytest.mark.parametrize(("last_layers", "recompute"), [(None, False), (2, False), (2, True)])
+def test_no_path_mixes_devices(architecture, last_layers, recompute, model_folders, monkeypatch):
+    monkeypatch.setattr(training, "fitting", lambda lm, *_: training.Fit(lm.token_budget, recompute))
     config = config_for(model_folders[architecture], lora={"r": 4, "alpha": 8, "last_layers": last_layers})
     lm, rows, probes = setup(model_folders[architecture], last_layers=last_layers)
     model = copy.deepcopy(lm.model).to("meta")
@@ -73,3 +76,12 @@ def test_attention_of_a_gpu_is_that_of_a_cpu(prefix):
         out = attention(q, k, v, hidden, 0.3)
         found.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
+def test_batches_are_sized_by_what_is_free_on_the_gpu(model_folders, monkeypatch):
+    lm, *_ = setup(model_folders["llama"])
+    monkeypatch.setattr(LanguageModel, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (50e9, 80e9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 10e9)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 4e9)
+    assert lm.room == pytest.approx(0.9 * 56e9)

@@ -1,5 +1,6 @@
 """Probes are trained alike, and as a plain loop of transformers and PEFT trains them."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -157,6 +158,7 @@ def test_recomputed_activations_train_the_same(architecture, last_layers, model_
     lm = replace(lm, processes=1)
     (kept,) = train_probes(lm, {"sums": rows["sums"]}, config)
     monkeypatch.setattr(training, "fitting", lambda *_: Fit(40, True))
+    monkeypatch.setattr(torch.Tensor, "backward", in_a_thread(torch.Tensor.backward))
     calls = []
     handles = [layer.register_forward_hook(lambda *_: calls.append("layer")) for layer in lm.layers]
     handles += [norm.register_forward_hook(lambda *_: calls.append("inside")) for norm in norms(lm.layers[-1])[:1]]
@@ -171,6 +173,16 @@ def test_recomputed_activations_train_the_same(architecture, last_layers, model_
     for name, weight in kept.weights.items():
         torch.testing.assert_close(found.weights[name], weight, atol=1e-4, rtol=1e-3)
     assert all("forward" not in layer.__dict__ for layer in lm.layers)
+
+
+def in_a_thread(work):
+    """A GPU's backward pass runs in a thread of its own, which does not inherit context variables."""
+
+    def threaded(*args):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(work, *args).result()
+
+    return threaded
 
 
 def norms(layer):
