@@ -35,7 +35,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over seeds and its interval by Student's t; no interval from one seed."""
+    """Mean over seeds and its interval by Student's t; no interval from one seed, or where all give the same."""
 
     mean: float
     low: float | None
@@ -164,21 +164,28 @@ def compare_measurements(
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
-    """Mean ± t_{n−1} s/√n of independent values; no interval from one of them."""
+    """Mean ± t_{n−1} s/√n of independent values; no interval from one of them, nor where all are equal.
+
+    Equal ones come of accuracies on few rows, and say nothing of how they would spread.
+    """
     n, mean = len(values), fmean(values)
-    if n < 2:
+    if not _spread(values):
         return Estimate(mean, None, None, n)
     half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half, n)
 
 
 def t_test(values: Sequence[float]) -> float | None:
-    """Two-sided p-value of a mean of zero; None from one value, 0 or 1 where all values are equal."""
-    n, mean = len(values), fmean(values)
-    if n < 2:
+    """Two-sided p-value of a mean of zero; None where there is no interval."""
+    if not _spread(values):
         return None
-    error = float(np.std(values, ddof=1)) / math.sqrt(n)
-    return float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
+    n, error = len(values), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(2 * stats.t.sf(abs(fmean(values)) / error, n - 1))
+
+
+def _spread(values: Sequence[float]) -> bool:
+    """Whether values differ by more than rounding."""
+    return bool(np.ptp(values) > 1e-12 * max(1.0, np.abs(values).max()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -412,7 +419,9 @@ def verdict_sentence(difference: Difference, level: float = 0.95) -> str:
     if d.relative is not None and not d.quantity.endswith("accuracy"):
         size += f" ({abs(d.relative):.1%})".replace("%", " %")
     if e.low is None or e.high is None or d.corrected is None:
-        return f"{d.quantity}: {word} than {d.other} by {size} with one seed: no interval, so nothing is shown"
+        found = f"{word} than {d.other} by {size}" if e.mean else f"the same as {d.other}"
+        seeds = "one seed" if e.seeds == 1 else f"each of {e.seeds} seeds"
+        return f"{d.quantity}: {found} with {seeds}: no interval, so nothing is shown"
     sure = f"{100 * level:g} % interval {_range(d.quantity, e)}, p = {_p(d.corrected)}"
     if d.verdict == "no difference":
         return f"{d.quantity}: no difference from {d.other} found: {word} by {size}, {sure}"
@@ -436,4 +445,4 @@ def _range(quantity: Quantity, e: Estimate) -> str:
 
 
 def _p(p: float) -> str:
-    return "1" if p >= 0.995 else f"{p:.2g}" if p >= 0.001 else f"{p:.0e}"
+    return "1" if p >= 0.995 else f"{p:.2g}" if p >= 0.001 else f"{p:.0e}".replace("e-0", "e-")

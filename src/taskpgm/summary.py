@@ -122,18 +122,21 @@ def explanation_table(explanation: Explanation) -> RenderableType:
 def comparison_view(comparison: Comparison) -> RenderableType:
     """Every mixture's averages and worst task, the judged one first, then a sentence for each difference."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
-    table.add_column("mixture", overflow="fold")
+    table.add_column("mixture", overflow="fold", min_width=8)
     for quantity in comparison.quantities:
-        table.add_column(quantity, justify="right", no_wrap=True)
-    if comparison.tasks:
+        table.add_column(quantity.replace(" ", "\n"), justify="right", no_wrap=True)
+    beside = bool(comparison.tasks) and len(comparison.quantities) < 3  # else a terminal has no room for more columns
+    if beside:
         table.add_column("worst task", overflow="fold")
         table.add_column("", justify="right", no_wrap=True)
-    table.add_column("seeds", justify="right")
+    table.add_column("seeds", justify="right", no_wrap=True)
+    below = []
     for summary in comparison.summaries:
         cells = [_average(summary.averages[q], q.endswith("accuracy")) for q in comparison.quantities]
-        cells += _worst(summary, comparison) if comparison.tasks else []
+        worst = _worst(summary, comparison) if comparison.tasks else ["", ""]
+        below += [Text(f"{summary.mixture}'s worst task: {' '.join(worst)}")] * (not beside and any(worst))
         seeds = sum(m.mixture == summary.mixture for m in comparison.measurements)
-        table.add_row(Text(summary.mixture), *cells, str(seeds))
+        table.add_row(Text(summary.mixture), *cells, *(worst if beside else []), str(seeds))
     lines = []
     for quantity in comparison.quantities:
         lines += [Text()] * bool(comparison.differences)
@@ -142,7 +145,7 @@ def comparison_view(comparison: Comparison) -> RenderableType:
             for one in comparison.differences
             if one.quantity == quantity
         ]
-    return Group(table, *(Text(note, style="dim") for note in _comparison_notes(comparison)), *lines)
+    return Group(table, *below, *(Text(note, style="dim") for note in _comparison_notes(comparison)), *lines)
 
 
 def _average(e: Estimate, percent: bool) -> str:
