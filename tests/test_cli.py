@@ -46,7 +46,7 @@ def test_init_check_stages_and_run(call, tmp_path, monkeypatch, model_folders):
 
     code, out, _ = call("check", "mix.yaml")
     assert code == 0
-    assert re.search(r"sums +task +prompt\+completion +30 +24 +4 +2", out)
+    assert re.search(r"sums +task +30 +24 +4 +2", out)
     assert "ok: ready to run" in out
     assert not (tmp_path / "out").exists()
 

@@ -33,7 +33,7 @@ def mixture_table(data: Mapping[str, Any]) -> Table:
     measured = ["95 % interval"] * sampled + ["rows", "epochs"] * counted
     for name in ("task", "weight", "", *measured, *references):
         justify: Literal["left", "right"] = "left" if name in ("task", "", "95 % interval") else "right"
-        table.add_column(COLUMN.get(name, name), justify=justify, no_wrap=name != "task", overflow="ellipsis")
+        table.add_column(COLUMN.get(name, name), justify=justify, no_wrap=name != "task", overflow="fold")
     top = max(task["weight"] for task in data["tasks"])
     for task in sorted(data["tasks"], key=lambda task: (-task["weight"], task["name"])):
         bar = "█" * round(6 * task["weight"] / top)
@@ -173,21 +173,13 @@ def _comparison_notes(comparison: Comparison) -> list[str]:
 
 
 def pool_view(pool: TaskPool, config: Config) -> RenderableType:
-    """What was read and where it went, one row a set, then rows that sets share."""
-    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for name in (
-        "set",
-        "kind",
-        "format",
-        "read",
-        "train",
-        "contexts",
-        "validation",
-        "tokens a row",
-        "response",
-        "notes",
-    ):
-        table.add_column(name, justify="left" if name in ("set", "kind", "format", "notes") else "right")
+    """What was read and where it went, one row a set; then what was left out, and rows that sets share."""
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
+    layouts = {s.layout.replace("_", "+") for s in pool.all}
+    numbers = ("read", "train", "contexts", "valid-\nation", "tokens\na row", "response")
+    for name in ("set", "kind", *(["format"] if len(layouts) > 1 else []), *numbers):
+        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name != "set", overflow="fold")
+    lines = [f"format of all: {layout}" for layout in layouts if len(layouts) == 1]
     for s in pool.all:
         rows = [*s.train, *s.contexts, *s.validation]
         c = s.counts
@@ -196,20 +188,21 @@ def pool_view(pool: TaskPool, config: Config) -> RenderableType:
             "held out elsewhere, dropped": c.train_dropped + c.validation_dropped,
         }  # fmt: skip
         table.add_row(
-            s.name, s.kind, s.layout.replace("_", "+"), str(c.read + c.validation_read), str(len(s.train)),
-            str(len(s.contexts)), str(len(s.validation)), f"{np.mean([r.tokens for r in rows]):.0f}",
-            f"{np.mean([r.response_tokens for r in rows]):.1f}",
-            ", ".join(f"{count} {what}" for what, count in notes.items() if count),
+            s.name, s.kind, *([s.layout.replace("_", "+")] if len(layouts) > 1 else []),
+            str(c.read + c.validation_read), str(len(s.train)), str(len(s.contexts)), str(len(s.validation)),
+            f"{np.mean([r.tokens for r in rows]):.0f}", f"{np.mean([r.response_tokens for r in rows]):.1f}",
         )  # fmt: skip
+        if found := ", ".join(f"{count} {what}" for what, count in notes.items() if count):
+            lines.append(f"{s.name}: {found}")
     names, shared = pool.sets, pool.overlap
     pairs = sorted(((int(shared[i, j]), names[j], names[i]) for i in range(len(names)) for j in range(i)), reverse=True)
-    lines = [f"{a} and {b} share {count} rows" for count, a, b in pairs[:5] if count]
+    lines += [f"{a} and {b} share {count} rows" for count, a, b in pairs[:5] if count]
     unit = config.budget.unit
     lines.append(
         f"budget {config.budget.size} {unit}; probes {config.probe_size} {unit} each in {config.probe_steps} steps, "
         f"{len(pool.tasks) * config.probes.seeds} of them" + (" from a warm start" if config.probes.warm_start else "")
     )
-    return Group(table, *lines)
+    return Group(table, *map(Text, lines))
 
 
 def _interval(task: Mapping[str, Any]) -> str:
@@ -222,7 +215,7 @@ def _interval(task: Mapping[str, Any]) -> str:
 def prediction_table(predictions: "Sequence[Prediction]") -> Table:
     """Predicted losses of every mixture, lowest ensemble first, beside the measured ones where there are any."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    table.add_column("mixture", overflow="ellipsis")
+    table.add_column("mixture", overflow="fold")
     for name in ("ensemble", "gain", "merged probes", "measured"):
         table.add_column(name, justify="right")
     for one in sorted(predictions, key=lambda one: one.ensemble):
