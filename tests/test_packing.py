@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
+from taskpgm import packing
 from taskpgm.adapters import flatten, low_rank
 from taskpgm.chat import Encoded
 from taskpgm.config import ModelConfig
@@ -106,6 +107,33 @@ def some_rows(count=4, length=40, shared=12):
     rng = np.random.default_rng(0)
     head = rng.integers(4, 331, shared)
     return [row([*head, *rng.integers(4, 331, length - shared - i)], length - 12) for i in range(count)]
+
+
+@pytest.mark.parametrize("shared", [0, 5])
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1)])
+def test_attention_and_its_gradients_are_those_of_rows_alone(shared, heads, groups):
+    """Values may be of another size than queries and keys."""
+    rng = np.random.default_rng(0)
+    lengths = [9, 6, 12]
+    rows = [row([*range(4, 4 + shared), *rng.integers(20, 99, length - shared)], length - 2) for length in lengths]
+    packed = pack(rows, shared, CPU)
+    sizes = ((heads, 8), (groups, 8), (groups, 3))
+    q, k, v = (torch.randn(1, h, len(packed.ids_N), e, dtype=torch.float64, requires_grad=True) for h, e in sizes)
+    token = packing._LAYOUT.set(packed)
+    out, _ = packing.packed_attention(None, q, k, v, None)
+    packing._LAYOUT.reset(token)
+    starts = shared + np.cumsum([0, *(ends(one) - shared for one in rows)])
+    expected = torch.zeros_like(out)
+    for start, one in zip(starts, rows, strict=False):
+        at = torch.cat([torch.arange(shared), torch.arange(int(start), int(start) + ends(one) - shared)])
+        own = (x[:, :, at].repeat_interleave(heads // x.shape[1], 1) for x in (q, k, v))
+        alone = torch.nn.functional.scaled_dot_product_attention(*own, is_causal=True)[0].transpose(0, 1)
+        expected = expected.index_put((torch.tensor(0), at), alone)  # what rows share comes to the same in all of them
+    near = {"atol": 1e-5, "rtol": 1e-5}  # weights are float32
+    torch.testing.assert_close(out, expected, **near)
+    weight = torch.randn_like(out)
+    found = torch.autograd.grad((out * weight).sum(), (q, k, v))
+    torch.testing.assert_close(found, torch.autograd.grad((expected * weight).sum(), (q, k, v)), **near)
 
 
 def test_a_sliding_window_is_kept(tmp_path):

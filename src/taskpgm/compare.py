@@ -157,8 +157,8 @@ def _baseline(name: str, result: Result, config: Config, seed: int) -> dict[str,
 
 
 class _Worker:
-    """Trains and measures runs, side by side on a CPU's cores. What they share is made when the first of them needs it:
-    tokens, activations below the adapters, the evaluator."""
+    """Trains and measures runs, side by side on a CPU's cores. What they share is made once, and only if a run is left
+    to train: tokens, activations below the adapters, the evaluator."""
 
     def __init__(self, stages: Stages, result: Result, options: CompareOptions) -> None:
         self.stages = stages
@@ -197,14 +197,16 @@ class _Worker:
         if not todo:
             return
         (self.stages.directory / "compare").mkdir(exist_ok=True)
+        steps = {path: plan_steps(self.rows, run.plan, run.config) for path, (run, *_) in todo.items()}
+        lm, processes, memory = self.stages.lm, 1, 1.0
         if self.shares_trunks:  # before processes part, so that each has them
             self.trunk.fill(list(self.rows.values()), self.stages.say)
             self.evaluator.fill(self.trunk.first, self.stages.say)
-        steps = {path: plan_steps(self.rows, run.plan, run.config) for path, (run, *_) in todo.items()}
+            processes = lm.processes
+            memory = max(training_memory(lm, list(steps.values()), self.trunk.first), self.evaluator.memory)
         made = side_by_side(
-            lambda path, _, warn: (path, self.measure(todo[path][0], steps[path], warn)), list(todo),
-            self.stages.lm.processes if self.shares_trunks else 1,
-            training_memory(self.stages.lm, list(steps.values()), self.trunk.first), lambda: None, self.stages.say,
+            lambda path, _, warn: (path, self.measure(todo[path][0], steps[path], warn)), list(todo), processes, memory,
+            lambda: None, self.stages.say,
         )  # fmt: skip
         for path, record in made:
             write_json(path, record)
@@ -254,7 +256,7 @@ class _Worker:
         if self.options.method == "full":
             from taskpgm.finetune import train_full
 
-            return train_full(self.stages.lm, run.name, steps, run.config)
+            return train_full(self.stages.lm, run.name, steps, run.config, warn)
         from taskpgm.training import Trainer
 
         return Trainer(self.stages.lm, run.config, 0, warn).train(run.name, steps, trunk=self.trunk)

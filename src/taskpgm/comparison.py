@@ -419,7 +419,7 @@ def verdict_sentence(difference: Difference, level: float = 0.95) -> str:
     if d.relative is not None and not d.quantity.endswith("accuracy"):
         size += f" ({abs(d.relative):.1%})".replace("%", " %")
     if e.low is None or e.high is None or d.corrected is None:
-        found = f"{word} than {d.other} by {size}" if e.mean else f"the same as {d.other}"
+        found = f"{word} than {d.other} by {size}" if abs(e.mean) > 1e-12 else f"the same as {d.other}"
         seeds = "one seed" if e.seeds == 1 else f"each of {e.seeds} seeds"
         return f"{d.quantity}: {found} with {seeds}: no interval, so nothing is shown"
     sure = f"{100 * level:g} % interval {_range(d.quantity, e)}, p = {_p(d.corrected)}"

@@ -117,6 +117,12 @@ class Evaluator:
         tell("evaluating", len(self.sets), len(self.sets))
         return Evaluation(found)
 
+    @property
+    def memory(self) -> float:
+        """Bytes, roughly, that an evaluation takes beyond the model."""
+        longest = max(len(one.ids) for kept in self.sets.values() for _, one in kept)
+        return self.lm.memory(max(self.lm.token_budget, longest), longest, self.lm.token_budget // 4)
+
     def fill(self, first: int, warn: Callable[[str], None]) -> None:
         """Run what lies below layer `first` now, before processes part that would each do it."""
         for name, kept in self.sets.items():

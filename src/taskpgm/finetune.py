@@ -5,8 +5,9 @@ and gradient once more in the model's precision.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,10 @@ def under(lm: LanguageModel, trained: Probe | Finetuned | None) -> Iterator[None
             yield
 
 
-def train_full(lm: LanguageModel, name: str, steps: Sequence[Sequence[Encoded]], config: Config) -> Finetuned:
+def train_full(
+    lm: LanguageModel, name: str, steps: Sequence[Sequence[Encoded]], config: Config,
+    warn: Callable[[str], None] = warnings.warn,
+) -> Finetuned:  # fmt: skip
     """The model trained on these rows, step by step, by the optimiser and the schedule that probes have.
 
     Raises:
@@ -59,7 +63,7 @@ def train_full(lm: LanguageModel, name: str, steps: Sequence[Sequence[Encoded]],
     flat = torch.cat([p.detach().flatten() for p in parameters.values()])
     gradient = torch.zeros_like(flat)
     master = torch.nn.Parameter(flat.float())
-    trainer = Trainer(lm, config)
+    trainer = Trainer(replace(lm, processes=1), config, warn=warn)
     trunk = Trunk(lm, 0, lm.shared_prefix([row for step in steps for row in step]))
     with _replaced(lm.model, _views(flat, parameters)), _trainable(parameters, _views(gradient, parameters)):
         losses = trainer.descend(name, steps, trunk, master, flat, gradient)

@@ -122,7 +122,7 @@ def packed_attention(
     first_q, rest_q = _Queries.apply(q_HNe, len(k_GNe), packed)
     (first_k, rest_k), (first_v, rest_v) = (_Keys.apply(x_GNe, packed) for x_GNe in (k_GNe, v_GNe))
     rest = _causal(rest_q, rest_k, rest_v, packed.padded_BL.shape[1], scale, window)
-    first = _causal(first_q, first_k, first_v, packed.shared, scale, window) if packed.shared else first_q
+    first = _causal(first_q, first_k, first_v, packed.shared, scale, window) if packed.shared else first_v
     return _Outputs.apply(first, rest, packed)[None], None
 
 

@@ -10,7 +10,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ def train_warm_start(
     order = warm_order([[row.response_tokens for row in of_task] for of_task in rows.values()], config, seed)
     steps = encoded_steps(ChatEncoder(lm.tokenizer, config.probes.max_length), every, order)
     done = itertools.count(1)
-    trainer = Trainer(lm, config, seed, warn)
+    trainer = Trainer(replace(lm, processes=1), config, seed, warn)  # alone, on all cores
     return trainer.train(WARM, steps, lambda: tell("training the warm start", next(done), len(steps)))
 
 
@@ -156,7 +156,8 @@ class Trainer:
         Raises:
             UserError: a loss that is not finite, with the name and the step.
         """
-        fit = fitting(self.lm, [row for step in steps for row in step], trunk.first)
+        to_come = 12 * master.numel()  # bytes of its gradient and AdamW's moments
+        fit = fitting(self.lm, [row for step in steps for row in step], trunk.first, to_come)
         optimiser = torch.optim.AdamW([master], lr=self.config.learning_rate, weight_decay=0.0, fused=True)
         losses = []
         for number, rows in enumerate(steps):
@@ -206,8 +207,8 @@ class Trainer:
                         f"A row of {longest} tokens does not fit into memory in {where} ({first_line(error)}); lower "
                         "probes.max_length, or set probes.lora.last_layers. Finished probes are kept."
                     ) from error
-            if fit.tokens > longest:
-                self.limit = fit.tokens // 2
+            if (tried := min(fit.tokens, tokens_of([rows]))) > longest:
+                self.limit = tried // 2
                 self.warn(f"out of memory in {where}: going on with {self.limit} tokens a batch")
             else:
                 self.recompute = True
@@ -224,14 +225,24 @@ class Fit:
     recompute: bool  # the backward pass computes activations again
 
 
-def fitting(lm: LanguageModel, rows: Sequence[Encoded], first: int) -> Fit:
-    """The largest batches that should fit into the machine's memory; activations are kept where a row's then fit."""
-    longest = max(len(row.ids) for row in rows)
+def fitting(lm: LanguageModel, rows: Sequence[Encoded], first: int, taken: int = 0) -> Fit:
+    """The largest batches that should fit into the machine's memory; activations are kept where a row's then fit.
+
+    Args:
+        taken: bytes of that memory that something else will take.
+    """
+    longest, room = max(len(row.ids) for row in rows), lm.room - taken
+    answered = max(float(row.response.mean()) for row in rows)
+
+    def fits(tokens: int, recompute: bool) -> bool:
+        tokens = max(tokens, longest)
+        return lm.memory(tokens, longest, math.ceil(answered * tokens), first, recompute) <= room
+
     for recompute in (False, True):
         tokens = lm.token_budget
-        while tokens > longest and lm.memory(tokens, longest, tokens // 4, first, recompute) > lm.room:
+        while tokens > longest and not fits(tokens, recompute):
             tokens //= 2
-        if lm.memory(max(tokens, longest), longest, tokens // 4, first, recompute) <= lm.room:
+        if fits(tokens, recompute):
             break
     return Fit(tokens, recompute)
 
