@@ -4,7 +4,7 @@
 
 Every experiment is estimated and then run, each in a process of its own, as a user starts them. Times of stages and
 memory are those of the run directory's manifest; "all" is the process's from start to end. Beside the memory that the
-run reports stands what Linux counts: the largest sum of the processes' proportional set sizes, read every 0.1 s.
+run reports stands what Linux counts: the largest sum of the processes' proportional set sizes, read every second or so.
 """
 
 import argparse
@@ -64,8 +64,9 @@ def measure(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     running = subprocess.Popen([*command, "run", mix, "--out", folder / "run"], stdout=subprocess.DEVNULL)
     counted = 0
     while running.poll() is None:
+        before = time.perf_counter()
         counted = max(counted, proportional_memory(running.pid))
-        time.sleep(0.1)
+        time.sleep(max(0.1, 30 * (time.perf_counter() - before)))  # reading stops the processes for a moment
     seconds = time.perf_counter() - started
     if running.returncode:
         sys.exit(f"taskpgm run ended with {running.returncode}")
@@ -97,7 +98,7 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> Table:
     """Predicted / measured of every experiment's stages."""
     view = Table(title="predicted / measured")
     names = ("probe", "score", "all", "memory", "disk")
-    for name in ("experiment", *names, "by Linux", "estimate took"):
+    for name in ("experiment", *names, "by Linux", "trial"):
         view.add_column(name, justify="left" if name == "experiment" else "right", no_wrap=True)
     for experiment, repeats in rows.items():
         for row in repeats:
