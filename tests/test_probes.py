@@ -237,6 +237,22 @@ def test_memory_that_runs_out_with_one_row_has_activations_recomputed_then_is_to
         list(train_probes(lm, {"sums": rows["sums"]}, config, warn=told.append))
 
 
+@pytest.mark.parametrize("batch", [1, 2, 6])
+def test_memory_that_never_suffices_ends_however_many_rows_a_step_has(batch, model_folders, monkeypatch):
+    lm, _, rows = loaded(model_folders["llama"])
+    tries = []
+
+    def short(*_):
+        tries.append(1)
+        assert len(tries) < 30, "tried for ever"
+        raise torch.OutOfMemoryError("Tried to allocate")
+
+    monkeypatch.setattr(training, "_accumulate", short)
+    config = config_for(model_folders["llama"], examples=6, batch=batch)
+    with pytest.raises(UserError, match=r"A row of \d+ tokens does not fit .* lower probes.max_length"):
+        list(train_probes(replace(lm, processes=1), {"sums": rows["sums"]}, config, warn=lambda _: None))
+
+
 def test_wrong_adapters_and_modules_are_one_sentence(model_folders, tmp_path):
     lm, _, rows = loaded(model_folders["llama"])
     with pytest.raises(UserError, match=r"needs adapter_config.json"):

@@ -196,19 +196,19 @@ class Trainer:
         """Mean loss; its gradient goes to `total`. Smaller batches, then recomputed activations, if memory runs out."""
         longest = max(len(row.ids) for row in rows)
         while True:
-            fit = Fit(min(fit.tokens, self.limit), fit.recompute or self.recompute)
+            tokens, recompute = min(fit.tokens, self.limit, tokens_of([rows])), fit.recompute or self.recompute
             try:
-                return _accumulate(self.lm, rows, trunk, fit, total, of_batch)
+                return _accumulate(self.lm, rows, trunk, Fit(tokens, recompute), total, of_batch)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                if fit.recompute and fit.tokens <= longest:
+                if recompute and tokens <= longest:
                     raise UserError(
                         f"A row of {longest} tokens does not fit into memory in {where} ({first_line(error)}); lower "
                         "probes.max_length, or set probes.lora.last_layers. Finished probes are kept."
                     ) from error
-            if (tried := min(fit.tokens, tokens_of([rows]))) > longest:
-                self.limit = tried // 2
+            if tokens > longest:
+                self.limit = tokens // 2
                 self.warn(f"out of memory in {where}: going on with {self.limit} tokens a batch")
             else:
                 self.recompute = True
