@@ -1,6 +1,7 @@
 """Explanations add up, and leave-one-out is solving again."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,9 @@ def test_strongest_pairs_in_words():
     (worst, *_) = strongest_pairs(measure_affinity(scores, AffinityConfig()))["interferences"]
     assert (worst["task"], worst["set"]) == ("t0", "t2")
     assert worst["gain"] == pytest.approx(-1, abs=0.05)
+    affinity = measure_affinity(scores, AffinityConfig())
+    unsure = replace(affinity, errors={"G": np.full_like(affinity.errors["G"], 0.6)})  # -1 is within two of these
+    assert strongest_pairs(unsure)["interferences"] == []
 
 
 def test_gains_alone_make_no_tasks_interchangeable():

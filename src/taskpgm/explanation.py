@@ -154,7 +154,8 @@ def strongest_pairs(affinity: Affinity, count: int = 3) -> dict[str, list[dict[s
     """The strongest redundancies and interferences, for saying in words.
 
     redundancies: pairs of tasks of highest correlation in S centred on the simplex (1: copies). interferences: task i
-    and set j ≠ i with the most negative G_ij, in nats a token; none where no probe hurts, or with a given matrix.
+    and set j ≠ i with the most negative G_ij, in nats a token, of those more than two standard errors below zero; none
+    where no probe is seen to hurt, or with a given matrix.
     """
     n = len(affinity.tasks)
     J = np.eye(n) - 1 / n
@@ -170,7 +171,8 @@ def strongest_pairs(affinity: Affinity, count: int = 3) -> dict[str, list[dict[s
     interfering: list[dict[str, Any]] = []
     G, errors = affinity.matrices.get("G"), affinity.errors.get("G")
     if G is not None:
-        hurt = [(float(G[i, j]), i, j) for i in range(n) for j in range(len(affinity.sets)) if i != j and G[i, j] < 0]
+        most = np.zeros_like(G) if errors is None else -2 * errors
+        hurt = [(float(G[i, j]), i, j) for i, j in np.argwhere(most > G) if i != j]
         interfering = [
             {"task": affinity.tasks[i], "set": affinity.sets[j], "gain": value,
              "standard_error": None if errors is None else float(errors[i, j])}
