@@ -276,3 +276,32 @@ def test_importing_and_help_load_no_torch():
     code = "import sys, taskpgm, taskpgm.cli, taskpgm.pipeline; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied", "r"), "Name another place"),
+        (OSError(30, "Read-only file system", "r"), "Name another place"),
+        (OSError("I/O error: No space left on device (os error 28)"), "Free some space on that disk. Finished work is"),
+        (MemoryError(), "MemoryError. Finished work is kept"),
+    ],
+)
+def test_a_failing_machine_names_its_remedy(call, monkeypatch, error, said):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "app", failing)
+    code, _, err = call("run")
+    assert code == 1
+    assert said in err
+
+
+def test_init_names_the_files_that_have_the_same_name(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more").mkdir()
+    for folder in (tmp_path, tmp_path / "more"):
+        write_rows(folder / "sums.jsonl", "sums", 3)
+    code, _, err = call("init", "sums.jsonl", "more/sums.jsonl")
+    assert code == 2
+    assert "sums.jsonl and more/sums.jsonl give the same task name 'sums'" in err

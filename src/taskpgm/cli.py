@@ -52,8 +52,16 @@ def main() -> None:
     except ModuleNotFoundError as error:
         _fail("Error", f"This needs {error.name}, which is not installed: pip install 'taskpgm[lm]'.", 1)
     except (OSError, MemoryError) as error:
-        what = str(error) or type(error).__name__
-        _fail("Error", f"{what}. Finished work is kept; the same command goes on from there.", 1)
+        _fail("Error", f"{str(error) or type(error).__name__}. {_remedy(error)}", 1)
+
+
+def _remedy(error: Exception) -> str:
+    """What a user can do about a failing machine."""
+    if isinstance(error, PermissionError) or "Read-only file system" in str(error):
+        return "Name another place, or make this one writable."
+    kept = "Finished work is kept; the same command goes on from there."
+    full = "No space left" in str(error)  # not always with an errno: safetensors has its own error
+    return f"Free some space on that disk. {kept}" if full else kept
 
 
 OptionalConfig = Annotated[

@@ -26,7 +26,8 @@ def write_template(files: Sequence[Path]) -> str:
     sizes = {source.name: len(read_source(source).rows) for source in sources}
     if len(sizes) < len(sources):
         twice = next(s.name for s in sources if [t.name for t in sources].count(s.name) > 1)
-        raise UserError(f"Two files give the task name {twice!r}; rename one of them.")
+        paths = " and ".join(s.path for s in sources if s.name == twice)
+        raise UserError(f"{paths} give the same task name {twice!r}; rename one of them, or name it once.")
     lines = [
         "# TaskPGM configuration; check it with `taskpgm check`. Only tasks and budget are required, the rest",
         "# stands at its defaults.",
