@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from taskpgm.config import Config, parse_config
-from taskpgm.reading import Messages
+from taskpgm.messages import Conversation, conversation
 from taskpgm.tasks import Counts, Row, TaskPool, TaskSet, row_key
 
 
-def make_task(name: str, lengths: Sequence[int], rows: Sequence[Messages] = ()) -> TaskSet:
+def make_task(name: str, lengths: Sequence[int], rows: Sequence[Conversation] = ()) -> TaskSet:
     """Task whose training rows have so many response tokens each."""
-    rows = rows or [(("user", f"{name} {i}"), ("assistant", "x")) for i in range(len(lengths))]
+    rows = rows or [conversation(("user", f"{name} {i}"), ("assistant", "x")) for i in range(len(lengths))]
     train = tuple(Row(m, n + 5, n, False, row_key(0, m)) for m, n in zip(rows, lengths, strict=True))
     return TaskSet(name, "task", "messages", {}, train, (), (), Counts(len(rows), 0, 0, 0, 0, 0, 0))
 

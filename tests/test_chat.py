@@ -1,5 +1,7 @@
 """The response mask says exactly which text the assistant spoke, for every kind of template."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import CHATML, make_tokenizer
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from transformers import AutoTokenizer
 from taskpgm.chat import ChatEncoder, load_tokenizer
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError
+from taskpgm.messages import conversation
 
 GENERATION = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant\n{% generation %}"
@@ -27,7 +30,9 @@ THINKING = (
     "{{ '<think></think>' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 )
-ROW = (("system", "Be brief."), ("user", "3 and 4?"), ("assistant", "7"), ("user", "yes?"), ("assistant", "yes 7"))
+ROW = conversation(
+    ("system", "Be brief."), ("user", "3 and 4?"), ("assistant", "7"), ("user", "yes?"), ("assistant", "yes 7")
+)
 
 
 def encoder(folder, template=CHATML, max_length=200, bos=False):
@@ -56,7 +61,7 @@ def test_a_template_without_system_turn_reads_it_with_the_first_user_turn(tmp_pa
 
 
 def test_a_template_that_rewrites_history_is_searched_for_the_turns(tmp_path):
-    text, response = spoken(encoder(tmp_path, THINKING), ROW[1:])
+    text, response = spoken(encoder(tmp_path, THINKING), replace(ROW, messages=ROW.messages[1:]))
     assert "assistant\n7<|im_end|>" in text
     assert response == "7<|im_end|>yes 7<|im_end|>"
 
@@ -87,7 +92,7 @@ def test_a_long_row_loses_the_left_of_its_prompt_and_never_its_completion(prompt
         folder.mkdir()
         make_tokenizer(folder)
     whole_encoder = ChatEncoder(load_tokenizer(ModelConfig(path=str(folder))), 10_000)
-    row = (("user", prompt), ("assistant", completion))
+    row = conversation(("user", prompt), ("assistant", completion))
     (whole,) = whole_encoder.encode([row])
     (cut,) = ChatEncoder(whole_encoder.tokenizer, room).encode([row])
     start = int(whole.response.argmax())
@@ -102,7 +107,7 @@ def test_a_long_row_loses_the_left_of_its_prompt_and_never_its_completion(prompt
 
 def test_a_kept_bos_takes_a_place(tmp_path):
     enc = encoder(tmp_path, None, max_length=12, bos=True)
-    (row,) = enc.encode([(("user", "x" * 50), ("assistant", "yes"))])
+    (row,) = enc.encode([conversation(("user", "x" * 50), ("assistant", "yes"))])
     assert len(row.ids) == 12
     assert enc.tokenizer.decode(row.ids[:1]) == "<s>"
     assert enc.tokenizer.decode(row.ids[row.response]) == "yes<|endoftext|>"
@@ -110,7 +115,7 @@ def test_a_kept_bos_takes_a_place(tmp_path):
 
 def test_a_turn_that_the_cut_runs_through_is_not_scored(tmp_path):
     enc = encoder(tmp_path, None)
-    row = (("user", "x"), ("assistant", "7 " * 40), ("user", "y"), ("assistant", "yes"))
+    row = conversation(("user", "x"), ("assistant", "7 " * 40), ("user", "y"), ("assistant", "yes"))
     (cut,) = ChatEncoder(enc.tokenizer, 30).encode([row])
     assert enc.tokenizer.decode(cut.ids[cut.response]) == "yes<|endoftext|>"
     assert "7 7" in enc.tokenizer.decode(cut.ids)
@@ -118,7 +123,11 @@ def test_a_turn_that_the_cut_runs_through_is_not_scored(tmp_path):
 
 def test_lengths_are_those_of_the_encoded_rows(tmp_path):
     enc = encoder(tmp_path, max_length=40)
-    rows = [ROW[1:3], (("user", "x " * 60), ("assistant", "no")), (("user", "x"), ("assistant", "no " * 60))]
+    rows = [
+        replace(ROW, messages=ROW.messages[1:3]),
+        conversation(("user", "x " * 60), ("assistant", "no")),
+        conversation(("user", "x"), ("assistant", "no " * 60)),
+    ]
     encoded, lengths = enc.encode(rows), enc.lengths(rows)
     assert lengths[2] is None
     assert [(x.tokens, x.response_tokens, x.truncated) for x in lengths[:2]] == [

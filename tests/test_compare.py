@@ -59,7 +59,7 @@ def test_a_measurement_is_that_of_training_the_plan_and_the_plain_loss(compared)
     encoder = ChatEncoder(stages.lm.tokenizer, config.probes.max_length)
     uniform = dict.fromkeys((t.name for t in config.tasks), 1 / len(config.tasks))
     rows = {
-        (t, r): encoder.encode([row.messages])[0]
+        (t, r): encoder.encode([row.conversation])[0]
         for t, task in enumerate(stages.pool().tasks)
         for r, row in enumerate(task.train)
     }
@@ -71,7 +71,7 @@ def test_a_measurement_is_that_of_training_the_plan_and_the_plain_loss(compared)
     for name, rows in evaluation_rows(stages.pool()).items():
         losses = []
         with under(stages.lm, probe), torch.no_grad():
-            for row in encoder.encode([row.messages for row in rows]):
+            for row in encoder.encode([row.conversation for row in rows]):
                 ids = torch.tensor(row.ids[None].astype(np.int64))
                 logp = stages.lm.model(input_ids=ids).logits[0].log_softmax(-1)
                 at = np.flatnonzero(row.response)

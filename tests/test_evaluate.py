@@ -33,7 +33,7 @@ def prepared(folder, tmp_path):
 
 
 def with_choices(rows):
-    return [dataclasses.replace(row, choices=(*CHOICES, row.messages[-1][1])) for row in rows]
+    return [dataclasses.replace(row, choices=(*CHOICES, row.conversation.answer)) for row in rows]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -43,7 +43,7 @@ def test_losses_are_those_of_a_plain_loop(architecture, model_folders, tmp_path)
         found = evaluate_probe(lm, rows, adapter, config, generate=False)
         for name, of_set in rows.items():
             sums, tokens = [], []
-            for row in encoder.encode([row.messages for row in of_set]):
+            for row in encoder.encode([row.conversation for row in of_set]):
                 ids = torch.tensor(row.ids[None].astype(np.int64))
                 labels = torch.where(torch.tensor(row.response)[None], ids, -100)
                 with torch.no_grad():
@@ -72,8 +72,7 @@ def test_options_are_those_of_one_at_a_time(architecture, model_folders, tmp_pat
     for row, logp in zip(rows, found, strict=True):
         expected = []
         for choice in row.choices:
-            turns = [*row.messages[:-1], ("assistant", choice)]
-            chat = [{"role": role, "content": content} for role, content in turns]
+            chat = row.conversation.until_answer(choice).to_dicts()
             text = lm.tokenizer.apply_chat_template(chat, tokenize=False)
             before = lm.tokenizer.apply_chat_template(chat[:-1], tokenize=False, add_generation_prompt=True)
             ids = lm.tokenizer(text, add_special_tokens=False).input_ids
@@ -83,7 +82,7 @@ def test_options_are_those_of_one_at_a_time(architecture, model_folders, tmp_pat
                 logits = plain(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
             expected.append(sum(float(logits[t - 1, ids[t]]) for t in range(start, end + 1)))
         np.testing.assert_allclose(logp, expected, rtol=1e-4)
-        answer = row.messages[-1][1]
+        answer = row.conversation.answer
         right.append(row.choices[int(np.argmax(expected))] == answer)
         right_norm.append(row.choices[int(np.argmax(np.array(expected) / [len(c) for c in row.choices]))] == answer)
     one = evaluate_probe(lm, {"a": rows}, probe, config).sets["a"]
@@ -95,7 +94,7 @@ def test_options_that_cut_their_prompt_and_options_that_do_not_fit(model_folders
     lm, encoder, rows = loaded(model_folders["llama"])
     rows = with_choices(rows["sums"])
     whole = option_logp(lm, encoder, rows)
-    lengths = [encoder.lengths([(*row.messages[:-1], ("assistant", CHOICES[-1]))])[0].tokens for row in rows]
+    lengths = [encoder.lengths([row.conversation.until_answer(CHOICES[-1])])[0].tokens for row in rows]
     short = ChatEncoder(lm.tokenizer, lengths[1] - 2)  # cuts the second row's prompt where the option is the longest
     found = option_logp(lm, short, rows)
     np.testing.assert_allclose(found[0], whole[0], rtol=1e-4)
@@ -110,9 +109,9 @@ def test_writing_is_that_of_one_prompt_at_a_time(architecture, model_folders, tm
     rows = [*rows["sums"], rows["sky"][0]]
     with under(lm, probe):
         found = written_answers(lm, encoder, rows)
-    limit = max(_last_turn(one).response.sum() for one in encoder.encode([row.messages for row in rows])) + 4
+    limit = max(_last_turn(one).response.sum() for one in encoder.encode([row.conversation for row in rows])) + 4
     for row, said in zip(rows, found, strict=True):
-        chat = [{"role": role, "content": content} for role, content in row.messages[:-1]]
+        chat = row.conversation.to_dicts()[:-1]
         text = lm.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         ids = lm.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         for _ in range(limit):  # no cache, no padding, no generate()
@@ -147,7 +146,7 @@ def test_what_marks_a_set(model_folders):
     }  # fmt: skip
     assert (found["exact"].accuracy, found["few"].accuracy, found["mixed"].accuracy) == (1.0, 1.0, 1.0)
     score = reasoning_gym.get_score_answer_fn("chain_sum")
-    expected = [score(answer=row.messages[-1][1], entry={"question": "", **row.verifier}) for row in verified]
+    expected = [score(answer=row.conversation.answer, entry={"question": "", **row.verifier}) for row in verified]
     assert found["verified"].score == np.mean(expected)
     assert found["verified"].accuracy == np.mean([one == 1 for one in expected]) == 0.5
     silent = evaluate_probe(lm, sets, probe, config, generate=False)

@@ -11,23 +11,25 @@ from pools import make_config, make_pool, make_task
 
 from taskpgm.errors import UserError
 from taskpgm.export import choose_format, trainer_units, write_train_jsonl
+from taskpgm.messages import Conversation, Message, conversation
 from taskpgm.plan import RowPlan, plan_rows
-from taskpgm.reading import Messages
 from taskpgm.tasks import TaskPool
 
-PAIRS: list[Messages] = [(("user", f"q{i}\n\u2028ü"), ("assistant", f"a{i} 😀")) for i in range(6)]
-CHATS: list[Messages] = [(("system", "s"), *PAIRS[i], *PAIRS[5 - i]) for i in range(4)]
+PAIRS: list[Conversation] = [conversation(("user", f"q{i}\n\u2028ü"), ("assistant", f"a{i} 😀")) for i in range(6)]
+CHATS: list[Conversation] = [
+    Conversation((Message("system", "s"), *PAIRS[i].messages, *PAIRS[5 - i].messages)) for i in range(4)
+]
 
 
-def planned(*rows: list[Messages], examples: int = 15) -> tuple[TaskPool, RowPlan]:
+def planned(*rows: list[Conversation], examples: int = 15) -> tuple[TaskPool, RowPlan]:
     tasks = tuple(make_task(name, range(1, len(own) + 1), own) for name, own in zip("ab", rows, strict=False))
     pool = TaskPool(tasks, (), np.zeros((len(tasks), len(tasks)), dtype=np.int64))
     weights = {"a": 0.6, "b": 0.4} if len(tasks) == 2 else {"a": 1.0}
     return pool, plan_rows(pool, weights, make_config(pool, examples=examples, max_epochs=9))
 
 
-def expected(pool: TaskPool, plan: RowPlan) -> list[tuple[str, Messages]]:
-    return [(pool.tasks[t].name, pool.tasks[t].train[r].messages) for t, r in zip(plan.task, plan.row, strict=True)]
+def expected(pool: TaskPool, plan: RowPlan) -> list[tuple[str, Conversation]]:
+    return [(pool.tasks[t].name, pool.tasks[t].train[r].conversation) for t, r in zip(plan.task, plan.row, strict=True)]
 
 
 def test_messages_hold_the_plan(tmp_path: Path) -> None:
@@ -36,7 +38,9 @@ def test_messages_hold_the_plan(tmp_path: Path) -> None:
     lines = (tmp_path / "train.jsonl").read_bytes().split(b"\n")
     assert lines.pop() == b""
     read = [json.loads(line) for line in lines]
-    assert [(r["task"], tuple((m["role"], m["content"]) for m in r["messages"])) for r in read] == expected(pool, plan)
+    assert [(r["task"], conversation(*((m["role"], m["content"]) for m in r["messages"]))) for r in read] == expected(
+        pool, plan
+    )
     assert len(read) == 15
     assert {tuple(r) for r in read} == {("messages", "task")}
     assert "ü" in lines[0].decode()
@@ -59,7 +63,8 @@ def test_prompt_completion_holds_the_plan(tmp_path: Path) -> None:
     write_train_jsonl(tmp_path / "train.jsonl", pool, plan, "prompt_completion")
     read = [json.loads(line) for line in (tmp_path / "train.jsonl").read_bytes().splitlines()]
     assert [
-        (r["task"], (("user", r["prompt"].removesuffix("\n")), ("assistant", r["completion"]))) for r in read
+        (r["task"], conversation(("user", r["prompt"].removesuffix("\n")), ("assistant", r["completion"])))
+        for r in read
     ] == expected(pool, plan)
     assert {tuple(r) for r in read} == {("prompt", "completion", "task")}
 
@@ -79,10 +84,10 @@ def test_datasets_reads_it_as_it_is(tmp_path: Path, format: str) -> None:
     write_train_jsonl(path, pool, plan, format)  # type: ignore[arg-type]
     data = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
     if format == "messages":
-        rows = [tuple((m["role"], m["content"]) for m in messages) for messages in data["messages"]]
+        rows = [conversation(*((m["role"], m["content"]) for m in messages)) for messages in data["messages"]]
     else:
         rows = [
-            (("user", p.removesuffix("\n")), ("assistant", c))
+            conversation(("user", p.removesuffix("\n")), ("assistant", c))
             for p, c in zip(data["prompt"], data["completion"], strict=True)
         ]
     assert list(zip(data["task"], rows, strict=True)) == expected(pool, plan)
@@ -90,7 +95,7 @@ def test_datasets_reads_it_as_it_is(tmp_path: Path, format: str) -> None:
 
 def test_formats() -> None:
     simple, mixed = planned(PAIRS, PAIRS[:2]), planned(PAIRS, CHATS)
-    system = planned([(("system", "s"), *PAIRS[0])], examples=9)
+    system = planned([Conversation((Message("system", "s"), *PAIRS[0].messages))], examples=9)
     assert choose_format(*simple, "auto", False) == "prompt_completion"
     assert choose_format(*simple, "auto", True) == "messages"
     assert choose_format(*simple, "messages", False) == "messages"

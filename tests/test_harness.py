@@ -9,6 +9,7 @@ from test_scoring import config_for
 from taskpgm.errors import UserError
 from taskpgm.evaluate import evaluate_probe
 from taskpgm.harness import run_harness
+from taskpgm.messages import conversation
 from taskpgm.tasks import Row
 from taskpgm.training import train_probes
 
@@ -35,7 +36,7 @@ def multiple_choice(encoder):
     rows = []
     for i in range(24):
         choices = tuple(words[(i * k + k) % 7] for k in (1, 2, 4)) if (i + 1) % 7 else ("yes", "no")
-        messages = (("user", f"Question {i}: {words[i % 7]}?"), ("assistant", choices[i % len(choices)]))
+        messages = conversation(("user", f"Question {i}: {words[i % 7]}?"), ("assistant", choices[i % len(choices)]))
         rows.append(Row(messages, *encoder.lengths([messages])[0], key="", choices=choices))
     return rows
 
@@ -48,8 +49,10 @@ def test_a_local_task_gives_the_accuracy_of_our_own_evaluation(model_folders, tm
     with (tmp_path / "data.jsonl").open("w") as file:
         for row in questions:
             ends = [choice + "<|im_end|>" for choice in row.choices]
-            label = row.choices.index(row.messages[-1][1])
-            file.write(json.dumps({"prompt": row.messages[0][1], "ends": ends, "label": label}) + "\n")
+            label = row.choices.index(row.conversation.answer)
+            file.write(
+                json.dumps({"prompt": row.conversation.messages[0].content, "ends": ends, "label": label}) + "\n"
+            )
     (tmp_path / "choice.yaml").write_text(TASK.replace("DATA", str(tmp_path / "data.jsonl")))
     (probe,) = train_probes(lm, {"sums": rows["sums"]}, config)
     accuracies = []

@@ -24,6 +24,7 @@ from taskpgm.config import parse_config
 from taskpgm.evaluate import response_logp
 from taskpgm.finetune import under
 from taskpgm.lm import load_model
+from taskpgm.messages import conversation
 from taskpgm.orders import derive_seed, training_order, warm_order
 from taskpgm.pipeline import Stages
 from taskpgm.probes import load_probe
@@ -121,8 +122,8 @@ def test_everything_that_comes_out(finished, model_folders):
     train = load_dataset("json", data_files=str(out / "train.jsonl"), split="train", cache_dir=str(root / "cache"))
     assert len(train) == 50
     assert set(train.column_names) == {"messages", "task"}
-    held = {row.messages for s in result.pool.all for row in (*s.contexts, *s.validation)}
-    rows = [tuple((m["role"], m["content"]) for m in row["messages"]) for row in train]
+    held = {row.conversation for s in result.pool.all for row in (*s.contexts, *s.validation)}
+    rows = [conversation(*((m["role"], m["content"]) for m in row["messages"])) for row in train]
     assert not held & set(rows)
     for task in mixture["tasks"]:
         assert sum(t == task["name"] for t in train["task"]) == task["count"]
@@ -367,11 +368,11 @@ def test_probes_continue_the_warm_start_and_gains_are_over_it(tmp_path, model_fo
     pool, lm = result.pool, load_model(config.model)
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
     rows = [row for task in pool.tasks for row in task.train]
-    contexts = [one for s in pool.all for one in encoder.encode([row.messages for row in s.contexts])]
+    contexts = [one for s in pool.all for one in encoder.encode([row.conversation for row in s.contexts])]
     for seed, folder in ((0, "warm"), (1, "warm.1")):
         start = load_probe(tmp_path / "out" / folder, WARM, seed)
         order = warm_order([[row.response_tokens for row in task.train] for task in pool.tasks], config, seed)
-        steps = [encoder.encode([rows[i].messages for i in step]) for step in order]
+        steps = [encoder.encode([rows[i].conversation for i in step]) for step in order]
         again = Trainer(lm, config, seed).train("again", steps)
         assert all(torch.equal(again.weights[key], start.weights[key]) for key in start.weights)
         # The first step of a probe has the loss of the warm start on its rows.
@@ -380,7 +381,7 @@ def test_probes_continue_the_warm_start_and_gains_are_over_it(tmp_path, model_fo
             [row.response_tokens for row in task.train], config, derive_seed(config.seed, "order", task.name, str(seed))
         )[0]
         with under(lm, start):
-            logp = np.concatenate(response_logp(lm, encoder.encode([task.train[i].messages for i in first])))
+            logp = np.concatenate(response_logp(lm, encoder.encode([task.train[i].conversation for i in first])))
             base = np.concatenate(response_logp(lm, contexts))
         probe = load_probe(tmp_path / "out" / ("adapters.1" if seed else "adapters") / task.name, task.name, seed)
         np.testing.assert_allclose(probe.losses[0], -logp.mean(), rtol=1e-4)

@@ -56,7 +56,7 @@ def test_training_is_that_of_a_plain_loop(architecture, last_layers, device, mod
             1 if step == 0 else (len(order) - step) / (len(order) - 1)
         )
         losses = []
-        for row in encoder.encode([rows[task][i].messages for i in chosen]):
+        for row in encoder.encode([rows[task][i].conversation for i in chosen]):
             ids = torch.tensor(row.ids[None].astype(np.int64))
             labels = torch.where(torch.tensor(row.response)[None], ids, -100)
             logits = model(input_ids=ids).logits

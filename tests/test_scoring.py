@@ -15,6 +15,7 @@ from scipy.spatial.distance import jensenshannon
 from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import ModelConfig, parse_config
 from taskpgm.lm import load_model
+from taskpgm.messages import conversation
 from taskpgm.probes import Probe
 from taskpgm.scoring import BASE, assemble, measure_divergences, sample_positions, score_sets
 from taskpgm.tasks import Row
@@ -22,13 +23,13 @@ from taskpgm.training import train_probes
 
 ROWS = {
     "sums": [
-        (("user", "What is 3 and 4?"), ("assistant", "7")),
-        (("user", "What is the sum of 12 and 30? Think, then answer."), ("assistant", "The answer is 42.")),
-        (("system", "Help."), ("user", "5 and 5"), ("assistant", "10"), ("user", "and 1?"), ("assistant", "11")),
+        conversation(("user", "What is 3 and 4?"), ("assistant", "7")),
+        conversation(("user", "What is the sum of 12 and 30? Think, then answer."), ("assistant", "The answer is 42.")),
+        conversation(("system", "Help."), ("user", "5 and 5"), ("assistant", "10"), ("user", "and 1?"), ("assistant", "11")),
     ],
     "sky": [
-        (("user", "Is the sky blue?"), ("assistant", "yes")),
-        (("user", "x"), ("assistant", "a much longer answer than the question " * 3)),
+        conversation(("user", "Is the sky blue?"), ("assistant", "yes")),
+        conversation(("user", "x"), ("assistant", "a much longer answer than the question " * 3)),
     ],
 }  # fmt: skip
 

@@ -13,26 +13,31 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from taskpgm.config import Config, parse_config
+from taskpgm.conversations import read_source
 from taskpgm.errors import UserError
-from taskpgm.reading import Messages, read_source
+from taskpgm.messages import Conversation, Message, conversation
 from taskpgm.tasks import Length, TaskPool, load_tasks, row_key
 
 LONGEST = 30
 
 
-def measure(batch: Sequence[Messages]) -> list[Length | None]:
+def measure(batch: Sequence[Conversation]) -> list[Length | None]:
     """Words as tokens, one more to end a turn: a real length, and rows that are cut or do not fit."""
     lengths: list[Length | None] = []
-    for messages in batch:
-        response = sum(len(text.split()) + 1 for role, text in messages if role == "assistant")
-        prompt = sum(len(text.split()) + 1 for role, text in messages if role != "assistant")
+    for row in batch:
+        response = sum(
+            len(text.split()) + 1 for role, text in ((m.role, m.content) for m in row.messages) if role == "assistant"
+        )
+        prompt = sum(
+            len(text.split()) + 1 for role, text in ((m.role, m.content) for m in row.messages) if role != "assistant"
+        )
         fits = response <= LONGEST
         lengths.append(Length(min(prompt + response, LONGEST), response, prompt + response > LONGEST) if fits else None)
     return lengths
 
 
-def pair(prompt: str, completion: str = "yes") -> Messages:
-    return (("user", prompt), ("assistant", completion))
+def pair(prompt: str, completion: str = "yes") -> Conversation:
+    return conversation(("user", prompt), ("assistant", completion))
 
 
 def write(path: Path, rows: Sequence[Any]) -> str:
@@ -59,7 +64,7 @@ def configure(tasks: dict[str, Any], targets: dict[str, Any] | None = None, seed
     )
 
 
-def read(path: object, **settings: Any) -> list[Messages]:
+def read(path: object, **settings: Any) -> list[Conversation]:
     return read_source(configure({"a": {"path": str(path), **settings}}).tasks[0]).rows
 
 
@@ -68,7 +73,7 @@ def load(config: Config) -> TaskPool:
 
 
 def prompts(rows: Sequence[Any]) -> list[str]:
-    return [row.messages[0][1] for row in rows]
+    return [row.conversation.messages[0].content for row in rows]
 
 
 # Formats
@@ -77,7 +82,7 @@ def prompts(rows: Sequence[Any]) -> list[str]:
 def test_every_layout_is_read(tmp_path: Path) -> None:
     chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
     sharegpt = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
-    full = (("system", "s"), ("user", "u"), ("assistant", "a"))
+    full = conversation(("system", "s"), ("user", "u"), ("assistant", "a"))
     alpaca = {"instruction": "i", "input": "x", "output": "o"}
     for row, columns, expected in [
         ({"messages": chat, "id": 7}, None, full),
@@ -137,7 +142,7 @@ def test_numbers_are_the_text_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("".join(f'{{"prompt": 1, "completion": {c}}}\n' for c in ("18", "5.10", "1e5", "true", "-0")))
     assert [m[1][1] for m in read(file)] == ["18", "5.10", "1e5", "true", "-0"]
-    assert read(file)[0][0] == ("user", "1")
+    assert read(file)[0].messages[0] == Message("user", "1")
 
 
 def test_folder_of_files(tmp_path: Path) -> None:
@@ -235,7 +240,9 @@ def test_markings_reach_the_pool_and_move_nothing(tmp_path: Path) -> None:
     assert [after.train_key, after.context_key] == [before.train_key, before.context_key]
     rows = [*after.train, *after.contexts, *after.validation]
     assert {row.choices for row in rows} == {("yes", "no"), ("no", "yes")}
-    assert [row.choices for row in rows if row.messages == pair("3")] == [("no", "yes")]  # whatever the file's order
+    assert [row.choices for row in rows if row.conversation == pair("3")] == [
+        ("no", "yes")
+    ]  # whatever the file's order
     assert {row.choices for row in pool["b"].train} == {None}
     pool.save(tmp_path / "pool")
     assert TaskPool.load(tmp_path / "pool").tasks == pool.tasks
@@ -271,8 +278,8 @@ def test_the_verifier_of_every_demo_generator_marks_what_was_read(tmp_path: Path
             assert row.verifier is not None
             assert row.verifier["dataset"] == name
             score = reasoning_gym.get_score_answer_fn(name)
-            entry = {"question": row.messages[0][1], **row.verifier}
-            assert score(answer=row.messages[-1][1], entry=entry) == 1.0
+            entry = {"question": row.conversation.messages[0].content, **row.verifier}
+            assert score(answer=row.conversation.answer, entry=entry) == 1.0
             assert score(answer="no such answer", entry=entry) < 1.0
 
 
@@ -365,11 +372,11 @@ def test_the_seed_moves_the_split(tmp_path: Path) -> None:
 
 
 def test_rows_that_differ_in_any_part_are_distinct() -> None:
-    rows: list[Messages] = [
+    rows: list[Conversation] = [
         pair("ab", "c"),
         pair("a", "bc"),
-        (("system", "ab"), ("assistant", "c")),
-        (*pair("ab", "c"), *pair("ab", "c")),
+        conversation(("system", "ab"), ("assistant", "c")),
+        conversation(*[("user", "ab"), ("assistant", "c")] * 2),
     ]
     assert len({row_key(seed, row) for row in rows for seed in (0, 1)}) == 8
 
@@ -406,14 +413,14 @@ def test_lengths_are_counted(tmp_path: Path) -> None:
     a = pool["a"]
     assert (a.counts.too_long, a.counts.truncated) == (1, 1)
     assert a.response_tokens == 2 * len(a.train)
-    assert all(row.tokens == measure([row.messages])[0].tokens for row in a.train)  # type: ignore[union-attr]
+    assert all(row.tokens == measure([row.conversation])[0].tokens for row in a.train)  # type: ignore[union-attr]
     assert seen == [("reading", 0, 1), ("reading", 1, 1), ("tokenising", 0, 22), ("tokenising", 22, 22)]
 
 
 def test_a_shared_row_is_measured_once(tmp_path: Path) -> None:
     sizes: list[int] = []
 
-    def counting(batch: Sequence[Messages]) -> list[Length | None]:
+    def counting(batch: Sequence[Conversation]) -> list[Length | None]:
         sizes.append(len(batch))
         return measure(batch)
 
@@ -577,7 +584,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     import subprocess
 
     code = (
-        "from taskpgm.config import TaskConfig\nfrom taskpgm.reading import read_source\n"
+        "from taskpgm.config import TaskConfig\nfrom taskpgm.conversations import read_source\n"
         "try: read_source(TaskConfig(name='a', path='nobody-here/nothing'))\nexcept ValueError as error: print(error)"
     )
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": ""}

@@ -9,7 +9,7 @@ where ⏎ is a newline, left out after text that ends in white space.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from taskpgm.checkpoint import model_folder
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError, first_line
-from taskpgm.reading import Messages
+from taskpgm.messages import Conversation
 from taskpgm.tasks import Length
 
 _GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
@@ -74,7 +74,7 @@ class ChatEncoder:
         marks = sorted({t for t in tokenizer.get_added_vocab() if t}, key=len, reverse=True)
         self._mark = re.compile("|".join(map(re.escape, marks))) if marks else None
 
-    def lengths(self, rows: Sequence[Messages]) -> list[Length | None]:
+    def lengths(self, rows: Sequence[Conversation]) -> list[Length | None]:
         """Tokens, response tokens and whether the prompt was cut, for each row; None where its end does not fit."""
         return [
             None if e is None else Length(len(e.ids), int(e.response.sum()), e.truncated)
@@ -82,7 +82,7 @@ class ChatEncoder:
             for e in self.encode(rows[start : start + 512])
         ]
 
-    def encode(self, rows: Sequence[Messages]) -> list[Encoded | None]:
+    def encode(self, rows: Sequence[Conversation]) -> list[Encoded | None]:
         """Ids and response mask of each row, cut from the left of the prompt to `max_length`.
 
         None where the last completion does not fit behind one prompt token. An earlier assistant turn that the cut
@@ -94,7 +94,7 @@ class ChatEncoder:
         full = self._encode_masked(rows) if self._own_mask else self._encode_by_offsets(rows)
         return [self._fit(ids, response) for ids, response in full]
 
-    def _encode_masked(self, rows: Sequence[Messages]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+    def _encode_masked(self, rows: Sequence[Conversation]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
         """Ids and mask as the template's own {% generation %} block marks them."""
         for row in rows:
             out = self._apply(row, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
@@ -103,7 +103,7 @@ class ChatEncoder:
                 raise UserError(f"The chat template's generation block marks no assistant token in {_shown(row)}.")
             yield np.array(out["input_ids"], dtype=np.int32), mask
 
-    def _encode_by_offsets(self, rows: Sequence[Messages]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+    def _encode_by_offsets(self, rows: Sequence[Conversation]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
         """Ids of the rendered text; a token is a response token where it overlaps an assistant span."""
         if not rows:
             return
@@ -136,17 +136,19 @@ class ChatEncoder:
         response[:whole] = False
         return Encoded(np.r_[ids[:head], ids[cut:]], np.r_[response[:head], response[cut:]], truncated=True)
 
-    def _spans(self, row: Messages) -> tuple[str, list[tuple[int, int]]]:
+    def _spans(self, row: Conversation) -> tuple[str, list[tuple[int, int]]]:
         """The rendered row and the character spans of its assistant turns, end-of-turn included."""
         if not self.has_template:
             return _plain(row, self._end)
         text = str(self._apply(row, tokenize=False))
         spans, cursor = [], 0
-        for i, (role, content) in enumerate(row):
-            if role != "assistant":
+        for i, message in enumerate(row.messages):
+            if message.role != "assistant":
                 continue
-            prompt = str(self._apply(row[:i], tokenize=False, add_generation_prompt=True))
-            start, end = _locate(text, prompt, content, cursor)
+            prompt = str(
+                self._apply(replace(row, messages=row.messages[:i]), tokenize=False, add_generation_prompt=True)
+            )
+            start, end = _locate(text, prompt, message.content, cursor)
             cursor = self._turn_end(text, end)
             spans.append((start, cursor))
         return text, spans
@@ -159,16 +161,17 @@ class ChatEncoder:
         mark = self._mark.match(text, after) if self._mark else None
         return mark.end() if mark else end
 
-    def _apply(self, row: Messages, **options: Any) -> Any:
+    def _apply(self, row: Conversation, **options: Any) -> Any:
         from jinja2.exceptions import TemplateError
 
-        messages = [{"role": role, "content": content} for role, content in row]
         try:
-            return self.tokenizer.apply_chat_template(messages, **options)
+            return self.tokenizer.apply_chat_template(row.to_dicts(), **options)
         except TemplateError as error:
-            if len(row) > 1 and row[0][0] == "system" and row[1][0] == "user":  # templates without a system turn
-                merged: Messages = (("user", separated(row[0][1]) + row[1][1]), *row[2:])
-                return self._apply(merged, **options)
+            roles = [message.role for message in row.messages[:2]]
+            if roles == ["system", "user"]:  # templates without a system turn
+                system, user, *rest = row.messages
+                merged = replace(user, content=separated(system.content) + user.content)
+                return self._apply(replace(row, messages=(merged, *rest)), **options)
             raise UserError(f"The model's chat template refuses {_shown(row)}: {error}.") from error
 
 
@@ -185,16 +188,16 @@ def _locate(text: str, prompt: str, content: str, cursor: int) -> tuple[int, int
     raise UserError(f"Cannot find the assistant's turn {content[:40]!r} in the row rendered by the chat template.")
 
 
-def _plain(row: Messages, end: str) -> tuple[str, list[tuple[int, int]]]:
+def _plain(row: Conversation, end: str) -> tuple[str, list[tuple[int, int]]]:
     text, spans = "", []
-    for role, content in row:
-        if role == "assistant":
-            spans.append((len(text), len(text) + len(content) + len(end)))
-            text += content + end
+    for message in row.messages:
+        if message.role == "assistant":
+            spans.append((len(text), len(text) + len(message.content) + len(end)))
+            text += message.content + end
         else:
-            text += separated(content)
+            text += separated(message.content)
     return text, spans
 
 
-def _shown(row: Messages) -> str:
-    return f"the row with turns {', '.join(role for role, _ in row)} that starts {row[0][1][:40]!r}"
+def _shown(row: Conversation) -> str:
+    return f"the row with turns {', '.join(m.role for m in row.messages)} that starts {row.messages[0].content[:40]!r}"

@@ -283,7 +283,7 @@ class _Worker:
 
         encoder = ChatEncoder(self.stages.lm.tokenizer, self.stages.config.probes.max_length)
         used = sorted({key for run in self.runs for key in _planned(run.plan)})
-        encoded = encoder.encode([self.pool.tasks[task].train[row].messages for task, row in used])
+        encoded = encoder.encode([self.pool.tasks[task].train[row].conversation for task, row in used])
         return {key: row for key, row in zip(used, encoded, strict=True) if row is not None}
 
     @cached_property

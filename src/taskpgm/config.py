@@ -20,14 +20,14 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 # Names become folder names (adapters/<task>/), so they keep to what every file system takes.
 MARKS = ("choices", "reasoning_gym")  # columns that say how an answer is marked; evaluation alone reads them
+FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output", *MARKS)  # what a column may be
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 def _known_columns(columns: dict[str, str] | None) -> dict[str, str] | None:
-    known = ("messages", "prompt", "completion", "instruction", "input", "output", *MARKS)
     for key in columns or {}:
-        if key not in known:
-            raise ValueError(f"{key!r} is not one of {', '.join(known)}{_did_you_mean(key, known)}")
+        if key not in FIELDS:
+            raise ValueError(f"{key!r} is not one of {', '.join(FIELDS)}{_did_you_mean(key, FIELDS)}")
     return columns
 
 

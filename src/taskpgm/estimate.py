@@ -346,7 +346,7 @@ def _packed_tokens(lengths: Sequence[int], shared: int, budget: int) -> int:
 
 
 def _encode(encoder: ChatEncoder, rows: Sequence[Row]) -> list[Encoded]:
-    return [row for row in encoder.encode([row.messages for row in rows]) if row is not None]
+    return [row for row in encoder.encode([row.conversation for row in rows]) if row is not None]
 
 
 def _spread(items: Sequence[Item]) -> list[Item]:

@@ -23,9 +23,9 @@ from taskpgm.divergence import label_logp
 from taskpgm.errors import UserError
 from taskpgm.finetune import Finetuned, under
 from taskpgm.lm import LanguageModel, Trunk, batches
+from taskpgm.messages import Conversation
 from taskpgm.packing import ends, pack
 from taskpgm.probes import Probe
-from taskpgm.reading import Messages, last_answer
 from taskpgm.tasks import Row, Tell, tell_nobody
 
 Measure = Literal["choices", "verifier", "exact"]
@@ -160,10 +160,7 @@ def option_logp(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]) ->
     The rows carry choices; turns behind the last answer do not count. A prompt runs once for all its options where they
     leave its tokens as they are, which is nearly always.
     """
-    encoded = [
-        encoder.encode([(*row.messages[: last_answer(row.messages)], ("assistant", c)) for c in row.choices or ()])
-        for row in rows
-    ]
+    encoded = [encoder.encode([row.conversation.until_answer(choice) for choice in row.choices or ()]) for row in rows]
     found: list[NDArray[np.float64] | None] = [None] * len(rows)
     asked: dict[int, _Question] = {}
     for i, of_row in enumerate(encoded):
@@ -209,7 +206,7 @@ def same_answer(written: str, reference: str) -> bool:
 
 def _kept(encoder: ChatEncoder, name: str, rows: Sequence[Row]) -> list[tuple[Row, Encoded]]:
     """The rows that fit, with their tokens."""
-    encoded = encoder.encode([row.messages for row in rows])
+    encoded = encoder.encode([row.conversation for row in rows])
     kept = [(row, one) for row, one in zip(rows, encoded, strict=True) if one]
     if not kept:
         raise UserError(
@@ -282,7 +279,7 @@ def _verified_score() -> Callable[[Row, str], float]:
 
     def score(row: Row, said: str) -> float:
         assert row.verifier
-        entry = {**row.verifier, "question": row.messages[last_answer(row.messages) - 1][1]}
+        entry = {**row.verifier, "question": row.conversation.messages[row.conversation.last_answer - 1].content}
         return float(reasoning_gym.get_score_answer_fn(row.verifier["dataset"])(answer=said.strip(), entry=entry))
 
     return score
@@ -355,12 +352,12 @@ def _left_padded(lm: LanguageModel, prompts: Sequence[NDArray[np.int32]]) -> tup
     return torch.from_numpy(ids_BL).to(lm.device), torch.from_numpy(seen_BL).to(lm.device)
 
 
-def _until_answer(row: Row) -> Messages:
-    return row.messages[: last_answer(row.messages) + 1]
+def _until_answer(row: Row) -> Conversation:
+    return row.conversation.until_answer()
 
 
 def _answer(row: Row) -> str:
-    return row.messages[last_answer(row.messages)][1]
+    return row.conversation.answer
 
 
 def _plain(text: str) -> str:

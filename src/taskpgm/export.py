@@ -76,11 +76,12 @@ def _planned_rows(pool: TaskPool, plan: RowPlan) -> Iterator[tuple[str, Row]]:
 
 
 def _is_pair(row: Row) -> bool:
-    return [role for role, _ in row.messages] == ["user", "assistant"]
+    return row.conversation.plain and [m.role for m in row.conversation.messages] == ["user", "assistant"]
 
 
 def _columns(row: Row, format: Format) -> dict[str, object]:
     if format == "messages":
-        return {"messages": [{"role": role, "content": content} for role, content in row.messages]}
+        return {"messages": row.conversation.to_dicts()}
     assert _is_pair(row), "choose_format refuses these rows"
-    return {"prompt": separated(row.messages[0][1]), "completion": row.messages[1][1]}
+    question, answer = row.conversation.messages
+    return {"prompt": separated(question.content), "completion": answer.content}

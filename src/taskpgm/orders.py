@@ -66,7 +66,7 @@ def _equal_steps(order: NDArray[np.int64], spent: NDArray[np.float64], steps: in
 def encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], order: Sequence[NDArray[np.int64]]) -> list[list[Encoded]]:
     """Encoded rows of every optimiser step; a row that comes again is the same object."""
     used = sorted({int(i) for step in order for i in step})
-    encoded = dict(zip(used, encoder.encode([rows[i].messages for i in used]), strict=True))
+    encoded = dict(zip(used, encoder.encode([rows[i].conversation for i in used]), strict=True))
     return [[row for i in step if (row := encoded[int(i)]) is not None] for step in order]
 
 

@@ -113,7 +113,7 @@ def starts(probes: Sequence[Probe]) -> list[str]:
 
 def encode_contexts(encoder: ChatEncoder, pool: TaskPool) -> dict[str, list[Encoded]]:
     """Encoded contexts of every set, tasks first."""
-    encoded = {s.name: encoder.encode([row.messages for row in s.contexts]) for s in pool.all}
+    encoded = {s.name: encoder.encode([row.conversation for row in s.contexts]) for s in pool.all}
     return {name: [row for row in rows if row is not None] for name, rows in encoded.items()}
 
 

@@ -192,6 +192,7 @@ def pool_view(pool: TaskPool, config: Config) -> RenderableType:
             str(c.read + c.validation_read), str(len(s.train)), str(len(s.contexts)), str(len(s.validation)),
             f"{np.mean([r.tokens for r in rows]):.0f}", f"{np.mean([r.response_tokens for r in rows]):.1f}",
         )  # fmt: skip
+        lines += [f"{s.name}: {note}" for note in s.notes]
         if found := ", ".join(f"{count} {what}" for what, count in notes.items() if count):
             lines.append(f"{s.name}: {found}")
     names, shared = pool.sets, pool.overlap

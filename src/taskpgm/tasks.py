@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskpgm.config import Config, ContextConfig, TargetConfig
+from taskpgm.conversations import Layout, Reading, read_source
 from taskpgm.errors import UserError
-from taskpgm.reading import Layout, Messages, Reading, read_source
+from taskpgm.messages import Conversation
 
 CHUNK = 512  # rows measured at a time, for progress
 SIDES = ("train", "contexts", "validation")
@@ -31,7 +32,7 @@ class Length(NamedTuple):
     truncated: bool
 
 
-Measure = Callable[[Sequence[Messages]], list[Length | None]]  # None: the completion does not fit
+Measure = Callable[[Sequence[Conversation]], list[Length | None]]  # None: the completion does not fit
 Tell = Callable[[str, int, int], None]  # (what, done, total)
 
 
@@ -43,7 +44,7 @@ def tell_nobody(what: str, done: int, total: int) -> None:
 class Row:
     """One conversation, its cost in tokens, the hash that identifies and ranks it, and what its answer is marked by."""
 
-    messages: Messages
+    conversation: Conversation
     tokens: int
     response_tokens: int
     truncated: bool
@@ -80,6 +81,7 @@ class TaskSet:
     contexts: tuple[Row, ...]
     validation: tuple[Row, ...]
     counts: Counts
+    notes: tuple[str, ...] = ()  # what `check` says of its source
 
     @property
     def response_tokens(self) -> int:
@@ -135,11 +137,10 @@ class TaskPool:
             for one in self.all:
                 for side in SIDES:
                     for r in getattr(one, side):
-                        line = [one.name, side, r.messages, r.tokens, r.response_tokens, r.truncated, r.key]
-                        line += [r.choices, r.verifier] if r.choices or r.verifier else []
-                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                        file.write(json.dumps([one.name, side, *_stored(r)], ensure_ascii=False) + "\n")
         described = [
-            {"name": s.name, "kind": s.kind, "layout": s.layout, "columns": s.columns, "counts": asdict(s.counts)}
+            {key: getattr(s, key) for key in ("name", "kind", "layout", "columns", "notes")}
+            | {"counts": asdict(s.counts)}
             for s in self.all
         ]
         text = json.dumps({"sets": described, "overlap": self.overlap.tolist()}, ensure_ascii=False, indent=1)
@@ -152,17 +153,27 @@ class TaskPool:
         rows: dict[tuple[str, str], list[Row]] = {}
         with (folder / "rows.jsonl").open(encoding="utf-8", newline="\n") as file:
             for line in file:
-                name, side, turns, tokens, response, truncated, key, *marks = json.loads(line)
-                messages = tuple((role, content) for role, content in turns)
-                choices, verifier = marks or (None, None)
-                row = Row(messages, tokens, response, truncated, key, tuple(choices) if choices else None, verifier)
-                rows.setdefault((name, side), []).append(row)
+                name, side, *stored = json.loads(line)
+                rows.setdefault((name, side), []).append(_restored(*stored))
         sets = []
         for one in described["sets"]:
             train, contexts, validation = (tuple(rows.get((one["name"], side), ())) for side in SIDES)
-            fields = {**one, "counts": Counts(**one["counts"])}
+            fields = {**one, "counts": Counts(**one["counts"]), "notes": tuple(one["notes"])}
             sets.append(TaskSet(train=train, contexts=contexts, validation=validation, **fields))
         return _pool(sets, np.array(described["overlap"], dtype=np.int64))
+
+
+def _stored(row: Row) -> list[Any]:
+    """The row as a line of rows.jsonl."""
+    marks = [row.choices, row.verifier] if row.choices or row.verifier else []
+    return [row.conversation.to_data(), row.tokens, row.response_tokens, row.truncated, row.key, *marks]
+
+
+def _restored(data: list[Any], tokens: int, response: int, truncated: bool, key: str, *marks: Any) -> Row:
+    """The row of such a line."""
+    choices, verifier = marks or (None, None)
+    chosen = tuple(choices) if choices else None
+    return Row(Conversation.from_data(data), tokens, response, truncated, key, chosen, verifier)
 
 
 def load_tasks(config: Config, measure: Measure, tell: Tell = tell_nobody) -> TaskPool:
@@ -194,7 +205,7 @@ def load_tasks(config: Config, measure: Measure, tell: Tell = tell_nobody) -> Ta
 
     keys = [[row_key(config.seed, m) for m in reading.rows] for reading in read]
     given_keys = [[row_key(config.seed, m) for m in reading.rows] if reading else [] for reading in given]
-    distinct: dict[str, Messages] = {}
+    distinct: dict[str, Conversation] = {}
     for found, reading in zip(keys + given_keys, [*read, *given], strict=True):
         distinct.update(zip(found, reading.rows if reading else (), strict=True))
     rows = _measured(distinct, measure, tell)
@@ -206,19 +217,19 @@ def load_tasks(config: Config, measure: Measure, tell: Tell = tell_nobody) -> Ta
         ranked = _ranked(own, rows, reading)
         _check_enough(source.name, kind, len(ranked), counts, config.contexts)
         sides = _split(ranked, kind, config.contexts, _ranked(validation, rows, other) if other else None)
-        sets.append(TaskSet(source.name, kind, reading.layout, reading.columns, *sides, counts))
+        sets.append(TaskSet(source.name, kind, reading.layout, reading.columns, *sides, counts, reading.notes))
     members = [{row.key for side in SIDES for row in getattr(one, side)} for one in sets]
     overlap = np.array([[len(a & b) for b in members] for a in members], dtype=np.int64)
     return _pool(_without_leaks(sets), overlap)
 
 
-def row_key(seed: int, messages: Messages) -> str:
+def row_key(seed: int, row: Conversation) -> str:
     """Hash of (run seed, conversation) as 32 hexadecimal digits."""
-    text = json.dumps([seed, messages], ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps([seed, *row.to_data()], ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _measured(distinct: dict[str, Messages], measure: Measure, tell: Tell) -> dict[str, Row | None]:
+def _measured(distinct: dict[str, Conversation], measure: Measure, tell: Tell) -> dict[str, Row | None]:
     rows: dict[str, Row | None] = {}
     keys = list(distinct)
     for start in range(0, len(keys), CHUNK):

@@ -10,8 +10,8 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from taskpgm.config import Config, Section, Source, TargetConfig, TaskConfig
+from taskpgm.conversations import read_source
 from taskpgm.errors import UserError
-from taskpgm.reading import read_source
 
 WIDTH = 100
 
