@@ -141,7 +141,7 @@ def test_text_files_agree(tmp_path: Path) -> None:
 def test_numbers_are_the_text_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("".join(f'{{"prompt": 1, "completion": {c}}}\n' for c in ("18", "5.10", "1e5", "true", "-0")))
-    assert [m[1][1] for m in read(file)] == ["18", "5.10", "1e5", "true", "-0"]
+    assert [m.answer for m in read(file)] == ["18", "5.10", "1e5", "true", "-0"]
     assert read(file)[0].messages[0] == Message("user", "1")
 
 
@@ -227,7 +227,7 @@ def test_markings_survive_every_format(tmp_path: Path) -> None:
         found = read_source(configure({"a": tmp_path / name}).tasks[0])
         assert [tuple(marking) for marking in found.markings] == MARKINGS, name
         assert found.rows == [pair("p", "5"), pair("q", "x"), pair("r", "7.50")]
-        assert type(found.rows[0][1][1]) is str
+        assert type(found.rows[0].answer) is str
 
 
 def test_markings_reach_the_pool_and_move_nothing(tmp_path: Path) -> None:
