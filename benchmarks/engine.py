@@ -12,6 +12,7 @@ are medians of pairs, taken in turn.
     research    Trainer for every task, merged models saved, each loaded and run over every context
     limit       torch.mm in the model's precision: square, and at the shapes of scoring
     memory      working memory of scoring with 8 and with 64 probes; its time with 8, 16, 32 and 64
+    lengths     rows of `--lengths` tokens: the model with SDPA, PEFT with SDPA and with eager attention, equal lengths
 """
 
 import argparse
@@ -46,14 +47,14 @@ from taskpgm.config import Config, load_config, parse_config
 from taskpgm.demo import write_demo
 from taskpgm.divergence import jsd_matrix
 from taskpgm.estimate import context_tokens, model_shape, run_tokens
-from taskpgm.executor import one_core
+from taskpgm.executor import one_core, side_by_side
 from taskpgm.lm import load_model, padded
 from taskpgm.machine import Clock, environment, resident_memory
 from taskpgm.orders import derive_seed, encoded_steps, tokens_of, training_order
 from taskpgm.probes import Probe
 from taskpgm.scoring import encode_contexts, score_sets
 from taskpgm.tasks import load_tasks
-from taskpgm.training import Trainer, train_probes
+from taskpgm.training import Trainer, train_probes, training_memory
 
 RANK = 16
 screen = Console(width=110)
@@ -137,13 +138,14 @@ class Bench:
         order = training_order([row.response_tokens for row in rows], self.config, derive_seed(0, "order", task, "0"))
         return encoded_steps(self.encoder, rows, order)
 
-    def plain_model(self, folder: Path | str | None = None) -> Any:
+    def plain_model(self, folder: Path | str | None = None, attention: str | None = None) -> Any:
         """The model as transformers loads it."""
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_pretrained(
-            folder or model_folder(self.config.model), dtype=next(self.lm.model.parameters()).dtype
-        ).to(self.lm.device)
+            folder or model_folder(self.config.model), dtype=next(self.lm.model.parameters()).dtype,
+            attn_implementation=attention,
+        ).to(self.lm.device)  # fmt: skip
 
     def pad(self) -> int:
         return self.lm.tokenizer.pad_token_id
@@ -272,16 +274,7 @@ def _batched(rows: list[Any], size: int) -> list[list[Any]]:
 
 @contextlib.contextmanager
 def peft_with(bench: Bench, probes: list[Probe]) -> Any:
-    from peft import PeftModel, set_peft_model_state_dict
-
-    model = None
-    for probe in probes:
-        if model is None:
-            model = PeftModel(bench.plain_model(), probe.settings, adapter_name=probe.name)
-        else:
-            model.add_adapter(probe.name, probe.settings)
-        set_peft_model_state_dict(model, probe.weights, adapter_name=probe.name)
-    yield model.eval()
+    yield peft_of(bench.plain_model(), probes).eval()
 
 
 def scoring(bench: Bench) -> dict[str, Any]:
@@ -547,6 +540,117 @@ def memory_of(bench: Bench, count: int) -> dict[str, float]:
     return {"bytes": max(clock.peak() - before - adapters, 1 << 20), "adapters": adapters, "seconds": clock.seconds}
 
 
+# --- lengths ---
+
+
+def lengths(bench: Bench) -> dict[str, Any]:
+    """Tokens a second on rows of one length, a quarter of them response, in batches of equal lengths for both sides.
+
+    Scoring: the model alone against transformers with SDPA, output layer on the response tokens on both sides; one
+    probe against PEFT. Training: a probe of `--rows` rows a process against the better of two PEFT loops. Rows begin
+    alike on a share of their tokens that `--shared` gives (0: not at all).
+    """
+    found = {}
+    for length in map(int, bench.args.lengths.split(",")):
+        sets = {f"set-{k}": rows_of_length(bench, length, k) for k in range(2)}
+        pairs = [length_pair(bench, sets) for _ in range(bench.args.repeats)]
+        found[length] = {key: statistics.median(pair[key] for pair in pairs) for key in pairs[0]} | {"pairs": pairs}
+        screen.print(length, {k: round(v, 2) for k, v in found[length].items() if k != "pairs"})
+    return found
+
+
+def rows_of_length(bench: Bench, length: int, seed: int) -> list[Encoded]:
+    """About 4,096 tokens, and two rows at least."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(bench.vocabulary, size=(max(2, 4096 // length), length), dtype=np.int32)
+    ids[:, : int(bench.args.shared * length)] = ids[0, : int(bench.args.shared * length)]
+    return [Encoded(row, np.arange(length) >= length * 3 // 4, False) for row in ids]
+
+
+def length_pair(bench: Bench, sets: dict[str, list[Encoded]]) -> dict[str, float]:
+    """Ratios of tokens a second, ours to theirs, of everything once, in turn."""
+    rows = [row for of_set in sets.values() for row in of_set]
+    tokens = sum(len(row.ids) for row in rows)
+    step = max(1, 2048 // len(rows[0].ids))
+    batched = _batched(rows, step)
+    trainer = Trainer(bench.lm, bench.config)
+    probe = trainer.train("probe", [rows[:1]])
+    seconds = {}
+    for name, probes in (("base", []), ("probe", [probe])):
+        wanted = {key: [p.name for p in probes] or [BASE] for key in sets}
+        seconds[f"scoring {name}"], _ = timed(lambda p=probes, w=wanted: list(score_sets(bench.lm, sets, p, w)))
+    steps = {name: _batched(of_set, step) for name, of_set in sets.items()}
+    seconds["training"], _ = timed(lambda: list(train_steps(bench, trainer, steps)))
+    for attention in ("sdpa", "eager"):
+        plain = bench.plain_model(attention=attention).eval()
+        if attention == "sdpa":
+            seconds["SDPA base"], _ = timed(lambda m=plain: [plain_labels(bench, m, rows) for rows in batched])
+        peft = peft_of(plain, [probe])
+        if attention == "sdpa":
+            seconds["SDPA probe"], _ = timed(lambda m=peft: [plain_labels(bench, m, rows) for rows in batched])
+        seconds[f"PEFT {attention}"], _ = timed(lambda m=peft: peft_loop(bench, m, batched))
+    return {
+        "scoring, tokens/s": tokens / seconds["scoring base"],
+        "scoring / SDPA": seconds["SDPA base"] / seconds["scoring base"],
+        "scoring a probe / PEFT with SDPA": seconds["SDPA probe"] / seconds["scoring probe"],
+        "training, tokens/s": tokens / seconds["training"],
+        "training / PEFT with SDPA": seconds["PEFT sdpa"] / seconds["training"],
+        "training / PEFT with eager": seconds["PEFT eager"] / seconds["training"],
+    }
+
+
+def train_steps(bench: Bench, trainer: Trainer, steps: dict[str, list[list[Encoded]]]) -> Iterator[Probe]:
+    """Probes on given rows, side by side as `train_probes` has them."""
+    memory = training_memory(bench.lm, list(steps.values()), trainer.first)
+    yield from side_by_side(
+        lambda name, tick, warn: trainer.train(name, steps[name]), list(steps), bench.lm.processes, memory,
+        lambda: None, warnings.warn,
+    )  # fmt: skip
+
+
+def plain_labels(bench: Bench, model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
+    """Label log-probabilities of rows of one length, the output layer on their response tokens alone."""
+    ids = torch.from_numpy(np.stack([row.ids for row in rows]).astype(np.int64)).to(bench.lm.device)
+    first = int(rows[0].response.argmax())
+    base = getattr(model, "base_model", model)
+    decoder = base.model.model if hasattr(base, "peft_config") or hasattr(base, "disable_adapter_layers") else base
+    head = bench.lm.model.get_output_embeddings()
+    with torch.inference_mode():
+        hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state[:, first - 1 : -1]
+        parts = [
+            head(part).float().log_softmax(-1).gather(-1, label[..., None])
+            for part, label in zip(hidden, ids[:, first:], strict=True)
+        ]
+    return torch.cat(parts)
+
+
+def peft_of(model: Any, probes: Sequence[Probe]) -> Any:
+    """The model with these adapters by PEFT, trainable."""
+    from peft import PeftModel, set_peft_model_state_dict
+
+    found = None
+    for probe in probes:
+        if found is None:
+            found = PeftModel(model, probe.settings, adapter_name=probe.name)
+        else:
+            found.add_adapter(probe.name, probe.settings)
+        set_peft_model_state_dict(found, probe.weights, adapter_name=probe.name)
+    return found
+
+
+def peft_loop(bench: Bench, model: Any, batches: Sequence[Sequence[Encoded]]) -> None:
+    """A plain training loop: labels into the model, AdamW on the adapter."""
+    parameters = [p for n, p in model.named_parameters() if "lora_" in n]
+    optimiser = torch.optim.AdamW([p.requires_grad_() for p in parameters], lr=1e-4, fused=True)
+    model.train()
+    for rows in batches:
+        ids, response = padded(rows, bench.pad(), bench.lm.device)
+        model(input_ids=ids, labels=torch.where(response, ids, -100), use_cache=False).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    model.eval()
+
+
 def ratios(pairs: list[dict[str, Any]], other: str) -> dict[str, Any]:
     found = [pair["ours"] / pair[other] for pair in pairs]
     return {
@@ -570,6 +674,8 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=3, help="tasks that are trained both ways")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--lengths", default="64,128,256,512,1024,2048", help="lengths: tokens of a row")
+    parser.add_argument("--shared", type=float, default=0.0, help="lengths: share of the tokens that rows begin with")
     parser.add_argument("--parts", default="training,scoring")
     parser.add_argument("--out", type=Path, default=Path("engine.json"))
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)

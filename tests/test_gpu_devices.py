@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from taskpgm import training
 from taskpgm.lm import LanguageModel
-from taskpgm.packing import fused_attention, plain_attention
+from taskpgm.packing import Span, blocked_attention, fused_attention
 from taskpgm.scoring import measure_divergences, sample_positions
 from taskpgm.training import Trainer
 
@@ -66,14 +66,16 @@ def test_no_path_mixes_devices(architecture, last_layers, recompute, model_folde
     assert np.isfinite(found.total_SBNN).all()
 
 
-@pytest.mark.parametrize("prefix", [0, 5])
-def test_attention_of_a_gpu_is_that_of_a_cpu(prefix):
+@pytest.mark.parametrize("window", [None, 3, 90])
+@pytest.mark.parametrize("length", [7, 150])
+@pytest.mark.parametrize("prefix", [0, 5, 80])
+def test_attention_of_a_gpu_is_that_of_a_cpu(prefix, length, window):
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(4, 3, n, 8, generator=generator, requires_grad=True) for n in (7, 7 + prefix, 7 + prefix))
-    hidden = torch.arange(7)[:, None] + prefix < torch.arange(7 + prefix)
+    keys = length + prefix
+    q, k, v = (torch.randn(3, 2, n, 8, generator=generator, requires_grad=True) for n in (2 * length, keys, keys))
     found = []
-    for attention in (fused_attention, plain_attention):
-        out = attention(q, k, v, hidden, 0.3)
+    for attention in (fused_attention, blocked_attention):
+        out = attention(q, k, v, Span((length,) * 3, 0.3, window))
         found.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 

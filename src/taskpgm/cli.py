@@ -24,6 +24,7 @@ from rich.text import Text
 
 from taskpgm.config import Config, EnergyConfig, load_config
 from taskpgm.errors import UserError
+from taskpgm.machine import wait_passively
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -43,6 +44,7 @@ Out = Annotated[
 
 def main() -> None:
     """Entry point: 0 when all is well, 2 for wrong input or settings, 1 for a failing machine, 130 when interrupted."""
+    wait_passively()
     try:
         app()
     except UserError as error:

@@ -10,7 +10,7 @@ Shapes: N tokens of a packed batch, d hidden size, R response tokens, V vocabula
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,13 +25,14 @@ from taskpgm.checkpoint import model_folder
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError, first_line
 from taskpgm.executor import possible, processes_for
-from taskpgm.machine import total_memory
-from taskpgm.packing import Packed, attending, ends, pack, shared_prefix
+from taskpgm.machine import total_memory, usable_cores
+from taskpgm.packing import BLOCK, Packed, attending, ends, pack, shared_prefix
 
 # oneDNN compiles a product's kernel for every number of tokens, and keeps 1,024 of them: some 600 MiB. A step has about
 # 50 shapes. Read once, when the first product is run.
 KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 KERNELS = "128"
+ROUNDING = 1e-3  # of the norm of logits: 30 layers in float32 differ by 1e-5, the least structure by more
 USUAL_ROW = 256  # tokens, where the number of processes is chosen before any row is read
 
 
@@ -43,8 +44,13 @@ class LanguageModel:
     tokenizer: Any
     name: str
     layers: nn.ModuleList
-    plain_head: bool  # packed trunk, rest and output embedding give exactly the model's own logits
     processes: int = 1  # that train and score side by side, one core each; 1: one on all cores
+    whole_because: str | None = None  # why packed trunk, rest and output embedding do not give the model's own logits
+
+    @property
+    def plain_head(self) -> bool:
+        """Whether packed trunk, rest and output embedding give exactly the model's own logits."""
+        return self.whole_because is None
 
     @property
     def device(self) -> torch.device:
@@ -74,21 +80,23 @@ class LanguageModel:
 
         Args:
             tokens: of the batch.
-            longest: tokens of its longest row; on a CPU attention holds all scores of a row with itself.
+            longest: tokens of its longest row; run whole, a layer holds all scores of a row with itself.
             responses: tokens that are predicted.
             first: the layer from which on a backward pass is to follow; activations of one layer at a time without.
             recompute: the backward pass computes what lies inside a layer again.
         """
         config = self.model.config.get_text_config()
         each = sum(sum(w.shape) for w in self.layers[-1].parameters() if w.ndim == 2) * 4
-        if self.device.type == "cpu":
+        # Scores of attention: of one block of queries at a time, or of a whole layer.
+        at_once = 8 * config.num_attention_heads * min(longest, BLOCK) * (self.device.type == "cpu")
+        if self.device.type == "cpu" and not self.plain_head:
             each += 8 * config.num_attention_heads * longest
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         behind = 0 if first is None else len(self.layers) - first
         entering = 4 * config.hidden_size * behind if recompute else 0
         inside = each * (max(1, behind) if not recompute else 1)
         logits = (1 if first is None else 3) * 4 * vocabulary * responses
-        return float(tokens * (entering + inside) + logits + (256 << 20))
+        return float(tokens * (entering + inside + at_once) + logits + (256 << 20))
 
     def shared_prefix(self, rows: Sequence[Encoded]) -> int:
         """Number of first tokens that the model may run once for all these rows."""
@@ -209,9 +217,11 @@ def load_model(config: ModelConfig) -> LanguageModel:
 
     for name in KERNEL_CACHES:
         os.environ.setdefault(name, KERNELS)
+    if usable_cores() < torch.get_num_threads():
+        torch.set_num_threads(usable_cores())
     tokenizer = load_tokenizer(config)
     device = _device(config.device)
-    # Eager attention trains faster on a CPU (the flash kernel's bfloat16 backward is slow there); it holds L² scores.
+    # For what is not run packed: eager attention knows caps and sinks, and trains faster than the flash kernel here.
     attention = {"attn_implementation": "eager"} if device.type == "cpu" else {}
     transformers_logging.disable_progress_bar()
     try:
@@ -228,8 +238,9 @@ def load_model(config: ModelConfig) -> LanguageModel:
         transformers_logging.enable_progress_bar()
     model = model.to(device).eval().requires_grad_(False)
     packing.register()
-    lm = LanguageModel(model, tokenizer, config.path, _decoder_layers(model), plain_head=True)
-    return replace(lm, plain_head=_runs_in_parts(lm), processes=_processes(config.processes, lm))
+    lm = LanguageModel(model, tokenizer, config.path, _decoder_layers(model))
+    lm = replace(lm, whole_because=why_whole(lm))
+    return replace(lm, processes=_processes(config.processes, lm))
 
 
 def batches(lengths: Sequence[int], token_budget: int, shared: int = 0) -> Iterator[list[int]]:
@@ -365,34 +376,93 @@ def _decoder_layers(model: Any) -> nn.ModuleList:
     raise UserError(f"{type(model).__name__} has no list of {depth} decoder layers; such a model is not supported.")
 
 
-def _runs_in_parts(lm: LanguageModel) -> bool:
-    """Whether packed trunk, rest and head reproduce the model's own logits (no soft cap, scale or shared state).
+def why_whole(lm: LanguageModel) -> str | None:
+    """Why a model has to be run whole and padded; None where packed trunk, rest and head give its own logits.
 
-    In half precision two ways to the same logits differ by a few percent of their size; a soft cap may change them by
-    no more, so it is asked for by name.
+    Both ways are compared in float32, whatever the model's precision: there rounding is small on every processor, and
+    what is left is structure (a cap, a scale, another kind of attention or of state). In bfloat16 two plain ways to the
+    same logits, padded and row by row, differ by up to 8 % in norm on processors with AMX.
     """
-    if getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None):
-        return False
-    tolerance = 1e-3 if next(lm.model.parameters()).dtype == torch.float32 else 5e-2
+    config = lm.model.config.get_text_config()
+    for name in ("final_logit_softcapping", "attn_logit_softcapping", "attention_chunk_size"):
+        if value := getattr(config, name, None):
+            return f"its configuration sets {name} to {value:g}"
+    packed = _sample(lm)
+    try:
+        with torch.no_grad(), in_float32(lm):
+            whole = torch.cat([logits for logits, *_ in lm._whole(packed)])
+            for first in sorted({len(lm.layers) // 2, len(lm.layers) - 1}):
+                blocks = lm.response_logits(packed, lm.trunk(packed, first), first)
+                parts = torch.cat([logits for logits, *_ in blocks])
+                difference = float((whole - parts).norm() / (whole - whole.mean(-1, keepdim=True)).norm())
+                if not difference <= ROUNDING:
+                    return (
+                        f"run in parts, its logits differ by {difference:.2%} in norm, where rounding explains "
+                        f"{ROUNDING:.1%} (float32, from layer {first} of {len(lm.layers)})"
+                    )
+    except Exception as error:  # of code that is not ours: another kind of attention, cache or position
+        if out_of_memory(error):
+            raise
+        return f"its layers cannot be run in parts ({type(error).__name__}: {first_line(error)})"
+    return None
+
+
+def _sample(lm: LanguageModel) -> Packed:
+    """Three short rows that begin alike."""
     vocabulary = lm.model.get_input_embeddings().weight.shape[0]
     ids = (np.arange(36, dtype=np.int32).reshape(3, 12) * 7919 + 11) % vocabulary
     ids[:, :5] = ids[0, :5]
     rows = [Encoded(row[:length], np.arange(length) >= 6, False) for row, length in zip(ids, (12, 9, 12), strict=True)]
-    packed = pack(rows, 5, lm.device)
+    return pack(rows, 5, lm.device)
+
+
+@contextlib.contextmanager
+def in_float32(lm: LanguageModel) -> Iterator[None]:
+    """Within, the model computes in float32: the weights of one decoder layer, or of the output layer, at a time.
+
+    So it takes the memory of one layer, not of a second model. Embeddings are looked up as they are.
+    """
+    heavy = [*lm.layers, lm.model.get_output_embeddings()]
+    inside = {module for one in heavy for module in one.modules()}
+    tables = [m for m in lm.model.modules() if isinstance(m, nn.Embedding) and m not in inside]
+    light = [m for m in lm.model.modules() if m not in inside and m not in tables]
+    precision = torch.get_float32_matmul_precision()
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_float32_matmul_precision, precision)
+        torch.set_float32_matmul_precision("highest")
+        stack.enter_context(_widened(t for module in light for t in _own(module)))
+        running = stack.enter_context(contextlib.ExitStack())
+
+        def widen(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            running.close()  # a layer that was stopped at
+            running.enter_context(_widened(t for inner in module.modules() for t in _own(inner)))
+            return tuple(x.float() if torch.is_tensor(x) and x.is_floating_point() else x for x in args)
+
+        for module in heavy:
+            stack.callback(module.register_forward_pre_hook(widen).remove)
+            stack.callback(module.register_forward_hook(lambda *_: running.close()).remove)
+        for table in tables:
+            stack.callback(table.register_forward_hook(lambda _, __, out: out.float()).remove)
+        yield
+
+
+def _own(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers of a module itself."""
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
+@contextlib.contextmanager
+def _widened(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Within, those of these tensors that hold shorter floats hold the same in float32."""
+    before = [(t, t.data) for t in tensors if t.dtype in (torch.bfloat16, torch.float16)]
+    for tensor, data in before:
+        tensor.data = data.float()
     try:
-        with torch.no_grad():
-            whole = torch.cat([logits for logits, *_ in lm._whole(packed)]).float()
-            for first in {0, len(lm.layers) // 2, len(lm.layers) - 1}:
-                blocks = lm.response_logits(packed, lm.trunk(packed, first), first)
-                parts = torch.cat([logits for logits, *_ in blocks]).float()
-                if not (whole - parts).norm() <= tolerance * (whole - whole.mean(-1, keepdim=True)).norm():
-                    return False
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-        # Another kind of attention, cache or position: such a model is run whole.
-        if out_of_memory(error):
-            raise
-        return False
-    return True
+        yield
+    finally:
+        for tensor, data in before:
+            tensor.data = data
 
 
 def _processes(wanted: int | None, lm: LanguageModel) -> int:

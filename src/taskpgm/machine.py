@@ -13,6 +13,10 @@ from typing import Any
 
 from taskpgm import __version__
 
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+# Files of a control group: its limit, and what is taken of it; versions 2 and 1.
+MEMORY_LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+
 
 class Clock:
     """Seconds and peak memory since it was made, of this process and of those that it works beside."""
@@ -105,14 +109,64 @@ def release_memory() -> None:
 
 
 def available_memory() -> float:
-    """Bytes that may still be taken, of the machine's memory and of the control group's; infinite where unknown."""
-    free = _number("/sys/fs/cgroup/memory.max") - _number("/sys/fs/cgroup/memory.current", 0.0)
-    return min(_bytes("/proc/meminfo", "MemAvailable:") or math.inf, max(0.0, free))
+    """Bytes that may still be taken, of the machine's memory and of the control groups'; infinite where unknown."""
+    free = [_number(g / limit) - _number(g / used, 0.0) for limit, used in MEMORY_LIMITS for g in control_groups(limit)]
+    return min(_bytes("/proc/meminfo", "MemAvailable:") or math.inf, max(0.0, min(free, default=math.inf)))
 
 
 def total_memory() -> float:
-    """Bytes of memory, of the machine and of the control group; infinite where unknown."""
-    return min(_bytes("/proc/meminfo", "MemTotal:") or math.inf, _number("/sys/fs/cgroup/memory.max"))
+    """Bytes of memory, of the machine and of the control groups; infinite where unknown."""
+    limits = [_number(group / limit) for limit, _ in MEMORY_LIMITS for group in control_groups(limit)]
+    return min(_bytes("/proc/meminfo", "MemTotal:") or math.inf, min(limits, default=math.inf))
+
+
+def usable_cores() -> int:
+    """Cores that this process may keep busy: those of its affinity mask, and no more than its control groups' quota.
+
+    A quota of 1.5 cores counts as 2, as in Go and the JVM.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [_quota((group / "cpu.max").read_text().split()) for group in control_groups("cpu.max")]
+    for group in control_groups("cpu.cfs_quota_us"):  # version 1
+        quotas.append(_quota([(group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")]))
+    return max(1, min(cores, *(math.ceil(quota) for quota in quotas if math.isfinite(quota)), cores))
+
+
+def _quota(given: list[str]) -> float:
+    """Cores of (microseconds, in a period of so many); "max" and -1 are no limit."""
+    try:
+        quota, period = (float(number) for number in given)
+    except ValueError:
+        return math.inf
+    return quota / period if quota > 0 and period > 0 else math.inf
+
+
+def control_groups(name: str) -> list[Path]:
+    """Folders of this process's control groups that hold a file of that name: its own, and those above it.
+
+    In a container they are mounted where the machine's own are; their paths may be those of the machine.
+    """
+    found: dict[Path, None] = {}
+    lines = ["0::/"]
+    with contextlib.suppress(OSError):
+        lines += (PROC / "self" / "cgroup").read_text().splitlines()
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for mount in (CGROUPS, CGROUPS / controllers):
+            own = mount / path.lstrip("/")
+            for group in (own, *own.parents):
+                if group.is_relative_to(mount) and (group / name).is_file():
+                    found[group] = None
+    return list(found)
+
+
+def wait_passively() -> None:
+    """Have OpenMP's threads sleep where they wait for each other, unless OMP_WAIT_POLICY says otherwise.
+
+    By default they spin: beside another busy process a run takes twice the time. Heard only before torch is loaded.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _bytes(path: str, field: str) -> int | None:
@@ -124,8 +178,8 @@ def _bytes(path: str, field: str) -> int | None:
     return None
 
 
-def _number(path: str, missing: float = math.inf) -> float:
+def _number(path: Path, missing: float = math.inf) -> float:
     """The number that a file holds."""
     with contextlib.suppress(OSError, ValueError):  # "max" is no number
-        return float(Path(path).read_text())
+        return float(path.read_text())
     return missing

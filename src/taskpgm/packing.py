@@ -9,14 +9,16 @@ Every layer but attention works on single tokens and never sees the layout. Rows
 which predicts nothing that is asked for.
 
 Shapes: N tokens of the layout, S of them shared; B rows, L longest rest, R response tokens; H heads, e their size; G
-groups of g heads that have the same keys.
+groups of g heads that have the same keys; M = L·g queries of a group, one token's g heads after the other's; K = S + L.
 """
 
 import contextlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ from taskpgm.chat import Encoded
 
 ATTENTION = "taskpgm_packed"  # the name under which transformers finds `packed_attention`
 SHORTEST_PREFIX = 4  # sharing fewer tokens than this is not worth a second attention call
+BLOCK = 64  # queries of a head that attend at a time on a CPU: their scores stay in the cache
+KEPT = 2 * BLOCK  # rests up to so long keep their attention weights for the backward pass: they are few
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Packed:
     ended_BL: Tensor  # True where a row has ended
     seen_BK: Tensor  # index into N of what a row attends to: the S shared tokens, and its rest
     inverse: Tensor  # (N - S,) index into B·L
+    lengths: tuple[int, ...]  # of the rests
 
 
 def shared_prefix(rows: Sequence[Encoded]) -> int:
@@ -79,7 +84,19 @@ def pack(rows: Sequence[Encoded], shared: int, device: torch.device) -> Packed:
     ids_N, position_N, predict_R, labels_R, padded_BL, ended_BL, seen_BK, inverse = (
         torch.from_numpy(a.astype(a.dtype if a.dtype == bool else np.int64)).to(device) for a in arrays
     )
-    return Packed(tuple(rows), ids_N, position_N, shared, predict_R, labels_R, padded_BL, ended_BL, seen_BK, inverse)
+    return Packed(
+        tuple(rows),
+        ids_N,
+        position_N,
+        shared,
+        predict_R,
+        labels_R,
+        padded_BL,
+        ended_BL,
+        seen_BK,
+        inverse,
+        tuple(lengths.tolist()),
+    )
 
 
 _LAYOUT: ContextVar[Packed] = ContextVar("_LAYOUT")
@@ -121,40 +138,115 @@ def packed_attention(
     scale = q_HNe.shape[-1] ** -0.5 if scaling is None else scaling
     first_q, rest_q = _Queries.apply(q_HNe, len(k_GNe), packed)
     (first_k, rest_k), (first_v, rest_v) = (_Keys.apply(x_GNe, packed) for x_GNe in (k_GNe, v_GNe))
-    rest = _causal(rest_q, rest_k, rest_v, packed.padded_BL.shape[1], scale, window)
-    first = _causal(first_q, first_k, first_v, packed.shared, scale, window) if packed.shared else first_v
+    attention = blocked_attention if q_HNe.device.type == "cpu" else fused_attention
+    rest = attention(rest_q, rest_k, rest_v, Span(packed.lengths, scale, window))
+    first = attention(first_q, first_k, first_v, Span((packed.shared,), scale, window)) if packed.shared else first_v
     return _Outputs.apply(first, rest, packed)[None], None
 
 
-def _causal(q_GBMe: Tensor, k: Tensor, v: Tensor, length: int, scale: float, window: int | None) -> Tensor:
-    """(G, B, M, e) attention of queries to the keys at their own and earlier positions; keys end where queries do.
+class Span(NamedTuple):
+    """Which keys a query sees, those at its own and earlier positions; keys end where queries do."""
 
-    M is one head's `length` queries, then the next head's that has the same keys.
+    lengths: tuple[int, ...]  # queries of each row; behind them stand copies that nothing reads
+    scale: float  # of the scores
+    window: int | None = None  # a query sees so many keys at most, itself included
+
+    def hidden(self, queries: range, keys: range, device: torch.device) -> Tensor:
+        """(queries, keys) True where a query does not see a key; both count from where the keys begin."""
+        behind = torch.arange(queries.start, queries.stop, device=device)[:, None]
+        behind = behind - torch.arange(keys.start, keys.stop, device=device)  # how far a key lies behind a query
+        return (behind < 0) | (behind >= self.window) if self.window else behind < 0
+
+
+def fused_attention(q_BGMe: Tensor, k_BGKe: Tensor, v_BGKe: Tensor, span: Span) -> Tensor:
+    """(B, G, M, e) attention by PyTorch's fused kernels, which hold no M·K scores; for a GPU."""
+    length, keys = max(span.lengths), k_BGKe.shape[2]
+    seen = ~span.hidden(range(keys - length, keys), range(keys), k_BGKe.device)
+    seen = seen.repeat_interleave(q_BGMe.shape[2] // length, 0)
+    return torch.nn.functional.scaled_dot_product_attention(q_BGMe, k_BGKe, v_BGKe, attn_mask=seen, scale=span.scale)
+
+
+def blocked_attention(q_BGMe: Tensor, k_BGKe: Tensor, v_BGKe: Tensor, span: Span) -> Tensor:
+    """(B, G, M, e) the same, `BLOCK` queries of every head at a time: no scores of later keys, none kept; for a CPU.
+
+    The largest piece held is B·H·BLOCK·K scores. Softmax adds up in float32, whatever the precision of the scores.
     """
-    keys = k.shape[2]
-    at = torch.arange(keys, device=k.device) - (keys - length)
-    behind = torch.arange(length, device=k.device)[:, None] - at  # how far a key lies behind a query
-    hidden = (behind < 0) | (behind >= window) if window else behind < 0
-    attention = plain_attention if k.device.type == "cpu" else fused_attention
-    return attention(q_GBMe, k, v, hidden.repeat(q_GBMe.shape[2] // length, 1), scale)
+    found: Tensor = _Blocked.apply(q_BGMe, k_BGKe, v_BGKe, span)
+    return found
 
 
-def plain_attention(q_GBMe: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
-    """(G, B, M, e) attention where `hidden` (M, K) says which keys a query does not see; the fastest on a CPU."""
-    score = (q_GBMe * scale) @ k.mT
-    weight = score.masked_fill_(hidden, -torch.inf).softmax(-1, dtype=torch.float32).to(v.dtype)
-    return weight @ v
+class _Blocked(torch.autograd.Function):  # type: ignore[misc]
+    """Attention block by block; the backward pass computes long rows' weights again (as in arXiv 2205.14135)."""
+
+    @staticmethod
+    def forward(ctx: Any, q_BGMe: Tensor, k_BGKe: Tensor, v_BGKe: Tensor, span: Span) -> Tensor:
+        out, kept = q_BGMe.new_empty(*q_BGMe.shape[:-1], v_BGKe.shape[-1]), []
+        for block in _blocks(q_BGMe, k_BGKe, span):
+            weight = _weights(block.queries(q_BGMe) * span.scale, block.seen(k_BGKe), block)
+            block.queries(out).copy_(weight @ block.seen(v_BGKe))
+            kept += [weight] * (max(span.lengths) <= KEPT)
+        ctx.save_for_backward(q_BGMe, k_BGKe, v_BGKe, *kept)
+        ctx.span = span
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, *kept = ctx.saved_tensors
+        of_q, of_k, of_v = torch.empty_like(q), *(torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
+        for number, block in enumerate(_blocks(q, k, ctx.span)):
+            scaled, own = block.queries(q) * ctx.span.scale, block.queries(grad)
+            weight = kept[number] if kept else _weights(scaled, block.seen(k), block)
+            block.seen(of_v).add_(weight.mT @ own)
+            of_weight = own @ block.seen(v).mT
+            of_score = torch._softmax_backward_data(of_weight, weight, -1, weight.dtype)
+            block.queries(of_q).copy_((of_score @ block.seen(k)).mul_(ctx.span.scale))
+            block.seen(of_k).add_(of_score.mT @ scaled)
+        return of_q, of_k.to(k.dtype), of_v.to(v.dtype), None
 
 
-def fused_attention(q_GBMe: Tensor, k: Tensor, v: Tensor, hidden: Tensor, scale: float) -> Tensor:
-    """The same by PyTorch's fused kernels, which hold no M·K scores; for a GPU."""
-    flat = [x.transpose(0, 1) for x in (q_GBMe, k, v)]
-    out = torch.nn.functional.scaled_dot_product_attention(*flat, attn_mask=~hidden, scale=scale)
-    return out.transpose(0, 1)
+class _Block(NamedTuple):
+    """Some queries of the rows that reach so far, and the keys that any of them sees."""
+
+    rows: int  # the first row that has queries here
+    at: slice  # of M
+    keys: slice  # of K
+    hidden: Tensor  # (queries, keys from `edge` on), True where a query does not see a key
+    edge: int  # of these keys all before are seen by all of these queries
+
+    def queries(self, x_BGMe: Tensor) -> Tensor:
+        return x_BGMe[self.rows :, :, self.at]
+
+    def seen(self, x_BGKe: Tensor) -> Tensor:
+        return x_BGKe[self.rows :, :, self.keys]
+
+
+def _blocks(q_BGMe: Tensor, k_BGKe: Tensor, span: Span) -> Iterator[_Block]:
+    lengths, keys = span.lengths, k_BGKe.shape[2]
+    longest = max(lengths)
+    heads, before = q_BGMe.shape[2] // longest, keys - longest
+    ascending = all(a <= b for a, b in pairwise(lengths))
+    for start in range(0, longest, BLOCK):
+        stop = min(start + BLOCK, longest)
+        first = max(0, before + start - span.window + 1) if span.window else 0
+        # Every query sees all keys up to the first query, unless a window leaves some of them behind.
+        edge = 0 if span.window else before + start - first
+        hidden = span.hidden(range(before + start, before + stop), range(first + edge, before + stop), k_BGKe.device)
+        rows = bisect_right(lengths, start) if ascending else 0
+        yield _Block(
+            rows, slice(start * heads, stop * heads), slice(first, before + stop),
+            hidden.repeat_interleave(heads, 0), edge,
+        )  # fmt: skip
+
+
+def _weights(scaled_BGMe: Tensor, k_BGKe: Tensor, block: _Block) -> Tensor:
+    """(B, G, M, K) attention weights of a block's queries."""
+    score = scaled_BGMe @ k_BGKe.mT
+    score[..., block.edge :].masked_fill_(block.hidden, -torch.inf)
+    return score.softmax(-1)
 
 
 class _Queries(torch.autograd.Function):  # type: ignore[misc]
-    """(H, N, e) to the prefix's (G, 1, g·S, e) and the rests' (G, B, g·L, e).
+    """(H, N, e) to the prefix's (1, G, S·g, e) and the rests' (B, G, L·g, e).
 
     Ended rows hold copies that nothing reads, here and in `_Keys`, so no gradient comes from there.
     """
@@ -162,10 +254,9 @@ class _Queries(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, q_HNe: Tensor, groups: int, packed: Packed) -> tuple[Tensor, Tensor]:
         ctx.packed = packed
-        rows, longest = packed.padded_BL.shape
         first_SHe, rest_nHe = q_HNe.transpose(0, 1).tensor_split([packed.shared])
-        padded = rest_nHe.index_select(0, packed.padded_BL.flatten()).view(rows, longest, groups, -1, q_HNe.shape[-1])
-        return _by_group(first_SHe.unflatten(1, (groups, -1))[None]), _by_group(padded)
+        padded = rest_nHe.index_select(0, packed.padded_BL.flatten()).unflatten(0, packed.padded_BL.shape)
+        return _by_group(first_SHe[None], groups), _by_group(padded, groups)
 
     @staticmethod
     def backward(ctx: Any, first: Tensor, rest: Tensor) -> tuple[Tensor, None, None]:
@@ -176,46 +267,49 @@ class _Queries(torch.autograd.Function):  # type: ignore[misc]
 
 
 class _Keys(torch.autograd.Function):  # type: ignore[misc]
-    """(G, N, e) to the prefix's (G, 1, S, e) and what every row attends to, (G, B, S + L, e)."""
+    """(G, N, e) to the prefix's (1, G, S, e) and what every row attends to, (B, G, S + L, e)."""
 
     @staticmethod
     def forward(ctx: Any, x_GNe: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
         ctx.packed = packed
-        seen = x_GNe.index_select(1, packed.seen_BK.flatten()).unflatten(1, packed.seen_BK.shape)
-        return x_GNe[:, None, : packed.shared].contiguous(), seen
+        x_NGe = x_GNe.transpose(0, 1)
+        seen = x_NGe.index_select(0, packed.seen_BK.flatten()).unflatten(0, packed.seen_BK.shape)
+        return x_GNe[None, :, : packed.shared].contiguous(), seen.transpose(1, 2).contiguous()
 
     @staticmethod
     def backward(ctx: Any, first: Tensor, seen: Tensor) -> tuple[Tensor, None]:
         packed = ctx.packed
-        rest = seen[:, :, packed.shared :].flatten(1, 2).index_select(1, packed.inverse)
+        rest = seen[:, :, packed.shared :].transpose(1, 2).flatten(0, 1).index_select(0, packed.inverse)
         if not packed.shared:
-            return rest, None
-        return torch.cat([first[:, 0] + seen[:, :, : packed.shared].sum(1), rest], 1), None
+            return rest.transpose(0, 1), None
+        both = (first[0] + seen[:, :, : packed.shared].sum(0)).transpose(0, 1)
+        return torch.cat([both, rest]).transpose(0, 1), None
 
 
 class _Outputs(torch.autograd.Function):  # type: ignore[misc]
-    """(G, 1, g·S, e) of the prefix and (G, B, g·L, e) of the rests to (N, H, e)."""
+    """(1, G, S·g, e) of the prefix and (B, G, L·g, e) of the rests to (N, H, e)."""
 
     @staticmethod
     def forward(ctx: Any, first: Tensor, rest: Tensor, packed: Packed) -> Tensor:
-        ctx.packed, ctx.groups = packed, len(rest)
+        ctx.packed, ctx.groups = packed, rest.shape[1]
         rest_nHe = _by_token(rest, packed.padded_BL.shape[1]).index_select(0, packed.inverse)
         return torch.cat([_by_token(first, packed.shared), rest_nHe]) if packed.shared else rest_nHe
 
     @staticmethod
     def backward(ctx: Any, grad_NHe: Tensor) -> tuple[Tensor, Tensor, None]:
         packed = ctx.packed
-        first, rest = grad_NHe.unflatten(1, (ctx.groups, -1)).tensor_split([packed.shared])
+        first, rest = grad_NHe.tensor_split([packed.shared])
         padded = rest.index_select(0, packed.padded_BL.flatten())
-        padded.masked_fill_(packed.ended_BL.flatten()[:, None, None, None], 0)
-        return _by_group(first[None]), _by_group(padded.unflatten(0, packed.padded_BL.shape)), None
+        padded.masked_fill_(packed.ended_BL.flatten()[:, None, None], 0)
+        shaped = padded.unflatten(0, packed.padded_BL.shape)
+        return _by_group(first[None], ctx.groups), _by_group(shaped, ctx.groups), None
 
 
-def _by_group(x_BLGge: Tensor) -> Tensor:
-    """(G, B, g·L, e)"""
-    return x_BLGge.permute(2, 0, 3, 1, 4).flatten(2, 3)
+def _by_group(x_BLHe: Tensor, groups: int) -> Tensor:
+    """(B, G, L·g, e)"""
+    return x_BLHe.unflatten(2, (groups, -1)).transpose(1, 2).flatten(2, 3)
 
 
-def _by_token(x_GBMe: Tensor, length: int) -> Tensor:
+def _by_token(x_BGMe: Tensor, length: int) -> Tensor:
     """(B·L, H, e)"""
-    return x_GBMe.unflatten(2, (-1, length)).permute(1, 3, 0, 2, 4).flatten(2, 3).flatten(0, 1)
+    return x_BGMe.unflatten(2, (length, -1)).transpose(1, 2).flatten(2, 3).flatten(0, 1)

@@ -24,7 +24,7 @@ from taskpgm.energy import Energy, build_energy
 from taskpgm.errors import UserError
 from taskpgm.export import choose_format, trainer_units, write_train_jsonl
 from taskpgm.knob import choose_t
-from taskpgm.machine import Clock, environment
+from taskpgm.machine import Clock, environment, wait_passively
 from taskpgm.mixture import Mixture, solve_mixture
 from taskpgm.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.scores import Ints, Scores
@@ -87,6 +87,7 @@ class Stages:
     def __init__(
         self, config: Config, directory: RunDirectory, tell: Tell = tell_nobody, say: Say = lambda _: None
     ) -> None:
+        wait_passively()
         self.config = config
         self.directory = directory
         self.tell = tell
@@ -502,8 +503,8 @@ class Stages:
             self.tell("loading the model", 1, 1)
             if not self._lm.plain_head:
                 self.say(
-                    f"{self.config.model.path!r} is run whole and padded, which takes about twice the time: its logits "
-                    "cannot be had in parts (capped, scaled, or another kind of attention)."
+                    f"{self.config.model.path!r} is run whole and padded, which takes two to three times as long: "
+                    f"{self._lm.whole_because}."
                 )
         return self._lm
 
