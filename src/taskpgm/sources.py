@@ -164,6 +164,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+BETWEEN = re.compile(r"[\s\[,]*")  # in front of the values of a list
 DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, object_pairs_hook=_unique)
 
 
@@ -242,7 +243,20 @@ def _parse(file: _File, line: int, text: str) -> Any:
         ) from error
     except (_TwiceError, RecursionError) as error:
         reason = str(error) if isinstance(error, _TwiceError) else "it is nested too deeply"
+        line += text.count("\n", 0, _unreadable(text))
         raise UserError(f"{file.where}: line {line} cannot be read ({reason}); correct or remove it.") from error
+
+
+def _unreadable(text: str) -> int:
+    """Where the value begins that no decoder reads: the whole, or one in a list."""
+    at = 0
+    while text[:1] == "[":
+        at = BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # matches anywhere
+        try:
+            _, at = DECODER.raw_decode(text, at)
+        except (_TwiceError, RecursionError):
+            break
+    return at
 
 
 # CSV
