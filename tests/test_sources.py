@@ -539,6 +539,18 @@ def test_arrow_formats_agree(tmp_path: Path) -> None:
     assert validation(task(tmp_path / "a.parquet", validation=str(tmp_path / "dict" / "test"))) == ["p1"]
 
 
+def test_columns_of_other_names_are_named_whatever_the_format(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"question": "q", "answer": "a"}]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "b")
+    bad(tmp_path / "c.jsonl", lines_of(rows))
+    bad(tmp_path / "d.csv", as_csv([["question", "answer"], ["q", "a"]]))
+    for name in ("a.parquet", "b", "b/data-00000-of-00001.arrow", "c.jsonl", "d.csv"):
+        with pytest.raises(UserError, match="has the columns question, answer; a task needs"):
+            read(tmp_path / name)
+
+
 def test_only_the_split_of_a_saved_dataset_that_is_read_makes_a_run_stale(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
 

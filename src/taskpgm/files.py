@@ -128,7 +128,8 @@ def _of_folder(folder: Path, asked: Asked) -> Files:
         raise UserError(f"{asked.who}: the folder {folder} holds no {READABLE}; name another in `{asked.key}`.")
     chosen = _one_set(_of_split(found, asked), asked)
     _check_kinds(chosen, asked)
-    left = [file.shown for file in beside if file not in chosen]
+    taken = set(chosen)
+    left = [file.shown for file in beside if file not in taken]
     note = f"reads {named(file.shown for file in chosen)}, not {named(left)} in the same folder"
     return Files([file.path for file in chosen], folder, (note,) if left else ())
 
@@ -150,7 +151,8 @@ def _of_pattern(pattern: str, asked: Asked) -> Files:
 
 def _of_matched(chosen: list[_Found], matched: list[Path], base: Path) -> tuple[str, ...]:
     """Note of what a pattern came to."""
-    left = [path.relative_to(base).as_posix() for path in matched if path not in {file.path for file in chosen}]
+    taken = {file.path for file in chosen}
+    left = [path.relative_to(base).as_posix() for path in matched if path not in taken]
     splits = sorted({split for file in chosen for split in _splits(file.names)})
     note = f"the pattern reads {len(chosen)} file{'s' * (len(chosen) > 1)}: {named(file.shown for file in chosen)}"
     note += f"; going by their names they are of the splits {named(splits)}" if len(splits) > 1 else ""
@@ -301,10 +303,14 @@ def _check_kinds(chosen: list[_Found], asked: Asked) -> None:
 
 def _of_saved(folder: Path, asked: Asked) -> Files:
     if not (folder / "dataset_dict.json").is_file():
-        return Files(_below(folder), folder, _unused(asked, "a saved dataset without splits"))
+        return Files(_saved_files(folder), folder, _unused(asked, "a saved dataset without splits"))
     splits = [path.name for path in folder.iterdir() if path.is_dir()]
     own = folder / (pick_split(splits, asked.split) or "")
-    return Files(_below(own), folder, _unused(asked._replace(split=asked.unnamed), "a saved dataset"))
+    return Files(_saved_files(own), folder, _unused(asked._replace(split=asked.unnamed), "a saved dataset"))
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    return [path for path in _below(folder) if not path.name.startswith("cache-")]  # left by datasets' map and filter
 
 
 def _unused(asked: Asked, what: str) -> tuple[str, ...]:

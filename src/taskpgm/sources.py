@@ -397,7 +397,7 @@ def _records(dataset: "Dataset", name: str) -> list[tuple[str, dict[str, Any]]]:
 def _wanted(columns: list[str], source: Source) -> list[str]:
     mapped = source.columns or {}
     fields = {mapped.get(field, field) for field in FIELDS}
-    return [column for column in columns if column in fields]
+    return [column for column in columns if column in fields] or columns[:1]  # without any there are no rows to count
 
 
 def _known(source: Source) -> set[str]:
