@@ -187,9 +187,9 @@ def test_where_there_is_no_telling_one_sentence_asks(tmp_path: Path, names: list
 
 
 def test_the_pattern_that_a_sentence_proposes_reads_what_was_asked_about(tmp_path: Path) -> None:
-    put(tmp_path, "train_easy.jsonl", "train_hard.jsonl", "test.jsonl")
+    put(tmp_path / "on [x]", "train_easy.jsonl", "train_hard.jsonl", "test.jsonl")
     with pytest.raises(UserError) as error:
-        read(tmp_path)
+        read(tmp_path / "on [x]")
     pattern = str(error.value).rsplit("such as ", 1)[1].removesuffix(".")
     assert chosen(pattern) == ["train_easy.jsonl", "train_hard.jsonl"]
 
@@ -432,7 +432,7 @@ def test_a_file_that_is_one_object_is_a_row_or_holds_one_list_of_rows(tmp_path: 
             ({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}, [pair("u", "a")]),
         ]:
             assert read(bad(tmp_path / "a.json", json.dumps(value, indent=indent))) == expected
-    note = "the rows are the list 'data' in a.json, not its 'version' and 'tags'"
+    note = "rows are the objects in the list 'data'; not read beside it: 'version' and 'tags'"
     bad(tmp_path / "a.json", json.dumps({"version": "1.1", "data": pairs(1), "tags": ["x"]}))
     reading = read_source(task(tmp_path / "a.json"))
     assert (reading.notes, reading.places) == ((note,), ["row 1 of data in a.json"])
@@ -496,7 +496,10 @@ def test_the_separator_of_a_csv_file_is_the_one_that_gives_known_columns(tmp_pat
     ]:
         assert read(bad(tmp_path / "a.csv", f"{head}\n{cells}\n"), columns=columns) == [pair("a, b")]
     said = read_source(task(bad(tmp_path / "a.csv", "prompt;completion\na;b\n"))).notes
-    assert said == ("the columns of a.csv are taken to be separated by ';'",)
+    assert said == ("columns are taken to be separated by ';'",)
+    many = bad(tmp_path / "f" / "b.csv", "prompt;completion\na;b\n").parent
+    bad(many / "c.csv", "prompt;completion\na;b\n")
+    assert read_source(task(many)).notes == said
     assert read_source(task(bad(tmp_path / "a.tsv", "prompt\tcompletion\na\tb\n"))).notes == ()
 
 

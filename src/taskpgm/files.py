@@ -251,7 +251,7 @@ def _no_split(found: list[_Found], splits: list[set[str]], asked: Asked) -> str:
 def _remedy(asked: Asked, file: _Found) -> str:
     """What names the files to read: a pattern for such a file and its like, for example."""
     ending = file.path.name.removeprefix(_bare(file.path.name))
-    like = file.path.parent / f"{(_words(file.stem) or [''])[0]}*{ending}"
+    like = Path(glob.escape(str(file.path.parent))) / f"{(_words(file.stem) or [''])[0]}*{ending}"
     return f"name what to read in `{asked.key}`, a file or a pattern such as {like}"
 
 

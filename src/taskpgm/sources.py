@@ -89,7 +89,7 @@ def _join(tables: Iterable[Table]) -> Table:
     tables = list(tables)
     columns = dict.fromkeys(column for table in tables for column in table.columns)
     records = [record for table in tables for record in table.records]
-    return Table(list(columns), records, tuple(note for table in tables for note in table.notes))
+    return Table(list(columns), records, tuple(dict.fromkeys(note for table in tables for note in table.notes)))
 
 
 def _read_file(file: _File, source: Source) -> Table:
@@ -198,7 +198,9 @@ def _of_value(value: Any, line: int, file: _File, source: Source) -> Table:
             "data; write that one into a file of its own."
         )
     others = [repr(key) for key in value if key not in lists]
-    note = f"the rows are the list {lists[0]!r} in {file.name}" + (f", not its {named(others)}" if others else "")
+    note = f"rows are the objects in the list {lists[0]!r}" + (
+        f"; not read beside it: {named(others)}" if others else ""
+    )
     rows = _objects(((f"row {i} of {lists[0]} in {file.name}", row) for i, row in enumerate(value[lists[0]], 1)), file)
     return rows._replace(notes=(note,))
 
@@ -275,7 +277,7 @@ def _read_csv(text: TextIO, file: _File, source: Source) -> Table:
     finally:
         csv.field_size_limit(limit)
     expected = "\t" if ".tsv" in file.path.name.lower() else ","
-    note = f"the columns of {file.name} are taken to be separated by {separator!r}"
+    note = f"columns are taken to be separated by {separator!r}"
     return Table(header, records, () if separator == expected or not records else (note,))
 
 
