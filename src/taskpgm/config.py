@@ -4,7 +4,9 @@ Every field is described where it is declared; `taskpgm init` prints these descr
 """
 
 import difflib
+import glob
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -66,11 +68,14 @@ class Source(Section):
 
     name: Name = Field(description="Name in every table and file.")
     path: str = Field(
-        description="JSON Lines, JSON, CSV or Parquet file, a folder of them, a folder written by "
-        "datasets' save_to_disk, or a hub id."
+        description="JSON Lines, JSON, CSV, TSV, Parquet or Arrow file (text also with .gz or .zst), a folder of them, "
+        "a pattern such as data/**/train-*.parquet, a folder written by datasets' save_to_disk, or a hub id."
     )
-    subset: str | None = Field(None, description="Configuration of a hub dataset.")
-    split: str = Field("train", description="Split of a hub id or of a saved DatasetDict.")
+    subset: str | None = Field(None, description="Configuration of a hub dataset, or its folder in a local copy.")
+    split: str = Field(
+        "train",
+        description="Split of a hub id, of a saved DatasetDict, or of a folder whose files are named by split.",
+    )
     columns: Columns = Field(
         None,
         description="Which columns hold what: {prompt: question, completion: answer}, {messages: chat} or "
@@ -83,7 +88,9 @@ class TaskConfig(Source):
     """One task set that the mixture may draw from."""
 
     validation: str | None = Field(
-        None, description="File of validation rows to use instead of carving some from the task."
+        None,
+        description="File, folder or pattern of validation rows to use instead of carving some from the task; of what "
+        "has splits, the validation split.",
     )
     adapter: str | None = Field(
         None,
@@ -351,19 +358,30 @@ def parse_config(data: dict[str, Any], where: str = "configuration") -> Config:
 
 
 def resolve_paths(config: Config, folder: Path) -> Config:
-    """The same config with existing local paths made absolute from `folder`."""
+    """The same config with existing local paths, and patterns of such, made absolute from `folder`."""
 
     def local(path: str | None) -> str | None:
         expanded = Path(path).expanduser() if path else None
         return str((folder / expanded).resolve()) if expanded and (folder / expanded).exists() else path
 
-    data = config.model_dump()
-    data["model"]["path"] = local(data["model"]["path"])
-    for source in (*data["tasks"], *data["targets"]):
-        for key in ("path", "validation", "adapter"):
-            if key in source:
-                source[key] = local(source[key])
-    return Config.model_validate(data)
+    def data(path: str) -> str:
+        expanded, here = Path(path).expanduser(), Path.cwd() / folder
+        if (here / expanded).exists():  # not resolved: a link may be all that has an ending to its name
+            return os.path.normpath(here / expanded)
+        return str(Path(glob.escape(os.path.normpath(here))) / expanded) if is_pattern(path) else path
+
+    settings = config.model_dump()
+    settings["model"]["path"] = local(settings["model"]["path"])
+    for source in (*settings["tasks"], *settings["targets"]):
+        for key, absolute in (("path", data), ("validation", data), ("adapter", local)):
+            if source.get(key):
+                source[key] = absolute(source[key])
+    return Config.model_validate(settings)
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path stands for whatever matches it."""
+    return any(sign in path for sign in "*?[")
 
 
 def _without_empty(data: Any) -> Any:

@@ -39,7 +39,7 @@ class Reading(NamedTuple):
 
 
 def read_source(source: Source, path: str | None = None) -> Reading:
-    """Reading of a task or target, or of another file (its validation rows) with the same columns.
+    """Reading of a task or target, or of another path (its validation rows) with the same columns.
 
     Every row has an assistant turn that says something and a turn of somebody else before it. Numbers and booleans in
     a text column are taken as text, the way JSON spells them (CSV: exactly as the file does); null is an error.
@@ -47,9 +47,9 @@ def read_source(source: Source, path: str | None = None) -> Reading:
     Raises:
         UserError: anything about the source that its owner has to put right.
     """
-    path = path or source.path
     who = title_of(source)
-    table = read_table(path, source, who)
+    table = read_table(source, path, who)
+    path = path or source.path
     if not table.records:
         raise UserError(f"{who}: {path} holds no rows; give it some or leave it out.")
     layout, columns = _detect(table.columns, source.columns or {}, path, who)
@@ -59,7 +59,7 @@ def read_source(source: Source, path: str | None = None) -> Reading:
     for at, record in table.records:
         rows.append(_conversation(layout, columns, record, f"{who}: {at}"))
         markings.append(_marking(marks, record, rows[-1], f"{who}: {at}") if marks else Marking())
-    return Reading(rows, layout, {**columns, **marks}, markings, [at for at, _ in table.records])
+    return Reading(rows, layout, {**columns, **marks}, markings, [at for at, _ in table.records], table.notes)
 
 
 def title_of(source: Source) -> str:

@@ -20,9 +20,11 @@ from taskpgm.blocks import BASE, WARM, Block, read_blocks, usable, write_blocks
 from taskpgm.bounds import Bounds, Group, make_bounds
 from taskpgm.checkpoint import model_fingerprint
 from taskpgm.config import Config, EnergyConfig, Source, TaskConfig
+from taskpgm.conversations import title_of
 from taskpgm.energy import Energy, build_energy
 from taskpgm.errors import UserError
 from taskpgm.export import choose_format, trainer_units, write_train_jsonl
+from taskpgm.files import asked_of, files_of
 from taskpgm.knob import choose_t
 from taskpgm.machine import Clock, environment, wait_passively
 from taskpgm.mixture import Mixture, solve_mixture
@@ -35,6 +37,7 @@ from taskpgm.store import (
     atomic_folder,
     differing,
     digest,
+    files_digest,
     path_digest,
     stale_because,
 )
@@ -603,6 +606,8 @@ def _source_settings(source: Source) -> dict[str, Any]:
 
 
 def _source_digest(source: Source) -> list[str]:
-    """Hashes of a source's local files; a hub id stands for itself."""
-    paths = [source.path, getattr(source, "validation", None)]
-    return [path_digest(Path(p)) if Path(p).exists() else p for p in paths if p]
+    """Hashes of the files that a source reads; a hub id stands for itself."""
+    asked = [asked_of(source, title_of(source))]
+    if validation := getattr(source, "validation", None):
+        asked.append(asked_of(source, title_of(source), validation))
+    return [files_digest(files.paths) if (files := files_of(one)) else one.path for one in asked]

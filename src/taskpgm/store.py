@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +116,18 @@ def digest(value: Any) -> str:
 
 
 def path_digest(path: Path) -> str:
-    """Hash of a file, or of a folder's files and their names."""
-    if path.is_dir():
-        return digest({str(p.relative_to(path)): file_digest(p) for p in sorted(path.rglob("*")) if p.is_file()})
-    return file_digest(path)
+    """Hash of a file, or of a folder's files and their names, but for hidden ones."""
+    if not path.is_dir():
+        return file_digest(path)
+    files = {p.relative_to(path): p for p in sorted(path.rglob("*")) if p.is_file()}
+    seen = {name: p for name, p in files.items() if not any(part.startswith(".") for part in name.parts)}
+    return digest({str(name): file_digest(p) for name, p in seen.items()})
+
+
+def files_digest(paths: Sequence[Path]) -> str:
+    """Hash of what files hold, in their order; of one file, its own."""
+    found = [file_digest(path) for path in paths]
+    return found[0] if len(found) == 1 else digest(found)
 
 
 def file_digest(path: Path) -> str:

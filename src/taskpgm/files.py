@@ -1,0 +1,321 @@
+"""Which files a source reads: one file, a folder's files of one split, or what a pattern matches.
+
+The split of a file is told by its name and by those of its folders, by the words that `datasets` goes by. Where they
+do not tell, the user is asked: nobody trains on a test set because it lay beside the training set.
+"""
+
+import glob
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from taskpgm.config import Source, is_pattern
+from taskpgm.errors import UserError
+
+Kind = Literal["json", "csv", "parquet", "arrow"]
+
+SUFFIXES: dict[str, Kind] = {
+    ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
+    ".arrow": "arrow",
+}  # fmt: skip
+PACKED = (".gz", ".zst")  # around a text file
+READABLE = ".jsonl, .ndjson, .json, .csv, .tsv (or one of these with .gz or .zst), .parquet or .arrow file"
+NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+SHARD = re.compile(r"[-_.]\d{3,}[-_.]of[-_.]\d{3,}.*")  # train-00000-of-00002, old ones with a hash at the end
+NUMBERED = re.compile(r"(part|shard|chunk|file|batch)\d+")
+
+
+class Files(NamedTuple):
+    """Files that a source reads, in order."""
+
+    paths: list[Path]
+    base: Path  # the folder that messages name them from
+    notes: tuple[str, ...] = ()  # what `check` says of the choice
+
+    def name(self, path: Path) -> str:
+        """What messages call one of the files."""
+        return path.relative_to(self.base).as_posix()
+
+
+class Asked(NamedTuple):
+    """What is wanted of a path, and how messages speak of it."""
+
+    who: str
+    key: Literal["path", "validation"]  # the setting that names the path
+    path: str
+    split: str
+    unnamed: str  # the split of files none of whose names says one
+    subset: str | None
+
+
+def asked_of(source: Source, who: str, path: str | None = None) -> Asked:
+    """What a source reads: its own path and split, or the validation split of the path given."""
+    if path is None:
+        return Asked(who, "path", source.path, source.split, "train", source.subset)
+    return Asked(who, "validation", path, "validation", "validation", source.subset)
+
+
+def files_of(asked: Asked) -> Files | None:
+    """Files that are read, all that the rows depend on; None where nothing local has that name, so a hub id might.
+
+    Raises:
+        UserError: no file of the split, or no telling which ones they are.
+    """
+    local = Path(asked.path).expanduser()
+    if local.is_file():
+        return Files([local], local.parent, _unused(asked, "a file"))
+    if is_saved(local):
+        return _of_saved(local, asked)
+    if local.is_dir():
+        return _of_folder(local, asked)
+    return _of_pattern(str(local), asked) if is_pattern(asked.path) else None
+
+
+def kind_of(path: Path) -> Kind | None:
+    """json, csv, parquet or arrow, as the end of the name says; None for what cannot be read."""
+    name = path.name.lower()
+    packed = name.endswith(PACKED)
+    kind = SUFFIXES.get(Path(Path(name).stem if packed else name).suffix)
+    return None if packed and kind in ("parquet", "arrow") else kind
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether datasets' save_to_disk wrote the folder."""
+    of_one = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
+    return of_one or (folder / "dataset_dict.json").is_file()
+
+
+def pick_split(names: Sequence[str], split: str) -> str | None:
+    """The one of these splits that is meant: of that name, or the only one with another name for it."""
+    same = [name for name in names if SPLIT_OF.get(name) == SPLIT_OF.get(split, split)]
+    return split if split in names else same[0] if len(same) == 1 else None
+
+
+def named(names: Iterable[str], most: int = 4) -> str:
+    """Names as words: a, b and c; of many the first few and how many more there are."""
+    names = list(names)
+    shown = names if len(names) <= most + 1 else [*names[:most], f"{len(names) - most} more"]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+# Folders and patterns
+
+
+class _Found(NamedTuple):
+    path: Path
+    shown: str  # its name from the folder given
+    folders: tuple[str, ...]  # names of the folders between, in lower case
+    stem: str  # its own, without endings and without the number of the shard
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.folders, self.stem)
+
+
+def _of_folder(folder: Path, asked: Asked) -> Files:
+    beside = _found([file for file in _below(folder) if kind_of(file)], folder)
+    found = [file for file in beside if file.path.name not in NO_DATA]
+    found = _of_subset(found, asked) if asked.subset else found
+    if not found:
+        raise UserError(f"{asked.who}: the folder {folder} holds no {READABLE}; name another in `{asked.key}`.")
+    chosen = _one_set(_of_split(found, asked), asked)
+    _check_kinds(chosen, asked)
+    taken = set(chosen)
+    left = [file.shown for file in beside if file not in taken]
+    note = f"reads {named(file.shown for file in chosen)}, not {named(left)} in the same folder"
+    return Files([file.path for file in chosen], folder, (note,) if left else ())
+
+
+def _of_pattern(pattern: str, asked: Asked) -> Files:
+    matched = sorted({Path(match) for match in glob.glob(pattern, recursive=True)})  # noqa: PTH207 (an absolute one)
+    files = [path for path in matched if path.is_file() and kind_of(path) and path.name not in NO_DATA]
+    if not files:
+        what = f"only what is no {READABLE}" if matched else "no file"
+        raise UserError(f"{asked.who}: the pattern {pattern} matches {what}; correct it in `{asked.key}`.")
+    matched = [path for path in matched if path.is_file()]
+    base = next(path for path in files[0].parents if all(path in file.parents for file in matched))
+    found = _found(files, base)
+    found = _of_subset(found, asked) if asked.subset else found
+    chosen = found if asked.split == asked.unnamed else _of_split(found, asked)
+    _check_kinds(chosen, asked)
+    return Files([file.path for file in chosen], base, _of_matched(chosen, matched, base))
+
+
+def _of_matched(chosen: list[_Found], matched: list[Path], base: Path) -> tuple[str, ...]:
+    """Note of what a pattern came to."""
+    taken = {file.path for file in chosen}
+    left = [path.relative_to(base).as_posix() for path in matched if path not in taken]
+    splits = sorted({split for file in chosen for split in _splits(file.names)})
+    note = f"the pattern reads {len(chosen)} file{'s' * (len(chosen) > 1)}: {named(file.shown for file in chosen)}"
+    note += f"; going by their names they are of the splits {named(splits)}" if len(splits) > 1 else ""
+    return (note + (f"; not {named(left)}" if left else ""),)
+
+
+def _below(folder: Path) -> list[Path]:
+    """Files in the folder and below, but for hidden ones and those in folders of tools (.git, __MACOSX, _delta_log)."""
+
+    def seen(path: Path) -> bool:
+        *folders, name = path.relative_to(folder).parts
+        return not name.startswith(".") and not any(part.startswith((".", "_")) for part in folders)
+
+    return sorted(path for path in folder.rglob("*") if seen(path) and path.is_file())
+
+
+def _found(paths: Iterable[Path], base: Path) -> list[_Found]:
+    found = []
+    for path in paths:
+        within = path.relative_to(base)
+        folders = tuple(part.lower() for part in within.parent.parts)
+        found.append(_Found(path, within.as_posix(), folders, SHARD.sub("", _bare(path.name.lower()))))
+    return found
+
+
+def _bare(name: str) -> str:
+    """The name without .gz and without what says the kind."""
+    return Path(Path(name).stem if name.endswith(PACKED) else name).stem
+
+
+def _of_subset(found: list[_Found], asked: Asked) -> list[_Found]:
+    chosen = [file for file in found if str(asked.subset).lower() in file.folders]
+    if not chosen and asked.key == "validation":
+        return found
+    if not chosen:
+        folders = sorted({folder for file in found for folder in file.folders})
+        there = f"the folders there with data are {named(folders)}" if folders else "it has no folder with data"
+        raise UserError(
+            f"{asked.who}: {asked.path} has no folder for the subset {asked.subset!r}; {there}. Correct `subset`, or "
+            "leave it out."
+        )
+    return chosen
+
+
+def _of_split(found: list[_Found], asked: Asked) -> list[_Found]:
+    """The files of the split asked for."""
+    wanted = SPLIT_OF.get(asked.split.lower())
+    splits = [_splits(file.names) for file in found]
+    torn = [file for file, one in zip(found, splits, strict=True) if wanted in one and len(one) > 1]
+    if torn:
+        raise UserError(
+            f"{asked.who}: {named(file.shown for file in torn)} in {asked.path} could be of more than one split "
+            f"going by names; {_remedy(asked, torn[0])}."
+        )
+    if wanted is None:
+        chosen = [file for file in found if _called(file, asked.split)]
+    else:
+        chosen = [file for file, one in zip(found, splits, strict=True) if one == {wanted}]
+    if not chosen and not any(splits) and asked.split == asked.unnamed:
+        return found
+    if not chosen:
+        raise UserError(_no_split(found, splits, asked))
+    return chosen
+
+
+def _splits(names: Sequence[str]) -> set[str]:
+    """Splits that the names of a file and its folders say: those that a name consists of, or else contains."""
+    said = [_words(name) for name in names]
+    whole = {SPLIT_OF[words[0]] for words in said if len(words) == 1 and words[0] in SPLIT_OF}
+    return whole or {SPLIT_OF[word] for words in said for word in words if word in SPLIT_OF}
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[-._ =0-9]+", name) if word]
+
+
+def _called(file: _Found, split: str) -> bool:
+    """Whether the file or one of its folders has exactly that name, but for a number behind it."""
+    return any(name == split.lower() or _words(name) == [split.lower()] for name in file.names)
+
+
+def _no_split(found: list[_Found], splits: list[set[str]], asked: Asked) -> str:
+    said: dict[str, list[str]] = {}
+    for file, one in zip(found, splits, strict=True):
+        said.setdefault(" or ".join(sorted(one)), []).append(file.shown)
+    there = [f"{split} ({named(names, 2)})" for split, names in sorted(said.items()) if split]
+    there += [f"{named(said[''])} with no split in the name"] if "" in said else []
+    known = [split for split in SPLITS if split in said]
+    set_split = f"set `split: {known[0]}`, or " if known and asked.key == "path" else ""
+    return (
+        f"{asked.who}: {asked.path} has no file of the split {asked.split!r}; it has {named(there)}; "
+        f"{set_split}{_remedy(asked, found[0])}."
+    )
+
+
+def _remedy(asked: Asked, file: _Found) -> str:
+    """What names the files to read: a pattern for such a file and its like, for example."""
+    ending = file.path.name.removeprefix(_bare(file.path.name))
+    like = Path(glob.escape(str(file.path.parent))) / f"{(_words(file.stem) or [''])[0]}*{ending}"
+    return f"name what to read in `{asked.key}`, a file or a pattern such as {like}"
+
+
+# Whether files can be read as one set
+
+
+def _one_set(chosen: list[_Found], asked: Asked) -> list[_Found]:
+    """The files, where they are parts of one set; of a folder those that are called exactly like the split, if any."""
+    sets = {_folders_of(file): file for file in reversed(chosen)}
+    if len(sets) == 1:
+        called = [file for file in chosen if _called(file, asked.split)]
+        chosen = called or chosen
+        sets = {(_stem_of(file),): file for file in reversed(chosen)}
+    if len(sets) == 1:
+        return chosen
+    folders = sorted({file.folders[-1] for file in sets.values() if file.folders} - set(SPLIT_OF))
+    subset = f"set `subset` (say {folders[0]}), or " if len(folders) > 1 and not asked.subset else ""
+    raise UserError(
+        f"{asked.who}: {asked.path} has more than one set of files for the split {asked.split!r} "
+        f"({named(sorted(file.shown for file in sets.values()))}); {subset}{_remedy(asked, chosen[0])}."
+    )
+
+
+def _folders_of(file: _Found) -> tuple[str, ...]:
+    return tuple(NUMBERED.sub(r"\1", folder) for folder in file.folders)
+
+
+def _stem_of(file: _Found) -> str:
+    """What tells the file from the others of its split, but for numbers; nothing where only its folder has a split."""
+    if not _splits([file.stem]):
+        return ""
+    words = (re.sub(f"^({'|'.join(SPLIT_OF)})\\d+$", r"\1", word) for word in re.split(r"[-._ =]+", file.stem))
+    return " ".join(NUMBERED.sub(r"\1", word) for word in words if not word.isdigit())
+
+
+def _check_kinds(chosen: list[_Found], asked: Asked) -> None:
+    """Raise where the files are of several kinds, or one of them is there twice."""
+    kinds = {kind_of(file.path): file for file in chosen}
+    forms = Counter((*file.folders, _bare(file.path.name.lower())) for file in chosen)
+    twice = [file for file in chosen if forms[(*file.folders, _bare(file.path.name.lower()))] > 1]
+    if len(kinds) > 1 or twice:
+        shown = [file.shown for file in twice or kinds.values()]
+        what = "the same file in several forms" if twice else f"{named(sorted(map(str, kinds)))} files"
+        raise UserError(f"{asked.who}: {asked.path} mixes {what} ({named(shown)}); {_remedy(asked, chosen[0])}.")
+
+
+# Saved datasets
+
+
+def _of_saved(folder: Path, asked: Asked) -> Files:
+    if not (folder / "dataset_dict.json").is_file():
+        return Files(_saved_files(folder), folder, _unused(asked, "a saved dataset without splits"))
+    splits = [path.name for path in folder.iterdir() if path.is_dir()]
+    own = folder / (pick_split(splits, asked.split) or "")
+    return Files(_saved_files(own), folder, _unused(asked._replace(split=asked.unnamed), "a saved dataset"))
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    return [path for path in _below(folder) if not path.name.startswith("cache-")]  # left by datasets' map and filter
+
+
+def _unused(asked: Asked, what: str) -> tuple[str, ...]:
+    """Note of the settings that such a path has no use for."""
+    given = [f"`split: {asked.split}`"] if asked.split != asked.unnamed else []
+    given += [f"`subset: {asked.subset}`"] if asked.subset and asked.key == "path" else []
+    verb = "is" if len(given) == 1 else "are"
+    return (f"{named(given)} {verb} not used: `{asked.key}` names {what}",) if given else ()
