@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taskpgm.config import FIELDS, Source
+from taskpgm.config import ALIASES, FIELDS, REFUSED, Source
 from taskpgm.errors import UserError
 
 if TYPE_CHECKING:
@@ -225,12 +225,20 @@ def _records(dataset: "Dataset", name: str) -> list[tuple[str, dict[str, Any]]]:
         for record in records if names else ():
             label = record[column]
             record[column] = None if label is None or label < 0 else names[label]
-    return [(f"row {i} of {name}", record) for i, record in enumerate(records, 1)]
+    plain = ({column: _without_nulls(value) for column, value in record.items()} for record in records)
+    return [(f"row {i} of {name}", record) for i, record in enumerate(plain, 1)]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without the null keys that Arrow gives objects in a list, so that all of them have the same ones."""
+    if isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    return {k: _without_nulls(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
 def _wanted(columns: list[str], source: Source) -> list[str]:
     mapped = source.columns or {}
-    fields = {mapped.get(field, field) for field in FIELDS}
+    fields = {mapped.get(field, field) for field in FIELDS}.union(REFUSED, *ALIASES.values())
     return [column for column in columns if column in fields]
 
 
