@@ -257,8 +257,9 @@ class ExportConfig(Section):
 
     format: Literal["auto", "messages", "prompt_completion"] = Field(
         "auto",
-        description="Columns of train.jsonl; auto: messages where the model has a chat template or a row has "
-        "several turns, prompt and completion otherwise.",
+        description="Columns of train.jsonl; prompt_completion: lists of messages where the model has a chat template, "
+        "else text. auto: messages where the model has a chat template or a row has several turns, else "
+        "prompt_completion; that too where every row learns one answer and has others that are context.",
     )
 
 
