@@ -241,7 +241,7 @@ def _learned(turn: dict[str, Any], role: str, spot: Spot) -> bool:
         raise spot.error(
             f"{key}: {given[key]} at the {role}'s turn", f"assistant turns alone are learned: remove {key}"
         )
-    return all(flags.values())
+    return role != "assistant" or all(flags.values())
 
 
 def _flag(key: str, value: Any, spot: Spot) -> bool:
