@@ -225,6 +225,17 @@ def test_every_shape_is_read_alike_from_csv_with_lists_as_json_text(name: str, t
         assert read(tmp_path / "a.csv") == [expected]
 
 
+def test_every_example_of_the_documentation_is_read_in_full(tmp_path: Path) -> None:
+    docs = [path.read_text(encoding="utf-8") for path in (Path(__file__).parents[1] / "docs").glob("data*.md")]
+    text = "".join(doc.partition("## Rows\n")[2].partition("\n## ")[0] for doc in docs)
+    examples = [line for line in text.splitlines() if line.startswith("{")]
+    assert len(examples) > 10
+    for example in examples:
+        found = reading(bad(tmp_path / "a.jsonl", example))
+        assert found.notes == ()
+        assert found.rows[0].messages[-1].content in ("7", "12")
+
+
 def test_calls_of_other_arguments_in_one_parquet_file_keep_their_own(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = [called(None, [call_of({"a": 1})], [TOOL]), called(None, [call_of({"b": "x"})], [TOOL])]

@@ -16,6 +16,7 @@ from taskpgm.sources import Table, read_table
 from taskpgm.turns import Spot, are_turns, read_tools, read_turns
 from taskpgm.values import is_absent, is_empty, text_of, unpacked
 
+READING_VERSION = 2  # a run whose rows were read in another way reads them again
 Layout = Literal["messages", "prompt_completion", "instruction_output"]
 
 # The fields that hold question and answer, and those that a layout may have beside them.
