@@ -328,6 +328,17 @@ def test_a_column_that_would_change_what_is_trained_on_is_refused_until_ignored_
     assert len(read(tmp_path / "a.jsonl", columns=dict.fromkeys(more, ""))) == 2
 
 
+def test_a_field_that_columns_names_settles_its_other_names(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl", [{**pairs(1)[0], "system": "t", "system_prompt": "v", "sys": "s", "label": True}]
+    )
+    found = reading(path, columns={"system": "sys"})
+    assert found.rows[0].messages[0] == Message("system", "s")
+    assert found.notes == ("not read: system, system_prompt, label",)
+    found = reading(path, columns={"system": ""})
+    assert (found.rows[0], found.notes) == (pair("1"), ("not read: system_prompt, sys, label",))
+
+
 def test_a_column_that_says_nothing_new_is_not_refused(tmp_path: Path) -> None:
     rows = [
         {**pairs(1)[0], "weight": 1, "label": 3, "images": [], "chat_template_kwargs": {"tools": None}, "input": ""}
@@ -466,6 +477,8 @@ OPTIONS: list[tuple[Any, tuple[str, ...]]] = [
     ({"text": ["7", "none"], "label": ["A", "B"]}, ("7", "none")),
     ([{"text": "7", "label": "A"}, {"text": "none", "label": "B"}], ("7", "none")),
     ({"text": ["seven", "none"], "label": ["7", "8"]}, ("7", "8")),
+    ({"A": "7", "B": "none"}, ("7", "none")),
+    ({"7": "seven", "8": "eight"}, ("7", "8")),
     ('["7", "none"]', ("7", "none")),
 ]
 
@@ -479,7 +492,7 @@ def test_options_are_read_in_every_shape(choices: Any, expected: tuple[str, ...]
 
 LEFT = [
     (["a", "d"], "has the answer 'c', which is none of its 2 choices"),
-    ({"A": "c"}, "has an object in column 'choices', not a list of answers or {text, label}"),
+    ({"A": ["c"]}, "has an object in column 'choices', not a list of answers or {text, label}"),
     (["c", None], "has no text in column 'choices' (missing or null)"),
     ("A, B", "has text in column 'choices' that is not JSON"),
     (7, "has no list in column 'choices', not a list of answers"),

@@ -160,9 +160,12 @@ def _refuse_unread(table: Table, shape: _Shape, mapped: dict[str, str], who: str
     """An error where a column would change what is trained on, and is neither read nor ignored by name."""
     watched = {*REFUSED, *MEDIA, *EXTRAS, *(name for field in EXTRAS for name in ALIASES.get(field, ()))}
     watched |= {"input"} if shape.layout == "prompt_completion" else set()
-    seen = {*shape.columns.values(), *(column or field for field, column in mapped.items())}
+    watched -= (
+        set() if shape.layout == "prompt_completion" and not mapped else {"label"}
+    )  # of TRL's unpaired preferences
+    settled = {name for field in mapped for name in (field, *ALIASES.get(field, ()))}
     for column in table.columns:
-        if column not in watched or column in seen or _ignored_alias(column, mapped):
+        if column not in watched or column in shape.columns.values() or column in settled:
             continue
         at = next((at for at, record in table.records if _changes(column, record)), None)
         if at or not any(column in record for _, record in table.records):
@@ -170,10 +173,6 @@ def _refuse_unread(table: Table, shape: _Shape, mapped: dict[str, str], who: str
                 f"{who}: {at or table.records[0][0]} has a value in column {column!r}, which would change what is "
                 f"trained on and is not read; {_remedy(column, shape)}ignore it with columns: {{{column}: ''}}."
             )
-
-
-def _ignored_alias(column: str, mapped: dict[str, str]) -> bool:
-    return any(mapped.get(field) == "" and column in names for field, names in ALIASES.items())
 
 
 def _remedy(column: str, shape: _Shape) -> str:

@@ -47,7 +47,9 @@ def _choices(given: Any, column: str, row: Conversation, at: str) -> tuple[str, 
 
 
 def _options(value: Any) -> tuple[list[Any] | None, list[Any] | None]:
-    """Texts and labels of options: a list of texts or of {text, label}, or an object of two such lists."""
+    """Texts and labels: of a list of texts or of {text, label}, an object of two such lists, or of {label: text}."""
+    if isinstance(value, dict) and value and all(isinstance(one, str) for one in value.values()):
+        return list(value.values()), list(value)
     if isinstance(value, dict):
         texts, labels = value.get("text"), value.get("label")
         return (texts if isinstance(texts, list) else None), (labels if isinstance(labels, list) else None)

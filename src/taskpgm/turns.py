@@ -66,7 +66,7 @@ def read_turns(value: Any, spot: Spot) -> tuple[Message, ...]:
         raise UserError(
             f"{spot.at} has no list of {{role, content}} in {spot.column!r} ({wrong}); correct or remove the row."
         )
-    return tuple(_message(without_absent(turn), spot.turn(i)) for i, turn in enumerate(found, 1))
+    return tuple(_usual(turn) or _message(without_absent(turn), spot.turn(i)) for i, turn in enumerate(found, 1))
 
 
 def are_turns(value: Any) -> bool:
@@ -91,7 +91,8 @@ def read_tools(value: Any, spot: Spot) -> tuple[dict[str, Any], ...]:
     items = [unpacked(item) for item in found] if isinstance(found, list) else None
     if items is None or not all(isinstance(item, dict) and ("function" in item or "name" in item) for item in items):
         raise spot.error(
-            f"{type_of(found)} that is no list of functions with names", "correct the row, or ignore the column by name"
+            f"{type_of(found)} that is no list of functions with names",
+            f"correct the row, or ignore the column with columns: {{{spot.column}: ''}}",
         )
     return tuple(plain(item if "function" in item else {"type": "function", "function": item}) for item in items)
 
@@ -103,6 +104,13 @@ def _rows(value: Any) -> Any:
     if len({len(part) for part in value.values()}) > 1:
         return value
     return [dict(zip(value, parts, strict=True)) for parts in zip(*value.values(), strict=True)]
+
+
+def _usual(turn: dict[str, Any]) -> Message | None:
+    """A turn of role and text alone, which most are: read at once."""
+    if turn.keys() != {"role", "content"} or not all(isinstance(one, str) for one in turn.values()):
+        return None
+    return Message(str(turn["role"]), str(turn["content"])) if turn["role"] in _NAMES else None
 
 
 def _message(turn: dict[str, Any], spot: Spot) -> Message:
