@@ -2,15 +2,17 @@
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from test_tasks import GOOD, bad, configure, load, measure, one_sentence, pair, pairs, read, write
 
+from taskpgm.config import FIELDS, REFUSED
 from taskpgm.conversations import Reading, read_source
 from taskpgm.errors import UserError
 from taskpgm.messages import Conversation, Message, conversation
@@ -82,6 +84,10 @@ def sharegpt(*turns: tuple[str, str], **more: Any) -> dict[str, Any]:
 
 
 CALL_TEXT = json.dumps({"name": "subtract", "arguments": {"a": 11, "b": 4.5}})
+KEYS = (
+    "role", "from", "content", "value", "type", "text", "thinking", "reasoning_content", "tool_calls", "function_call",
+    "function", "name", "arguments", "id", "weight", "train", "tool_call_id", "label", "dataset", "answer", "mask",
+)  # fmt: skip
 SHAPES: dict[str, tuple[dict[str, Any], Conversation]] = {
     "messages": ({"messages": [{"role": "system", "content": "s"}, USER, ANSWER]}, FULL),
     "messages and a system column": ({"messages": [USER, ANSWER], "system": "s"}, FULL),
@@ -159,6 +165,12 @@ SHAPES: dict[str, tuple[dict[str, Any], Conversation]] = {
     "text blocks": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "u"}]}, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]},
         pair("u", "a"),
+    ),
+    "parts": (
+        {"messages": [{"role": "user", "parts": [{"text": "u"}]}, {"role": "model", "parts": [{"text": "a"}]}]}, pair("u", "a")
+    ),
+    "speakers and texts": (
+        {"dialog": [{"speaker": "user", "text": "u"}, {"speaker": "assistant", "text": "a"}]}, pair("u", "a")
     ),
     "several text blocks": (
         {"messages": [{"role": "user", "content": [{"type": "input_text", "text": "u "}, {"type": None, "text": "v"}]}, {**ANSWER, "content": [{"type": "output_text", "text": "a"}]}]},
@@ -390,6 +402,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     (question(role=None), "has no text as role (missing or null) in turn 1 of 'messages'"),
     (question(role="critic"), "has the unknown role 'critic' in turn 1 of 'messages'; known are system, developer"),
     (question(content=[{"type": "image_url", "image_url": {"url": "x"}}]), "has a block of type 'image_url' in turn 1"),
+    (question(content=[{"type": ["text"], "text": "u"}]), "has a block of type ['text'] in turn 1"),
     (question(content=[{"type": "text", "text": None}]), "has a block of type 'text' without text in turn 1"),
     (question(weight=1), "has weight: 1 at the user's turn in turn 1 of 'messages'; assistant turns alone are learned"),
     (turn(weight=0.5), "has weight: 0.5 in turn 2 of 'messages'; a turn is learned or is context, parts are not"),
@@ -526,6 +539,49 @@ def test_a_call_is_marked_by_no_choices(tmp_path: Path) -> None:
 def test_a_verifier_without_its_parts_is_refused(tmp_path: Path) -> None:
     row = {**json.loads(GOOD), "reasoning_gym": {"answer": "c"}}
     assert "line 1 of a.jsonl has no {dataset, answer, metadata}" in refused(tmp_path, [row])
+
+
+# Whatever a file holds is read or refused
+
+odd = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.floats()
+    | st.sampled_from(
+        ["", "user", "assistant", "gpt", "tool", "function_call", "text", "function", "[]", "{}", "[{}]", "[1"]
+    )
+    | st.just(CALL_TEXT),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
+    max_leaves=6,
+)
+turns = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool", "function_call"]), "content": odd},
+    optional={key: odd for key in KEYS if key not in ("role", "content")},
+)
+records = st.dictionaries(
+    st.sampled_from([*FIELDS, "conversations", "functions", *REFUSED]), odd | st.lists(turns), max_size=6
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    records=st.lists(records | st.fixed_dictionaries({"messages": st.lists(turns, min_size=1)}), min_size=1, max_size=3)
+)
+def test_whatever_a_file_holds_is_read_or_refused_in_a_sentence(tmp_path: Path, records: list[Any]) -> None:
+    path = write(tmp_path / "a.jsonl", records)
+    said = "Task 'a': ."
+    try:
+        found = reading(path)
+    except UserError as error:
+        event("refused")
+        said = str(error)
+        found = None
+    assert re.fullmatch(r"Task 'a': .*[.]", said, re.S)
+    for row in found.rows if found else ():
+        event("read")
+        assert Conversation.from_data(json.loads(json.dumps(row.to_data()))) == row
+        assert row.messages[row.last_answer].learned
 
 
 # Rows come back as they are

@@ -21,7 +21,7 @@ _NAMES = {
 }
 ROLES = {name: role for role, names in _NAMES.items() for name in names}
 CALLS = ("function_call", "tool_call")  # roles of an assistant turn whose text is a call, as JSON
-ROLE, CONTENT = ("role", "from"), ("content", "value")
+ROLE, CONTENT = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 FLAGS = ("weight", "train", "training", "trainable", "learn", "loss", "train_on_turn")
 # What would change what is trained on, and is not read: an error where a turn has it.
@@ -173,7 +173,7 @@ def _block(block: dict[str, Any] | str, spot: Spot) -> tuple[str, str]:
     keys = {
         "text": "text", "input_text": "text", "output_text": "text", "thinking": "thinking", "reasoning": "reasoning"
     }  # fmt: skip
-    key = keys.get(kind)
+    key = keys.get(kind) if isinstance(kind, str) else None
     text = left.pop(key, left.pop("text", None)) if key else None
     if not isinstance(text, str):
         what = f"a block of type {kind!r}" if not key else f"a block of type {kind!r} without text"
