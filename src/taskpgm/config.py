@@ -259,7 +259,7 @@ class ExportConfig(Section):
         "auto",
         description="Columns of train.jsonl; prompt_completion: lists of messages where the model has a chat template, "
         "else text. auto: messages where the model has a chat template or a row has several turns, else "
-        "prompt_completion; that too where every row learns one answer and has others that are context.",
+        "prompt_completion; that too where answers are context and every row learns its last turn alone.",
     )
 
 
