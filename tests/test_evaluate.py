@@ -62,6 +62,24 @@ def test_losses_are_those_of_a_plain_loop(architecture, model_folders, tmp_path)
     assert not [name for name, _ in lm.model.named_parameters() if "lora" in name]
 
 
+def test_answers_that_are_calls_or_hold_thoughts_are_not_marked(model_folders, tmp_path):
+    lm, _, rows, config, _, _ = prepared(model_folders["llama"], tmp_path)
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+
+    def changed(row, **said):
+        *before, last = row.conversation.messages
+        turns = (*before, dataclasses.replace(last, **said))
+        return dataclasses.replace(row, conversation=dataclasses.replace(row.conversation, messages=turns))
+
+    given = with_choices(rows["sums"])
+    calls = [changed(row, tool_calls=(call,)) for row in given]
+    thoughts = [changed(row, reasoning_content="hm") for row in given]
+    found = evaluate_probe(lm, {"calls": calls, "thoughts": thoughts, "mixed": [*calls, *given[:2]]}, None, config)
+    assert [one.measure for one in found.sets.values()] == [None, None, "choices"]
+    assert [one.marked for one in found.sets.values()] == [0, 0, 2]
+    assert found.sets["mixed"].rows == len(calls) + 2
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_options_are_those_of_one_at_a_time(architecture, model_folders, tmp_path):
     lm, encoder, rows, config, probe, plain = prepared(model_folders[architecture], tmp_path)

@@ -525,7 +525,7 @@ def test_arrow_formats_agree(tmp_path: Path) -> None:
     plain.to_parquet(tmp_path / "a.parquet")
     plain.with_format("numpy").save_to_disk(tmp_path / "saved")
     datasets.DatasetDict({"train": plain, "test": plain.select([1])}).save_to_disk(tmp_path / "dict")
-    data.to_parquet(tmp_path / "chat.parquet")
+    data.remove_columns(["prompt", "completion"]).to_parquet(tmp_path / "chat.parquet")
     schema = plain.data.table.schema
     with (tmp_path / "file.arrow").open("wb") as file, pyarrow.ipc.new_file(file, schema) as writer:
         writer.write_table(plain.data.table)
@@ -534,7 +534,9 @@ def test_arrow_formats_agree(tmp_path: Path) -> None:
     assert read(tmp_path / "file.arrow") == read(tmp_path / "saved" / "data-00000-of-00001.arrow") == expected
     assert read(tmp_path / "dict", split="test") == expected[1:2]
     assert read(tmp_path / "chat.parquet") == [pair("u", "a")] * 3
-    assert read_source(task(tmp_path / "dict")).notes == ("reads the split train, not test in the same folder",)
+    assert read_source(task(tmp_path / "dict")).notes == (
+        "reads the split train, not test in the same folder", "not read: extra",
+    )  # fmt: skip
     with pytest.raises(UserError, match="no split 'dev'; it has train and test; set `split`"):
         read(tmp_path / "dict", split="dev")
     with pytest.raises(UserError, match="no split 'validation'; it has train and test; name one of them, as in `valid"):

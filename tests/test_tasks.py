@@ -78,62 +78,7 @@ def prompts(rows: Sequence[Any]) -> list[str]:
 # Formats
 
 
-def test_every_layout_is_read(tmp_path: Path) -> None:
-    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
-    sharegpt = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
-    full = conversation(("system", "s"), ("user", "u"), ("assistant", "a"))
-    alpaca = {"instruction": "i", "input": "x", "output": "o"}
-    for row, columns, expected in [
-        ({"messages": chat, "id": 7}, None, full),
-        ({"chat": chat}, {"messages": "chat"}, full),
-        ({"conversations": sharegpt}, {"messages": "conversations"}, pair("u", "a")),
-        ({"prompt": "p", "completion": "c", "choices": ["c", "d"]}, None, pair("p", "c")),
-        ({"question": "p", "answer": "c"}, {"prompt": "question", "completion": "answer"}, pair("p", "c")),
-        ({"prompt": "p", "answer": "c"}, {"completion": "answer"}, pair("p", "c")),
-        (alpaca, None, pair("i\n\nx", "o")),
-        ({**alpaca, "input": ""}, None, pair("i", "o")),
-        ({**alpaca, "input": None}, None, pair("i", "o")),
-        ({"instruction": "i", "output": "o"}, None, pair("i", "o")),
-        ({"q": "i", "more": "x", "a": "o"}, {"instruction": "q", "input": "more", "output": "a"}, pair("i\n\nx", "o")),
-    ]:
-        assert read(write(tmp_path / "a.jsonl", [row]), columns=columns) == [expected]
-
-
 # What answers are marked by
-
-MARKED: list[dict[str, Any]] = [
-    {"prompt": "p", "completion": "5", "choices": ["5", "x"], "reasoning_gym": None},
-    {"prompt": "q", "completion": "x", "choices": [], "reasoning_gym": None},
-    {
-        "prompt": "r",
-        "completion": "7.50",
-        "choices": None,
-        "reasoning_gym": {"dataset": "lcm", "answer": "7.50", "metadata": {"n": [3, -0.25, 1e-7], "text": "12", "no": False}},
-    },
-]  # fmt: skip
-MARKINGS = [(("5", "x"), None), (None, None), (None, MARKED[2]["reasoning_gym"])]
-
-
-def test_markings_survive_every_format(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    import csv
-
-    as_text = [{k: v if isinstance(v, str) else json.dumps(v) if v else "" for k, v in row.items()} for row in MARKED]
-    write(tmp_path / "a.jsonl", [{k: v for k, v in row.items() if v is not None} for row in MARKED])
-    write(tmp_path / "b.jsonl", as_text)
-    (tmp_path / "c.json").write_text(json.dumps(MARKED))
-    with (tmp_path / "d.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(MARKED[0]))
-        writer.writeheader()
-        writer.writerows(as_text)
-    data = datasets.Dataset.from_list(MARKED)
-    data.to_parquet(tmp_path / "e.parquet")
-    data.save_to_disk(tmp_path / "f")
-    for name in ("a.jsonl", "b.jsonl", "c.json", "d.csv", "e.parquet", "f"):
-        found = read_source(configure({"a": tmp_path / name}).tasks[0])
-        assert [tuple(marking) for marking in found.markings] == MARKINGS, name
-        assert found.rows == [pair("p", "5"), pair("q", "x"), pair("r", "7.50")]
-        assert type(found.rows[0].answer) is str
 
 
 def test_markings_reach_the_pool_and_move_nothing(tmp_path: Path) -> None:
@@ -156,18 +101,6 @@ def test_markings_reach_the_pool_and_move_nothing(tmp_path: Path) -> None:
     old = "".join(json.dumps(line[:7]) + "\n" for line in lines)
     (tmp_path / "pool" / "rows.jsonl").write_text(old)  # as written before rows had marks
     assert {row.choices for row in TaskPool.load(tmp_path / "pool")["a"].train} == {None}
-
-
-def test_columns_of_marks_can_be_named_and_ignored(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [{"q": "p", "a": "yes", "choices": "of another kind", "options": ["yes", "no"]}])
-    columns = {"prompt": "q", "completion": "a"}
-    for choices, expected in (("options", ("yes", "no")), ("", None)):
-        source = configure({"a": {"path": path, "columns": {**columns, "choices": choices}}}).tasks[0]
-        assert read_source(source).markings[0].choices == expected
-    index = bad(tmp_path / "index.csv", ',prompt,completion,choices\n0,p,yes,"[""no"", ""yes""]"\n')
-    assert read_source(configure({"a": index}).tasks[0]).markings[0].choices == ("no", "yes")
-    ignored = configure({"a": {"path": str(index), "columns": {"choices": ""}}}).tasks[0]
-    assert read_source(ignored).markings[0].choices is None
 
 
 def test_the_verifier_of_every_demo_generator_marks_what_was_read(tmp_path: Path) -> None:
@@ -382,25 +315,6 @@ GOOD = '{"prompt": "p", "completion": "c"}\n'
 BAD_FILES = [
     ("a.jsonl", '{"question": "p", "answer": "c"}\n', "has the columns question, answer; a task needs"),
     ("a.jsonl", '{"prompt": "p", "output": "c"}\n', "has the columns prompt, output; a task needs"),
-    ("a.jsonl", GOOD + '{"prompt": "p"}\n', "line 2 of a.jsonl has no text in column 'completion' .missing or null"),
-    ("a.jsonl", GOOD + '{"prompt": null, "completion": "c"}\n', "line 2 of a.jsonl has no text in column 'prompt'"),
-    ("a.jsonl", GOOD + '{"prompt": "p", "completion": NaN}\n', "line 2 of a.jsonl has no text in column 'completion'"),
-    ("a.jsonl", GOOD + '{"prompt": "p", "completion": ["c"]}\n', "column 'completion' .a list"),
-    ("a.jsonl", GOOD + '{"prompt": "p", "completion": " "}\n', "line 2 of a.jsonl has an empty answer"),
-    ("a.jsonl", GOOD + '{"prompt": "\\ud800", "completion": "c"}\n', "line 2 of a.jsonl holds half a surrogate pair"),
-    ("a.jsonl", '{"messages": "hello"}\n', r"no list of \{role, content\} in 'messages' \(text\)"),
-    ("a.jsonl", '{"messages": null}\n', r"no list of \{role, content\} in 'messages' \(missing or null\)"),
-    ("a.jsonl", '{"messages": []}\n', r"no assistant turn after another one \(roles: none\)"),
-    ("a.jsonl", '{"messages": [{"role": "user", "content": "u"}]}\n', r"no assistant turn after .* \(roles: user\)"),
-    ("a.jsonl", '{"messages": [{"role": "assistant", "content": "u"}]}\n', "no assistant turn after another one"),
-    ("a.jsonl", '{"messages": [{"role": "user", "content": null}]}\n', "no text as content of turn 1 of 'messages'"),
-    ("a.jsonl", '{"messages": [{"role": "user", "content": [{"text": "x"}]}]}\n', "content of turn 1 of .* .a list"),
-    ("a.jsonl", '{"messages": [{"content": "x"}]}\n', "no text as role of turn 1 of 'messages' .missing"),
-    ("a.jsonl", GOOD[:-2] + ', "choices": ["a", "d"]}\n', "line 1 of a.jsonl has the answer 'c', which is none of its 2"),
-    ("a.jsonl", GOOD[:-2] + ', "choices": {"text": ["c"]}}\n', "line 1 of a.jsonl has an object in column 'choices', not"),
-    ("a.jsonl", GOOD[:-2] + ', "choices": ["c", null]}\n', "line 1 of a.jsonl has no text in column 'choices'"),
-    ("a.jsonl", GOOD[:-2] + ', "choices": "A, B"}\n', "line 1 of a.jsonl has text in column 'choices' that is not JSON"),
-    ("a.jsonl", GOOD[:-2] + ', "reasoning_gym": {"answer": "c"}}\n', "line 1 of a.jsonl has no .dataset, answer, meta"),
 ]  # fmt: skip
 
 

@@ -22,13 +22,25 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 # Names become folder names (adapters/<task>/), so they keep to what every file system takes.
 MARKS = ("choices", "reasoning_gym")  # columns that say how an answer is marked; evaluation alone reads them
-FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output", *MARKS)  # what a column may be
+EXTRAS = ("system", "history", "tools", "reasoning_content")  # what a row may have beside its question and answer
+FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output", *EXTRAS, *MARKS)  # what a column may be
+ALIASES = {  # other names under which a column is found
+    "messages": ("conversations", "conversation", "dialogue", "dialog"),
+    "system": ("system_prompt", "system_message"),
+    "tools": ("functions",),
+}
+# Columns that would change what is trained on and are not read: an error where they say something.
+REFUSED = (
+    "weight", "weights", "sample_weight", "loss_weight", "loss_mask", "chat_template_kwargs", "thinking", "reasoning",
+    "thoughts", "tool_calls", "function_call", "available_tools", "label",
+)  # fmt: skip
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # the same; their values are not looked at
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 def _known_columns(columns: dict[str, str] | None) -> dict[str, str] | None:
-    for key in columns or {}:
-        if key not in FIELDS:
+    for key, column in (columns or {}).items():
+        if column and key not in FIELDS:
             raise ValueError(f"{key!r} is not one of {', '.join(FIELDS)}{_did_you_mean(key, FIELDS)}")
     return columns
 
@@ -79,8 +91,9 @@ class Source(Section):
     columns: Columns = Field(
         None,
         description="Which columns hold what: {prompt: question, completion: answer}, {messages: chat} or "
-        "{instruction: task, input: text, output: label}. Detected where the columns have these names. Evaluation also "
-        "reads choices (a list of answers, one of them the row's) and reasoning_gym (what its verifier needs).",
+        "{instruction: task, input: text, output: label}; also system, history, tools and reasoning_content. Detected "
+        "where the columns have these names; {thinking: ''} ignores a column. Evaluation also reads choices (a list of "
+        "answers, one of them the row's) and reasoning_gym (what its verifier needs).",
     )
 
 
@@ -251,8 +264,9 @@ class ExportConfig(Section):
 
     format: Literal["auto", "messages", "prompt_completion"] = Field(
         "auto",
-        description="Columns of train.jsonl; auto: messages where the model has a chat template or a row has "
-        "several turns, prompt and completion otherwise.",
+        description="Columns of train.jsonl; prompt_completion: lists of messages where the model has a chat template, "
+        "else text. auto: messages where the model has a chat template or a row has several turns, else "
+        "prompt_completion; that too where answers are context and every row learns its last turn alone.",
     )
 
 

@@ -1,30 +1,35 @@
-"""`Reading`: the rows of one source as conversations, whatever shape they have."""
+"""`Reading`: the rows of one source as conversations, whatever shape they have.
+
+What a source says beside its questions and answers is read, named in a note, or refused: nothing vanishes in silence.
+"""
 
 import json
-import math
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from taskpgm.config import MARKS, Source, TargetConfig
+from taskpgm.config import ALIASES, EXTRAS, FIELDS, MARKS, MEDIA, REFUSED, Source, TargetConfig
 from taskpgm.errors import UserError
-from taskpgm.messages import Conversation, Message, conversation
-from taskpgm.sources import Number, read_table, reason_of, type_of
+from taskpgm.markings import Marking, read_marking
+from taskpgm.messages import Conversation, Message
+from taskpgm.sources import Table, read_table
+from taskpgm.turns import Spot, are_turns, read_tools, read_turns
+from taskpgm.values import is_absent, is_empty, text_of, unpacked
 
+READING_VERSION = 2  # a run whose rows were read in another way reads them again
 Layout = Literal["messages", "prompt_completion", "instruction_output"]
 
+# The fields that hold question and answer, and those that a layout may have beside them.
 LAYOUTS: dict[Layout, tuple[str, ...]] = {
     "messages": ("messages",),
     "prompt_completion": ("prompt", "completion"),
-    "instruction_output": ("instruction", "output"),
+    "instruction_output": ("instruction", "input", "output"),
 }
-OPTIONAL: dict[Layout, tuple[str, ...]] = {"instruction_output": ("input",)}
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}  # rows of {from, value} instead of {role, content}
-
-
-class Marking(NamedTuple):
-    """What an answer to a row is marked by, where its source says so; no part of the conversation."""
-
-    choices: tuple[str, ...] | None = None  # every answer that may be given; the row's own is one of them
-    verifier: dict[str, Any] | None = None  # reasoning-gym: {dataset, answer, metadata}
+BESIDE: dict[Layout, tuple[str, ...]] = {
+    "messages": ("system", "tools"),
+    "prompt_completion": EXTRAS,
+    "instruction_output": EXTRAS,
+}
 
 
 class Reading(NamedTuple):
@@ -38,11 +43,17 @@ class Reading(NamedTuple):
     notes: tuple[str, ...] = ()  # what `check` says of the source: columns that are not read, say
 
 
+class _Shape(NamedTuple):
+    layout: Layout
+    columns: dict[str, str]  # field -> column
+
+
 def read_source(source: Source, path: str | None = None) -> Reading:
     """Reading of a task or target, or of another path (its validation rows) with the same columns.
 
-    Every row has an assistant turn that says something and a turn of somebody else before it. Numbers and booleans in
-    a text column are taken as text, the way JSON spells them (CSV: exactly as the file does); null is an error.
+    Every row has an assistant turn that is learned and says something, and a turn of somebody else before it. Numbers
+    and booleans in a text column are taken as text, the way JSON spells them (CSV: exactly as the file does); null is
+    an error there, and no value in an optional column.
 
     Raises:
         UserError: anything about the source that its owner has to put right.
@@ -52,14 +63,17 @@ def read_source(source: Source, path: str | None = None) -> Reading:
     path = path or source.path
     if not table.records:
         raise UserError(f"{who}: {path} holds no rows; give it some or leave it out.")
-    layout, columns = _detect(table.columns, source.columns or {}, path, who)
-    marks = {field: (source.columns or {}).get(field, field) for field in MARKS}
+    mapped = source.columns or {}
+    shape = _shape(table, mapped, path, who)
+    marks = {field: mapped.get(field, field) for field in MARKS}
     marks = {field: column for field, column in marks.items() if column and column in table.columns}
-    rows, markings = [], []
-    for at, record in table.records:
-        rows.append(_conversation(layout, columns, record, f"{who}: {at}"))
-        markings.append(_marking(marks, record, rows[-1], f"{who}: {at}") if marks else Marking())
-    return Reading(rows, layout, {**columns, **marks}, markings, [at for at, _ in table.records], table.notes)
+    _refuse_unread(table, shape, mapped, who)
+    unread: dict[str, None] = {}
+    rows = [_conversation(shape, record, f"{who}: {at}", unread) for at, record in table.records]
+    markings, left = _markings(table, marks, mapped, rows, who)
+    columns = {**shape.columns, **marks}
+    notes = (*table.notes, *_unread_notes(table, columns, mapped, unread), *left)
+    return Reading(rows, shape.layout, columns, markings, [at for at, _ in table.records], notes)
 
 
 def title_of(source: Source) -> str:
@@ -67,130 +81,284 @@ def title_of(source: Source) -> str:
     return f"{'Target' if isinstance(source, TargetConfig) else 'Task'} {source.name!r}"
 
 
-def _detect(found: list[str], mapped: dict[str, str], path: str, who: str) -> tuple[Layout, dict[str, str]]:
-    mapped = {field: column for field, column in mapped.items() if column or field not in MARKS}
-    for field, column in mapped.items():
-        if column not in found:
-            raise UserError(f"{who}: `columns` reads {field} from {column!r}, but {path} has {', '.join(found)}.")
-    for layout, required in LAYOUTS.items():
-        fields = (*required, *OPTIONAL.get(layout, ()))
-        columns = {field: mapped.get(field, field) for field in fields}
-        if set(mapped) <= {*fields, *MARKS} and all(columns[field] in found for field in required):
-            return layout, {field: column for field, column in columns.items() if column in found}
-    also = f" and `columns` maps {', '.join(mapped)}" if mapped else ""
+# Which columns are read
+
+
+def _shape(table: Table, mapped: dict[str, str], path: str, who: str) -> _Shape:
+    """The one layout that the columns allow, and which column holds which field."""
+    named = {field: column for field, column in mapped.items() if column}
+    for field, column in named.items():
+        if column not in table.columns:
+            raise UserError(
+                f"{who}: `columns` reads {field} from {column!r}, but {path} has {', '.join(table.columns)}."
+            )
+    found = list(_shapes(table, mapped))
+    if len(found) == 1:
+        return found[0]
+    has = f"{who}: {path} has the columns {', '.join(table.columns)}"
+    if found:
+        ways = [" and ".join(_required(shape)) for shape in found]
+        first = f"columns: {{{next(f'{field}: {column}' for field, column in found[0].columns.items())}}}"
+        raise UserError(f"{has}, which can be read as {', or as '.join(ways)}; say which, with {first} for the first.")
+    also = f" and `columns` maps {', '.join(named)}" if named else ""
     raise UserError(
-        f"{who}: {path} has the columns {', '.join(found)}{also}; a task needs messages, or prompt and completion, or "
-        "instruction and output: name them in `columns`."
+        f"{has}{also}; a task needs messages, or prompt and completion, or instruction and output: name them in "
+        f"`columns`{_hint(table.columns)}."
     )
 
 
-def _conversation(layout: Layout, columns: dict[str, str], record: dict[str, Any], at: str) -> Conversation:
-    if layout == "messages":
-        found = Conversation(_turns(record.get(columns["messages"]), columns["messages"], at))
+def _hint(columns: list[str]) -> str:
+    if "chosen" in columns:
+        return (
+            " (of preferences the chosen answers, with completion: chosen, or messages: chosen for whole conversations)"
+        )
+    return " (text alone has no answer to learn)" if columns == ["text"] else ""
+
+
+def _required(shape: _Shape) -> list[str]:
+    return [column for field, column in shape.columns.items() if field in LAYOUTS[shape.layout]]
+
+
+def _shapes(table: Table, mapped: dict[str, str]) -> Iterator[_Shape]:
+    """Every layout that the columns allow and that takes all the fields that `columns` maps."""
+    named = {field for field, column in mapped.items() if column}
+    for layout, own in LAYOUTS.items():
+        if not named <= {*own, *BESIDE[layout], *MARKS}:
+            continue
+        columns = {field: _column(field, table, mapped) for field in (*own, *BESIDE[layout])}
+        found = {field: column for field, column in columns.items() if column}
+        if layout == "messages":
+            for column in _conversation_columns(table, mapped):
+                yield _Shape(layout, found | {"messages": column})
+        elif own[-1] in found and any(field in found for field in own[:-1]):
+            yield _Shape(layout, found)
+
+
+def _column(field: str, table: Table, mapped: dict[str, str]) -> str | None:
+    """The column of a field: the one it is mapped to, or else the first that has its name or another name of it."""
+    if field in mapped:
+        return mapped[field] or None
+    names = (field, *(ALIASES.get(field, ()) if field != "messages" else ()))
+    taken = [column for column in mapped.values() if column]
+    free = (name for name in names if name in table.columns and mapped.get(name) != "" and name not in taken)
+    return next(free, None)
+
+
+def _conversation_columns(table: Table, mapped: dict[str, str]) -> list[str]:
+    """Columns that hold whole conversations; under another name than `messages`, where their first value is one."""
+    if "messages" in mapped:
+        return [mapped["messages"]] if mapped["messages"] else []
+    others = [name for name in ALIASES["messages"] if name in table.columns and mapped.get(name) != ""]
+    return ["messages"] * ("messages" in table.columns) + [
+        name
+        for name in others
+        if are_turns(next((r[name] for _, r in table.records if not is_empty(r.get(name))), None))
+    ]
+
+
+def _refuse_unread(table: Table, shape: _Shape, mapped: dict[str, str], who: str) -> None:
+    """An error where a column would change what is trained on, and is neither read nor ignored by name."""
+    watched = {*REFUSED, *MEDIA, *EXTRAS, *(name for field in EXTRAS for name in ALIASES.get(field, ()))}
+    watched |= {"input"} if shape.layout == "prompt_completion" else set()
+    watched -= (
+        set() if shape.layout == "prompt_completion" and not mapped else {"label"}
+    )  # of TRL's unpaired preferences
+    settled = {name for field in mapped for name in (field, *ALIASES.get(field, ()))}
+    for column in table.columns:
+        if column not in watched or column in shape.columns.values() or column in settled:
+            continue
+        at = next((at for at, record in table.records if _changes(column, record)), None)
+        if at or not any(column in record for _, record in table.records):
+            raise UserError(
+                f"{who}: {at or table.records[0][0]} has a value in column {column!r}, which would change what is "
+                f"trained on and is not read; {_remedy(column, shape)}ignore it with columns: {{{column}: ''}}."
+            )
+
+
+def _remedy(column: str, shape: _Shape) -> str:
+    """How the column can be read, where it can."""
+    if column == "input":
+        return "map instruction, input and output to read it, or "
+    field = "tools" if column == "available_tools" else "reasoning_content"
+    readable = column in ("available_tools", "thinking", "reasoning", "thoughts") and field in BESIDE[shape.layout]
+    return f"read it with columns: {{{field}: {column}}}, or " if readable else ""
+
+
+def _changes(column: str, record: dict[str, Any]) -> bool:
+    """Whether the record says something in a column that would change what is trained on."""
+    value = record.get(column)
+    if column == "label":  # of unpaired preferences; a class otherwise
+        return isinstance(value, bool) or str(value).lower() in ("true", "false")
+    neutral = "weight" in column and str(value).lower() in ("1", "1.0", "true")
+    return not is_empty(value) and not neutral
+
+
+def _unread_notes(
+    table: Table, columns: dict[str, str], mapped: dict[str, str], unread: dict[str, None]
+) -> Iterator[str]:
+    """What is not read, in one sentence, and what `columns` ignores although it is not there."""
+    seen = {*columns.values(), *(field for field, column in mapped.items() if not column)}
+    left = [column for column in table.columns if column not in seen and not _says_nothing(column, table)]
+    names = [column or "(no name)" for column in left] + list(unread)
+    if names:
+        yield f"not read: {', '.join(names)}"
+    absent = [field for field, column in mapped.items() if not column and field not in (*table.columns, *FIELDS)]
+    if absent:
+        yield f"ignored in `columns`, but no column: {', '.join(absent)}"
+
+
+def _says_nothing(column: str, table: Table) -> bool:
+    given = [record[column] for _, record in table.records if column in record]
+    return bool(given) and all(map(is_empty, given))
+
+
+# Rows
+
+
+def _conversation(shape: _Shape, record: dict[str, Any], at: str, unread: dict[str, None]) -> Conversation:
+    columns = shape.columns
+    spots = {field: Spot(at, column, unread) for field, column in columns.items()}
+    if shape.layout == "messages":
+        turns = read_turns(record.get(columns["messages"]), spots["messages"])
     else:
-        user, assistant = LAYOUTS[layout]
-        question = _text(record.get(columns[user]), columns[user], at)
-        extra = record.get(columns["input"]) if "input" in columns else None
-        if extra is not None and (text := _text(extra, columns["input"], at)):
-            question = f"{question}\n\n{text}"
-        answer = _text(record.get(columns[assistant]), columns[assistant], at)
-        found = conversation(("user", question), ("assistant", answer))
+        turns = _asked(shape, record, spots, at) + _answered(shape, record, spots, at)
+    if "history" in columns:
+        turns = _with_history(turns, record.get(columns["history"]), spots["history"])
+    if "system" in columns:
+        turns = _with_system(turns, record.get(columns["system"]), spots["system"])
+    tools = read_tools(record.get(columns["tools"]), spots["tools"]) if "tools" in columns else ()
+    found = Conversation(turns, tools)
     _check_conversation(found, at)
     return found
 
 
-def _turns(value: Any, column: str, at: str) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        wrong = "missing or null" if value is None else type_of(value)
-        raise UserError(f"{at} has no list of {{role, content}} in {column!r} ({wrong}); correct or remove the row.")
-    turns = []
-    for i, turn in enumerate(value, 1):
-        role = turn.get("role")
-        role = SHAREGPT_ROLES.get(name := turn.get("from"), name) if role is None else role
-        content = turn.get("content")
-        content = turn.get("value") if content is None else content
-        for key, text in (("role", role), ("content", content)):
-            if not isinstance(text, str):
-                wrong = "missing or null" if text is None else type_of(text)
-                raise UserError(
-                    f"{at} has no text as {key} of turn {i} of {column!r} ({wrong}); correct or remove the row."
-                )
-        turns.append(Message(str(role), str(content)))
-    return tuple(turns)
+def _asked(shape: _Shape, record: dict[str, Any], spots: dict[str, Spot], at: str) -> tuple[Message, ...]:
+    """The turns before the answer: context, whoever speaks."""
+    if shape.layout == "prompt_completion":
+        spot = spots["prompt"]
+        given = record.get(spot.column)
+        if _is_list(given) or _both_turns(shape, record):
+            turns = read_turns(given, spot)
+            return tuple(replace(turn, learned=False) if turn.role == "assistant" else turn for turn in turns)
+        return (Message("user", text_of(given, spot.column, at)),)
+    texts = {field: record.get(shape.columns[field]) for field in ("instruction", "input") if field in shape.columns}
+    given = {field: value for field, value in texts.items() if not is_absent(value)}
+    if not given:
+        raise UserError(f"{at} has no text in {' or '.join(map(repr, texts))}; fill it in or remove the row.")
+    said = [text_of(value, shape.columns[field], at) for field, value in given.items()]
+    return (Message("user", "\n\n".join(filter(None, said))),)
 
 
-def _text(value: Any, column: str, at: str) -> str:
-    if isinstance(value, str):
-        return str(value)  # plain text, where it was a number of a JSON file
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-        return str(value)
-    wrong = "missing or null" if value is None or isinstance(value, float) else type_of(value)
-    raise UserError(f"{at} has no text in column {column!r} ({wrong}); fill it in or remove the row.")
+def _answered(shape: _Shape, record: dict[str, Any], spots: dict[str, Spot], at: str) -> tuple[Message, ...]:
+    """The turns that are the answer."""
+    spot = spots["completion" if shape.layout == "prompt_completion" else "output"]
+    given = record.get(spot.column)
+    thoughts = _optional(record, "reasoning_content", shape, at)
+    if shape.layout == "prompt_completion" and (_is_list(given) or _both_turns(shape, record)):
+        turns = read_turns(given, spot)
+        if turns and turns[0].role not in ("assistant", "tool"):
+            raise spot.error(
+                f"a turn of {turns[0].role} as its first",
+                "a completion is an answer: name whole conversations as messages",
+            )
+        if thoughts:
+            raise spots["reasoning_content"].error("thoughts of a completion that is a list of messages")
+        return turns
+    return (Message("assistant", text_of(given, spot.column, at), thoughts),)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | dict)
+
+
+def _both_turns(shape: _Shape, record: dict[str, Any]) -> bool:
+    """Whether prompt and completion are both lists of messages as JSON text, as in CSV."""
+    return all(
+        are_turns(record.get(shape.columns[field])) for field in LAYOUTS["prompt_completion"] if field in shape.columns
+    )
+
+
+def _optional(record: dict[str, Any], field: str, shape: _Shape, at: str) -> str | None:
+    column = shape.columns.get(field)
+    value = record.get(column) if column else None
+    return None if not column or is_empty(value) else text_of(value, column, at)
+
+
+def _with_system(turns: tuple[Message, ...], given: Any, spot: Spot) -> tuple[Message, ...]:
+    """The turns behind a system turn of that text, unless they have the same one."""
+    if is_empty(given):
+        return turns
+    said = Message("system", text_of(given, spot.column, spot.at))
+    if turns[:1] == (said,):
+        return turns
+    if any(turn.role == "system" for turn in turns):
+        raise spot.error(
+            "another text than the row's system turn",
+            f"correct the row, or ignore the column with columns: {{{spot.column}: ''}}",
+        )
+    return (said, *turns)
+
+
+def _with_history(turns: tuple[Message, ...], given: Any, spot: Spot) -> tuple[Message, ...]:
+    """The turns with earlier ones in front, behind a system turn: pairs of question and answer, or messages."""
+    found = unpacked(given)
+    if is_empty(found):
+        return turns
+    earlier = read_turns(found, spot) if are_turns(found) else _of_pairs(found, spot)
+    lead = 1 if turns[0].role == "system" else 0
+    return (*turns[:lead], *earlier, *turns[lead:])
+
+
+def _of_pairs(pairs: Any, spot: Spot) -> tuple[Message, ...]:
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise spot.error("no list of [question, answer]")
+    texts = [text_of(text, spot.column, spot.at) for pair in pairs for text in pair]
+    return tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts))
 
 
 def _check_conversation(row: Conversation, at: str) -> None:
     roles = [message.role for message in row.messages]
     asked = next((i for i, role in enumerate(roles) if role != "assistant"), len(roles))
-    if not any(message.answers and message.content.strip() for message in row.messages[asked:]):
-        said = "an empty answer" if "assistant" in roles[asked:] else "no assistant turn after another one"
-        raise UserError(f"{at} has {said} (roles: {', '.join(roles) or 'none'}); every row needs an answer to learn.")
+    answers = [message for message in row.messages[asked:] if message.role == "assistant"]
+    said = [message for message in answers if message.content.strip() or message.tool_calls]
+    if not any(message.learned for message in said):
+        wrong = (
+            "no answer that is learned"
+            if said
+            else "an empty answer"
+            if answers
+            else "no assistant turn after another one"
+        )
+        raise UserError(
+            f"{at} has {wrong} (roles: {', '.join(roles) or 'none'}); every row needs an answer to learn, correct or "
+            "remove it."
+        )
     try:
-        json.dumps(row.to_data(), ensure_ascii=False).encode()
+        json.dumps(row.to_data(), ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{at} holds half a surrogate pair, which is not text; correct or remove the row.") from error
-
-
-def _marking(columns: dict[str, str], record: dict[str, Any], row: Conversation, at: str) -> Marking:
-    choices = _choices(columns, record, row.answer, at)
-    return Marking(choices, _verifier(columns, record, at))
-
-
-def _choices(columns: dict[str, str], record: dict[str, Any], answer: str, at: str) -> tuple[str, ...] | None:
-    column = columns.get("choices")
-    value = _from_text(record.get(column), column, at) if column else None
-    if not column or not value:
-        return None
-    remedy = "correct the row, or ignore the column with columns: {choices: ''}"
-    if not isinstance(value, list):
-        raise UserError(f"{at} has {type_of(value)} in column {column!r}, not a list of answers; {remedy}.")
-    choices = tuple(_text(choice, column, at) for choice in value)
-    if answer not in choices:
-        raise UserError(f"{at} has the answer {answer[:40]!r}, which is none of its {len(choices)} choices; {remedy}.")
-    return choices
-
-
-def _verifier(columns: dict[str, str], record: dict[str, Any], at: str) -> dict[str, Any] | None:
-    column = columns.get("reasoning_gym")
-    value = _numbers(_from_text(record.get(column), column, at)) if column else None
-    if not column or not value:
-        return None
-    if isinstance(value, dict) and isinstance(value.get("dataset"), str) and "answer" in value:
-        return {"dataset": value["dataset"], "answer": value["answer"], "metadata": value.get("metadata") or {}}
-    raise UserError(
-        f"{at} has no {{dataset, answer, metadata}} in column {column!r}, which its verifier needs; correct the row, "
-        "or ignore the column with columns: {reasoning_gym: ''}."
-    )
-
-
-def _from_text(value: Any, column: str, at: str) -> Any:
-    """The value, read from JSON where it is text, as in CSV."""
-    if not isinstance(value, str) or not value.strip():
-        return None if isinstance(value, str) else value
-    try:
-        return json.loads(value, parse_int=Number, parse_float=Number)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(
-            f"{at} has text in column {column!r} that is not JSON ({reason_of(error)}); correct the row, or ignore the "
-            f"column with columns: {{{column}: ''}}."
+            f"{at} holds a number in its tools or calls that JSON cannot say; correct or remove it."
         ) from error
 
 
-def _numbers(value: Any) -> Any:
-    """Plain data with the numbers of a JSON file as numbers again."""
-    if isinstance(value, Number):
-        return json.loads(value)
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    return {key: _numbers(item) for key, item in value.items()} if isinstance(value, dict) else value
+# Markings
+
+
+def _markings(
+    table: Table, marks: dict[str, str], mapped: dict[str, str], rows: list[Conversation], who: str
+) -> tuple[list[Marking], list[str]]:
+    """Markings of the rows; `choices` that nobody named and that do not fit are left alone, with a note."""
+    markings, left = [], []
+    verified = {field: column for field, column in marks.items() if field != "choices"}
+    for (at, record), row in zip(table.records, rows, strict=True):
+        try:
+            markings.append(read_marking(marks, record, row, f"{who}: {at}"))
+        except UserError as error:
+            if "choices" in mapped:
+                raise
+            markings.append(read_marking(verified, record, row, f"{who}: {at}"))
+            left.append(str(error).removeprefix(f"{who}: ").partition("; ")[0])
+    notes = [f"choices left alone in {len(left)} of {len(rows)} rows: {left[0]}"] if left else []
+    return markings, notes

@@ -79,7 +79,7 @@ def evaluate_probe(
     Every answer includes its end-of-turn token, in losses, in options and in what may be written. A set's measure is
     the first of choices and verifier that at least half of its rows carry, else exact comparison where all references
     are short. Options replace the row's last answer and are compared by the log-likelihood of that turn, summed, and
-    divided by the characters of its text, as in lm-evaluation-harness.
+    divided by the characters of its text, as in lm-evaluation-harness. An answer with calls or thoughts is not marked.
 
     Args:
         lm: the base model; unchanged afterwards.
@@ -236,6 +236,9 @@ def _loss(lm: LanguageModel, name: str, kept: Sequence[tuple[Row, Encoded]], tru
 
 
 def _mark(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row], generate: bool) -> _Marks:
+    rows = [row for row in rows if row.conversation.answer_is_text]  # no calls, no thoughts
+    if not rows:
+        return _Marks()
     with_choices, verified = [row for row in rows if row.choices], [row for row in rows if row.verifier]
     if 2 * len(with_choices) >= len(rows):
         return _mark_choices(lm, encoder, with_choices)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ from taskpgm.errors import UserError
 from taskpgm.plan import RowPlan
 from taskpgm.tasks import Row, TaskPool
 
-Format = Literal["messages", "prompt_completion"]
+Format = Literal["messages", "prompt_completion", "text"]  # text: prompt and completion for models without a template
 
 
 @dataclass(frozen=True)
@@ -37,36 +37,44 @@ def trainer_units(plan: RowPlan) -> dict[str, TrainerUnits]:
 def choose_format(
     pool: TaskPool, plan: RowPlan, asked: Literal["auto", "messages", "prompt_completion"], has_chat_template: bool
 ) -> Format:
-    """Column layout of the whole file: the one asked for, or `messages` where the model has a chat template or a
-    planned row is more than one question and its answer, else `prompt_completion`.
+    """Columns of the whole file: those asked for; auto takes `messages` where the model has a chat template or a
+    planned row is more than one question and its answer.
+
+    With a template and an answer that is not learned, auto takes prompt_completion where all rows fit: trainers that
+    know no `weight` would learn that answer from `messages`.
 
     Raises:
-        UserError: prompt_completion is asked for and a planned row is no single user and assistant turn.
+        UserError: prompt_completion is asked for and a planned row does not fit it.
     """
-    if asked == "messages" or (asked == "auto" and has_chat_template):
+    if asked == "messages":
         return "messages"
-    odd = next((task for task, row in _planned_rows(pool, plan) if not _is_pair(row)), None)
-    if odd is None:
-        return "prompt_completion"
-    if asked == "auto":
+    pairs: Format = "prompt_completion" if has_chat_template else "text"
+    rows = list(_planned_rows(pool, plan))
+    odd = next(((task, why) for task, row in rows if (why := _unfit(row, pairs))), None)
+    if asked == "auto" and (odd or (has_chat_template and all(_all_learned(row) for _, row in rows))):
         return "messages"
-    raise UserError(
-        f"export.format prompt_completion cannot hold rows of task {odd!r} that are more than a prompt and an answer; "
-        "set it to messages or auto."
-    )
+    if odd:
+        raise UserError(
+            f"export.format prompt_completion cannot hold task {odd[0]!r}, which has a row {odd[1]}; set it to "
+            "messages or auto."
+        )
+    return pairs
 
 
 def write_train_jsonl(path: Path, pool: TaskPool, plan: RowPlan, format: Format) -> None:
     """Write the planned rows in training order, one object a line, every line with the same columns.
 
-    messages: `messages` (a list of {role, content}) and `task`; prompt_completion: `prompt`, `completion` and `task`,
-    all text. A prompt ends with white space, a newline unless it has its own, as in the plain template: trainers join
-    the two as they stand. UTF-8 and \\n on every system: the same plan gives the same bytes. Not atomic; the store does
-    that.
+    messages: `messages` and `task`, with `weight: 0` at answers that are not learned; prompt_completion: `prompt`,
+    `completion` (both lists of messages) and `task`; text: the same as text, where a prompt ends with white space, a
+    newline unless it has its own, as in the plain template: trainers join the two as they stand. Where a planned row
+    has tools there is also `tools`, null for rows without. UTF-8 and \\n on every system: the same plan gives the same
+    bytes. Not atomic; the store does that.
     """
+    with_tools = any(row.conversation.tools for _, row in _planned_rows(pool, plan))
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for task, row in _planned_rows(pool, plan):
-            file.write(json.dumps({**_columns(row, format), "task": task}, ensure_ascii=False) + "\n")
+            tools = {"tools": list(row.conversation.tools) or None} if with_tools else {}
+            file.write(json.dumps({**_columns(row, format), **tools, "task": task}, ensure_ascii=False) + "\n")
 
 
 def _planned_rows(pool: TaskPool, plan: RowPlan) -> Iterator[tuple[str, Row]]:
@@ -75,13 +83,27 @@ def _planned_rows(pool: TaskPool, plan: RowPlan) -> Iterator[tuple[str, Row]]:
         yield pool.tasks[task].name, pool.tasks[task].train[row]
 
 
-def _is_pair(row: Row) -> bool:
-    return row.conversation.plain and [m.role for m in row.conversation.messages] == ["user", "assistant"]
+def _unfit(row: Row, format: Format) -> str | None:
+    """What keeps a row from being one prompt and its completion; None where it fits."""
+    turns = row.conversation.messages
+    if format == "text":
+        fits = row.conversation.plain and [turn.role for turn in turns] == ["user", "assistant"]
+        return None if fits else "that is more than a question and its answer"
+    if sum(turn.answers for turn in turns) > 1:
+        return "with several answers to learn"
+    return None if turns[-1].answers else "that goes on after its answer"
+
+
+def _all_learned(row: Row) -> bool:
+    return all(turn.learned for turn in row.conversation.messages)
 
 
 def _columns(row: Row, format: Format) -> dict[str, object]:
     if format == "messages":
         return {"messages": row.conversation.to_dicts()}
-    assert _is_pair(row), "choose_format refuses these rows"
-    question, answer = row.conversation.messages
-    return {"prompt": separated(question.content), "completion": answer.content}
+    assert not _unfit(row, format), "choose_format refuses these rows"
+    *asked, answer = row.conversation.messages
+    if format == "text":
+        return {"prompt": separated(asked[0].content), "completion": answer.content}
+    prompt = [replace(turn, learned=True).to_dict() for turn in asked]  # all of it is context: no turn needs to say so
+    return {"prompt": prompt, "completion": [answer.to_dict()]}

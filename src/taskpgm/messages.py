@@ -64,6 +64,11 @@ class Conversation:
         return self.messages[self.last_answer].content
 
     @property
+    def answer_is_text(self) -> bool:
+        """Whether that text is all of the turn, so that it can be compared with what a model writes."""
+        return not (said := self.messages[self.last_answer]).tool_calls and said.reasoning_content is None
+
+    @property
     def plain(self) -> bool:
         """Whether role and content of its messages are all there is."""
         return not self.tools and all(set(message.to_dict()) == {"role", "content"} for message in self.messages)

@@ -20,7 +20,7 @@ from taskpgm.blocks import BASE, WARM, Block, read_blocks, usable, write_blocks
 from taskpgm.bounds import Bounds, Group, make_bounds
 from taskpgm.checkpoint import model_fingerprint
 from taskpgm.config import Config, EnergyConfig, Source, TaskConfig
-from taskpgm.conversations import title_of
+from taskpgm.conversations import READING_VERSION, title_of
 from taskpgm.energy import Energy, build_energy
 from taskpgm.errors import UserError
 from taskpgm.export import choose_format, trainer_units, write_train_jsonl
@@ -148,6 +148,7 @@ class Stages:
         return {
             **parts,
             "list of tasks and targets": digest(order),
+            "how rows are read": digest(READING_VERSION),
             "model setting": digest(model),
             "seed": digest(config.seed),
             "contexts": digest(config.contexts.model_dump()),

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
-from taskpgm.config import FIELDS, Source
+from taskpgm.config import ALIASES, FIELDS, REFUSED, Source
 from taskpgm.errors import UserError
 from taskpgm.files import READABLE, Asked, asked_of, files_of, is_saved, kind_of, named, pick_split
 
@@ -393,18 +393,25 @@ def _records(dataset: "Dataset", name: str) -> list[tuple[str, dict[str, Any]]]:
         for record in records if names else ():
             label = record[column]
             record[column] = None if label is None or label < 0 else names[label]
-    return [(f"row {i} of {name}", record) for i, record in enumerate(records, 1)]
+    plain = ({column: _without_nulls(value) for column, value in record.items()} for record in records)
+    return [(f"row {i} of {name}", record) for i, record in enumerate(plain, 1)]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without the null keys that Arrow gives objects in a list, so that all of them have the same ones."""
+    if isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    return {k: _without_nulls(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
 def _wanted(columns: list[str], source: Source) -> list[str]:
-    mapped = source.columns or {}
-    fields = {mapped.get(field, field) for field in FIELDS}
-    return [column for column in columns if column in fields] or columns[:1]  # without any there are no rows to count
+    known = _known(source)
+    return [column for column in columns if column in known] or columns[:1]  # without any there are no rows to count
 
 
 def _known(source: Source) -> set[str]:
     """Names of columns that say something: those in the source's settings and those that need none."""
-    return {*FIELDS, *(source.columns or {}).values()}
+    return {*FIELDS, *REFUSED, *(source.columns or {}).values()}.union(*ALIASES.values())
 
 
 def _import_datasets() -> Any:

@@ -217,11 +217,16 @@ def load_tasks(config: Config, measure: Measure, tell: Tell = tell_nobody) -> Ta
         ranked = _ranked(own, rows, reading)
         _check_enough(source.name, kind, len(ranked), counts, config.contexts)
         sides = _split(ranked, kind, config.contexts, _ranked(validation, rows, other) if other else None)
-        notes = reading.notes + tuple(f"validation: {note}" for note in (other.notes if other else ()))
+        notes = reading.notes + _other_notes(reading, other)
         sets.append(TaskSet(source.name, kind, reading.layout, reading.columns, *sides, counts, notes))
     members = [{row.key for side in SIDES for row in getattr(one, side)} for one in sets]
     overlap = np.array([[len(a & b) for b in members] for a in members], dtype=np.int64)
     return _pool(_without_leaks(sets), overlap)
+
+
+def _other_notes(reading: Reading, other: Reading | None) -> tuple[str, ...]:
+    """What is to be said of the validation file alone."""
+    return tuple(f"validation file: {note}" for note in (other.notes if other else ()) if note not in reading.notes)
 
 
 def row_key(seed: int, row: Conversation) -> str:

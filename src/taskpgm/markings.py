@@ -1,0 +1,70 @@
+"""`Marking`: what a row's answer is marked by when a model is evaluated; no part of the conversation."""
+
+from typing import Any, NamedTuple
+
+from taskpgm.errors import UserError
+from taskpgm.messages import Conversation
+from taskpgm.values import from_text, plain, text_of
+
+
+class Marking(NamedTuple):
+    """What an answer to a row is marked by, where its source says so."""
+
+    choices: tuple[str, ...] | None = None  # every answer that may be given; the row's own is one of them
+    verifier: dict[str, Any] | None = None  # reasoning-gym: {dataset, answer, metadata}
+
+
+def read_marking(columns: dict[str, str], record: dict[str, Any], row: Conversation, at: str) -> Marking:
+    """Marking of one row from the columns of `choices` and `reasoning_gym`, where it has them.
+
+    Raises:
+        UserError: a column that does not say how the row's answer is marked.
+    """
+    found = Marking()
+    if column := columns.get("choices"):
+        found = found._replace(choices=_choices(record.get(column), column, row, at))
+    if column := columns.get("reasoning_gym"):
+        found = found._replace(verifier=_verifier(record.get(column), column, at))
+    return found
+
+
+def _choices(given: Any, column: str, row: Conversation, at: str) -> tuple[str, ...] | None:
+    """The options that the row's answer is one of: the texts, or else their labels."""
+    value = from_text(given, column, at)
+    if value is None:
+        return None
+    remedy = "correct the row, or ignore the column with columns: {choices: ''}"
+    texts, labels = _options(value)
+    if texts is None:
+        what = "an object" if isinstance(value, dict) else "no list"
+        raise UserError(f"{at} has {what} in column {column!r}, not a list of answers or {{text, label}}; {remedy}.")
+    for options in (texts, labels if labels and None not in labels else []):
+        choices = tuple(text_of(option, column, at) for option in options)
+        if row.answer in choices and row.answer_is_text:
+            return choices
+    said = repr(row.answer[:40]) if row.answer_is_text else "with a call or thoughts"
+    raise UserError(f"{at} has the answer {said}, which is none of its {len(texts)} choices; {remedy}.")
+
+
+def _options(value: Any) -> tuple[list[Any] | None, list[Any] | None]:
+    """Texts and labels: of a list of texts or of {text, label}, an object of two such lists, or of {label: text}."""
+    if isinstance(value, dict) and value and all(isinstance(one, str) for one in value.values()):
+        return list(value.values()), list(value)
+    if isinstance(value, dict):
+        texts, labels = value.get("text"), value.get("label")
+        return (texts if isinstance(texts, list) else None), (labels if isinstance(labels, list) else None)
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        return [one.get("text") for one in value], [one.get("label") for one in value]
+    return (value, None) if isinstance(value, list) else (None, None)
+
+
+def _verifier(given: Any, column: str, at: str) -> dict[str, Any] | None:
+    value = plain(from_text(given, column, at))
+    if not value:
+        return None
+    if isinstance(value, dict) and isinstance(value.get("dataset"), str) and "answer" in value:
+        return {"dataset": value["dataset"], "answer": value["answer"], "metadata": value.get("metadata") or {}}
+    raise UserError(
+        f"{at} has no {{dataset, answer, metadata}} in column {column!r}, which its verifier needs; correct the row, "
+        "or ignore the column with columns: {reasoning_gym: ''}."
+    )

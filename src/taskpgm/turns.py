@@ -1,0 +1,289 @@
+"""Turns and tools in every spelling: OpenAI's, ShareGPT's, LLaMA-Factory's, Anthropic's text blocks, Arrow's nulls.
+
+A key that is read is taken out of the turn; what is left is named by the caller, or an error where it would change what
+is trained on.
+"""
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from taskpgm.errors import UserError
+from taskpgm.messages import Message
+from taskpgm.sources import type_of
+from taskpgm.values import is_empty, plain, unpacked, without_absent
+
+_NAMES = {
+    "system": ("system", "developer"),
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot", "ai"),
+    "tool": ("tool", "function", "observation", "ipython", "tool_response", "function_response"),
+}
+ROLES = {name: role for role, names in _NAMES.items() for name in names}
+CALLS = ("function_call", "tool_call")  # roles of an assistant turn whose text is a call, as JSON
+ROLE, CONTENT = ("role", "from", "speaker"), ("content", "value", "text", "parts")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+FLAGS = ("weight", "train", "training", "trainable", "learn", "loss", "train_on_turn")
+# What would change what is trained on, and is not read: an error where a turn has it.
+REFUSED = (
+    "mask", "masked", "loss_mask", "train_detail", "tools", "functions", "thoughts", "thought", "reasoning_details",
+    "image", "images", "video", "videos", "audio", "refusal",
+)  # fmt: skip
+ARGUMENTS = ("arguments", "parameters")  # of a call
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a value stands, for messages, and what was found there and not read."""
+
+    at: str  # Task 'a': line 5 of jars.jsonl
+    column: str
+    unread: dict[str, None]  # names of keys in order of appearance: messages.id
+    where: str = field(default="")  # turn 3 of 'messages'
+
+    def turn(self, number: int) -> "Spot":
+        """The same for one turn, counted from 1."""
+        return replace(self, where=f"turn {number} of {self.column!r}")
+
+    def error(self, what: str, remedy: str = "correct or remove the row") -> UserError:
+        """`what` is wrong here."""
+        return UserError(f"{self.at} has {what} in {self.where or repr(self.column)}; {remedy}.")
+
+    def note(self, *keys: str) -> None:
+        """Remember a key that is not read."""
+        self.unread[".".join((self.column, *keys))] = None
+
+
+def read_turns(value: Any, spot: Spot) -> tuple[Message, ...]:
+    """Messages of a list of turns, of such a list as JSON text, or of an object of equally long lists.
+
+    Raises:
+        UserError: no such list, or a turn that cannot be read in full.
+    """
+    found = _rows(unpacked(value))
+    if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
+        wrong = "missing or null" if value is None else type_of(value)
+        raise UserError(
+            f"{spot.at} has no list of {{role, content}} in {spot.column!r} ({wrong}); correct or remove the row."
+        )
+    return tuple(_usual(turn) or _message(without_absent(turn), spot.turn(i)) for i, turn in enumerate(found, 1))
+
+
+def are_turns(value: Any) -> bool:
+    """Whether the value is a list of turns, or one as JSON text."""
+    found = _rows(unpacked(value))
+    return (
+        isinstance(found, list)
+        and bool(found)
+        and all(isinstance(turn, dict) and any(key in turn for key in ROLE) for turn in found)
+    )
+
+
+def read_tools(value: Any, spot: Spot) -> tuple[dict[str, Any], ...]:
+    """Tools as `{type: function, function: {name, …}}`, from a list of them or of bare functions, or either as JSON.
+
+    Raises:
+        UserError: a value that is no such list.
+    """
+    if is_empty(value):
+        return ()
+    found = unpacked(value)
+    items = [unpacked(item) for item in found] if isinstance(found, list) else None
+    if items is None or not all(isinstance(item, dict) and ("function" in item or "name" in item) for item in items):
+        raise spot.error(
+            f"{type_of(found)} that is no list of functions with names",
+            f"correct the row, or ignore the column with columns: {{{spot.column}: ''}}",
+        )
+    return tuple(plain(item if "function" in item else {"type": "function", "function": item}) for item in items)
+
+
+def _rows(value: Any) -> Any:
+    """A list of objects, where the value is an object of lists: {role: [...], content: [...]}."""
+    if not isinstance(value, dict) or not value or not all(isinstance(part, list) for part in value.values()):
+        return value
+    if len({len(part) for part in value.values()}) > 1:
+        return value
+    return [dict(zip(value, parts, strict=True)) for parts in zip(*value.values(), strict=True)]
+
+
+def _usual(turn: dict[str, Any]) -> Message | None:
+    """A turn of role and text alone, which most are: read at once."""
+    if turn.keys() != {"role", "content"} or not all(isinstance(one, str) for one in turn.values()):
+        return None
+    return Message(str(turn["role"]), str(turn["content"])) if turn["role"] in _NAMES else None
+
+
+def _message(turn: dict[str, Any], spot: Spot) -> Message:
+    role, spoken_call = _role(turn, spot)
+    content, inner = _content(turn, role, spoken_call, spot)
+    thoughts = _thoughts(turn, inner, spot)
+    calls = _spoken(content, spot) if spoken_call else _calls(turn, spot)
+    if role != "assistant" and (calls or thoughts):
+        what = "tool_calls" if calls else "reasoning_content"
+        raise spot.error(f"{what} of {role}", "assistant turns alone have them: correct or remove the row")
+    learned = _learned(turn, role, spot)
+    call_id, name = (_optional(turn, key, spot) for key in ("tool_call_id", "name"))
+    _leave(turn, spot)
+    content = "" if spoken_call else content
+    return Message(role, content, thoughts, calls, call_id, name, learned)
+
+
+def _role(turn: dict[str, Any], spot: Spot) -> tuple[str, bool]:
+    """The role as chat templates know it, and whether the turn's text is a call."""
+    given = _one(turn, ROLE, spot)
+    if not isinstance(given, str):
+        wrong = "missing or null" if given is None else type_of(given)
+        raise spot.error(f"no text as role ({wrong})")
+    name = given.strip().lower()
+    if name in CALLS:
+        return "assistant", True
+    if name not in ROLES:
+        raise spot.error(f"the unknown role {given[:40]!r}", f"known are {', '.join((*ROLES, *CALLS))}: rename it")
+    return ROLES[name], False
+
+
+def _content(turn: dict[str, Any], role: str, spoken_call: bool, spot: Spot) -> tuple[str, str | None]:
+    """The text of a turn, and the thoughts among its blocks; "" beside calls."""
+    given = _one(turn, CONTENT, spot)
+    calls = any(not is_empty(turn.get(key)) for key in ("tool_calls", "function_call"))
+    if given is None and role == "assistant" and calls:
+        return "", None
+    if spoken_call and isinstance(given, dict | list):
+        return json.dumps(plain(given)), None
+    if isinstance(given, str):
+        return str(given), None
+    blocks = [given] if isinstance(given, dict) else given
+    if isinstance(blocks, list) and all(isinstance(block, dict | str) for block in blocks):
+        return _joined([_block(block, spot) for block in blocks])
+    wrong = "missing or null" if given is None else type_of(given)
+    raise spot.error(f"no text as content ({wrong})")
+
+
+def _joined(blocks: list[tuple[str, str]]) -> tuple[str, str | None]:
+    texts = ["".join(text for kind, text in blocks if kind == wanted) for wanted in ("text", "thinking")]
+    return texts[0], texts[1] or None
+
+
+def _block(block: dict[str, Any] | str, spot: Spot) -> tuple[str, str]:
+    """Kind (text or thinking) and text of one block of content."""
+    if isinstance(block, str):
+        return "text", str(block)
+    left = without_absent(block)
+    kind = left.pop("type", "text")
+    keys = {
+        "text": "text", "input_text": "text", "output_text": "text", "thinking": "thinking", "reasoning": "reasoning"
+    }  # fmt: skip
+    key = keys.get(kind) if isinstance(kind, str) else None
+    text = left.pop(key, left.pop("text", None)) if key else None
+    if not isinstance(text, str):
+        what = f"a block of type {kind!r}" if not key else f"a block of type {kind!r} without text"
+        raise spot.error(what, "text alone is trained on: remove the block or the row")
+    for other in left:
+        spot.note("content", other)
+    return "thinking" if key in ("thinking", "reasoning") else "text", str(text)
+
+
+def _thoughts(turn: dict[str, Any], inner: str | None, spot: Spot) -> str | None:
+    given = _one(turn, THOUGHTS, spot)
+    if given is None:
+        return inner
+    if not isinstance(given, str) or inner:
+        raise spot.error(f"{type_of(given)} as thoughts" if not inner else "thoughts as a block and as a key")
+    return str(given) or None
+
+
+def _calls(turn: dict[str, Any], spot: Spot) -> tuple[dict[str, Any], ...]:
+    """Calls of an assistant turn; OpenAI's older `function_call` is one call."""
+    given, older = (unpacked(turn.pop(key, None)) for key in ("tool_calls", "function_call"))
+    calls = [] if is_empty(given) else given
+    if not isinstance(calls, list):
+        raise spot.error(f"{type_of(calls)} as tool_calls, not a list of calls")
+    calls = calls if is_empty(older) else [*calls, older]
+    return tuple(_call(unpacked(call), spot) for call in calls)
+
+
+def _spoken(text: str, spot: Spot) -> tuple[dict[str, Any], ...]:
+    """Calls that a turn's text spells as JSON: {name, arguments}, or a list of them."""
+    found = unpacked(text)
+    calls = found if isinstance(found, list) else [found]
+    return tuple(_call(call, spot) for call in calls)
+
+
+def _call(given: Any, spot: Spot) -> dict[str, Any]:
+    """`{id, type, function: {name, arguments}}` with arguments as an object, as chat templates expect them."""
+    remedy = "write {name, arguments}, or remove the row"
+    if not isinstance(given, dict):
+        raise spot.error(f"a call that is {type_of(given)}", remedy)
+    call = without_absent(given)
+    function = unpacked(call.pop("function", call))
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name:
+        raise spot.error("a call without the name of its function", remedy)
+    kind = call.get("type", "function")
+    if kind != "function":
+        raise spot.error(f"a call of type {str(kind)[:40]!r}", "calls of functions alone are read: remove the row")
+    function = without_absent(function)
+    arguments = _arguments(_one(function, ARGUMENTS, spot), name, spot)
+    for key in {**call, **function}.keys() - {"id", "type", "name", *ARGUMENTS}:
+        spot.note("tool_calls", key)
+    head = {"id": str(call["id"])} if "id" in call else {}
+    return {**head, "type": "function", "function": {"name": str(name), "arguments": arguments}}
+
+
+def _arguments(given: Any, name: str, spot: Spot) -> dict[str, Any]:
+    found = {} if is_empty(given) and not isinstance(given, dict) else unpacked(given)
+    if not isinstance(found, dict):
+        wrong = f"text that is not JSON: {given[:40]!r}" if isinstance(found, str) else type_of(found)
+        raise spot.error(f"arguments of {name!r} that are no object ({wrong})")
+    return dict(plain(found))
+
+
+def _learned(turn: dict[str, Any], role: str, spot: Spot) -> bool:
+    """Whether the turn's flag, where it has one, has it learned."""
+    given = {key: turn.pop(key) for key in FLAGS if key in turn}
+    flags = {key: _flag(key, value, spot) for key, value in given.items()}
+    if len(set(flags.values())) > 1:
+        raise spot.error(f"{' and '.join(flags)} that differ")
+    if role != "assistant" and any(flags.values()):
+        key = next(iter(flags))
+        raise spot.error(
+            f"{key}: {given[key]} at the {role}'s turn", f"assistant turns alone are learned: remove {key}"
+        )
+    return role != "assistant" or all(flags.values())
+
+
+def _flag(key: str, value: Any, spot: Spot) -> bool:
+    text = {"true": "1", "false": "0"}.get(name := str(value).strip().lower(), name)
+    try:
+        return {1.0: True, 0.0: False}[float(text)]
+    except (KeyError, ValueError):
+        remedy = "a turn is learned or is context, parts are not supported: give 1 or 0"
+        raise spot.error(f"{key}: {str(value)[:40]}", remedy) from None
+
+
+def _optional(turn: dict[str, Any], key: str, spot: Spot) -> str | None:
+    given = turn.pop(key, None)
+    if given is not None and not isinstance(given, str | int):
+        raise spot.error(f"{type_of(given)} as {key}")
+    return None if given is None or given == "" else str(given)
+
+
+def _leave(turn: dict[str, Any], spot: Spot) -> None:
+    """Note the keys that are left; an error where one of them would change what is trained on."""
+    for key, value in turn.items():
+        if is_empty(value):
+            continue
+        if key in REFUSED:
+            raise spot.error(
+                f"{key!r}", "it would change what is trained on and is not read: remove the key or the row"
+            )
+        spot.note(key)
+
+
+def _one(turn: dict[str, Any], keys: tuple[str, ...], spot: Spot) -> Any:
+    """The value that one of the keys has; all of them leave the turn."""
+    found = {key: turn.pop(key) for key in keys if key in turn}
+    values = list(found.values())
+    if any(value != values[0] for value in values):
+        raise spot.error(f"{' and '.join(found)} that differ")
+    return values[0] if values else None

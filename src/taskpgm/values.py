@@ -1,0 +1,81 @@
+"""What a value of a record may mean: nothing, text, a number that a file spells, or JSON stored as text."""
+
+import json
+import math
+from typing import Any
+
+from taskpgm.errors import UserError
+from taskpgm.sources import Number, reason_of, type_of
+
+
+def is_absent(value: Any) -> bool:
+    """Whether it is null or not a number, which is how data frames store a missing value."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def is_empty(value: Any) -> bool:
+    """Whether nothing is said: absent, blank text, or a list or an object of such values alone."""
+    if isinstance(value, dict):
+        return all(map(is_empty, value.values()))
+    if isinstance(value, list):
+        return all(map(is_empty, value))
+    return is_absent(value) or (isinstance(value, str) and not value.strip())
+
+
+def without_absent(value: dict[str, Any]) -> dict[str, Any]:
+    """The object without keys that have no value."""
+    return {key: one for key, one in value.items() if not is_absent(one)}
+
+
+def text_of(value: Any, column: str, at: str) -> str:
+    """The value as text; numbers and truth values the way JSON spells them.
+
+    Raises:
+        UserError: it is missing, a list or an object.
+    """
+    if isinstance(value, str):
+        return str(value)  # plain text, where it was a number of a JSON file
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return str(value)
+    wrong = "missing or null" if value is None or isinstance(value, float) else type_of(value)
+    raise UserError(f"{at} has no text in column {column!r} ({wrong}); fill it in or remove the row.")
+
+
+def unpacked(value: Any) -> Any:
+    """The list or object that a text holds as JSON, as in CSV; any other value as it is."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value, parse_int=Number, parse_float=Number)
+    except (json.JSONDecodeError, RecursionError):
+        return value
+
+
+def from_text(value: Any, column: str, at: str) -> Any:
+    """The value, read from JSON where it is text, as in CSV; None where it says nothing.
+
+    Raises:
+        UserError: text that is not JSON.
+    """
+    if is_empty(value):
+        return None
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value, parse_int=Number, parse_float=Number)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(
+            f"{at} has text in column {column!r} that is not JSON ({reason_of(error)}); correct the row, or ignore the "
+            f"column with columns: {{{column}: ''}}."
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """Plain data with the numbers of a JSON file as numbers again."""
+    if isinstance(value, Number):
+        return json.loads(value)
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
