@@ -60,10 +60,10 @@ def test_a_template_without_system_turn_reads_it_with_the_first_user_turn(tmp_pa
     assert response == "7<|im_end|>yes 7<|im_end|>"
 
 
-def test_a_template_that_rewrites_history_is_searched_for_the_turns(tmp_path):
+def test_empty_thoughts_are_the_models_own_words_where_the_prompt_would_open_them(tmp_path):
     text, response = spoken(encoder(tmp_path, THINKING), replace(ROW, messages=ROW.messages[1:]))
     assert "assistant\n7<|im_end|>" in text
-    assert response == "7<|im_end|>yes 7<|im_end|>"
+    assert response == "7<|im_end|><think></think>yes 7<|im_end|>"
 
 
 @pytest.mark.parametrize("bos", [False, True])

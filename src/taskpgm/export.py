@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from taskpgm.chat import separated
 from taskpgm.errors import UserError
 from taskpgm.plan import RowPlan
 from taskpgm.tasks import Row, TaskPool
+from taskpgm.turns import separated
 
 Format = Literal["messages", "prompt_completion"]
 

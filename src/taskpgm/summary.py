@@ -184,7 +184,8 @@ def pool_view(pool: TaskPool, config: Config) -> RenderableType:
         rows = [*s.train, *s.contexts, *s.validation]
         c = s.counts
         notes = {
-            "duplicates": c.duplicates, "too long, dropped": c.too_long, "prompt cut": c.truncated,
+            "duplicates": c.duplicates, "too long, dropped": c.too_long,
+            "refused by the chat template, dropped": c.refused, "prompt cut": c.truncated,
             "held out elsewhere, dropped": c.train_dropped + c.validation_dropped,
         }  # fmt: skip
         table.add_row(
