@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -27,7 +27,6 @@ SPACES = np.array([i for i in range(0x3001) if chr(i).isspace() or i < 32], dtyp
 THOUGHT, TEXT, CALL, NAME = range(4)
 
 _GENERATION = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
-_QUOTES = r'["\\]'  # escaped where a call is written as JSON
 _CLOSER = re.compile(r"</[\w:]*think(?:ing)?>|\[/THINK\]|◁/think▷|<channel\|>")
 # Thoughts that a generation prompt opens, or opens and closes: the model's own words in the row, not its prompt.
 _OPENED = re.compile(r"(?:(?:[<\[◁]/?[\w:]*think(?:ing)?[>\]▷]|<\|channel>thought|<channel\|>)\s*)+$", re.IGNORECASE)
@@ -79,7 +78,8 @@ class Template:
         text, marks = self._render(row, _dicts(row, form), masks=self._marked(row))
         if form.blocks and "'type': 'text'" in text:
             raise _RefusalError("it writes lists of texts as Python does")
-        for kept, names in ((re.compile(r"(?!)"), True), (self._kept(row), True), (self._kept(row), False)):
+        words = _words(self._source(row))
+        for kept, names in (((), True), (words, True), (words, False)):
             trace = Trace(kept, names)
             dicts = _dicts(row, form, trace)
             try:
@@ -103,10 +103,6 @@ class Template:
     def _marked(self, row: Conversation) -> bool:
         """Whether the template marks by {% generation %} what the assistant says."""
         return bool(_GENERATION.search(self._source(row)))
-
-    def _kept(self, row: Conversation) -> re.Pattern[str]:
-        """What a template may look for in a text: the words in its source."""
-        return _literals(self._source(row))
 
     def _render(
         self, row: Conversation, dicts: list[dict[str, Any]], generation: bool = False, masks: bool = False
@@ -173,10 +169,10 @@ class Template:
 class Trace:
     """The stand-ins of a row's letters, in the order of the row, and where a text has them.
 
-    `kept` are letters that stay as they are; so do white space and, where `names` is false, the names of functions.
+    `kept` are words that stay as they are; so do white space and, where `names` is false, the names of functions.
     """
 
-    def __init__(self, kept: re.Pattern[str], names: bool) -> None:
+    def __init__(self, kept: tuple[str, ...], names: bool) -> None:
         self.kept, self.names = kept, names
         self._letters: list[NDArray[np.uint32]] = []
         self._owners: list[tuple[int, int, int]] = []  # (letters, message, part)
@@ -188,8 +184,11 @@ class Trace:
             return text
         codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").copy()
         hidden = ~np.isin(codes, SPACES)
-        for found in self.kept.finditer(text):
-            hidden[found.start() : found.end()] = False
+        for word in self.kept:
+            at = text.find(word)
+            while at >= 0:
+                hidden[at : at + len(word)] = False
+                at = text.find(word, at + 1)
         return self._hide(codes, hidden, message, part)
 
     def hide_nothing(self, message: int) -> str:
@@ -281,15 +280,25 @@ class _Turns:
 
     def _ends(self, i: int) -> tuple[int, int]:
         """First letter of an answer in the traced text, and behind its last."""
-        places = self.trace.of(i)
+        places = np.r_[self.trace.of(i), self._names(i)]
         places = places[places >= 0]
         if not len(places):
             raise _RefusalError(f"nothing is left of turn {i + 1}, an answer to learn", leaves_out=True)
         first, last = int(places.min()), int(places.max()) + 1
         inside = self.trace.which[(self.trace.at >= first) & (self.trace.at < last)]
-        if (self.trace.message[inside] != i).any() or len(np.unique(inside)) < len(inside):
+        once = inside[self.trace.part[inside] != NAME]
+        if (self.trace.message[inside] != i).any() or len(np.unique(once)) < len(once):
             raise _RefusalError(f"it writes turn {i + 1} twice or mixes it with others")
         return first, last
+
+    def _names(self, i: int) -> NDArray[np.int64]:
+        """Places of the functions that a turn calls, once or twice; results that name them again are left aside."""
+        named = (self.trace.message == i) & (self.trace.part == NAME)
+        at = self.trace.at[named[self.trace.which]]
+        if len(at) > named.sum() and (text := self.template.prompt(self.row, self.dicts[: i + 1], generation=False)):
+            numbers = np.flatnonzero(named) + FIRST
+            return at[: sum(text.count(chr(number)) for number in numbers.tolist())]
+        return at[: named.sum()]
 
     def _span(self, i: int) -> tuple[int, int]:
         first, last = self._ends(i)
@@ -319,19 +328,21 @@ class _Turns:
         prompt = _OPENED.sub("", behind[1])
         for wanted in (prompt, prompt.rstrip()):
             if lead.startswith(wanted):
-                return len(wanted)
+                header = self._generation_prompt(i)  # written here all the same, by some templates behind results
+                return len(wanted) + (len(header) if lead[len(wanted) :].startswith(header) else 0)
         return None
 
     def _first_head(self, lead: str) -> int | None:
         """Of a turn that nothing goes before: behind the generation prompt of a later turn."""
-        header = self._generation_prompt()
+        header = self._generation_prompt(0)
         at = lead.rfind(header) if header else -1
         return at + len(header) if at >= 0 else None
 
-    def _generation_prompt(self) -> str:
-        """What the template adds for a turn that is to be written; empty where it adds nothing."""
-        for i, message in enumerate(self.row.messages):
-            if message.role == "assistant" and i:
+    def _generation_prompt(self, turn: int) -> str:
+        """What the template adds for a turn, the first behind a question but this one; empty where it adds nothing."""
+        pairs = enumerate(pairwise(message.role for message in self.row.messages), 1)
+        for i, roles in sorted(pairs, key=lambda pair: pair[0] == turn):
+            if roles == ("user", "assistant"):
                 asked = _behind_last(self.template.prompt(self.row, self.dicts[:i]))
                 plain = _behind_last(self.template.prompt(self.row, self.dicts[:i], generation=False))
                 if asked is not None and plain is not None and asked[0] == plain[0]:
@@ -356,17 +367,24 @@ class _Turns:
         """Behind the end-of-turn token: what the template writes behind the turn whatever follows it."""
         rest, final = self.traced[last:end], i + 1 == len(self.row.messages)
         following = "" if final else self.row.messages[i + 1].role
-        tail, closed = self.template.tail((rest, following), lambda: self._tail(i, rest, final))
+        tail, closed = self.template.tail((rest, following), lambda: self._tail(i, self.traced[last - 1], rest))
         if not closed and i == self.row.last_answer:
             self.lost["the end-of-turn token of the last answer"] = None
         return last + tail
 
-    def _tail(self, i: int, rest: str, final: bool) -> tuple[int, bool]:
+    def _tail(self, i: int, letter: str, rest: str) -> tuple[int, bool]:
+        """How much of the rest belongs to the turn, and whether it has an end-of-turn token."""
         own = rest
-        if not final:
-            stopped = _behind_last(self.template.prompt(self.row, self.dicts[: i + 1], generation=False))
-            own = rest[: self.template.common(rest, stopped[1])] if stopped is not None else ""
-        if not self._generation_prompt() and (stop := self.template.first_mark(own)):
+        others = [self.dicts[: i + 1]] if i + 1 < len(self.row.messages) else []
+        if self.row.messages[i].tool_calls:  # what opens a result is no end of the call
+            question = next((given for given in self.dicts if given["role"] == "user"), None)
+            others += [[*self.dicts[: i + 1], question]] if question else []
+        for other in others:
+            text = self.template.prompt(self.row, other, generation=False) or ""
+            _, found, behind = text.partition(letter) if len(other) > i + 1 else text.rpartition(letter)
+            if found:
+                own = own[: self.template.common(own, behind)]
+        if not self._generation_prompt(i) and (stop := self.template.first_mark(own)):
             return stop, True
         own = own.rstrip()
         if self.template.closes and self.template.first_mark(own):
@@ -492,20 +510,14 @@ def _behind_last(text: str | None) -> tuple[str, str] | None:
     return (text[found[-1]], text[found[-1] + 1 :]) if len(found) else ("", text)
 
 
-_patterns: dict[str, re.Pattern[str]] = {}
+@cache
+def _words(source: str) -> tuple[str, ...]:
+    """What a template may look for in a text: the words in its source, and what JSON escapes."""
+    from jinja2 import Environment
 
-
-def _literals(source: str) -> re.Pattern[str]:
-    """Pattern of the texts that a template's source names, the longest first, and of what JSON escapes."""
-    if source not in _patterns:
-        from jinja2 import Environment
-
-        words = {
-            value[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape")
-            for _, kind, value in Environment().lex(source)
-            if kind == "string"
-        }
-        words = {word for word in words if word.strip() and len(word) > 1}
-        alternatives = [*map(re.escape, sorted(words, key=len, reverse=True)), _QUOTES]
-        _patterns[source] = re.compile("|".join(alternatives))
-    return _patterns[source]
+    words = {
+        value[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape")
+        for _, kind, value in Environment().lex(source)
+        if kind == "string"
+    }
+    return (*sorted(word for word in words if word.strip() and len(word) > 1), '"', "\\")
