@@ -69,8 +69,8 @@ class Template:
             for other, form in _other_ways(row, refusal):
                 try:
                     return self._write(other, form)
-                except _RefusalError:
-                    continue
+                except _RefusalError as another:
+                    refusal = another if another.leaves_out else refusal  # it came further
             return Refused(refusal.why)
 
     def _write(self, row: Conversation, form: Form) -> Rendered:
@@ -375,15 +375,10 @@ class _Turns:
     def _tail(self, i: int, letter: str, rest: str) -> tuple[int, bool]:
         """How much of the rest belongs to the turn, and whether it has an end-of-turn token."""
         own = rest
-        others = [self.dicts[: i + 1]] if i + 1 < len(self.row.messages) else []
-        if self.row.messages[i].tool_calls:  # what opens a result is no end of the call
-            question = next((given for given in self.dicts if given["role"] == "user"), None)
-            others += [[*self.dicts[: i + 1], question]] if question else []
-        for other in others:
-            text = self.template.prompt(self.row, other, generation=False) or ""
-            _, found, behind = text.partition(letter) if len(other) > i + 1 else text.rpartition(letter)
-            if found:
-                own = own[: self.template.common(own, behind)]
+        if i + 1 < len(self.row.messages):
+            stopped = self.template.prompt(self.row, self.dicts[: i + 1], generation=False) or ""
+            _, found, behind = stopped.rpartition(letter)
+            own = rest[: self.template.common(rest, behind)] if found else ""
         if not self._generation_prompt(i) and (stop := self.template.first_mark(own)):
             return stop, True
         own = own.rstrip()
