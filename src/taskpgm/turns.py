@@ -286,8 +286,10 @@ class _Turns:
             raise _RefusalError(f"nothing is left of turn {i + 1}, an answer to learn", leaves_out=True)
         first, last = int(places.min()), int(places.max()) + 1
         inside = self.trace.which[(self.trace.at >= first) & (self.trace.at < last)]
-        once = inside[self.trace.part[inside] != NAME]
-        if (self.trace.message[inside] != i).any() or len(np.unique(once)) < len(once):
+        own = self.trace.which[
+            (self.trace.message == i)[self.trace.which] & (self.trace.part != NAME)[self.trace.which]
+        ]
+        if (self.trace.message[inside] != i).any() or len(np.unique(own)) < len(own):
             raise _RefusalError(f"it writes turn {i + 1} twice or mixes it with others")
         return first, last
 
@@ -328,8 +330,11 @@ class _Turns:
         prompt = _OPENED.sub("", behind[1])
         for wanted in (prompt, prompt.rstrip()):
             if lead.startswith(wanted):
-                header = self._generation_prompt(i)  # written here all the same, by some templates behind results
-                return len(wanted) + (len(header) if lead[len(wanted) :].startswith(header) else 0)
+                rest, header = lead[len(wanted) :], self._generation_prompt(i)
+                if not header and rest.strip() and _says_text_alone(self.row.messages[i]):
+                    return None  # a header that no prompt has: its text is what the turn is
+                # Behind results some templates write the header although their prompt there leaves it out.
+                return len(wanted) + (len(header) if rest.startswith(header) else 0)
         return None
 
     def _first_head(self, lead: str) -> int | None:
@@ -351,8 +356,7 @@ class _Turns:
 
     def _own_start(self, i: int, first: int, begin: int) -> int | None:
         """Where the turn is its text alone: where that begins."""
-        message = self.row.messages[i]
-        if message.tool_calls or message.reasoning_content is not None:
+        if not _says_text_alone(self.row.messages[i]):
             return None
         number = int(self.trace.which[self.trace.at == first][0])
         content = self.dicts[i]["content"]
@@ -442,6 +446,10 @@ def separated(text: str) -> str:
     return text if text[-1:].isspace() else text + "\n"
 
 
+def _says_text_alone(message: Message) -> bool:
+    return not message.tool_calls and message.reasoning_content is None
+
+
 def _dicts(row: Conversation, form: Form, trace: Trace | None = None) -> list[dict[str, Any]]:
     """The messages as a template reads them, traced or not."""
     return [_dict(i, message, form, trace) for i, message in enumerate(row.messages)]
@@ -457,8 +465,8 @@ def _dict(i: int, message: Message, form: Form, trace: Trace | None) -> dict[str
         given["reasoning_content"] = hide(message.reasoning_content, THOUGHT)
     cut = max((end.end() for end in _CLOSER.finditer(message.content)), default=0) if message.role == "assistant" else 0
     content = hide(message.content[:cut], THOUGHT) + hide(message.content[cut:], TEXT)
-    if trace and message.answers and not message.content and not message.tool_calls:
-        content = trace.hide_nothing(i)
+    if trace and message.answers and not message.content.strip() and _says_text_alone(message):
+        content = trace.hide_nothing(i) + content
     given["content"] = [{"type": "text", "text": content}] if form.blocks else content
     if message.tool_calls:
         given["tool_calls"] = [_call(call, form, hide) for call in message.tool_calls]
