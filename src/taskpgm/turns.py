@@ -23,7 +23,7 @@ from taskpgm.tasks import Refused
 
 FIRST, LAST = 0x40000, 0xDFFFF  # planes without characters: the stand-ins
 NOTHING = 0x10FFFF  # what the stand-in of an empty answer stands for
-SPACES = np.array([i for i in range(0x3001) if chr(i).isspace() or i < 32], dtype=np.uint32)
+BLANK = np.array([chr(i).isspace() or i < 32 for i in range(0x3001)] + [False])  # white space by code point
 THOUGHT, TEXT, CALL, NAME = range(4)
 
 _GENERATION = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
@@ -183,7 +183,7 @@ class Trace:
         if part == NAME and not self.names:
             return text
         codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").copy()
-        hidden = ~np.isin(codes, SPACES)
+        hidden = ~BLANK[np.minimum(codes, len(BLANK) - 1)]
         for word in self.kept:
             at = text.find(word)
             while at >= 0:
@@ -220,14 +220,18 @@ class Trace:
         lengths, messages, parts = np.array([*self._owners, (0, 0, 0)], dtype=np.int64).T
         self.message, self.part = np.repeat(messages, lengths), np.repeat(parts, lengths)
         self.place = np.full(self.count, -1, dtype=np.int64)  # of each letter the first; -1: left out
-        numbers, first = np.unique(self.which, return_index=True)
-        self.place[numbers] = self.at[first]
+        self.place[self.which[::-1]] = self.at[::-1]
+        self.times = np.bincount(self.which, minlength=self.count)
         return True
 
-    def of(self, message: int, *parts: int) -> NDArray[np.int64]:
-        """Places of the letters of a message (of those parts of it), -1 for those left out."""
-        own = self.message == message
-        return self.place[own & np.isin(self.part, parts)] if parts else self.place[own]
+    def letters(self, message: int) -> slice:
+        """Numbers of the stand-ins of a message."""
+        return slice(*np.searchsorted(self.message, (message, message + 1)))
+
+    def of(self, message: int, part: int | None = None) -> NDArray[np.int64]:
+        """Places of the letters of a message (of a part of it), -1 for those left out."""
+        own = self.letters(message)
+        return self.place[own] if part is None else self.place[own][self.part[own] == part]
 
 
 class _Turns:
@@ -257,7 +261,7 @@ class _Turns:
 
     def _count_losses(self) -> None:
         last = max((i for i, message in enumerate(self.row.messages) if message.answers), default=-1)
-        for i, message in enumerate(self.row.messages):
+        for i, message in enumerate(self.row.messages if (self.trace.place < 0).any() else ()):
             if message.role == "assistant":
                 self._count_answer(i, message, "the last answer" if i == last else "earlier answers")
             elif (self.trace.of(i) < 0).any():
@@ -286,15 +290,16 @@ class _Turns:
             raise _RefusalError(f"nothing is left of turn {i + 1}, an answer to learn", leaves_out=True)
         first, last = int(places.min()), int(places.max()) + 1
         inside = self.trace.which[(self.trace.at >= first) & (self.trace.at < last)]
-        own = self.trace.which[
-            (self.trace.message == i)[self.trace.which] & (self.trace.part != NAME)[self.trace.which]
-        ]
-        if (self.trace.message[inside] != i).any() or len(np.unique(own)) < len(own):
+        own = self.trace.letters(i)
+        twice = (self.trace.times[own] > 1) & (self.trace.part[own] != NAME)
+        if (self.trace.message[inside] != i).any() or twice.any():
             raise _RefusalError(f"it writes turn {i + 1} twice or mixes it with others")
         return first, last
 
     def _names(self, i: int) -> NDArray[np.int64]:
         """Places of the functions that a turn calls, once or twice; results that name them again are left aside."""
+        if not self.row.messages[i].tool_calls:
+            return self.trace.at[:0]
         named = (self.trace.message == i) & (self.trace.part == NAME)
         at = self.trace.at[named[self.trace.which]]
         if len(at) > named.sum() and (text := self.template.prompt(self.row, self.dicts[: i + 1], generation=False)):
@@ -313,7 +318,7 @@ class _Turns:
     def _start(self, i: int, begin: int, first: int) -> int:
         """Behind the generation prompt, of which the text in front of the turn has all but opened thoughts."""
         lead, roles = self.traced[begin:first], [message.role for message in self.row.messages[:i]]
-        key = (lead, *roles[-1:])
+        key = (lead, str(_says_text_alone(self.row.messages[i])), *roles[-1:])
         head = self.template.head(key, lambda: self._head(i, begin, lead) if i else self._first_head(lead))
         if head is not None:
             return begin + head
