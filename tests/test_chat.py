@@ -224,7 +224,7 @@ def test_any_text_is_placed_exactly(texts, tmp_path_factory):
 def test_a_greeting_is_learned_with_and_without_a_template(tmp_path):
     row = conversation(("assistant", "hi"), ("user", "yes?"), ("assistant", "yes"))
     assert spoken(encoder(tmp_path, CHATML), row)[1] == f"hi{END}yes{END}"
-    assert spoken(encoder(tmp_path, None), row)[1] == "hi<|endoftext|>yes<|endoftext|>"
+    assert spoken(encoder(tmp_path, None, bos=True), row)[1] == "hi<|endoftext|>yes<|endoftext|>"
 
 
 def test_an_empty_answer_teaches_its_end(tmp_path):
