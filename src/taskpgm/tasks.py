@@ -280,14 +280,16 @@ def _check_refused(source: Source, reading: Reading, keys: list[str], rows: dict
     first = f", the first at {at}" if len(refused) > 1 else f", {at}"
     raise UserError(
         f"{title_of(source)}: the model's chat template cannot take {len(refused)} of {len(keys)} rows{first}: {why}. "
-        "Correct or remove such rows, or leave them out with `refused: drop`."
+        "Correct or remove such rows, mend the template, or leave them out with `refused: drop`."
     )
 
 
 def _losses(keys: set[str], lost: dict[str, tuple[str, ...]]) -> list[str]:
     """What the template leaves out of the rows of a set, in words."""
     counts = Counter(what for key in keys for what in lost.get(key, ()))
-    return [f"{count} rows: the chat template leaves out {what}" for what, count in sorted(counts.items())]
+    return [
+        f"{count} row{'s' * (count > 1)}: the chat template leaves out {what}" for what, count in sorted(counts.items())
+    ]
 
 
 def _ranked(keys: list[str], rows: dict[str, Row | None], reading: Reading) -> list[Row]:

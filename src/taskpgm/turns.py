@@ -79,7 +79,8 @@ class Template:
         if form.blocks and "'type': 'text'" in text:
             raise _RefusalError("it writes lists of texts as Python does")
         words = _words(self._source(row))
-        for kept, names in (((), True), (words, True), (words, False)):
+        tags = tuple(word for word in words if not word.isalnum())
+        for kept, names in (((), True), (tags, True), (tags, False), (words, False)):
             trace = Trace(kept, names)
             dicts = _dicts(row, form, trace)
             try:
@@ -98,7 +99,10 @@ class Template:
             return None
 
     def _source(self, row: Conversation) -> str:
-        return str(self._tokenizer.get_chat_template(tools=list(row.tools) or None))
+        try:
+            return str(self._tokenizer.get_chat_template(tools=list(row.tools) or None))
+        except ValueError as error:  # named templates without a default
+            raise _RefusalError(first_line(error)) from error
 
     def _marked(self, row: Conversation) -> bool:
         """Whether the template marks by {% generation %} what the assistant says."""
@@ -390,11 +394,10 @@ class _Turns:
             own = rest[: self.template.common(rest, behind)] if found else ""
         if not self._generation_prompt(i) and (stop := self.template.first_mark(own)):
             return stop, True
-        own = own.rstrip()
         if self.template.closes and self.template.first_mark(own):
-            return len(own), True
+            return len(own.rstrip()), True
         stop = self.template.mark_behind(rest[len(own) :])
-        return len(own) + stop, bool(stop)
+        return (len(own) + stop if stop else len(own.rstrip())), bool(stop)
 
     def _marked_spans(self) -> list[tuple[int, int]]:
         """The template's own marks of learned turns, once it is sure that they hold every answer and nothing else."""
@@ -480,23 +483,24 @@ def _dict(i: int, message: Message, form: Form, trace: Trace | None) -> dict[str
 
 def _call(call: dict[str, Any], form: Form, hide: Callable[[str, int], str]) -> dict[str, Any]:
     """A call with its arguments as an object, the form that templates document, whatever form they came in."""
-    function = dict(call.get("function") or {})
+    given = call.get("function", call)
+    function = {**given}
     if isinstance(function.get("name"), str):
         function["name"] = hide(function["name"], NAME)
     if "arguments" in function:
         arguments = function["arguments"]
-        if isinstance(arguments, str):
-            arguments = _object(arguments)
-        arguments = _hidden(arguments, hide)
+        arguments = _hidden(_object(arguments) if isinstance(arguments, str) else arguments, hide)
         as_text = form.text_arguments and not isinstance(arguments, str)
         function["arguments"] = json.dumps(arguments, ensure_ascii=False) if as_text else arguments
-    return {**call, "function": function}
+    return function if given is call else {**call, "function": function}
 
 
 def _object(text: str) -> Any:
+    """The object that a JSON text is, or the text where it is none (or holds half a surrogate pair)."""
     try:
         found = json.loads(text)
-    except ValueError:
+        json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         return text
     return found if isinstance(found, dict) else text
 
