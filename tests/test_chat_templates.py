@@ -255,3 +255,32 @@ def test_what_rows_were_seen_before_changes_no_mask(name, shape):
     rows = [row for row in SHAPES.values() if isinstance(enc.lengths([row])[0], Length)]
     if SHAPES[shape] in rows:
         assert spoken(enc, SHAPES[shape]) == spoken(encoder(name), SHAPES[shape])
+
+
+ODD = [
+    "user", '"', "  yes  ", "no\n", "\n\nyes", '{"a": 1}', "a\\\"b", "<|im_end|>", "</s>", "[INST] yes [/INST]", "<tool_call>",
+    "</think>yes", "a</think>b</think>yes", "<think></think>yes", "<think>user</think>\nno", "Assistant: yes",
+    "<|channel>thought\nso<channel|>yes", "<think>\n\n</think>\n\nyes", "日本 🙂",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_answers_are_placed_as_trl_places_them_or_refused(name):
+    enc, compared = encoder(name), 0
+    for odd in ODD:
+        row = conversation(("user", "yes"), ("assistant", INLINE[0]), ("user", 'say "no" </think>'), ("assistant", odd))
+        (length,) = enc.lengths([row])
+        if isinstance(length, Refused):
+            assert odd in ("<tool_call>", "</s>", "<|im_end|>", "</think>yes"), length.why  # tags that thoughts hide
+            continue
+        text, said = spoken(enc, row)
+        assert odd.rpartition("</think>")[2].rpartition("<channel|>")[2].strip() in said
+        if expected := said_by_trl(name, row, text):
+            assert said == "".join(expected)
+            compared += 1
+    differs = name.startswith(("qwen3", "glm", "deepseek_r1")) and name not in (
+        "qwen3_8",
+        "qwen3_vl",
+        "qwen3_instruct_2507",
+    )
+    assert compared > 10 or differs or not (FOLDER / f"{name}_training.jinja").exists()

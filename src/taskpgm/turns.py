@@ -25,6 +25,7 @@ FIRST, LAST = 0x40000, 0xDFFFF  # planes without characters: the stand-ins
 NOTHING = 0x10FFFF  # what the stand-in of an empty answer stands for
 BLANK = np.array([chr(i).isspace() or i < 32 for i in range(0x3001)] + [False])  # white space by code point
 THOUGHT, TEXT, CALL, NAME = range(4)
+QUOTES = ('"', "\\")  # escaped where a call is written as JSON
 
 _GENERATION = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
 _CLOSER = re.compile(r"</[\w:]*think(?:ing)?>|\[/THINK\]|◁/think▷|<channel\|>")
@@ -70,7 +71,8 @@ class Template:
                 try:
                     return self._write(other, form)
                 except _RefusalError as another:
-                    refusal = another if another.leaves_out else refusal  # it came further
+                    if another.leaves_out and not refusal.leaves_out:
+                        refusal = another  # it came further
             return Refused(refusal.why)
 
     def _write(self, row: Conversation, form: Form) -> Rendered:
@@ -79,7 +81,8 @@ class Template:
         if form.blocks and "'type': 'text'" in text:
             raise _RefusalError("it writes lists of texts as Python does")
         words = _words(self._source(row))
-        tags = tuple(word for word in words if not word.isalnum())
+        quoted = any(message.tool_calls or message.role == "tool" for message in row.messages)
+        tags = tuple(word for word in words if not word.isalnum() and (quoted or word not in QUOTES))
         for kept, names in (((), True), (tags, True), (tags, False), (words, False)):
             trace = Trace(kept, names)
             dicts = _dicts(row, form, trace)
@@ -532,4 +535,4 @@ def _words(source: str) -> tuple[str, ...]:
         for _, kind, value in Environment().lex(source)
         if kind == "string"
     }
-    return (*sorted(word for word in words if word.strip() and len(word) > 1), '"', "\\")
+    return (*sorted(word for word in words if word.strip() and len(word) > 1), *QUOTES)
