@@ -284,3 +284,48 @@ def test_odd_answers_are_placed_as_trl_places_them_or_refused(name):
         "qwen3_instruct_2507",
     )
     assert compared > 10 or differs or not (FOLDER / f"{name}_training.jinja").exists()
+
+
+def called(*arguments, text="", thought=None, then=()):
+    """A row with a call for each of the arguments, and what follows it."""
+    calls = [
+        {"type": "function", "id": f"c{i}", "function": {"name": "odd", "arguments": given}}
+        for i, given in enumerate(arguments)
+    ]
+    turn = Message("assistant", text, reasoning_content=thought, tool_calls=tuple(calls))
+    results = [Message("tool", "odd", tool_call_id=f"c{i}", name="odd") for i in range(len(calls))] if then else []
+    return Conversation((Message("user", "odd"), turn, *results, *then), (TOOL,))
+
+
+CALLED = {
+    "numbers alone": called({"n": 7}, then=(Message("assistant", A2),)),
+    "no arguments": called({}, then=(Message("assistant", A2),)),
+    "two calls": called({"n": 7}, {"how": "odd"}, then=(Message("assistant", A2),)),
+    "arguments as text": called('{"n": 7}', then=(Message("assistant", A2),)),
+    "at the end": called({"how": 'say "x" \\ y'}),
+    "with text": called({"n": 7}, text="Let me see."),
+    "with thoughts": called({"n": 7}, thought=T1, then=(Message("assistant", A2), Message("user", Q2), Message("assistant", A1))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "shape"), [*product(NAMES, CALLED)])
+def test_calls_are_learned_as_trl_learns_them_or_refused(name, shape):
+    enc, row = encoder(name), CALLED[shape]
+    (length,) = enc.lengths([row])
+    if isinstance(length, Refused):
+        assert name in SILENT or name.startswith(("cohere", "gemma", "gptoss", "llama3", "muse", "diffusion")), (
+            length.why
+        )
+        return
+    text, said = spoken(enc, row)
+    calls = [{**c, "function": {"name": "odd", "arguments": {"n": 7}}} for c in row.messages[1].tool_calls]
+    if shape == "arguments as text":  # TRL's templates want objects
+        row = Conversation(
+            (row.messages[0], Message("assistant", tool_calls=tuple(calls)), *row.messages[2:]), row.tools
+        )
+    if expected := said_by_trl(name, row, text):
+        assert said.replace("<|tool_response>", "") == "".join(expected)
+    else:
+        assert (A2 in said) == (len(row.messages) > 2)
+        assert said.count("odd") == len(calls) + (shape == "two calls")
+        assert said.count("odd") < text.count("odd")
