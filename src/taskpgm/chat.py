@@ -19,7 +19,7 @@ from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError, first_line
 from taskpgm.messages import Conversation, Message
 from taskpgm.tasks import Length, Refused
-from taskpgm.turns import Rendered, Template, separated
+from taskpgm.chat_template import Rendered, Template, separated
 
 BATCH = 512  # rows tokenised at a time
 

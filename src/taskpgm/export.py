@@ -9,7 +9,7 @@ from typing import Literal
 from taskpgm.errors import UserError
 from taskpgm.plan import RowPlan
 from taskpgm.tasks import Row, TaskPool
-from taskpgm.turns import separated
+from taskpgm.chat_template import separated
 
 Format = Literal["messages", "prompt_completion"]
 
