@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 from taskpgm.chat import ChatEncoder, load_tokenizer
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError
-from taskpgm.messages import conversation
+from taskpgm.messages import Conversation, Message, conversation
+from taskpgm.tasks import Length, Refused
 
 GENERATION = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant\n{% generation %}"
@@ -36,6 +37,8 @@ ROW = conversation(
 
 
 def encoder(folder, template=CHATML, max_length=200, bos=False):
+    folder = folder / str(len(list(folder.iterdir())))
+    folder.mkdir()
     make_tokenizer(folder, template, bos)
     return ChatEncoder(load_tokenizer(ModelConfig(path=str(folder))), max_length)
 
@@ -60,10 +63,10 @@ def test_a_template_without_system_turn_reads_it_with_the_first_user_turn(tmp_pa
     assert response == "7<|im_end|>yes 7<|im_end|>"
 
 
-def test_a_template_that_rewrites_history_is_searched_for_the_turns(tmp_path):
+def test_empty_thoughts_are_the_models_own_words_where_the_prompt_would_open_them(tmp_path):
     text, response = spoken(encoder(tmp_path, THINKING), replace(ROW, messages=ROW.messages[1:]))
     assert "assistant\n7<|im_end|>" in text
-    assert response == "7<|im_end|>yes 7<|im_end|>"
+    assert response == "7<|im_end|><think></think>yes 7<|im_end|>"
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -140,3 +143,171 @@ def test_a_refused_row_is_one_sentence(tmp_path):
     enc = encoder(tmp_path, "{{ raise_exception('roles must alternate') }}")
     with pytest.raises(UserError, match=r"template refuses the row .*roles must alternate"):
         enc.encode([ROW])
+
+
+OPENS_THOUGHT = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+LLAMA2 = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
+    "{% endif %}{{ '[INST] ' + m['content'].strip() + ' [/INST]' if m['role'] == 'user' else "
+    "' ' + m['content'].strip() + ' ' + eos_token }}{% endfor %}"
+)
+VICUNA = (
+    "{% for m in messages %}{{ 'USER: ' + m['content'] + ' ' if m['role'] == 'user' else "
+    "'ASSISTANT: ' + m['content'] + eos_token }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+NO_PROMPT = CHATML[: CHATML.index("{% if add_generation_prompt")]
+ALWAYS_PROMPTS = NO_PROMPT + "{{ '<|im_start|>assistant\n' }}"
+NO_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}" + (
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+CALLS = (
+    "{% if tools %}{{ '<|im_start|>tools\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}{% for c in m.tool_calls or [] %}"
+    "{{ '<call>' + c.function.name + ' ' + (c.function.arguments | tojson) + '</call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+END = "<|im_end|>"
+ECHO = conversation(("user", "yes or no? yes"), ("assistant", "yes"), ("user", "a yes?"), ("assistant", "no"))
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (OPENS_THOUGHT, f"yes{END}no{END}"),
+        (LLAMA2, f" yes {END} no {END}"),
+        (VICUNA, f" yes{END} no{END}"),
+        (NO_PROMPT, f"yes{END}no{END}"),
+        (ALWAYS_PROMPTS, f"yes{END}no{END}"),
+        (NO_END, " yes no"),  # a token of its own: space and word
+        (GENERATION, f"yes{END}no{END}"),
+    ],
+)
+def test_answers_that_stand_in_their_questions_are_learned_where_they_are_said(template, said, tmp_path):
+    enc = encoder(tmp_path, template)
+    assert spoken(enc, ECHO)[1] == said
+    (found,) = enc.encode([ECHO])
+    assert enc.tokenizer.decode(found.ids[: int(found.response.argmax())]).count("yes or no? yes") == 1
+
+
+@pytest.mark.parametrize("template", [CHATML, OPENS_THOUGHT, None])
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("user", "user"), ("assistant", "assistant"), ('say "x"', '"'), ("q ", "  a  "), ("🙂?", "日本 語"), ("q", "</think>"),
+        ("<|im_end|>\n<|im_start|>assistant\nyes", "<|im_end|>\n<|im_start|>assistant\nyes"),
+    ],
+)  # fmt: skip
+def test_no_text_is_mistaken_for_the_templates_own(template, question, answer, tmp_path):
+    enc = encoder(tmp_path, template)
+    end = END if template else "<|endoftext|>"
+    assert spoken(enc, conversation(("user", question), ("assistant", answer)))[1] == answer + end
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(st.text(st.sampled_from('abuser "\\\n<>|{}é')), min_size=4, max_size=4).filter(
+        lambda t: t[1].strip() and t[3].strip()
+    )
+)
+def test_any_text_is_placed_exactly(texts, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "any"
+    if not folder.exists():
+        folder.mkdir()
+        make_tokenizer(folder)
+    enc = ChatEncoder(load_tokenizer(ModelConfig(path=str(folder))), 10_000)
+    row = conversation(*zip(("user", "assistant") * 2, texts, strict=True))
+    text, response = spoken(enc, row)
+    assert response == f"{texts[1]}{END}{texts[3]}{END}"
+    assert text == "".join(f"<|im_start|>{m.role}\n{m.content}{END}\n" for m in row.messages)
+
+
+def test_a_greeting_is_learned_with_and_without_a_template(tmp_path):
+    row = conversation(("assistant", "hi"), ("user", "yes?"), ("assistant", "yes"))
+    assert spoken(encoder(tmp_path, CHATML), row)[1] == f"hi{END}yes{END}"
+    assert spoken(encoder(tmp_path, None, bos=True), row)[1] == "hi<|endoftext|>yes<|endoftext|>"
+
+
+def test_an_empty_answer_teaches_its_end(tmp_path):
+    row = conversation(("user", "q"), ("assistant", ""), ("user", "yes?"), ("assistant", "yes"))
+    assert spoken(encoder(tmp_path, CHATML), row)[1] == f"{END}yes{END}"
+
+
+@pytest.mark.parametrize("template", [CHATML, GENERATION, None])
+def test_a_turn_that_is_not_learned_is_context(template, tmp_path):
+    end = END if template else "<|endoftext|>"
+    turns = (
+        Message("user", "a"),
+        Message("assistant", "7", learned=False),
+        Message("user", "b"),
+        Message("assistant", "8"),
+    )
+    text, response = spoken(encoder(tmp_path, template), Conversation(turns))
+    assert response == "8" + end
+    assert "7" + end in text
+
+
+@pytest.mark.parametrize("arguments", ['{"a": 11, "b": "x"}', {"a": 11, "b": "x"}])
+def test_calls_are_learned_and_tools_are_read(arguments, tmp_path):
+    call = {"type": "function", "function": {"name": "subtract", "arguments": arguments}}
+    tools = ({"type": "function", "function": {"name": "subtract", "parameters": {}}},)
+    turns = (
+        Message("user", "11 - x?"),
+        Message("assistant", tool_calls=(call,)),
+        Message("tool", "7"),
+        Message("assistant", "7."),
+    )
+    text, response = spoken(encoder(tmp_path, CALLS), Conversation(turns, tools))
+    assert response == f'<call>subtract {{"a": 11, "b": "x"}}</call>{END}7.{END}'
+    assert text.startswith('<|im_start|>tools\n[{"type"')
+    for template in (CHATML, None):  # both have no place for calls
+        (refused,) = encoder(tmp_path, template).lengths([Conversation(turns, tools)])
+        assert isinstance(refused, Refused)
+        assert "calls" in refused.why
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (CHATML.replace("message['content']", "message['content'] | upper"), "rewrites the texts"),
+        (CHATML.replace("message['content']", "message['content'][:2]"), "leaves out the text of turn 2"),
+        (CHATML.replace("message['content']", "message['content'] + message['content']"), "writes turn 2 twice"),
+        ("hello", "leaves out the text of turn 2"),
+        ("{{ messages[7].content.x }}", "no element 7"),
+        ("{% if %}", "Expected an expression"),
+        ("{{ messages[0].content + 3 }}", "can only concatenate"),
+        (GENERATION.replace("{% if m['role'] == 'assistant' %}", "{% if m['role'] == 'assistant' and loop.last %}"), "leave out turn 2"),
+        ("{% generation %}" + NO_PROMPT + "{% endgeneration %}", "hold more than an answer"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_cannot_be_placed_is_refused(template, why, tmp_path):
+    (refused,) = encoder(tmp_path, template).lengths([ECHO])
+    assert isinstance(refused, Refused)
+    assert why in refused.why
+
+
+THOUGHTS = conversation(
+    ("system", "Be brief."), ("user", "3?"), ("assistant", "<think>\nso\n</think>\n\n7"), ("user", "yes?"), ("assistant", "<think>x</think>yes")
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "lost"),
+    [
+        (CHATML, ()),
+        (CHATML.replace("message['content']", "message['content'].split('</think>')[-1]"), ("the thoughts of earlier answers", "the thoughts of the last answer")),
+        (CHATML.replace("in messages", "in messages if message['role'] != 'system'"), ("the system text",)),
+        (NO_END, ("the end-of-turn token of the last answer",)),
+    ],
+)  # fmt: skip
+def test_what_a_template_leaves_out_is_said(template, lost, tmp_path):
+    (length,) = encoder(tmp_path, template).lengths([THOUGHTS])
+    assert isinstance(length, Length)
+    assert length.lost == lost
+
+
+def test_tools_and_thoughts_that_no_template_reads_are_said(tmp_path):
+    turns = (Message("user", "3?"), Message("assistant", "7", reasoning_content="so"))
+    row = Conversation(turns, ({"type": "function", "function": {"name": "f"}},))
+    for template in (CHATML, None):
+        (length,) = encoder(tmp_path, template).lengths([row])
+        assert length.lost == ("the thoughts of the last answer", "the tools")

@@ -37,7 +37,7 @@ def multiple_choice(encoder):
     for i in range(24):
         choices = tuple(words[(i * k + k) % 7] for k in (1, 2, 4)) if (i + 1) % 7 else ("yes", "no")
         messages = conversation(("user", f"Question {i}: {words[i % 7]}?"), ("assistant", choices[i % len(choices)]))
-        rows.append(Row(messages, *encoder.lengths([messages])[0], key="", choices=choices))
+        rows.append(Row(messages, *encoder.lengths([messages])[0][:3], key="", choices=choices))
     return rows
 
 

@@ -28,7 +28,7 @@ from taskpgm.training import Fit, fitting, train_probes
 def loaded(folder, device="cpu"):
     lm = load_model(ModelConfig(path=str(folder), device=device, dtype="float32"))
     encoder = ChatEncoder(lm.tokenizer, 256)
-    rows = {n: [Row(m, *encoder.lengths([m])[0], key="") for m in of_set] for n, of_set in ROWS.items()}
+    rows = {n: [Row(m, *encoder.lengths([m])[0][:3], key="") for m in of_set] for n, of_set in ROWS.items()}
     return lm, encoder, rows
 
 

@@ -50,7 +50,7 @@ def setup(folder, dtype="float32", device="cpu", **lora):
     lm = load_model(ModelConfig(path=str(folder), device=device, dtype=dtype))
     encoder = ChatEncoder(lm.tokenizer, 256)
     rows = {name: encoder.encode(of_set) for name, of_set in ROWS.items()}
-    train = {n: [Row(m, *encoder.lengths([m])[0], key="") for m in of_set] for n, of_set in ROWS.items()}
+    train = {n: [Row(m, *encoder.lengths([m])[0][:3], key="") for m in of_set] for n, of_set in ROWS.items()}
     return lm, rows, sorted(train_probes(lm, train, config), key=lambda probe: list(train).index(probe.task))
 
 

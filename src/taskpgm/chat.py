@@ -7,26 +7,21 @@ Needs transformers, not torch. With a chat template of its own a model sees that
 where ⏎ is a newline, left out after text that ends in white space.
 """
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from taskpgm.chat_template import Rendered, Template, separated
 from taskpgm.checkpoint import model_folder
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError, first_line
-from taskpgm.messages import Conversation
-from taskpgm.tasks import Length
+from taskpgm.messages import Conversation, Message
+from taskpgm.tasks import Length, Refused
 
-_GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
-
-
-def separated(text: str) -> str:
-    """The text of a system or user turn as the plain template ends it: with a newline unless white space does."""
-    return text if text[-1:].isspace() else text + "\n"
+BATCH = 512  # rows tokenised at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +62,19 @@ class ChatEncoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.has_template = bool(tokenizer.chat_template)
-        self._own_mask = self.has_template and bool(_GENERATION.search(str(tokenizer.chat_template)))
+        self._template = Template(tokenizer) if self.has_template else None
         self._end = tokenizer.eos_token or ""
         bos = tokenizer.bos_token_id
         self._bos = bos if bos is not None and list(tokenizer("a").input_ids[:1]) == [bos] else None
-        marks = sorted({t for t in tokenizer.get_added_vocab() if t}, key=len, reverse=True)
-        self._mark = re.compile("|".join(map(re.escape, marks))) if marks else None
 
-    def lengths(self, rows: Sequence[Conversation]) -> list[Length | None]:
-        """Tokens, response tokens and whether the prompt was cut, for each row; None where its end does not fit."""
-        return [
-            None if e is None else Length(len(e.ids), int(e.response.sum()), e.truncated)
-            for start in range(0, len(rows), 512)
-            for e in self.encode(rows[start : start + 512])
-        ]
+    def lengths(self, rows: Sequence[Conversation]) -> list[Length | Refused | None]:
+        """What each row costs; refused where its answers cannot be placed; None where its end does not fit."""
+        measured: list[Length | Refused | None] = []
+        for start in range(0, len(rows), BATCH):
+            written = [self._write(row) for row in rows[start : start + BATCH]]
+            encoded = iter(self._tokenise([one for one in written if isinstance(one, Rendered)]))
+            measured += [one if isinstance(one, Refused) else _length(next(encoded), one.lost) for one in written]
+        return measured
 
     def encode(self, rows: Sequence[Conversation]) -> list[Encoded | None]:
         """Ids and response mask of each row, cut from the left of the prompt to `max_length`.
@@ -91,36 +85,36 @@ class ChatEncoder:
         Raises:
             UserError: the model's template refuses a row, or hides where its assistant turns are.
         """
-        full = self._encode_masked(rows) if self._own_mask else self._encode_by_offsets(rows)
-        return [self._fit(ids, response) for ids, response in full]
-
-    def _encode_masked(self, rows: Sequence[Conversation]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-        """Ids and mask as the template's own {% generation %} block marks them."""
+        written = []
         for row in rows:
-            out = self._apply(row, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-            mask = np.array(out["assistant_masks"], dtype=bool)
-            if not mask.any():
-                raise UserError(f"The chat template's generation block marks no assistant token in {_shown(row)}.")
-            yield np.array(out["input_ids"], dtype=np.int32), mask
+            one = self._write(row)
+            if isinstance(one, Refused):
+                raise UserError(f"The model's chat template refuses {_shown(row)}: {one.why}.")
+            written.append(one)
+        return self._tokenise(written)
 
-    def _encode_by_offsets(self, rows: Sequence[Conversation]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-        """Ids of the rendered text; a token is a response token where it overlaps an assistant span."""
-        if not rows:
-            return
-        rendered = [self._spans(row) for row in rows]
+    def _write(self, row: Conversation) -> Rendered | Refused:
+        return self._template.write(row) if self._template else _plain(row, self._end)
+
+    def _tokenise(self, written: Sequence[Rendered]) -> list[Encoded | None]:
+        """Ids of the rendered texts; a token is a response token where it overlaps a span."""
+        if not written:
+            return []
         batch = self.tokenizer(
-            [text for text, _ in rendered],
+            [one.text for one in written],
             add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False,
         )  # fmt: skip
-        for (_, spans), ids, offsets in zip(rendered, batch["input_ids"], batch["offset_mapping"], strict=True):
+        encoded = []
+        for one, ids, offsets in zip(written, batch["input_ids"], batch["offset_mapping"], strict=True):
             start, end = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
             response = np.zeros(len(ids), dtype=bool)
-            for a, b in spans:
+            for a, b in one.spans:
                 response |= (end > a) & (start < b)
             ids_array = np.array(ids, dtype=np.int32)
             if not self.has_template and self._bos is not None:
                 ids_array, response = np.r_[np.int32(self._bos), ids_array], np.r_[False, response]
-            yield ids_array, response
+            encoded.append(self._fit(ids_array, response))
+        return encoded
 
     def _fit(self, ids: NDArray[np.int32], response: NDArray[np.bool_]) -> Encoded | None:
         cut = len(ids) - self.max_length
@@ -136,67 +130,41 @@ class ChatEncoder:
         response[:whole] = False
         return Encoded(np.r_[ids[:head], ids[cut:]], np.r_[response[:head], response[cut:]], truncated=True)
 
-    def _spans(self, row: Conversation) -> tuple[str, list[tuple[int, int]]]:
-        """The rendered row and the character spans of its assistant turns, end-of-turn included."""
-        if not self.has_template:
-            return _plain(row, self._end)
-        text = str(self._apply(row, tokenize=False))
-        spans, cursor = [], 0
-        for i, message in enumerate(row.messages):
-            if message.role != "assistant":
-                continue
-            prompt = str(
-                self._apply(replace(row, messages=row.messages[:i]), tokenize=False, add_generation_prompt=True)
-            )
-            start, end = _locate(text, prompt, message.content, cursor)
-            cursor = self._turn_end(text, end)
-            spans.append((start, cursor))
-        return text, spans
 
-    def _turn_end(self, text: str, end: int) -> int:
-        """End of the end-of-turn token right behind a turn's text; the text's own end where there is none."""
-        after = end
-        while text[after : after + 1] == " ":  # "[/INST] text </s>"
-            after += 1
-        mark = self._mark.match(text, after) if self._mark else None
-        return mark.end() if mark else end
-
-    def _apply(self, row: Conversation, **options: Any) -> Any:
-        from jinja2.exceptions import TemplateError
-
-        try:
-            return self.tokenizer.apply_chat_template(row.to_dicts(), **options)
-        except TemplateError as error:
-            roles = [message.role for message in row.messages[:2]]
-            if roles == ["system", "user"]:  # templates without a system turn
-                system, user, *rest = row.messages
-                merged = replace(user, content=separated(system.content) + user.content)
-                return self._apply(replace(row, messages=(merged, *rest)), **options)
-            raise UserError(f"The model's chat template refuses {_shown(row)}: {error}.") from error
+def _length(encoded: Encoded | None, lost: tuple[str, ...]) -> Length | None:
+    """What an encoded row costs."""
+    if encoded is None:
+        return None
+    return Length(len(encoded.ids), int(encoded.response.sum()), encoded.truncated, lost)
 
 
-def _locate(text: str, prompt: str, content: str, cursor: int) -> tuple[int, int]:
-    """Start and end of an assistant turn: from behind the generation prompt to the end of its text.
-
-    Where the template rewrites earlier turns, the prompt is no prefix and the turn starts at its own text.
-    """
-    start = len(prompt) if text.startswith(prompt) else cursor
-    for said in (content, content.strip()):
-        found = text.find(said, start)
-        if found >= 0:
-            return (start if text.startswith(prompt) else found), found + len(said)
-    raise UserError(f"Cannot find the assistant's turn {content[:40]!r} in the row rendered by the chat template.")
-
-
-def _plain(row: Conversation, end: str) -> tuple[str, list[tuple[int, int]]]:
+def _plain(row: Conversation, end: str) -> Rendered | Refused:
+    """The row in the plain template, which has no place for calls, tools and thoughts."""
+    if any(message.answers and message.tool_calls for message in row.messages):
+        return Refused("the tokenizer has no chat template, and without one there is no way to write tool calls")
     text, spans = "", []
     for message in row.messages:
-        if message.role == "assistant":
-            spans.append((len(text), len(text) + len(message.content) + len(end)))
-            text += message.content + end
-        else:
+        if message.role != "assistant":
             text += separated(message.content)
-    return text, spans
+            continue
+        if message.answers:
+            spans.append((len(text), len(text) + len(message.content) + len(end)))
+        text += message.content + end
+    return Rendered(text, spans, _plain_losses(row))
+
+
+def _plain_losses(row: Conversation) -> tuple[str, ...]:
+    def thinks(message: Message) -> bool:
+        return message.reasoning_content is not None
+
+    last = row.last_answer
+    found = {
+        "the thoughts of earlier answers": any(map(thinks, row.messages[:last])),
+        "the thoughts of the last answer": thinks(row.messages[last]),
+        "the tool calls of turns that are not learned": any(message.tool_calls for message in row.messages),
+        "the tools": bool(row.tools),
+    }
+    return tuple(what for what, lost in found.items() if lost)
 
 
 def _shown(row: Conversation) -> str:

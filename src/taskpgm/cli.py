@@ -89,11 +89,16 @@ def init(
 
 
 @app.command()
-def check(config: ConfigFile) -> None:
+def check(
+    config: ConfigFile,
+    show: Annotated[
+        int, typer.Option(help="Print so many rows of every set as the model sees them, what is learned marked.", min=0)
+    ] = 0,
+) -> None:
     """Read and tokenise everything, train nothing; show what a run would use."""
     from taskpgm.chat import ChatEncoder, load_tokenizer
     from taskpgm.pipeline import allowed_shares
-    from taskpgm.summary import pool_view
+    from taskpgm.summary import pool_view, rows_view
     from taskpgm.tasks import load_tasks
 
     settings = load_config(config)
@@ -101,6 +106,8 @@ def check(config: ConfigFile) -> None:
         encoder = ChatEncoder(load_tokenizer(settings.model), settings.probes.max_length)
         pool = load_tasks(settings, encoder.lengths, bars.tell)
     allowed_shares(pool, settings)
+    if show:
+        screen.print(rows_view(pool, encoder, show, marked=screen.no_color or not screen.is_terminal), soft_wrap=True)
     screen.print(pool_view(pool, settings))
     screen.print("[green]ok[/]: ready to run")
 

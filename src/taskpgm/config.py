@@ -95,6 +95,11 @@ class Source(Section):
         "where the columns have these names; {thinking: ''} ignores a column. Evaluation also reads choices (a list of "
         "answers, one of them the row's) and reasoning_gym (what its verifier needs).",
     )
+    refused: Literal["error", "drop"] = Field(
+        "error",
+        description="Rows that the model's chat template does not take, or whose answers it hides: error, or drop "
+        "(they are counted).",
+    )
 
 
 class TaskConfig(Source):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from taskpgm.chat import separated
+from taskpgm.chat_template import separated
 from taskpgm.errors import UserError
 from taskpgm.plan import RowPlan
 from taskpgm.tasks import Row, TaskPool

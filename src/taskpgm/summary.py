@@ -17,6 +17,7 @@ from taskpgm.selection import Selection
 from taskpgm.tasks import TaskPool
 
 if TYPE_CHECKING:
+    from taskpgm.chat import ChatEncoder, Encoded
     from taskpgm.estimate import RunEstimate
     from taskpgm.predict import Prediction
 
@@ -184,7 +185,8 @@ def pool_view(pool: TaskPool, config: Config) -> RenderableType:
         rows = [*s.train, *s.contexts, *s.validation]
         c = s.counts
         notes = {
-            "duplicates": c.duplicates, "too long, dropped": c.too_long, "prompt cut": c.truncated,
+            "duplicates": c.duplicates, "too long, dropped": c.too_long,
+            "refused by the chat template, dropped": c.refused, "prompt cut": c.truncated,
             "held out elsewhere, dropped": c.train_dropped + c.validation_dropped,
         }  # fmt: skip
         table.add_row(
@@ -204,6 +206,28 @@ def pool_view(pool: TaskPool, config: Config) -> RenderableType:
         f"{len(pool.tasks) * config.probes.seeds} of them" + (" from a warm start" if config.probes.warm_start else "")
     )
     return Group(table, *map(Text, lines))
+
+
+def rows_view(pool: TaskPool, encoder: "ChatEncoder", most: int, marked: bool) -> RenderableType:
+    """The first rows of every set as the model sees them: learned text in green, in «» where `marked`."""
+    parts = []
+    for s in pool.all:
+        rows = (s.train or s.contexts)[:most]
+        for i, (row, encoded) in enumerate(zip(rows, encoder.encode([r.conversation for r in rows]), strict=True), 1):
+            assert encoded is not None, "rows of a pool fit"
+            cut = ", prompt cut" * row.truncated
+            title = f"{s.name}, row {i}: {row.tokens} tokens, {row.response_tokens} of them learned{cut}"
+            parts += [Text(title, style="bold"), _seen(encoder, encoded, marked), Text()]
+    return Group(*parts)
+
+
+def _seen(encoder: "ChatEncoder", encoded: "Encoded", marked: bool) -> Text:
+    """Text of one row's tokens."""
+    text, starts = Text(), np.flatnonzero(np.diff(np.r_[False, encoded.response].astype(np.int8)) != 0)
+    for ids, learned in zip(np.split(encoded.ids, starts), [False, *encoded.response[starts]], strict=True):
+        if piece := encoder.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False):
+            text.append(f"«{piece}»" if learned and marked else piece, style="bold green" if learned else "")
+    return text
 
 
 def _interval(task: Mapping[str, Any]) -> str:

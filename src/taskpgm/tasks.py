@@ -6,6 +6,7 @@ set are its contexts, and a row that two tasks share falls on the same side in b
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -15,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taskpgm.config import Config, ContextConfig, TargetConfig
-from taskpgm.conversations import Layout, Reading, read_source
+from taskpgm.config import Config, ContextConfig, Source, TargetConfig
+from taskpgm.conversations import Layout, Reading, read_source, title_of
 from taskpgm.errors import UserError
 from taskpgm.messages import Conversation
 
@@ -30,9 +31,17 @@ class Length(NamedTuple):
     tokens: int
     response_tokens: int
     truncated: bool
+    lost: tuple[str, ...] = ()  # what of the row the template leaves out: "the system text"
 
 
-Measure = Callable[[Sequence[Conversation]], list[Length | None]]  # None: the completion does not fit
+class Refused(NamedTuple):
+    """A row that cannot be used, and why: the model's chat template refuses it, or hides what is to be learned."""
+
+    why: str
+
+
+Measured = Length | Refused | None  # None: the completion does not fit
+Measure = Callable[[Sequence[Conversation]], Sequence[Measured]]
 Tell = Callable[[str, int, int], None]  # (what, done, total)
 
 
@@ -57,7 +66,8 @@ class Row:
 class Counts:
     """Where the rows of a set went.
 
-    read + validation_read = duplicates + too_long + validation_dropped + train_dropped + the rows on all sides.
+    read + validation_read = duplicates + too_long + refused + validation_dropped + train_dropped + the rows on all
+    sides.
     """
 
     read: int  # rows in the set's own source
@@ -67,6 +77,7 @@ class Counts:
     validation_dropped: int  # validation rows equal to a context of any set
     train_dropped: int  # training rows equal to a context, validation or target row of any set
     truncated: int  # of the rows on all sides, those whose prompt lost its left end
+    refused: int = 0  # the chat template does not take them, and `refused: drop` leaves them out
 
 
 @dataclass(frozen=True)
@@ -187,11 +198,12 @@ def load_tasks(config: Config, measure: Measure, tell: Tell = tell_nobody) -> Ta
 
     Args:
         config: its seed, tasks, targets and contexts count here.
-        measure: lengths of conversations, None where the completion does not fit; sees every distinct row once.
+        measure: lengths of conversations, None where the completion does not fit, or why a row cannot be used;
+            sees every distinct row once.
         tell: hears of progress.
 
     Raises:
-        UserError: a source that cannot be read, or a set with too few rows.
+        UserError: a source that cannot be read, rows that the chat template refuses, or a set with too few rows.
     """
     sources = (*config.tasks, *config.targets)
     read: list[Reading] = []
@@ -208,16 +220,23 @@ def load_tasks(config: Config, measure: Measure, tell: Tell = tell_nobody) -> Ta
     distinct: dict[str, Conversation] = {}
     for found, reading in zip(keys + given_keys, [*read, *given], strict=True):
         distinct.update(zip(found, reading.rows if reading else (), strict=True))
-    rows = _measured(distinct, measure, tell)
+    measured, lost = _measured(distinct, measure, tell)
+    for source, reading, found in [
+        *zip(sources, read, keys, strict=True),
+        *zip(sources, given, given_keys, strict=True),
+    ]:
+        if reading and source.refused == "error":
+            _check_refused(source, reading, found, measured)
+    rows = {key: row if isinstance(row, Row) else None for key, row in measured.items()}
 
     sets = []
     for source, reading, other, own, validation in zip(sources, read, given, keys, given_keys, strict=True):
         kind: Literal["task", "target"] = "target" if isinstance(source, TargetConfig) else "task"
-        counts = _counted(own, validation, rows)
+        counts = _counted(own, validation, measured)
         ranked = _ranked(own, rows, reading)
         _check_enough(source.name, kind, len(ranked), counts, config.contexts)
         sides = _split(ranked, kind, config.contexts, _ranked(validation, rows, other) if other else None)
-        notes = reading.notes + _other_notes(reading, other)
+        notes = (*reading.notes, *_other_notes(reading, other), *_losses({*own, *validation}, lost))
         sets.append(TaskSet(source.name, kind, reading.layout, reading.columns, *sides, counts, notes))
     members = [{row.key for side in SIDES for row in getattr(one, side)} for one in sets]
     overlap = np.array([[len(a & b) for b in members] for a in members], dtype=np.int64)
@@ -235,17 +254,47 @@ def row_key(seed: int, row: Conversation) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _measured(distinct: dict[str, Conversation], measure: Measure, tell: Tell) -> dict[str, Row | None]:
-    rows: dict[str, Row | None] = {}
+def _measured(
+    distinct: dict[str, Conversation], measure: Measure, tell: Tell
+) -> tuple[dict[str, Row | Refused | None], dict[str, tuple[str, ...]]]:
+    """Every row with its cost, or why it has none; and what the template leaves out of rows."""
+    rows: dict[str, Row | Refused | None] = {}
+    lost: dict[str, tuple[str, ...]] = {}
     keys = list(distinct)
     for start in range(0, len(keys), CHUNK):
         tell("tokenising", start, len(keys))
         chunk = keys[start : start + CHUNK]
         for key, length in zip(chunk, measure([distinct[key] for key in chunk]), strict=True):
-            assert length is None or length.response_tokens > 0
-            rows[key] = Row(distinct[key], *length, key) if length else None
+            if isinstance(length, Length):
+                assert length.response_tokens > 0
+                lost[key] = length.lost
+                rows[key] = Row(distinct[key], length.tokens, length.response_tokens, length.truncated, key)
+            else:
+                rows[key] = length
     tell("tokenising", len(keys), len(keys))
-    return rows
+    return rows, lost
+
+
+def _check_refused(source: Source, reading: Reading, keys: list[str], rows: dict[str, Row | Refused | None]) -> None:
+    refused = [
+        (at, row.why) for at, key in zip(reading.places, keys, strict=True) if isinstance(row := rows[key], Refused)
+    ]
+    if not refused:
+        return
+    at, why = refused[0]
+    first = f", the first at {at}" if len(refused) > 1 else f", {at}"
+    raise UserError(
+        f"{title_of(source)}: the model's chat template cannot take {len(refused)} of {len(keys)} rows{first}: {why}. "
+        "Correct or remove such rows, mend the template, or leave them out with `refused: drop`."
+    )
+
+
+def _losses(keys: set[str], lost: dict[str, tuple[str, ...]]) -> list[str]:
+    """What the template leaves out of the rows of a set, in words."""
+    counts = Counter(what for key in keys for what in lost.get(key, ()))
+    return [
+        f"{count} row{'s' * (count > 1)}: the chat template leaves out {what}" for what, count in sorted(counts.items())
+    ]
 
 
 def _ranked(keys: list[str], rows: dict[str, Row | None], reading: Reading) -> list[Row]:
@@ -257,10 +306,13 @@ def _ranked(keys: list[str], rows: dict[str, Row | None], reading: Reading) -> l
     return [replace(row, **markings[row.key]) if row.key in markings else row for row in ranked]
 
 
-def _counted(own: list[str], given: list[str], rows: dict[str, Row | None]) -> Counts:
+def _counted(own: list[str], given: list[str], rows: dict[str, Row | Refused | None]) -> Counts:
     files = [set(own), set(given)]
-    too_long = sum(rows[key] is None for keys in files for key in keys)
-    return Counts(len(own), len(given), len(own) + len(given) - sum(map(len, files)), too_long, 0, 0, 0)
+    distinct = [rows[key] for keys in files for key in keys]
+    refused = sum(isinstance(row, Refused) for row in distinct)
+    return Counts(
+        len(own), len(given), len(own) + len(given) - len(distinct), distinct.count(None), 0, 0, 0, refused
+    )  # fmt: skip
 
 
 def _split(
@@ -305,11 +357,12 @@ def _check_enough(name: str, kind: str, rows: int, counts: Counts, contexts: Con
         return
     lost = [f"{counts.duplicates} duplicates"] * bool(counts.duplicates)
     lost += [f"{counts.too_long} longer than probes.max_length allows"] * bool(counts.too_long)
+    lost += [f"{counts.refused} that the chat template cannot take"] * bool(counts.refused)
     read = f" ({counts.read + counts.validation_read} read, {', '.join(lost)})" if lost else ""
     needs = f"{contexts.per_set} contexts" + (" and one training row" if kind == "task" else "")
     raise UserError(
         f"{kind.capitalize()} {name!r} has {rows} usable rows{read}, but {needs} need {need}; "
-        "lower contexts.per_set or add data."
+        f"{'raise probes.max_length, ' * bool(counts.too_long)}lower contexts.per_set or add data."
     )
 
 
