@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskpgm.checkpoint import model_folder
+from taskpgm.checkpoint import Limits, model_folder
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError, first_line
 from taskpgm.messages import Conversation
@@ -56,9 +56,12 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 class ChatEncoder:
-    """Encoder of rows for one tokenizer, at most `max_length` tokens a row."""
+    """Encoder of rows for one tokenizer, at most `max_length` tokens a row.
 
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
+    With `limits` a row that the model cannot be given is an error that says why.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, limits: Limits | None = None) -> None:
         if not tokenizer.is_fast:
             raise UserError(
                 f"The tokenizer {type(tokenizer).__name__} gives no character offsets, which the response mask needs; "
@@ -66,6 +69,7 @@ class ChatEncoder:
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.limits = limits
         self.has_template = bool(tokenizer.chat_template)
         self._own_mask = self.has_template and bool(_GENERATION.search(str(tokenizer.chat_template)))
         self._end = tokenizer.eos_token or ""
@@ -89,10 +93,32 @@ class ChatEncoder:
         runs through is kept as context, not scored.
 
         Raises:
-            UserError: the model's template refuses a row, or hides where its assistant turns are.
+            UserError: the model's template refuses a row, or hides where its assistant turns are, or the model has
+                no place for one of its tokens.
         """
         full = self._encode_masked(rows) if self._own_mask else self._encode_by_offsets(rows)
-        return [self._fit(ids, response) for ids, response in full]
+        encoded = [self._fit(ids, response) for ids, response in full]
+        for row, one in zip(rows, encoded, strict=True):
+            if one is not None and self.limits is not None and (why := self._beyond(one.ids, self.limits)):
+                raise UserError(f"The row {_shown(row).removeprefix('the row ')} {why}")
+        return encoded
+
+    def _beyond(self, ids: NDArray[np.int32], limits: Limits) -> str | None:
+        """Why the model cannot be given these tokens, and what to do; None where it can."""
+        top = int(ids.max(initial=0))
+        if top >= limits.vocabulary:
+            return (
+                f"has the token {self.tokenizer.convert_ids_to_tokens(top)!r}, whose id {top} is beyond the "
+                f"{limits.vocabulary} rows of the model's embeddings (the tokenizer has {len(self.tokenizer)} tokens); "
+                "resize them, model.resize_token_embeddings(len(tokenizer)), and save the model, or use the "
+                "tokenizer that it came with."
+            )
+        if limits.positions is not None and len(ids) > limits.positions:
+            return (
+                f"has {len(ids)} tokens, but the model has {limits.positions} positions; lower probes.max_length to "
+                f"{limits.positions}, which cuts longer prompts at their left."
+            )
+        return None
 
     def _encode_masked(self, rows: Sequence[Conversation]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
         """Ids and mask as the template's own {% generation %} block marks them."""

@@ -89,17 +89,16 @@ def init(
 @app.command()
 def check(config: ConfigFile) -> None:
     """Read and tokenise everything, train nothing; show what a run would use."""
-    from taskpgm.chat import ChatEncoder, load_tokenizer
-    from taskpgm.pipeline import allowed_shares
+    from taskpgm.pipeline import allowed_shares, inspect
     from taskpgm.summary import pool_view
-    from taskpgm.tasks import load_tasks
 
     settings = load_config(config)
     with _bars() as bars:
-        encoder = ChatEncoder(load_tokenizer(settings.model), settings.probes.max_length)
-        pool = load_tasks(settings, encoder.lengths, bars.tell)
+        pool, _, notes = inspect(settings, bars.tell)
     allowed_shares(pool, settings)
     screen.print(pool_view(pool, settings))
+    for note in notes:
+        screen.print(note, markup=False, highlight=False)
     screen.print("[green]ok[/]: ready to run")
 
 
