@@ -26,7 +26,6 @@ class Limits(NamedTuple):
     positions: int | None  # tokens that a row may have; None where the configuration does not say
 
 
-
 def model_folder(config: ModelConfig) -> Path:
     """Local folder with config, tokenizer and safetensors: the given one, a hub snapshot, or a converted GGUF file."""
     if config.path == EMBEDDED:
@@ -107,8 +106,8 @@ def _check_files(name: str, folder: Path) -> None:
     pickled = sorted(folder.glob("pytorch_model*.bin"))
     if pickled and not any(folder.glob("*.safetensors")):
         raise UserError(
-            f"Model {name!r} has pickled weights alone ({pickled[0].name}), which are not loaded; save it as safetensors "
-            "with save_pretrained."
+            f"Model {name!r} has pickled weights alone ({pickled[0].name}), which are not loaded; save it as "
+            "safetensors with save_pretrained."
         )
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
@@ -116,7 +115,9 @@ def _check_files(name: str, folder: Path) -> None:
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"Model {name!r} has no readable {index.name} ({first_line(error)}); fetch it again.") from error
+        raise UserError(
+            f"Model {name!r} has no readable {index.name} ({first_line(error)}); fetch it again."
+        ) from error
     for shard in sorted(shards):
         if not (folder / shard).is_file():
             raise UserError(f"Model {name!r} lacks {shard}, which its {index.name} names; fetch or copy that file.")

@@ -132,7 +132,9 @@ def _check_weights(weights: dict[str, Tensor], who: str) -> None:
                 "in PEFT), or leave `adapter` out to train one."
             )
         if not weight.isfinite().all():
-            raise UserError(f"{who} has a weight that is not finite in {key!r}; train it again, or leave `adapter` out.")
+            raise UserError(
+                f"{who} has a weight that is not finite in {key!r}; train it again, or leave `adapter` out."
+            )
 
 
 def check_adapter(model: Any, name: str, probe: Probe) -> None:
@@ -162,7 +164,9 @@ def check_adapters(config: Config, model: Any) -> list[str]:
             check_adapter(model, config.model.path, probe)
             base = probe.settings.base_model_name_or_path
             if base and Path(base).name != Path(config.model.path).name:
-                notes.append(f"{task.name}: its adapter names {base!r} as its base; the model here is {config.model.path!r}")
+                notes.append(
+                    f"{task.name}: its adapter names {base!r} as its base; the model here is {config.model.path!r}"
+                )
     return notes
 
 

@@ -41,8 +41,8 @@ class _Loader(yaml.SafeLoader):
             line = key.start_mark.line + 1
             if key.value in lines:
                 raise UserError(
-                    f"{self.where}: the key {key.value!r} in line {line} stands in line {lines[key.value]} already, and "
-                    "YAML would keep one of the two; put them together, or remove one."
+                    f"{self.where}: the key {key.value!r} in line {line} stands in line {lines[key.value]} already, "
+                    "and YAML would keep one of the two; put them together, or remove one."
                 )
             lines[key.value] = line
             if key.value in NAMING:
