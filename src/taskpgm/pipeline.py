@@ -550,7 +550,7 @@ class Inspection(NamedTuple):
 
     pool: TaskPool
     chat_template: bool  # whether the model has one
-    notes: list[str]  # on the adapters that were brought
+    notes: list[str]  # on the model, and on the adapters that were brought
 
 
 def inspect(config: Config, tell: Tell = tell_nobody) -> Inspection:
@@ -565,7 +565,9 @@ def inspect(config: Config, tell: Tell = tell_nobody) -> Inspection:
     tokenizer = load_tokenizer(config.model)
     skeleton = read_skeleton(config.model)
     notes = check_adapters(config, skeleton)
-    encoder = ChatEncoder(tokenizer, config.probes.max_length, limits_of(skeleton))
+    if skeleton is None:
+        notes.append(f"{config.model.path} holds a tokenizer alone: rows can be counted, but a run needs the model")
+    encoder = ChatEncoder(tokenizer, config.probes.max_length, limits_of(skeleton) if skeleton is not None else None)
     return Inspection(load_tasks(config, encoder.lengths, tell), encoder.has_template, notes)
 
 

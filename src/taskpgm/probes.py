@@ -152,7 +152,7 @@ def check_adapter(model: Any, name: str, probe: Probe) -> None:
 
 
 def check_adapters(config: Config, model: Any) -> list[str]:
-    """Notes on the adapters that tasks bring, each checked on the model (or its skeleton).
+    """Notes on the adapters that tasks bring, each checked on the model (or its skeleton) where there is one.
 
     Raises:
         UserError: an adapter that is none, or that does not fit.
@@ -161,7 +161,8 @@ def check_adapters(config: Config, model: Any) -> list[str]:
     for task in config.tasks:
         if task.adapter:
             probe = load_probe(Path(task.adapter), task.name)
-            check_adapter(model, config.model.path, probe)
+            if model is not None:
+                check_adapter(model, config.model.path, probe)
             base = probe.settings.base_model_name_or_path
             if base and Path(base).name != Path(config.model.path).name:
                 notes.append(
