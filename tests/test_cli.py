@@ -147,6 +147,18 @@ def test_a_model_folder_without_tokenizer_or_weights(call, tmp_path):
     assert re.search(r"No causal language model can be loaded .*safetensors", err), err
 
 
+def test_a_tokenizer_alone_is_checked_and_not_run(call, tmp_path):
+    config = experiment(tmp_path, tmp_path / "model")
+    make_tokenizer(tmp_path / "model", CHATML)
+    code, out, _ = call("check", config)
+    assert code == 0
+    assert "holds a tokenizer alone: rows can be counted, but a run needs the model" in out
+    assert "ready to run" not in out
+    code, _, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 2
+    assert "there is no config.json; name the folder that a model was saved to" in err
+
+
 def test_pickled_weights_are_refused(call, tmp_path, model_folders):
     import torch
     from safetensors.torch import load_file

@@ -97,12 +97,12 @@ def check(config: ConfigFile) -> None:
 
     settings = load_config(config)
     with _bars() as bars:
-        pool, _, notes = inspect(settings, bars.tell)
-    allowed_shares(pool, settings)
-    screen.print(pool_view(pool, settings), crop=False)
-    for note in notes:
+        found = inspect(settings, bars.tell)
+    allowed_shares(found.pool, settings)
+    screen.print(pool_view(found.pool, settings), crop=False)
+    for note in found.notes:
         screen.print(note, markup=False, highlight=False)
-    screen.print("[green]ok[/]: ready to run")
+    screen.print("[green]ok[/]: ready to run" if found.runnable else "[green]ok[/] but for the model")
 
 
 @app.command()

@@ -191,8 +191,9 @@ def written_answers(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]
     starts = [int(np.flatnonzero(one.response)[0]) for one in turns]
     prompts = [one.ids[:start] for one, start in zip(turns, starts, strict=True)]
     limit = max(int(one.response.sum()) for one in turns) + SPARE_TOKENS
-    if lm.limits.positions is not None:
-        limit = max(1, min(limit, lm.limits.positions - max(map(len, prompts))))
+    if lm.limits.positions is not None:  # what is written needs positions too: long prompts lose their left end
+        limit = min(limit, lm.limits.positions - 1)
+        prompts = [ids[-(lm.limits.positions - limit) :] for ids in prompts]
     ends = _ends(lm, turns)
     found = [""] * len(rows)
     for batch in batches([len(prompt) + limit for prompt in prompts], lm.token_budget):

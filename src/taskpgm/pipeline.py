@@ -108,7 +108,7 @@ class Stages:
             self._pool = TaskPool.load(folder)
             return self._pool
         started = Clock()
-        self._pool, chat_template, _ = inspect(self.config, self.tell)
+        self._pool, chat_template, *_ = inspect(self.config, self.tell)
         self._invalidate("pool")
         with atomic_folder(folder, wanted) as scratch:
             self._pool.save(scratch)
@@ -550,6 +550,7 @@ class Inspection(NamedTuple):
 
     pool: TaskPool
     chat_template: bool  # whether the model has one
+    runnable: bool  # there is a model beside the tokenizer
     notes: list[str]  # on the model, and on the adapters that were brought
 
 
@@ -568,7 +569,7 @@ def inspect(config: Config, tell: Tell = tell_nobody) -> Inspection:
     if skeleton is None:
         notes.append(f"{config.model.path} holds a tokenizer alone: rows can be counted, but a run needs the model")
     encoder = ChatEncoder(tokenizer, config.probes.max_length, limits_of(skeleton) if skeleton is not None else None)
-    return Inspection(load_tasks(config, encoder.lengths, tell), encoder.has_template, notes)
+    return Inspection(load_tasks(config, encoder.lengths, tell), encoder.has_template, skeleton is not None, notes)
 
 
 def solve_affinity(
