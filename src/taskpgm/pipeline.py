@@ -507,7 +507,9 @@ class Stages:
     def fingerprint(self) -> str:
         """Hash of the base model's files."""
         if self._fingerprint is None:
+            self.tell("opening the model", 0, 1)  # a GGUF file is converted when it is first used
             self._fingerprint = model_fingerprint(self.config.model)
+            self.tell("opening the model", 1, 1)
         return self._fingerprint
 
     def _stage(self, name: str, default: Any = None) -> Any:
@@ -563,9 +565,11 @@ def inspect(config: Config, tell: Tell = tell_nobody) -> Inspection:
     from taskpgm.chat import ChatEncoder, load_tokenizer
     from taskpgm.probes import check_adapters
 
+    tell("opening the model", 0, 1)
     tokenizer = load_tokenizer(config.model)
     skeleton = read_skeleton(config.model)
     notes = check_adapters(config, skeleton)
+    tell("opening the model", 1, 1)
     if skeleton is None:
         notes.append(f"{config.model.path} holds a tokenizer alone: rows can be counted, but a run needs the model")
     encoder = ChatEncoder(tokenizer, config.probes.max_length, limits_of(skeleton) if skeleton is not None else None)
