@@ -327,14 +327,30 @@ def test_an_adapter_that_changes_more_than_its_layers_is_refused_by_name(lora, s
         load_probe(tmp_path, "sums")
 
 
-@pytest.mark.parametrize("field", ["corda", "loftq", "lora_ga", "mica", "something new"])
-def test_a_start_that_is_not_known_to_leave_the_base_alone_is_refused(field, model_folders, tmp_path):
+@pytest.mark.parametrize("start", ["corda", "loftq", "lora_ga", "mica", "something new"])
+def test_a_start_that_is_not_known_to_leave_the_base_alone_is_refused(start, model_folders, tmp_path):
     saved_adapter(model_folders["llama"], tmp_path)
-    change_settings(tmp_path, init_lora_weights=field, loftq_config={"loftq_bits": 4})
-    with pytest.raises(
-        UserError, match=f"Task 'sums': adapter .* (began with init_lora_weights: {field}|cannot be read)"
-    ):
+    change_settings(tmp_path, init_lora_weights=start)
+    with pytest.raises(UserError, match=f"Task 'sums': adapter .* began with init_lora_weights: {start}, which takes"):
         load_probe(tmp_path, "sums")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"peft_type": "IA3"}', "is IA3; probes are LoRA"),
+        ("{", "cannot be read"),
+        ("[1]", "cannot be read"),
+        ('{"peft_type": "LORA", "r": "four"}', "does not fit|cannot be read"),
+    ],
+)
+def test_settings_of_another_kind_are_one_sentence(text, sentence, model_folders, tmp_path):
+    saved_adapter(model_folders["llama"], tmp_path)
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        check_adapter(
+            read_skeleton(ModelConfig(path=str(model_folders["llama"]))), "llama", load_probe(tmp_path, "sums")
+        )
 
 
 def change_settings(folder, **settings):

@@ -94,7 +94,7 @@ def limits_of(model: Any) -> Limits:
     head = model.get_output_embeddings()
     tables = [model.get_input_embeddings(), *([head] if head is not None else [])]
     settings = model.config.get_text_config()
-    positions = next((n for key in POSITIONS if (n := getattr(settings, key, None))), None)
+    positions = next((n for key in POSITIONS if (n := getattr(settings, key, None) or 0) > 0), None)
     return Limits(min(table.weight.shape[0] for table in tables), positions)
 
 

@@ -86,15 +86,12 @@ def load_probe(folder: Path, task: str, seed: int = 0) -> Probe:
     who = f"Task {task!r}: adapter {folder}"
     if not (folder / SETTINGS).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{who} needs {SETTINGS} and {WEIGHTS}; save it with PEFT's save_pretrained.")
-    try:
-        given = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        with peft_quiet():
-            settings = PeftConfig.from_pretrained(str(folder))
+    with _readable(who):
+        given = dict(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
         weights = load_file(folder / WEIGHTS)
-    except Exception as error:
-        raise UserError(f"{who} cannot be read ({first_line(error)}); save it again.") from error
-    if settings.peft_type != "LORA":
-        raise UserError(f"{who} is {settings.peft_type}; probes are LoRA. Leave `adapter` out to train one.")
+    _check_kind(given, who)
+    with _readable(who), peft_quiet():
+        settings = PeftConfig.from_pretrained(str(folder))
     _check_settings(settings, given, who)
     _check_weights(weights, who)
     settings.init_lora_weights = True  # how it began is past
@@ -104,14 +101,30 @@ def load_probe(folder: Path, task: str, seed: int = 0) -> Probe:
     return Probe(task, seed, settings, weights, tuple(record.get("losses", ())), record.get("trained_tokens", 0))
 
 
-def _check_settings(settings: Any, given: dict[str, Any], who: str) -> None:
-    """Errors for settings under which the weights are not an update of some layers of the unchanged base."""
-    if settings.init_lora_weights not in STARTS:
+@contextlib.contextmanager
+def _readable(who: str) -> Iterator[None]:
+    """Within, whatever fails says that the adapter cannot be read."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{who} cannot be read ({first_line(error)}); save it again.") from error
+
+
+def _check_kind(given: dict[str, Any], who: str) -> None:
+    """Errors for adapters that are no LoRA, or one that belongs to another base than the model as it is."""
+    kind, start = given.get("peft_type"), given.get("init_lora_weights", True)
+    if kind != "LORA":
+        raise UserError(f"{who} is {kind}; probes are LoRA. Leave `adapter` out to train one.")
+    if start not in STARTS:
         raise UserError(
-            f"{who} began with init_lora_weights: {settings.init_lora_weights}, which takes its start out of the base "
-            "model's weights, so it does not belong to the base itself; convert it to plain LoRA with PEFT: "
+            f"{who} began with init_lora_weights: {start}, which takes its start out of the base model's weights, so "
+            "it does not belong to the base itself; convert it to plain LoRA with PEFT: "
             "save_pretrained(folder, path_initial_model_for_weight_conversion=...)."
         )
+
+
+def _check_settings(settings: Any, given: dict[str, Any], who: str) -> None:
+    """Errors for settings under which the weights are not an update of some layers of the base."""
     usual, known = type(settings)(), HARMLESS | STARTED_BY | BY_PEFT | IDLE
     names = {field.name for field in dataclasses.fields(settings)}
     changed = [name for name in sorted(names - known) if getattr(settings, name) != getattr(usual, name)]
@@ -253,7 +266,7 @@ def _peft_installed(model: Any, name: str, probes: Sequence[Probe]) -> Iterator[
                     else:
                         peft_model.add_adapter(adapter, probe.settings)
                     loaded = set_peft_model_state_dict(peft_model, probe.weights, adapter_name=adapter)
-                except (ValueError, RuntimeError) as error:
+                except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
                     if out_of_memory(error):
                         raise
                     raise _misfit([probe], name, _first_reason(error)) from error
