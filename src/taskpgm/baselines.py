@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-import yaml
 
 from taskpgm.affinity import Affinity
 from taskpgm.bounds import make_bounds
@@ -29,6 +28,7 @@ from taskpgm.errors import UserError
 from taskpgm.plan import uniform_mixture
 from taskpgm.scores import Floats
 from taskpgm.tasks import TaskPool
+from taskpgm.yamls import read_yaml
 
 Objective = Literal["graph_cut", "facility_location"]
 GRAPH_CUT = 0.4  # λ in the authors' code, for tasks and for rows
@@ -216,8 +216,10 @@ def read_weights(path: Path, names: tuple[str, ...]) -> dict[str, float]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        data = json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else read_yaml(text, str(path))
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
         raise UserError(f"Cannot read weights from {path}: {' '.join(str(error).split())}.") from error
     weights = _weights_of(data, path)
     for name, weight in weights.items():
@@ -285,6 +287,15 @@ def _cosines(S: Floats, tasks: tuple[str, ...]) -> Floats:
             "by. Use affinity.kind: ratio or jsd."
         )
     return np.asarray(S / np.sqrt(np.outer(diagonal, diagonal)))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object none of whose keys stands twice."""
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"the key {key!r} stands twice")
+    return dict(pairs)
 
 
 def _weights_of(data: Any, path: Path) -> dict[str, Any]:

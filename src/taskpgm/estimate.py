@@ -32,7 +32,7 @@ from taskpgm.lm import LanguageModel, batches, load_model
 from taskpgm.machine import Clock
 from taskpgm.orders import derive_seed, encoded_steps, training_order, warm_order
 from taskpgm.packing import ends
-from taskpgm.probes import Probe
+from taskpgm.probes import Probe, check_adapters
 from taskpgm.scoring import score_sets
 from taskpgm.tasks import Row, TaskPool, Tell, load_tasks, tell_nobody
 from taskpgm.training import Trainer, training_memory
@@ -153,7 +153,8 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
     clock = Clock()
     lm = load_model(config.model)
     loading = clock.seconds
-    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+    check_adapters(config, lm.model)
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length, lm.limits)
     pool = load_tasks(config, encoder.lengths, tell)
     reading = clock.seconds - loading
     shape = model_shape(lm, config)

@@ -98,7 +98,7 @@ class Evaluator:
 
     def __init__(self, lm: LanguageModel, sets: Mapping[str, Sequence[Row]], config: Config) -> None:
         self.lm = lm
-        self.encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+        self.encoder = ChatEncoder(lm.tokenizer, config.probes.max_length, lm.limits)
         self.sets = {name: _kept(self.encoder, name, rows) for name, rows in sets.items()}
         self.trunks: dict[tuple[str, int], Trunk] = {}
 
@@ -191,6 +191,9 @@ def written_answers(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]
     starts = [int(np.flatnonzero(one.response)[0]) for one in turns]
     prompts = [one.ids[:start] for one, start in zip(turns, starts, strict=True)]
     limit = max(int(one.response.sum()) for one in turns) + SPARE_TOKENS
+    if lm.limits.positions is not None:  # what is written needs positions too: long prompts lose their left end
+        limit = min(limit, lm.limits.positions - 1)
+        prompts = [ids[-(lm.limits.positions - limit) :] for ids in prompts]
     ends = _ends(lm, turns)
     found = [""] * len(rows)
     for batch in batches([len(prompt) + limit for prompt in prompts], lm.token_budget):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from taskpgm import packing
 from taskpgm.chat import Encoded, load_tokenizer
-from taskpgm.checkpoint import model_folder
+from taskpgm.checkpoint import Limits, limits_of, read_model
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError, first_line
 from taskpgm.executor import possible, processes_for
@@ -56,6 +56,11 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def limits(self) -> Limits:
+        """What it can be given."""
+        return limits_of(self.model)
 
     @property
     def token_budget(self) -> int:
@@ -210,11 +215,8 @@ def load_model(config: ModelConfig) -> LanguageModel:
     Weights are read from safetensors (a GGUF file is converted to it once); pickled weights are refused.
 
     Raises:
-        UserError: nothing loadable at `config.path`, no tokenizer, or an unavailable device.
+        UserError: what `read_model` raises, no tokenizer, or an unavailable device.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
-
     for name in KERNEL_CACHES:
         os.environ.setdefault(name, KERNELS)
     if usable_cores() < torch.get_num_threads():
@@ -223,24 +225,21 @@ def load_model(config: ModelConfig) -> LanguageModel:
     device = _device(config.device)
     # For what is not run packed: eager attention knows caps and sinks, and trains faster than the flash kernel here.
     attention = {"attn_implementation": "eager"} if device.type == "cpu" else {}
-    transformers_logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            model_folder(config), dtype=config.dtype if config.dtype == "auto" else getattr(torch, config.dtype),
-            use_safetensors=True, trust_remote_code=config.trust_remote_code, **attention,
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(
-            f"No causal language model can be loaded from {config.path!r} ({first_line(error)}); name a hub id, a "
-            "folder with config.json and safetensors weights, or a .gguf file."
-        ) from error
-    finally:
-        transformers_logging.enable_progress_bar()
+    model = read_model(config, **attention)
+    _keep_padding_known(tokenizer, limits_of(model).vocabulary)
     model = model.to(device).eval().requires_grad_(False)
     packing.register()
     lm = LanguageModel(model, tokenizer, config.path, _decoder_layers(model))
     lm = replace(lm, whole_because=why_whole(lm))
     return replace(lm, processes=_processes(config.processes, lm))
+
+
+def _keep_padding_known(tokenizer: Any, vocabulary: int) -> None:
+    """Have another token pad where the tokenizer's own was added behind the model's embeddings."""
+    if tokenizer.pad_token_id >= vocabulary:
+        end = tokenizer.eos_token_id
+        known = end if end is not None and end < vocabulary else 0
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(known)
 
 
 def batches(lengths: Sequence[int], token_budget: int, shared: int = 0) -> Iterator[list[int]]:

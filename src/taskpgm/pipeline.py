@@ -13,12 +13,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskpgm.affinity import Affinity, measure_affinity
 from taskpgm.blocks import BASE, WARM, Block, read_blocks, usable, write_blocks
 from taskpgm.bounds import Bounds, Group, make_bounds
-from taskpgm.checkpoint import model_fingerprint
+from taskpgm.checkpoint import limits_of, model_fingerprint, read_skeleton
 from taskpgm.config import Config, EnergyConfig, Source, TaskConfig
 from taskpgm.conversations import READING_VERSION, title_of
 from taskpgm.energy import Energy, build_energy
@@ -44,7 +44,7 @@ from taskpgm.store import (
 from taskpgm.tasks import TaskPool, Tell, load_tasks, tell_nobody
 
 if TYPE_CHECKING:
-    from taskpgm.chat import Encoded
+    from taskpgm.chat import ChatEncoder, Encoded
     from taskpgm.lm import LanguageModel
     from taskpgm.probes import Probe
 
@@ -111,17 +111,15 @@ class Stages:
         if self._why_again("pool", stale_because(folder, wanted)) is None and "pool" in self.manifest.get("stages", {}):
             self._pool = TaskPool.load(folder)
             return self._pool
-        from taskpgm.chat import ChatEncoder, load_tokenizer
-
         started = Clock()
-        encoder = ChatEncoder(load_tokenizer(self.config.model), self.config.probes.max_length)
-        self._pool = load_tasks(self.config, encoder.lengths, self.tell)
+        found = inspect(self.config, self.tell)
+        self._pool = found.pool
         self._invalidate("pool")
         with atomic_folder(folder, wanted) as scratch:
             self._pool.save(scratch)
         write_json(self.directory / "overlap.json", self._pool.overlap_table())
         tokens = sum(row.tokens for s in self._pool.all for row in (*s.train, *s.contexts, *s.validation))
-        self._record("pool", wanted, started, tokens=tokens, chat_template=encoder.has_template)
+        self._record("pool", wanted, started, tokens=tokens, chat_template=found.encoder.has_template)
         return self._pool
 
     def _recorded_pool(self) -> TaskPool:
@@ -194,15 +192,14 @@ class Stages:
         return self.config.probes.warm_start and not any(task.adapter for task in self.config.tasks)
 
     def _make_probes(self, pool: TaskPool, tasks: Sequence[TaskConfig], seed: int) -> None:
-        from taskpgm.probes import installed, load_probe
+        from taskpgm.probes import check_adapter, load_probe
         from taskpgm.training import train_probes
 
         started = Clock()
         for task in tasks:
             if task.adapter:
                 probe = load_probe(Path(task.adapter), task.name, seed)
-                with installed(self.lm, [probe]):  # raises where it does not fit
-                    pass
+                check_adapter(self.lm.model, self.config.model.path, probe)
                 self._save_probe(pool, task, probe, started)
         rows = {task.name: pool[task.name].train for task in tasks if not task.adapter}
         by_name = {task.name: task for task in tasks}
@@ -236,7 +233,7 @@ class Stages:
 
     def _adapter(self, task: str, seed: int) -> Path:
         number = f".{seed}" if seed else ""
-        if task.startswith("~"):  # the warm start
+        if task == WARM:
             return self.directory / f"warm{number}"
         return self.directory / f"adapters{number}" / task
 
@@ -516,7 +513,9 @@ class Stages:
     def fingerprint(self) -> str:
         """Hash of the base model's files."""
         if self._fingerprint is None:
+            self.tell("opening the model", 0, 1)  # a GGUF file is converted when it is first used
             self._fingerprint = model_fingerprint(self.config.model)
+            self.tell("opening the model", 1, 1)
         return self._fingerprint
 
     def _stage(self, name: str, default: Any = None) -> Any:
@@ -552,6 +551,35 @@ class Stages:
             "stages": stages,
         }
         self.directory.write_manifest(self.manifest)
+
+
+class Inspection(NamedTuple):
+    """What `check` shows and a run begins with."""
+
+    pool: TaskPool
+    encoder: "ChatEncoder"  # of its rows
+    runnable: bool  # there is a model beside the tokenizer
+    notes: list[str]  # on the model, and on the adapters that were brought
+
+
+def inspect(config: Config, tell: Tell = tell_nobody) -> Inspection:
+    """All rows and their lengths, the model by its shapes, and brought adapters on it; no weight of the model is read.
+
+    Raises:
+        UserError: what a run would raise for its model, its adapters or its data.
+    """
+    from taskpgm.chat import ChatEncoder, load_tokenizer
+    from taskpgm.probes import check_adapters
+
+    tell("opening the model", 0, 1)
+    tokenizer = load_tokenizer(config.model)
+    skeleton = read_skeleton(config.model)
+    notes = check_adapters(config, skeleton)
+    tell("opening the model", 1, 1)
+    if skeleton is None:
+        notes.append(f"{config.model.path} holds a tokenizer alone: rows can be counted, but a run needs the model")
+    encoder = ChatEncoder(tokenizer, config.probes.max_length, limits_of(skeleton) if skeleton is not None else None)
+    return Inspection(load_tasks(config, encoder.lengths, tell), encoder, skeleton is not None, notes)
 
 
 def solve_affinity(

@@ -1,11 +1,15 @@
 """What a person reads at the end of a stage: tables and sentences for the terminal."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -25,24 +29,73 @@ COLUMN = {"size-proportional": "by size"}
 VERDICT_STYLE = {"better": "green", "worse": "red"}
 
 
-def mixture_table(data: Mapping[str, Any]) -> Table:
+@dataclass(frozen=True)
+class Listing:
+    """A table whose first column names things. No name is ever broken or cut: where the table is wider than the
+    terminal, each name stands on a line of its own above its numbers."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | Text]]
+    left: frozenset[str] = frozenset()  # columns whose text begins at their left; the first does in any case
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table, as wide as it has to be; print it with crop=False."""
+        whole = self._table(self.header, self.rows)
+        if _wanted(whole, console, options) <= options.max_width:
+            yield whole
+            return
+        header = self.header[1:]
+        widths = [max(_width(row[i]) for row in (self.header, *self.rows)) for i in range(1, len(self.header))]
+        bare = {"show_edge": False}
+        shape = {**bare, "width": _wanted(self._table(header, [], widths, **bare), console, options)}
+        yield Text(str(self.header[0]), style="bold")
+        yield self._table(header, [], widths, **shape)
+        for name, *rest in self.rows:
+            yield Text(str(name), no_wrap=True, overflow="ignore")
+            yield self._table(header, [rest], widths, show_header=False, **shape)
+
+    def _table(
+        self, header: Sequence[str], rows: Sequence[Sequence[str | Text]], widths: Sequence[int] = (), **options: Any
+    ) -> Table:
+        table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True, **options)
+        for name, width in zip_longest(header, widths):
+            side: Literal["left", "right"] = "left" if name in (self.header[0], *self.left) else "right"
+            table.add_column(name, justify=side, no_wrap=True, min_width=width)
+        for row in rows:
+            table.add_row(*map(_text, row))
+        return table
+
+
+def _wanted(table: Table, console: Console, options: ConsoleOptions) -> int:
+    """Cells that the table takes where there is room for all of it."""
+    return Measurement.get(console, options.update(max_width=100_000), table).maximum
+
+
+def _text(cell: str | Text) -> Text:
+    """The cell as it stands: what a name holds is no markup."""
+    return cell if isinstance(cell, Text) else Text(cell)
+
+
+def _width(cell: str | Text) -> int:
+    return max((line.cell_len for line in _text(cell).split("\n")), default=0)
+
+
+def mixture_table(data: Mapping[str, Any]) -> Listing:
     """Weights with their intervals, counts and reference shares, heaviest first; `data` is mixture.json."""
     references = list(data["tasks"][0]["references"])
     counted = "count" in data["tasks"][0]
     sampled = data["replicates"] is not None
-    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     measured = ["95 % interval"] * sampled + ["rows", "epochs"] * counted
-    for name in ("task", "weight", "", *measured, *references):
-        justify: Literal["left", "right"] = "left" if name in ("task", "", "95 % interval") else "right"
-        table.add_column(COLUMN.get(name, name), justify=justify, no_wrap=name != "task", overflow="fold")
+    header = ["task", "weight", "", *measured, *(COLUMN.get(name, name) for name in references)]
     top = max(task["weight"] for task in data["tasks"])
+    rows = []
     for task in sorted(data["tasks"], key=lambda task: (-task["weight"], task["name"])):
-        bar = "█" * round(6 * task["weight"] / top)
-        cells = [task["name"], f"{task['weight']:.1%}", f"[cyan]{bar}[/]"]
+        bar = Text("█" * round(6 * task["weight"] / top), style="cyan")
+        cells = [task["name"], f"{task['weight']:.1%}", bar]
         cells += [_interval(task)] if sampled else []
         cells += [str(task["count"]), f"{task['epochs']:.2f}"] if counted else []
-        table.add_row(*cells, *(f"{task['references'][r]:.1%}" for r in references))
-    return table
+        rows.append([*cells, *(f"{task['references'][r]:.1%}" for r in references)])
+    return Listing(header, rows, frozenset({"", "95 % interval"}))
 
 
 def knob_lines(data: Mapping[str, Any]) -> list[str]:
@@ -72,16 +125,14 @@ def relation_lines(affinity: Affinity, most: int = 3) -> list[str]:
     """The strongest redundancies and interferences, in words."""
     pairs = strongest_pairs(affinity, most)
     lines = [
-        f"redundant: [b]{first}[/] and [b]{second}[/], correlation {pair['correlation']:.2f}"
+        f"redundant: [b]{escape(first)}[/] and [b]{escape(second)}[/], correlation {pair['correlation']:.2f}"
         for pair in pairs["redundancies"]
         for first, second in [pair["tasks"]]
     ]
     for pair in pairs["interferences"]:
         error = "" if pair["standard_error"] is None else f" ± {pair['standard_error']:.2f}"
-        lines.append(
-            f"interfering: [b]{pair['task']}[/] makes [b]{pair['set']}[/] {-pair['gain']:.2f}{error} nats a token "
-            "worse than where probes start"
-        )
+        worse = f"{-pair['gain']:.2f}{error} nats a token worse than where probes start"
+        lines.append(f"interfering: [b]{escape(pair['task'])}[/] makes [b]{escape(pair['set'])}[/] {worse}")
     if "G" in affinity.matrices and not pairs["interferences"]:
         lines.append("no interference: no probe predicts another set worse than where it started")
     return lines
@@ -89,16 +140,13 @@ def relation_lines(affinity: Affinity, most: int = 3) -> list[str]:
 
 def selection_table(selection: Selection) -> RenderableType:
     """Chosen tasks in order, what each added, and how far from the best set they can be."""
-    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
-    table.add_column("", justify="right")
-    table.add_column("task")
-    table.add_column("gain", justify="right")
-    table.add_column("of all tasks' value", justify="right")
+    rows = []
     for place, (task, value, gain) in enumerate(
         zip(selection.chosen, selection.values, selection.gains, strict=True), 1
     ):
         part = value / selection.full_value if selection.full_value > 0 else 1.0
-        table.add_row(str(place), task, f"{gain:.4g}", f"{part:.1%}")
+        rows.append([task, str(place), f"{gain:.4g}", f"{part:.1%}"])
+    table = Listing(["task", "place", "gain", "of all tasks' value"], rows)
     found = (
         "the best set there is"
         if selection.exhaustive
@@ -109,35 +157,26 @@ def selection_table(selection: Selection) -> RenderableType:
 
 def explanation_table(explanation: Explanation) -> RenderableType:
     """What is lost without each task and who takes over its share, dearest first; then interchangeable tasks."""
-    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
-    table.add_column("without")
-    table.add_column("energy lost", justify="right")
-    table.add_column("who takes over")
+    rows = []
     for one in sorted(explanation.dropped, key=lambda one: -(np.inf if one.loss is None else one.loss)):
         takers = sorted(one.takers.items(), key=lambda item: -item[1])[:3]
         loss = "cannot" if one.loss is None else f"{one.loss:.4g}"
-        table.add_row(one.task, loss, ", ".join(f"{name} {change:+.1%}" for name, change in takers if change > 0))
-    return Group(table, *(f"interchangeable: {', '.join(group)}" for group in explanation.clusters))
+        rows.append([one.task, loss, "\n".join(f"{name} {change:+.1%}" for name, change in takers if change > 0)])
+    table = Listing(["without", "energy lost", "who takes over"], rows, frozenset({"who takes over"}))
+    return Group(table, *(Text(f"interchangeable: {', '.join(group)}") for group in explanation.clusters))
 
 
 def comparison_view(comparison: Comparison) -> RenderableType:
     """Every mixture's averages and worst task, the judged one first, then a sentence for each difference."""
-    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
-    table.add_column("mixture", overflow="fold", min_width=8)
-    for quantity in comparison.quantities:
-        table.add_column(quantity.replace(" ", "\n"), justify="right", no_wrap=True)
-    beside = bool(comparison.tasks) and len(comparison.quantities) < 3  # else a terminal has no room for more columns
-    if beside:
-        table.add_column("worst task", overflow="fold")
-        table.add_column("", justify="right", no_wrap=True)
-    table.add_column("seeds", justify="right", no_wrap=True)
-    below = []
+    header = ["mixture", *(quantity.replace(" ", "\n") for quantity in comparison.quantities), "seeds"]
+    rows, below = [], []
     for summary in comparison.summaries:
-        cells = [_average(summary.averages[q], q.endswith("accuracy")) for q in comparison.quantities]
-        worst = _worst(summary, comparison) if comparison.tasks else ["", ""]
-        below += [Text(f"{summary.mixture}'s worst task: {' '.join(worst)}")] * (not beside and any(worst))
+        averages = [_average(summary.averages[q], q.endswith("accuracy")) for q in comparison.quantities]
         seeds = sum(m.mixture == summary.mixture for m in comparison.measurements)
-        table.add_row(Text(summary.mixture), *cells, *(worst if beside else []), str(seeds))
+        rows.append([summary.mixture, *averages, str(seeds)])
+        if comparison.tasks and any(worst := _worst(summary, comparison)):
+            below.append(Text(f"{summary.mixture}'s worst task: {' '.join(worst)}"))
+    table = Listing(header, rows)
     lines = []
     for quantity in comparison.quantities:
         lines += [Text()] * bool(comparison.differences)
@@ -175,12 +214,12 @@ def _comparison_notes(comparison: Comparison) -> list[str]:
 
 def pool_view(pool: TaskPool, config: Config) -> RenderableType:
     """What was read and where it went, one row a set; then what was left out, and rows that sets share."""
-    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
-    layouts = {s.layout.replace("_", "+") for s in pool.all}
-    numbers = ("read", "train", "contexts", "valid-\nation", "tokens\na row", "response")
-    for name in ("set", "kind", *(["format"] if len(layouts) > 1 else []), *numbers):
-        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name != "set", overflow="fold")
-    lines = [f"format of all: {layout}" for layout in layouts if len(layouts) == 1]
+    layouts: dict[str, list[str]] = {}
+    for s in pool.all:
+        layouts.setdefault(s.layout.replace("_", "+"), []).append(s.name)
+    header = ["set", "kind", "read", "train", "contexts", "valid-\nation", "tokens\na row", "response"]
+    lines = [f"format of {'all' if len(layouts) == 1 else ', '.join(of)}: {layout}" for layout, of in layouts.items()]
+    cells = []
     for s in pool.all:
         rows = [*s.train, *s.contexts, *s.validation]
         c = s.counts
@@ -189,14 +228,15 @@ def pool_view(pool: TaskPool, config: Config) -> RenderableType:
             "refused by the chat template, dropped": c.refused, "prompt cut": c.truncated,
             "held out elsewhere, dropped": c.train_dropped + c.validation_dropped,
         }  # fmt: skip
-        table.add_row(
-            s.name, s.kind, *([s.layout.replace("_", "+")] if len(layouts) > 1 else []),
+        cells.append([
+            s.name, s.kind,
             str(c.read + c.validation_read), str(len(s.train)), str(len(s.contexts)), str(len(s.validation)),
             f"{np.mean([r.tokens for r in rows]):.0f}", f"{np.mean([r.response_tokens for r in rows]):.1f}",
-        )  # fmt: skip
+        ])  # fmt: skip
         lines += [f"{s.name}: {note}" for note in s.notes]
         if found := ", ".join(f"{count} {what}" for what, count in notes.items() if count):
             lines.append(f"{s.name}: {found}")
+    table = Listing(header, cells, frozenset({"kind"}))
     names, shared = pool.sets, pool.overlap
     pairs = sorted(((int(shared[i, j]), names[j], names[i]) for i in range(len(names)) for j in range(i)), reverse=True)
     lines += [f"{a} and {b} share {count} rows" for count, a, b in pairs[:5] if count]
@@ -237,17 +277,14 @@ def _interval(task: Mapping[str, Any]) -> str:
     return "" if task["interval"] is None else f"{100 * task['interval'][0]:.1f} – {task['interval'][1]:.1%}"
 
 
-def prediction_table(predictions: "Sequence[Prediction]") -> Table:
+def prediction_table(predictions: "Sequence[Prediction]") -> RenderableType:
     """Predicted losses of every mixture, lowest ensemble first, beside the measured ones where there are any."""
-    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    table.add_column("mixture", overflow="fold")
-    for name in ("ensemble", "gain", "merged probes", "measured"):
-        table.add_column(name, justify="right")
+    rows = []
     for one in sorted(predictions, key=lambda one: one.ensemble):
         values = (one.ensemble, one.gain, one.merged, one.measured)
-        table.add_row(one.mixture, *("" if value is None else f"{value:.4f}" for value in values))
-    table.caption = "loss in nats a token; predictions on the contexts, measured on rows for evaluation"
-    return table
+        rows.append([one.mixture, *("" if value is None else f"{value:.4f}" for value in values)])
+    table = Listing(["mixture", "ensemble", "gain", "merged probes", "measured"], rows)
+    return Group(table, Text("loss in nats a token; predictions on the contexts, measured on rows for evaluation"))
 
 
 def estimate_table(estimate: "RunEstimate") -> Table:

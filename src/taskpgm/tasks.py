@@ -35,9 +35,11 @@ class Length(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A row that cannot be used, and why: the model's chat template refuses it, or hides what is to be learned."""
+    """A row that cannot be used, and why: the model's chat template refuses it, or hides what is to be learned; or the
+    model has no place for one of its tokens."""
 
     why: str
+    by: Literal["chat template", "model"] = "chat template"
 
 
 Measured = Length | Refused | None  # None: the completion does not fit
@@ -225,7 +227,7 @@ def load_tasks(config: Config, measure: Measure, tell: Tell = tell_nobody) -> Ta
         *zip(sources, read, keys, strict=True),
         *zip(sources, given, given_keys, strict=True),
     ]:
-        if reading and source.refused == "error":
+        if reading:
             _check_refused(source, reading, found, measured)
     rows = {key: row if isinstance(row, Row) else None for key, row in measured.items()}
 
@@ -276,17 +278,25 @@ def _measured(
 
 
 def _check_refused(source: Source, reading: Reading, keys: list[str], rows: dict[str, Row | Refused | None]) -> None:
+    """Raise UserError for the first row that cannot be used; what the template refuses may be dropped."""
+    by = ("model",) if source.refused == "drop" else ("model", "chat template")
     refused = [
-        (at, row.why) for at, key in zip(reading.places, keys, strict=True) if isinstance(row := rows[key], Refused)
+        (at, row)
+        for at, key in zip(reading.places, keys, strict=True)
+        if isinstance(row := rows[key], Refused) and row.by in by
     ]
     if not refused:
         return
-    at, why = refused[0]
-    first = f", the first at {at}" if len(refused) > 1 else f", {at}"
-    raise UserError(
-        f"{title_of(source)}: the model's chat template cannot take {len(refused)} of {len(keys)} rows{first}: {why}. "
-        "Correct or remove such rows, mend the template, or leave them out with `refused: drop`."
+    at, row = refused[0]
+    who = "model" if row.by == "model" else "model's chat template"
+    alike = sum(other.by == row.by for _, other in refused)
+    first = f", the first at {at}" if alike > 1 else f", {at}"
+    remedy = (
+        " Correct or remove such rows, mend the template, or leave them out with `refused: drop`."
+        if row.by == "chat template"
+        else ""
     )
+    raise UserError(f"{title_of(source)}: the {who} cannot take {alike} of {len(keys)} rows{first}: {row.why}.{remedy}")
 
 
 def _losses(keys: set[str], lost: dict[str, tuple[str, ...]]) -> list[str]:

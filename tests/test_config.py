@@ -1,0 +1,147 @@
+"""The configuration file: keys once, names as they are written, and what is wrong in words."""
+
+import json
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskpgm import UserError, load_config
+from taskpgm.baselines import read_weights
+from taskpgm.config import bad_in_name, parse_config
+from taskpgm.yamls import read_yaml
+
+BUDGET = "budget: {examples: 9}\n"
+
+
+def names_of(tmp_path, text):
+    (tmp_path / "mix.yaml").write_text(text + BUDGET, encoding="utf-8")
+    return [task.name for task in load_config(tmp_path / "mix.yaml").tasks]
+
+
+def refused(tmp_path, text):
+    (tmp_path / "mix.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        load_config(tmp_path / "mix.yaml")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_names_that_look_like_other_values_are_names(tmp_path):
+    written = ["no", "2024", "1e5", "1.50", "null", "2024-01-01", "0x1F", "On", "1_000"]
+    tasks = "".join(f"  - {{name: {name}, path: x}}\n" for name in written)
+    groups = f"groups:\n  - {{name: 7, tasks: [{', '.join(written)}]}}\n"
+    utility = "energy:\n  utility:\n" + "".join(f"    {name}: 0.5\n" for name in written)
+    assert names_of(tmp_path, f"tasks:\n{tasks}{groups}{utility}") == written
+    config = load_config(tmp_path / "mix.yaml")
+    assert config.groups[0].tasks == tuple(written)
+    assert config.groups[0].name == "7"
+    assert config.energy.utility == dict.fromkeys(written, 0.5)
+
+
+def test_paths_revisions_and_columns_are_text_and_numbers_stay_numbers(tmp_path):
+    task = "{name: a, path: 2024, subset: 1.10, split: no, columns: {prompt: 007, completion: yes}, min_share: 0.5}"
+    names_of(tmp_path, f"model: {{revision: 1234567, processes: 2}}\ntasks: [{task}]\n")
+    config = load_config(tmp_path / "mix.yaml")
+    one = config.tasks[0]
+    assert (one.path, one.subset, one.split, one.min_share) == ("2024", "1.10", "no", 0.5)
+    assert one.columns == {"prompt": "007", "completion": "yes"}
+    assert (config.model.revision, config.model.processes) == ("1234567", 2)
+
+
+def test_a_setting_without_a_value_stands_at_its_default(tmp_path):
+    text = "model:\nprobes: {seeds: null}\ntasks:\n  - {name: a, path: x, subset: null, columns: , adapter: ~}\n"
+    assert names_of(tmp_path, text) == ["a"]
+    one = load_config(tmp_path / "mix.yaml").tasks[0]
+    assert (one.subset, one.columns, one.adapter) == (None, None, None)
+    assert "'tasks.0.name' is required" in refused(tmp_path, "tasks: [{name: , path: x}]\n" + BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "second", "first"),
+    [
+        (f"tasks: [{{name: a, path: x}}]\n{BUDGET}tasks: []\n", "tasks", 3, 1),
+        ("budget:\n  examples: 9\n  max_epochs: 1\n  examples: 8\n", "examples", 4, 2),
+        ('tasks:\n  - name: a\n    path: x\n    "path": y\n', "path", 4, 3),
+        ('{"tasks": [\n{"name": "a",\n"name": "b"}]}', "name", 3, 2),
+        ("energy:\n  utility:\n    no: 1\n    'no': 2\n", "no", 4, 3),
+    ],
+)
+def test_a_key_that_stands_twice_is_an_error_with_its_lines(text, key, second, first, tmp_path):
+    assert f"mix.yaml: the key '{key}' in line {second} stands in line {first} already" in refused(tmp_path, text)
+
+
+def test_anchors_and_merge_keys_work_and_may_be_overridden(tmp_path):
+    text = "tasks:\n  - &a {name: a, path: x, min_share: 0.1}\n  - {<<: *a, name: b}\n  - {<<: *a, name: c, min_share: 0.2}\n"
+    assert names_of(tmp_path, text) == ["a", "b", "c"]
+    assert [task.min_share for task in load_config(tmp_path / "mix.yaml").tasks] == [0.1, 0.1, 0.2]
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.integers(-(10**9), 10**9).map(lambda n: n / 8) | st.text("ab:#- é"),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("kxyz é", min_size=1), inner, max_size=3),
+        max_leaves=12,
+    )
+)  # fmt: skip
+def test_json_is_read_as_json_is(data):
+    assert read_yaml(json.dumps(data, ensure_ascii=False), "x") == data
+
+
+@pytest.mark.parametrize(
+    "name", ["数学", "données d'été", "a b", "x [b]#1", "C++", "what?", "你好 世界", "🙂", "-", "a.b.", "x" * 200]
+)
+def test_a_name_may_be_what_a_file_may_be_called(name):
+    config = parse_config({"tasks": [{"name": name, "path": "x"}], "budget": {"examples": 1}})
+    assert config.tasks[0].name == name
+    assert bad_in_name(name) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "because"),
+    [
+        ("a/b", "because of '/'"),
+        ("a\\b", r"because of '\\'"),
+        ("a\tb", r"because of '\t'"),
+        (" a", "because of ' '"),
+        ("a ", "because of ' '"),
+        ("..", "because of '.'"),
+        (".hidden", "because of '.'"),
+        ("~warm", "because of '~'"),
+        ("", "it is empty"),
+        ("数" * 67, "it has 201 bytes"),
+    ],
+)
+def test_what_a_name_may_not_have_is_said_in_words(name, because):
+    with pytest.raises(UserError) as error:
+        parse_config({"tasks": [{"name": name, "path": "x"}], "budget": {"examples": 1}})
+    assert f"cannot be a name ({because}); a name may have letters of any script, digits, spaces" in str(error.value)
+
+
+@pytest.mark.parametrize("other", ["SUMS é", unicodedata.normalize("NFD", "sums é")])
+def test_names_that_some_file_systems_hold_for_one_are_refused(other):
+    tasks = [{"name": name, "path": "x"} for name in ("sums é", other)]
+    with pytest.raises(UserError, match="are one and the same to some file systems; rename one"):
+        parse_config({"tasks": tasks, "budget": {"examples": 1}})
+
+
+def test_a_configuration_that_is_not_there_says_how_to_write_one(tmp_path):
+    with pytest.raises(UserError, match=r"No such file or directory; `taskpgm init FILES > .*mix.yaml` writes one\."):
+        load_config(tmp_path / "mix.yaml")
+
+
+def test_a_number_where_text_belongs_says_to_quote_it(tmp_path):
+    text = "tasks: [{name: a, path: x, validation: 2024}]\n" + BUDGET
+    assert "tasks.0.validation: Input should be a valid string (got 2024; put it in quotes)" in refused(tmp_path, text)
+
+
+def test_weights_files_take_names_as_written_and_each_once(tmp_path):
+    (tmp_path / "w.yaml").write_text("no: 1\n2024: 3\n")
+    assert read_weights(tmp_path / "w.yaml", ("no", "2024")) == {"no": 0.25, "2024": 0.75}
+    (tmp_path / "w.yaml").write_text("no: 1\nno: 3\n")
+    with pytest.raises(UserError, match="the key 'no' in line 2 stands in line 1 already"):
+        read_weights(tmp_path / "w.yaml", ("no",))
+    (tmp_path / "w.json").write_text('{"a": 1, "a": 2}')
+    with pytest.raises(UserError, match="the key 'a' stands twice"):
+        read_weights(tmp_path / "w.json", ("a",))
