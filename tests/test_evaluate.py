@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from conftest import ARCHITECTURES, CHATML
 from peft import PeftModel
 from test_probes import loaded
 from test_scoring import config_for
@@ -64,8 +64,15 @@ def test_losses_are_those_of_a_plain_loop(architecture, model_folders, tmp_path)
     assert not [name for name, _ in lm.model.named_parameters() if "lora" in name]
 
 
+WITH_CALLS = CHATML.replace(
+    "message['content'] + '<|im_end|>",
+    "message['content'] ~ (message.tool_calls | tojson if message.tool_calls) ~ '<|im_end|>",
+)
+
+
 def test_answers_that_are_calls_or_hold_thoughts_are_not_marked(model_folders, tmp_path):
     lm, _, rows, config, _, _ = prepared(model_folders["llama"], tmp_path)
+    lm.tokenizer.chat_template = WITH_CALLS
     call = {"type": "function", "function": {"name": "f", "arguments": {}}}
 
     def changed(row, **said):
@@ -152,7 +159,7 @@ def test_a_row_that_fills_the_models_positions_is_still_written_to(model_folders
     (length,) = encoder.lengths([long])
     assert length.tokens == 512
     short = rows["sums"][0]
-    found = written_answers(lm, encoder, [Row(long, *length, key=""), short])
+    found = written_answers(lm, encoder, [Row(long, *length[:3], key=""), short])
     assert len(found) == 2
     assert found[1] == written_answers(lm, encoder, [short])[0]
 

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taskpgm import load_config
+from taskpgm.conversations import read_source
 from taskpgm.template import write_template
 
 
@@ -60,7 +61,8 @@ def test_likely_columns_are_proposed_with_what_was_found(record, columns, tmp_pa
 def test_conversations_are_recognised(tmp_path):
     talk = [{"from": "human", "value": "1?"}, {"from": "gpt", "value": "1"}]
     config, _, _ = config_of(tmp_path, write(tmp_path / "a.jsonl", *({"conversations": talk} for _ in range(9))))
-    assert config.tasks[0].columns == {"messages": "conversations"}
+    assert config.tasks[0].columns is None  # found under that name
+    assert len(read_source(config.tasks[0]).rows) == 9
 
 
 def test_unknown_columns_leave_a_line_to_fill_in(tmp_path):
@@ -81,7 +83,7 @@ def test_unknown_columns_leave_a_line_to_fill_in(tmp_path):
         ("", "it holds no rows"),
         ('{"prompt"', "line 1 is not valid JSON"),
         ('{"prompt": "a", "completion": null}\n', "line 1 of bad.jsonl has no text in column 'completion'"),
-        ('{"question": "a", "answer": {"b": 1}}\n', "line 1 of bad.jsonl has no text in column 'answer'"),
+        ('{"question": "a", "answer": 1}\n{"question": "a"}\n', "line 2 of bad.jsonl has no text in column 'answer'"),
         ("\x01\n", "line 1 is not valid JSON"),
         (None, "is neither a file nor a folder"),
     ],
