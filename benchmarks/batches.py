@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from taskpgm import training
-from taskpgm.chat import Encoded
 from taskpgm.config import parse_config
+from taskpgm.data.chat import Encoded
 from taskpgm.lm import load_model
 from taskpgm.machine import Clock, release_memory, resident_memory
 

@@ -41,9 +41,10 @@ import yaml
 from rich.console import Console
 
 from taskpgm.blocks import BASE
-from taskpgm.chat import ChatEncoder, Encoded, load_tokenizer
-from taskpgm.checkpoint import model_folder
+from taskpgm.checkpoint import load_tokenizer, model_folder
 from taskpgm.config import Config, load_config, parse_config
+from taskpgm.data.chat import ChatEncoder, Encoded
+from taskpgm.data.pool import load_tasks
 from taskpgm.demo import write_demo
 from taskpgm.divergence import jsd_matrix
 from taskpgm.estimate import context_tokens, model_shape, run_tokens
@@ -53,7 +54,6 @@ from taskpgm.machine import Clock, environment, resident_memory
 from taskpgm.orders import derive_seed, encoded_steps, tokens_of, training_order
 from taskpgm.probes import Probe
 from taskpgm.scoring import encode_contexts, score_sets
-from taskpgm.tasks import load_tasks
 from taskpgm.training import Trainer, train_probes, training_memory
 
 RANK = 16

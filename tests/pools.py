@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from taskpgm.config import Config, parse_config
-from taskpgm.messages import Conversation, conversation
-from taskpgm.tasks import Counts, Row, TaskPool, TaskSet, row_key
+from taskpgm.data.messages import Conversation, conversation
+from taskpgm.data.pool import Counts, Row, TaskPool, TaskSet, row_key
 
 
 def make_task(name: str, lengths: Sequence[int], rows: Sequence[Conversation] = ()) -> TaskSet:

@@ -22,8 +22,8 @@ from taskpgm.baselines import (
     within_supply,
 )  # fmt: skip
 from taskpgm.config import AffinityConfig
+from taskpgm.data.plan import plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.errors import UserError
-from taskpgm.plan import plan_rows, size_mixture, supply_bounds, uniform_mixture
 
 common = settings(max_examples=150, deadline=None)
 POOL = make_pool({"a": [1] * 60, "b": [5] * 30, "c": [2] * 10})

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from taskpgm.chat import ChatEncoder
-from taskpgm.messages import Conversation, Message, conversation
-from taskpgm.tasks import Length, Refused
+from taskpgm.data.chat import ChatEncoder
+from taskpgm.data.messages import Conversation, Message, conversation
+from taskpgm.data.pool import Length, Refused
 
 SPEC = importlib.util.find_spec("trl")
 if SPEC is None or SPEC.origin is None:

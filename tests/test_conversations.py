@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from test_tasks import GOOD, bad, configure, load, measure, one_sentence, pair, pairs, read, write
 
 from taskpgm.config import FIELDS, REFUSED
-from taskpgm.conversations import Reading, read_source
+from taskpgm.data.conversations import Reading, read_source
+from taskpgm.data.messages import Conversation, Message, conversation
+from taskpgm.data.pool import TaskPool, load_tasks, row_key
 from taskpgm.errors import UserError
-from taskpgm.messages import Conversation, Message, conversation
-from taskpgm.tasks import TaskPool, load_tasks, row_key
 
 
 def reading(path: object, **settings: Any) -> Reading:

@@ -12,12 +12,12 @@ from test_probes import loaded
 from test_scoring import config_for
 from transformers import AutoModelForCausalLM
 
-from taskpgm.chat import ChatEncoder
+from taskpgm.data.chat import ChatEncoder
+from taskpgm.data.messages import conversation
+from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
 from taskpgm.evaluate import Evaluation, _last_turn, evaluate_probe, option_logp, same_answer, written_answers
 from taskpgm.finetune import under
-from taskpgm.messages import conversation
-from taskpgm.tasks import Row
 from taskpgm.training import train_probes
 
 CHOICES = ("7", "The answer is 42.", "yes", "a much longer answer than the question")

@@ -13,12 +13,12 @@ import pytest
 from pools import make_config, make_pool, make_task
 
 from taskpgm.config import ModelConfig, TaskConfig
-from taskpgm.conversations import read_source
+from taskpgm.data.conversations import read_source
+from taskpgm.data.export import Format, choose_format, trainer_units, write_train_jsonl
+from taskpgm.data.messages import Conversation, Message, conversation
+from taskpgm.data.plan import RowPlan, plan_rows
+from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
-from taskpgm.export import Format, choose_format, trainer_units, write_train_jsonl
-from taskpgm.messages import Conversation, Message, conversation
-from taskpgm.plan import RowPlan, plan_rows
-from taskpgm.tasks import TaskPool
 
 PAIRS: list[Conversation] = [conversation(("user", f"q{i}\n\u2028ü"), ("assistant", f"a{i} 😀")) for i in range(6)]
 CHATS: list[Conversation] = [
@@ -254,7 +254,8 @@ def test_trls_tokens_and_mask_of_prompt_completion_are_our_encoders(
 ) -> None:
     from conftest import CHATML
 
-    from taskpgm.chat import ChatEncoder, load_tokenizer
+    from taskpgm.checkpoint import load_tokenizer
+    from taskpgm.data.chat import ChatEncoder
 
     rows = [*PAIRS, Conversation((Message("system", "s"), *PAIRS[2].messages))]
     prepared(tmp_path, monkeypatch, CHATML, rows, "prompt_completion")

@@ -6,11 +6,11 @@ import pytest
 from test_probes import loaded
 from test_scoring import config_for
 
+from taskpgm.data.messages import conversation
+from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
 from taskpgm.evaluate import evaluate_probe
 from taskpgm.harness import run_harness
-from taskpgm.messages import conversation
-from taskpgm.tasks import Row
 from taskpgm.training import train_probes
 
 pytest.importorskip("lm_eval")

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from taskpgm import packing
 from taskpgm.adapters import flatten, low_rank
-from taskpgm.chat import Encoded
 from taskpgm.config import ModelConfig
+from taskpgm.data.chat import Encoded
 from taskpgm.divergence import label_logp
 from taskpgm.lm import LanguageModel, Trunk, load_model
 from taskpgm.packing import ends, pack, shared_prefix

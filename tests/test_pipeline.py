@@ -19,18 +19,19 @@ from transformers import AutoModelForCausalLM
 
 from taskpgm import Affinity, Scores, UserError, load_config, run
 from taskpgm.blocks import WARM
-from taskpgm.chat import ChatEncoder, load_tokenizer
+from taskpgm.checkpoint import load_tokenizer
 from taskpgm.config import parse_config
+from taskpgm.data.chat import ChatEncoder
+from taskpgm.data.messages import conversation
+from taskpgm.data.pool import load_tasks
 from taskpgm.evaluate import response_logp
 from taskpgm.finetune import under
 from taskpgm.lm import load_model
-from taskpgm.messages import conversation
 from taskpgm.orders import derive_seed, training_order, warm_order
 from taskpgm.pipeline import Stages
 from taskpgm.probes import load_probe
 from taskpgm.scoring import score_contexts
 from taskpgm.store import RunDirectory
-from taskpgm.tasks import load_tasks
 from taskpgm.training import Trainer
 
 TASKS = ("sums", "sky", "words")

@@ -11,9 +11,9 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 from pools import make_config, make_pool
 
+from taskpgm.data.plan import RowPlan, plan_rows, round_shares, size_mixture, supply_bounds, uniform_mixture
+from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
-from taskpgm.plan import RowPlan, plan_rows, round_shares, size_mixture, supply_bounds, uniform_mixture
-from taskpgm.tasks import TaskPool
 
 common = settings(max_examples=150, deadline=None)
 Case = tuple[dict[str, float], int, dict[str, int], dict[str, float], dict[str, float]]

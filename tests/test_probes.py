@@ -17,14 +17,14 @@ from test_scoring import ROWS, config_for
 from transformers import AutoModelForCausalLM
 
 from taskpgm import training
-from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.checkpoint import read_skeleton
 from taskpgm.config import ModelConfig, parse_config
+from taskpgm.data.chat import ChatEncoder, Encoded
+from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
 from taskpgm.lm import LanguageModel, load_model
 from taskpgm.orders import derive_seed, training_order
 from taskpgm.probes import check_adapter, installed, load_probe, lora_settings
-from taskpgm.tasks import Row
 from taskpgm.training import Fit, fitting, train_probes
 
 

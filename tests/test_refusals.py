@@ -8,11 +8,12 @@ from conftest import CHATML, make_tokenizer
 from rich.console import Console
 
 from taskpgm import cli
-from taskpgm.chat import ChatEncoder, load_tokenizer
+from taskpgm.checkpoint import load_tokenizer
 from taskpgm.config import parse_config
+from taskpgm.data.chat import ChatEncoder
+from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.errors import UserError
 from taskpgm.summary import pool_view, rows_view
-from taskpgm.tasks import TaskPool, load_tasks
 
 ALTERNATING = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from scipy.spatial.distance import jensenshannon
 
-from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import ModelConfig, parse_config
+from taskpgm.data.chat import ChatEncoder, Encoded
+from taskpgm.data.messages import conversation
+from taskpgm.data.pool import Row
 from taskpgm.lm import load_model
-from taskpgm.messages import conversation
 from taskpgm.probes import Probe
 from taskpgm.scoring import BASE, assemble, measure_divergences, sample_positions, score_sets
-from taskpgm.tasks import Row
 from taskpgm.training import train_probes
 
 ROWS = {

@@ -9,9 +9,9 @@ from test_scoring import all_blocks, labels_of, plain_loop
 
 from taskpgm import load_config, run
 from taskpgm.affinity import measure_affinity
-from taskpgm.chat import ChatEncoder, load_tokenizer
-from taskpgm.checkpoint import model_folder
+from taskpgm.checkpoint import load_tokenizer, model_folder
 from taskpgm.config import ModelConfig
+from taskpgm.data.chat import ChatEncoder
 from taskpgm.demo import generate
 from taskpgm.energy import build_energy
 from taskpgm.lm import load_model

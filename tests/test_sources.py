@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taskpgm.config import TargetConfig, TaskConfig, load_config
-from taskpgm.conversations import read_source, title_of
+from taskpgm.data.conversations import read_source, title_of
+from taskpgm.data.messages import Conversation, Message, conversation
+from taskpgm.data.sources import read_table
+from taskpgm.data.splits import asked_of, files_of
 from taskpgm.errors import UserError
-from taskpgm.files import asked_of, files_of
-from taskpgm.messages import Conversation, Message, conversation
 from taskpgm.pipeline import _source_digest
-from taskpgm.sources import read_table
 
 
 def pair(prompt: str, completion: str = "yes") -> Conversation:

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from taskpgm.config import Config, parse_config
-from taskpgm.conversations import read_source
+from taskpgm.data.conversations import read_source
+from taskpgm.data.messages import Conversation, conversation
+from taskpgm.data.pool import Length, TaskPool, load_tasks, row_key
 from taskpgm.errors import UserError
-from taskpgm.messages import Conversation, conversation
-from taskpgm.tasks import Length, TaskPool, load_tasks, row_key
 
 LONGEST = 30
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taskpgm import load_config
-from taskpgm.conversations import read_source
+from taskpgm.data.conversations import read_source
 from taskpgm.template import write_template
 
 

@@ -23,11 +23,11 @@ import numpy as np
 from taskpgm.affinity import Affinity
 from taskpgm.bounds import make_bounds
 from taskpgm.config import Config
+from taskpgm.data.plan import uniform_mixture
+from taskpgm.data.pool import TaskPool
 from taskpgm.energy import normalised
 from taskpgm.errors import UserError
-from taskpgm.plan import uniform_mixture
 from taskpgm.scores import Floats
-from taskpgm.tasks import TaskPool
 from taskpgm.yamls import read_yaml
 
 Objective = Literal["graph_cut", "facility_location"]

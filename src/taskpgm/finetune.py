@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskpgm.chat import Encoded
 from taskpgm.config import Config
+from taskpgm.data.chat import Encoded
 from taskpgm.errors import UserError
 from taskpgm.lm import LanguageModel, Trunk
 from taskpgm.orders import tokens_of

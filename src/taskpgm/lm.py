@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from taskpgm import packing
-from taskpgm.chat import Encoded, load_tokenizer
-from taskpgm.checkpoint import Limits, limits_of, read_model
+from taskpgm.checkpoint import limits_of, load_tokenizer, read_model
 from taskpgm.config import ModelConfig
+from taskpgm.data.chat import Encoded, Limits
 from taskpgm.errors import UserError, first_line
 from taskpgm.executor import possible, processes_for
 from taskpgm.machine import total_memory, usable_cores

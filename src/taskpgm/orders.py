@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from taskpgm.chat import ChatEncoder, Encoded
 from taskpgm.config import Config
-from taskpgm.tasks import Row
+from taskpgm.data.chat import ChatEncoder, Encoded
+from taskpgm.data.pool import Row
 
 
 def training_order(response_tokens: Sequence[int], config: Config, seed: int) -> list[NDArray[np.int64]]:

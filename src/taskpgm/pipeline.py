@@ -20,15 +20,16 @@ from taskpgm.blocks import BASE, WARM, Block, read_blocks, usable, write_blocks
 from taskpgm.bounds import Bounds, Group, make_bounds
 from taskpgm.checkpoint import limits_of, model_fingerprint, read_skeleton
 from taskpgm.config import Config, EnergyConfig, Source, TaskConfig
-from taskpgm.conversations import READING_VERSION, title_of
+from taskpgm.data.conversations import READING_VERSION, title_of
+from taskpgm.data.export import choose_format, trainer_units, write_train_jsonl
+from taskpgm.data.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
+from taskpgm.data.pool import TaskPool, Tell, load_tasks, tell_nobody
+from taskpgm.data.splits import asked_of, files_of
 from taskpgm.energy import Energy, build_energy
 from taskpgm.errors import UserError
-from taskpgm.export import choose_format, trainer_units, write_train_jsonl
-from taskpgm.files import asked_of, files_of
 from taskpgm.knob import choose_t
 from taskpgm.machine import Clock, environment, wait_passively
 from taskpgm.mixture import Mixture, solve_mixture
-from taskpgm.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.scores import Ints, Scores
 from taskpgm.selection import Selection, select_tasks
 from taskpgm.store import (
@@ -41,10 +42,9 @@ from taskpgm.store import (
     path_digest,
     stale_because,
 )
-from taskpgm.tasks import TaskPool, Tell, load_tasks, tell_nobody
 
 if TYPE_CHECKING:
-    from taskpgm.chat import ChatEncoder, Encoded
+    from taskpgm.data.chat import ChatEncoder, Encoded
     from taskpgm.lm import LanguageModel
     from taskpgm.probes import Probe
 
@@ -293,7 +293,8 @@ class Stages:
         return self._make_scores(pool, path, wanted)
 
     def _make_scores(self, pool: TaskPool, path: Path, wanted: Parts) -> Scores:
-        from taskpgm.chat import ChatEncoder, load_tokenizer
+        from taskpgm.checkpoint import load_tokenizer
+        from taskpgm.data.chat import ChatEncoder
         from taskpgm.probes import load_probe
         from taskpgm.scoring import assemble, encode_contexts, measure_divergences, sample_positions, starts
 
@@ -568,7 +569,8 @@ def inspect(config: Config, tell: Tell = tell_nobody) -> Inspection:
     Raises:
         UserError: what a run would raise for its model, its adapters or its data.
     """
-    from taskpgm.chat import ChatEncoder, load_tokenizer
+    from taskpgm.checkpoint import load_tokenizer
+    from taskpgm.data.chat import ChatEncoder
     from taskpgm.probes import check_adapters
 
     tell("opening the model", 0, 1)

@@ -20,12 +20,12 @@ from scipy.stats import spearmanr
 from taskpgm.affinity import mean_logp
 from taskpgm.compare import mixture_weights
 from taskpgm.config import Config, EnergyConfig
+from taskpgm.data.pool import Tell, tell_nobody
 from taskpgm.energy import Energy, build_energy, usual_prior
 from taskpgm.errors import UserError
 from taskpgm.pipeline import Result, Say, Stages, write_json
 from taskpgm.scores import Floats
 from taskpgm.store import RunDirectory, digest
-from taskpgm.tasks import Tell, tell_nobody
 
 if TYPE_CHECKING:
     from taskpgm.probes import Probe
@@ -162,7 +162,7 @@ class _Merger:
     """Losses under merged probes, on the contexts of the targets or else of the tasks."""
 
     def __init__(self, stages: Stages, result: Result) -> None:
-        from taskpgm.chat import ChatEncoder
+        from taskpgm.data.chat import ChatEncoder
         from taskpgm.scoring import encode_contexts
 
         self.probes = stages.trained()

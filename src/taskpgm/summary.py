@@ -16,12 +16,12 @@ from rich.text import Text
 from taskpgm.affinity import Affinity
 from taskpgm.comparison import Comparison, Estimate, Summary, verdict_sentence
 from taskpgm.config import Config
+from taskpgm.data.pool import TaskPool
 from taskpgm.explanation import Explanation, strongest_pairs
 from taskpgm.selection import Selection
-from taskpgm.tasks import TaskPool
 
 if TYPE_CHECKING:
-    from taskpgm.chat import ChatEncoder, Encoded
+    from taskpgm.data.chat import ChatEncoder, Encoded
     from taskpgm.estimate import RunEstimate
     from taskpgm.predict import Prediction
 

@@ -22,10 +22,10 @@ from taskpgm.config import (
     bad_in_name,
     name_key,
 )
-from taskpgm.conversations import read_source, title_of
+from taskpgm.data.conversations import read_source, title_of
+from taskpgm.data.pool import row_key
+from taskpgm.data.sources import read_table
 from taskpgm.errors import UserError
-from taskpgm.sources import read_table
-from taskpgm.tasks import row_key
 
 WIDTH = 100
 LEAST = 3  # rows of a task: two contexts, and one to train on

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskpgm.chat import Encoded
 from taskpgm.config import Config
+from taskpgm.data.chat import Encoded
+from taskpgm.data.pool import Tell, tell_nobody
 from taskpgm.errors import UserError
 from taskpgm.finetune import Finetuned
 from taskpgm.lm import LanguageModel
 from taskpgm.orders import derive_seed, tokens_of
 from taskpgm.probes import Probe, lora_settings
-from taskpgm.tasks import Tell, tell_nobody
 from taskpgm.training import schedule
 
 IGNORED = -100  # label of a token that is not to be predicted

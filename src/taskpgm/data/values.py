@@ -4,8 +4,8 @@ import json
 import math
 from typing import Any
 
+from taskpgm.data.sources import Number, reason_of, type_of
 from taskpgm.errors import UserError
-from taskpgm.sources import Number, reason_of, type_of
 
 
 def is_absent(value: Any) -> bool:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from taskpgm.chat_template import separated
+from taskpgm.data.chat_template import separated
+from taskpgm.data.plan import RowPlan
+from taskpgm.data.pool import Row, TaskPool
 from taskpgm.errors import UserError
-from taskpgm.plan import RowPlan
-from taskpgm.tasks import Row, TaskPool
 
 Format = Literal["messages", "prompt_completion", "text"]  # text: prompt and completion for models without a template
 

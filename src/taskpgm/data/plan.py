@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskpgm.config import Config
+from taskpgm.data.pool import TaskPool, TaskSet
 from taskpgm.errors import UserError
-from taskpgm.tasks import TaskPool, TaskSet
 
 Unit = Literal["examples", "tokens"]
 Ints = NDArray[np.int64]

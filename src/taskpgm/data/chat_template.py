@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from taskpgm.data.messages import Conversation, Message
+from taskpgm.data.pool import Refused
 from taskpgm.errors import first_line
-from taskpgm.messages import Conversation, Message
-from taskpgm.tasks import Refused
 
 FIRST, LAST = 0x40000, 0xDFFFF  # planes without characters: the stand-ins
 NOTHING = 0x10FFFF  # what the stand-in of an empty answer stands for

@@ -8,10 +8,10 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from taskpgm.data.messages import Message
+from taskpgm.data.sources import type_of
+from taskpgm.data.values import is_empty, plain, unpacked, without_absent
 from taskpgm.errors import UserError
-from taskpgm.messages import Message
-from taskpgm.sources import type_of
-from taskpgm.values import is_empty, plain, unpacked, without_absent
 
 _NAMES = {
     "system": ("system", "developer"),

@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from taskpgm.config import ALIASES, EXTRAS, FIELDS, MARKS, MEDIA, REFUSED, Source, TargetConfig
+from taskpgm.data.markings import Marking, read_marking
+from taskpgm.data.messages import Conversation, Message
+from taskpgm.data.sources import Table, read_table
+from taskpgm.data.turns import Spot, are_turns, read_tools, read_turns
+from taskpgm.data.values import is_absent, is_empty, text_of, unpacked
 from taskpgm.errors import UserError
-from taskpgm.markings import Marking, read_marking
-from taskpgm.messages import Conversation, Message
-from taskpgm.sources import Table, read_table
-from taskpgm.turns import Spot, are_turns, read_tools, read_turns
-from taskpgm.values import is_absent, is_empty, text_of, unpacked
 
 READING_VERSION = 2  # a run whose rows were read in another way reads them again
 Layout = Literal["messages", "prompt_completion", "instruction_output"]

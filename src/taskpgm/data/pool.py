@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskpgm.config import Config, ContextConfig, Source, TargetConfig
-from taskpgm.conversations import Layout, Reading, read_source, title_of
+from taskpgm.data.conversations import Layout, Reading, read_source, title_of
+from taskpgm.data.messages import Conversation
 from taskpgm.errors import UserError
-from taskpgm.messages import Conversation
 
 CHUNK = 512  # rows measured at a time, for progress
 SIDES = ("train", "contexts", "validation")

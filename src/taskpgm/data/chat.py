@@ -9,17 +9,15 @@ where ⏎ is a newline, left out after text that ends in white space.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from taskpgm.chat_template import Rendered, Template, separated
-from taskpgm.checkpoint import Limits, model_folder
-from taskpgm.config import ModelConfig
-from taskpgm.errors import UserError, first_line
-from taskpgm.messages import Conversation, Message
-from taskpgm.tasks import Length, Refused
+from taskpgm.data.chat_template import Rendered, Template, separated
+from taskpgm.data.messages import Conversation, Message
+from taskpgm.data.pool import Length, Refused
+from taskpgm.errors import UserError
 
 BATCH = 512  # rows tokenised at a time
 
@@ -31,23 +29,6 @@ class Encoded:
     ids: NDArray[np.int32]  # (length,)
     response: NDArray[np.bool_]  # (length,) never true at 0: the first token has nothing to be predicted from
     truncated: bool
-
-
-def load_tokenizer(config: ModelConfig) -> Any:
-    """The model's tokenizer, with a pad token. No weights are read."""
-    from transformers import AutoTokenizer
-
-    folder = model_folder(config)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(
-            f"No tokenizer can be loaded from {config.path!r} ({first_line(error)}); put the model's "
-            "tokenizer.json and tokenizer_config.json beside its weights."
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or next(iter(tokenizer.get_vocab()))
-    return tokenizer
 
 
 class ChatEncoder:
@@ -198,3 +179,10 @@ def _plain_losses(row: Conversation) -> tuple[str, ...]:
 
 def _shown(row: Conversation) -> str:
     return f"the row with turns {', '.join(m.role for m in row.messages)} that starts {row.messages[0].content[:40]!r}"
+
+
+class Limits(NamedTuple):
+    """What a model can be given."""
+
+    vocabulary: int  # rows of its embeddings: token ids are below it
+    positions: int | None  # tokens that a row may have; None where the configuration does not say

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from taskpgm.config import ALIASES, FIELDS, REFUSED, Source
+from taskpgm.data.splits import READABLE, Asked, asked_of, files_of, is_saved, kind_of, named, pick_split
 from taskpgm.errors import UserError
-from taskpgm.files import READABLE, Asked, asked_of, files_of, is_saved, kind_of, named, pick_split
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -2,9 +2,9 @@
 
 from typing import Any, NamedTuple
 
+from taskpgm.data.messages import Conversation
+from taskpgm.data.values import from_text, plain, text_of
 from taskpgm.errors import UserError
-from taskpgm.messages import Conversation
-from taskpgm.values import from_text, plain, text_of
 
 
 class Marking(NamedTuple):
