@@ -19,7 +19,7 @@ from taskpgm import training
 from taskpgm.config import parse_config
 from taskpgm.data.chat import Encoded
 from taskpgm.lm import load_model
-from taskpgm.machine import Clock, release_memory, resident_memory
+from taskpgm.system import Clock, release_memory, resident_memory
 
 
 def measure(model: str | None, rows: int, length: int, last: int | None, recompute: bool) -> list[str]:

@@ -48,13 +48,14 @@ from taskpgm.data.pool import load_tasks
 from taskpgm.demo import write_demo
 from taskpgm.divergence import jsd_matrix
 from taskpgm.estimate import context_tokens, model_shape, run_tokens
-from taskpgm.executor import one_core, side_by_side
 from taskpgm.lm import load_model, padded
-from taskpgm.machine import Clock, environment, resident_memory
-from taskpgm.orders import derive_seed, encoded_steps, tokens_of, training_order
+from taskpgm.orders import encoded_steps, tokens_of, training_order
+from taskpgm.parallel import one_core, side_by_side
 from taskpgm.probes import Probe
 from taskpgm.scoring import encode_contexts, score_sets
+from taskpgm.system import Clock, environment, resident_memory
 from taskpgm.training import Trainer, train_probes, training_memory
+from taskpgm.types import derive_seed
 
 RANK = 16
 screen = Console(width=110)

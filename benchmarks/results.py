@@ -25,10 +25,11 @@ from taskpgm.cli import _bars
 from taskpgm.compare import CompareOptions, run_comparison
 from taskpgm.config import AffinityConfig, EnergyConfig, load_config
 from taskpgm.energy import build_energy
+from taskpgm.files import write_json
 from taskpgm.minimise import minimise
 from taskpgm.mixture import solve_mixture
 from taskpgm.picture import write_picture
-from taskpgm.pipeline import Stages, allowed_shares, write_json
+from taskpgm.pipeline import Stages, allowed_shares
 from taskpgm.predict import run_prediction
 from taskpgm.store import RunDirectory
 from taskpgm.summary import comparison_view, prediction_table

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from taskpgm import demo
-from taskpgm.store import atomic_file
+from taskpgm.files import atomic_file
 
 BUDGET = "{examples: 288, max_epochs: 4}"
 PROBES = "{{examples: 96, batch: 8, max_length: {length}, lora: {{last_layers: 8}}}}"

@@ -15,9 +15,9 @@ from taskpgm.compare import CompareOptions, _Worker, compare_mixtures, evaluatio
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.plan import plan_rows
 from taskpgm.evaluate import evaluate_probe
-from taskpgm.executor import possible
 from taskpgm.finetune import under
 from taskpgm.lm import load_model
+from taskpgm.parallel import possible
 from taskpgm.pipeline import Stages
 from taskpgm.predict import Prediction, merged_probe, rank_correlations, run_prediction
 from taskpgm.store import RunDirectory

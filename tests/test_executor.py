@@ -11,9 +11,9 @@ import torch
 
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError
-from taskpgm.executor import possible, processes_for, side_by_side
 from taskpgm.lm import load_model
-from taskpgm.machine import BESIDE, Clock, available_memory, total_memory
+from taskpgm.parallel import possible, processes_for, side_by_side
+from taskpgm.system import BESIDE, Clock, available_memory, total_memory
 
 pytestmark = pytest.mark.skipif(not possible(), reason="processes are forked on Linux alone")
 MEMORY = 1 << 20

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from taskpgm import machine
+from taskpgm import system as machine
 
 SAY_POLICY = "import os; from taskpgm.machine import wait_passively as w; w(); print(os.environ['OMP_WAIT_POLICY'])"
 

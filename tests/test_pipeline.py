@@ -27,12 +27,13 @@ from taskpgm.data.pool import load_tasks
 from taskpgm.evaluate import response_logp
 from taskpgm.finetune import under
 from taskpgm.lm import load_model
-from taskpgm.orders import derive_seed, training_order, warm_order
+from taskpgm.orders import training_order, warm_order
 from taskpgm.pipeline import Stages
 from taskpgm.probes import load_probe
 from taskpgm.scoring import score_contexts
 from taskpgm.store import RunDirectory
 from taskpgm.training import Trainer
+from taskpgm.types import derive_seed
 
 TASKS = ("sums", "sky", "words")
 

@@ -23,9 +23,10 @@ from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
 from taskpgm.lm import LanguageModel, load_model
-from taskpgm.orders import derive_seed, training_order
+from taskpgm.orders import training_order
 from taskpgm.probes import check_adapter, installed, load_probe, lora_settings
 from taskpgm.training import Fit, fitting, train_probes
+from taskpgm.types import derive_seed
 
 
 def loaded(folder, device="cpu"):

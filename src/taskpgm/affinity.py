@@ -16,7 +16,8 @@ from taskpgm import jackknife
 from taskpgm.config import AffinityConfig
 from taskpgm.errors import UserError
 from taskpgm.jackknife import EVERYTHING, Fold
-from taskpgm.scores import Floats, Scores
+from taskpgm.scores import Scores
+from taskpgm.types import Floats
 
 LN2 = float(np.log(2))
 

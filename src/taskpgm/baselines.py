@@ -27,7 +27,7 @@ from taskpgm.data.plan import uniform_mixture
 from taskpgm.data.pool import TaskPool
 from taskpgm.energy import normalised
 from taskpgm.errors import UserError
-from taskpgm.scores import Floats
+from taskpgm.types import Floats
 from taskpgm.yamls import read_yaml
 
 Objective = Literal["graph_cut", "facility_location"]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskpgm.scores import Ints
-from taskpgm.store import atomic_file
+from taskpgm.files import atomic_file
+from taskpgm.types import Ints
 
 BASE = "base"  # the name of the base model's blocks
 WARM = "~warm"  # the task of the adapter that probes start from; no task can have this name

@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 
 from taskpgm.energy import named_vector
 from taskpgm.errors import UserError
-from taskpgm.scores import Floats
+from taskpgm.types import Floats
 
 # Two shares closer than this count as equal.
 SLACK = 1e-12

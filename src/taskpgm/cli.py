@@ -24,7 +24,7 @@ from rich.text import Text
 
 from taskpgm.config import Config, EnergyConfig, load_config
 from taskpgm.errors import UserError
-from taskpgm.machine import wait_passively
+from taskpgm.system import wait_passively
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -137,7 +137,7 @@ def estimate(
     """Time, memory and disk of a run on this machine, before anything is spent: counts, and a trial of seconds."""
     started = time.perf_counter()
     from taskpgm.estimate import estimate_run
-    from taskpgm.pipeline import write_json
+    from taskpgm.files import write_json
     from taskpgm.summary import estimate_table
 
     importing = time.perf_counter() - started
@@ -268,8 +268,8 @@ def solve(
     ] = None,
 ) -> None:
     """Find the mixture, from a run's scores or from an affinity matrix of your own; takes no model."""
+    from taskpgm.files import write_json
     from taskpgm.path import trace_path
-    from taskpgm.pipeline import write_json
 
     if affinity is not None:
         energy, bounds = _solve_matrix(out, config, affinity, _energy(t, ridge), None, False), None
@@ -297,7 +297,7 @@ def select(
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Look at every set; at most 20 tasks.")] = False,
 ) -> None:
     """Choose at most k tasks, with a bound on what the best choice could reach, and solve the mixture on them."""
-    from taskpgm.pipeline import write_json
+    from taskpgm.files import write_json
     from taskpgm.selection import select_tasks
     from taskpgm.summary import selection_table
 
@@ -320,7 +320,7 @@ def select(
 def explain(config: ConfigFile, out: Out) -> None:
     """Why the mixture is what it is: marginal energies, leave-one-out, interchangeable tasks, into explanation.json."""
     from taskpgm.explanation import explain as explained
-    from taskpgm.pipeline import write_json
+    from taskpgm.files import write_json
     from taskpgm.summary import explanation_table
 
     with _stages(load_config(config), out) as stages:

@@ -18,11 +18,13 @@ from taskpgm.baselines import baseline_mixture, within_supply
 from taskpgm.comparison import Comparison, Equivalence, Measurement, budget_equivalence, compare_measurements
 from taskpgm.config import Config
 from taskpgm.data.plan import RowPlan, plan_rows, supply_bounds
-from taskpgm.data.pool import TaskPool, Tell, tell_nobody
+from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
-from taskpgm.machine import Clock
-from taskpgm.pipeline import Result, Say, Stages, write_json
-from taskpgm.store import RunDirectory, atomic_folder, digest
+from taskpgm.files import atomic_folder, digest, write_json
+from taskpgm.pipeline import Result, Say, Stages
+from taskpgm.store import RunDirectory
+from taskpgm.system import Clock
+from taskpgm.types import Tell, tell_nobody
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import Encoded
@@ -138,7 +140,7 @@ def _training(config: Config, options: CompareOptions) -> Config:
 
 
 def _seeded(config: Config, seed: int) -> Config:
-    from taskpgm.orders import derive_seed
+    from taskpgm.types import derive_seed
 
     return config.model_copy(update={"seed": derive_seed(config.seed, "compare", str(seed)) % 2**31})
 
@@ -185,7 +187,7 @@ class _Worker:
     def measurements(self) -> Iterator[Measurement]:
         """Measurements of all runs as they are had, those first that the run directory holds; the others are made side
         by side."""
-        from taskpgm.executor import side_by_side
+        from taskpgm.parallel import side_by_side
         from taskpgm.training import training_memory
 
         todo: dict[Path, list[_Run]] = {}  # several where two mixtures are the same

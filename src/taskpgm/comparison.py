@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from taskpgm.errors import UserError
-from taskpgm.scores import Floats
+from taskpgm.types import Floats
 
 Quantity = Literal["targets", "tasks", "target accuracy", "task accuracy"]
 Verdict = Literal["better", "worse", "no difference", "not tested"]

@@ -15,7 +15,7 @@ from typing import Any
 
 from taskpgm.config import Config, load_config
 from taskpgm.errors import UserError
-from taskpgm.store import atomic_file
+from taskpgm.files import atomic_file
 
 ROWS = {
     "chain_sum": 600,

@@ -23,7 +23,8 @@ from taskpgm.affinity import Affinity, mean_logp
 from taskpgm.config import EnergyConfig
 from taskpgm.errors import UserError
 from taskpgm.jackknife import EVERYTHING, Fold
-from taskpgm.scores import Floats, Scores
+from taskpgm.scores import Scores
+from taskpgm.types import Floats
 
 # Added to the curvature that a shift restores, relative to the largest curvature: an exact −λ_min shift would leave a
 # singular matrix. 1e-3 keeps the condition number near 1,000; it is a guess.

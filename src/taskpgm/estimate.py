@@ -26,16 +26,17 @@ from scipy.optimize import nnls
 from taskpgm.blocks import WARM
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
-from taskpgm.data.pool import Row, TaskPool, Tell, load_tasks, tell_nobody
+from taskpgm.data.pool import Row, TaskPool, load_tasks
 from taskpgm.divergence import jsd_matrix
-from taskpgm.executor import Item, Tick, Warn, side_by_side
 from taskpgm.lm import LanguageModel, batches, load_model
-from taskpgm.machine import Clock
-from taskpgm.orders import derive_seed, encoded_steps, training_order, warm_order
+from taskpgm.orders import encoded_steps, training_order, warm_order
 from taskpgm.packing import ends
+from taskpgm.parallel import Item, Tick, Warn, side_by_side
 from taskpgm.probes import Probe, check_adapters
 from taskpgm.scoring import score_sets
+from taskpgm.system import Clock
 from taskpgm.training import Trainer, training_memory
+from taskpgm.types import Tell, derive_seed, tell_nobody
 
 TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks
 STEPS = 2  # of each task: many tasks show how much memory batches of different sizes take together

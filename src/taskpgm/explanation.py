@@ -14,7 +14,7 @@ from taskpgm.energy import Energy
 from taskpgm.errors import UserError
 from taskpgm.minimise import Optimum, certify, minimise
 from taskpgm.mixture import Mixture
-from taskpgm.scores import Floats
+from taskpgm.types import Floats
 
 # Tasks are interchangeable when swapping mass between them bends the energy by less than this part of the median pair.
 # A guess: on the 14 task pool's scale it joins near copies and nothing else.

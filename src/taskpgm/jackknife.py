@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from taskpgm.scores import Floats, Scores
+from taskpgm.scores import Scores
+from taskpgm.types import Floats
 
 
 class Fold(NamedTuple):

@@ -24,9 +24,9 @@ from taskpgm.checkpoint import limits_of, load_tokenizer, read_model
 from taskpgm.config import ModelConfig
 from taskpgm.data.chat import Encoded, Limits
 from taskpgm.errors import UserError, first_line
-from taskpgm.executor import possible, processes_for
-from taskpgm.machine import total_memory, usable_cores
 from taskpgm.packing import BLOCK, Packed, attending, ends, pack, shared_prefix
+from taskpgm.parallel import possible, processes_for
+from taskpgm.system import total_memory, usable_cores
 
 # oneDNN compiles a product's kernel for every number of tokens, and keeps 1,024 of them: some 600 MiB. A step has about
 # 50 shapes. Read once, when the first product is run.

@@ -14,7 +14,7 @@ from scipy.optimize import linprog
 from taskpgm.bounds import Bounds
 from taskpgm.energy import Energy, mean_curvature
 from taskpgm.qp import FREE, LOWER, Active, Constraints, Quadratic, solve_qp
-from taskpgm.scores import Floats
+from taskpgm.types import Floats
 
 RELATIVE_GAP = 1e-9  # of quadratic energies
 ABSOLUTE_GAP = 1e-6  # of likelihoods, in nats

@@ -15,7 +15,7 @@ from taskpgm.bounds import Bounds, Group
 from taskpgm.energy import KNOBS, Energy, normalised
 from taskpgm.errors import UserError
 from taskpgm.minimise import Certificate, certify, minimise
-from taskpgm.scores import Floats
+from taskpgm.types import Floats
 
 # A weight closer to its bound than this is at it.
 AT_BOUND = 1e-9

@@ -1,6 +1,5 @@
 """Which rows a probe or a warm start is trained on, step by step, drawn from the run seed and names alone."""
 
-import hashlib
 import heapq
 import math
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import Row
+from taskpgm.types import derive_seed
 
 
 def training_order(response_tokens: Sequence[int], config: Config, seed: int) -> list[NDArray[np.int64]]:
@@ -73,9 +73,3 @@ def encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], order: Sequence[NDA
 def tokens_of(steps: Sequence[Sequence[Encoded]]) -> int:
     """Tokens of all rows of these steps, prompts included."""
     return sum(len(row.ids) for step in steps for row in step)
-
-
-def derive_seed(seed: int, *names: str) -> int:
-    """63-bit seed from the run seed and names, the same on every machine."""
-    digest = hashlib.blake2b("/".join([str(seed), *names]).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

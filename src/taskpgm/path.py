@@ -11,7 +11,7 @@ from taskpgm.energy import KNOBS, Energy
 from taskpgm.minimise import Optimum, minimise
 from taskpgm.mixture import simplex
 from taskpgm.qp import Quadratic
-from taskpgm.scores import Floats
+from taskpgm.types import Floats
 
 
 @dataclass(frozen=True, eq=False)

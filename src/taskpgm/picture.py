@@ -9,7 +9,7 @@ import numpy as np
 
 from taskpgm.comparison import Comparison, Difference
 from taskpgm.errors import UserError
-from taskpgm.store import atomic_file
+from taskpgm.files import atomic_file
 
 COLOUR = {"better": "#1a7f37", "worse": "#cf222e", "no difference": "#57606a", "not tested": "#57606a"}
 FONT = "system-ui, sans-serif"

@@ -23,25 +23,18 @@ from taskpgm.config import Config, EnergyConfig, Source, TaskConfig
 from taskpgm.data.conversations import READING_VERSION, title_of
 from taskpgm.data.export import choose_format, trainer_units, write_train_jsonl
 from taskpgm.data.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
-from taskpgm.data.pool import TaskPool, Tell, load_tasks, tell_nobody
+from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.data.splits import asked_of, files_of
 from taskpgm.energy import Energy, build_energy
 from taskpgm.errors import UserError
+from taskpgm.files import atomic_file, atomic_folder, digest, files_digest, path_digest, write_json
 from taskpgm.knob import choose_t
-from taskpgm.machine import Clock, environment, wait_passively
 from taskpgm.mixture import Mixture, solve_mixture
-from taskpgm.scores import Ints, Scores
+from taskpgm.scores import Scores
 from taskpgm.selection import Selection, select_tasks
-from taskpgm.store import (
-    RunDirectory,
-    atomic_file,
-    atomic_folder,
-    differing,
-    digest,
-    files_digest,
-    path_digest,
-    stale_because,
-)
+from taskpgm.store import RunDirectory, differing, stale_because
+from taskpgm.system import Clock, environment, wait_passively
+from taskpgm.types import Ints, Tell, tell_nobody
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import ChatEncoder, Encoded
@@ -600,12 +593,6 @@ def solve_affinity(
             write_json(directory / "selection.json", selection.to_dict())
         write_json(directory / "mixture.json", mixture.to_dict())
         return mixture, selection
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Data as JSON in UTF-8, in one piece or not at all."""
-    with atomic_file(path) as scratch:
-        scratch.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _counted(mixture: Mixture, plan: RowPlan) -> dict[str, Any]:

@@ -20,12 +20,12 @@ from scipy.stats import spearmanr
 from taskpgm.affinity import mean_logp
 from taskpgm.compare import mixture_weights
 from taskpgm.config import Config, EnergyConfig
-from taskpgm.data.pool import Tell, tell_nobody
 from taskpgm.energy import Energy, build_energy, usual_prior
 from taskpgm.errors import UserError
-from taskpgm.pipeline import Result, Say, Stages, write_json
-from taskpgm.scores import Floats
-from taskpgm.store import RunDirectory, digest
+from taskpgm.files import digest, write_json
+from taskpgm.pipeline import Result, Say, Stages
+from taskpgm.store import RunDirectory
+from taskpgm.types import Floats, Tell, tell_nobody
 
 if TYPE_CHECKING:
     from taskpgm.probes import Probe

@@ -22,7 +22,7 @@ from scipy.linalg import LinAlgError
 from scipy.linalg.lapack import dpotrf, dpotrs
 
 from taskpgm.bounds import Bounds
-from taskpgm.scores import Floats, Ints
+from taskpgm.types import Floats, Ints
 
 # Relative to the mean curvature. Larger leaves more of it in the least-norm optimum, smaller drowns that in rounding.
 PROXIMAL = 1e-9

@@ -17,16 +17,16 @@ from torch import Tensor
 from taskpgm.blocks import BASE, WARM, Block, Blocks
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
-from taskpgm.data.pool import TaskPool, Tell, tell_nobody
+from taskpgm.data.pool import TaskPool
 from taskpgm.divergence import jsd_matrix, label_logp
 from taskpgm.errors import UserError
-from taskpgm.executor import Tick, Warn, side_by_side
 from taskpgm.lm import LanguageModel, batches, halving
-from taskpgm.machine import release_memory
-from taskpgm.orders import derive_seed
 from taskpgm.packing import Packed, ends, pack
+from taskpgm.parallel import Tick, Warn, side_by_side
 from taskpgm.probes import Probe, Use, installed
-from taskpgm.scores import Divergences, Floats, Ints, Scores
+from taskpgm.scores import Divergences, Scores
+from taskpgm.system import release_memory
+from taskpgm.types import Floats, Ints, Tell, derive_seed, tell_nobody
 
 Hidden = NDArray[np.float32]  # (P, d) last hidden states at the sampled positions of a set
 ADAPTER_MEMORY = 2 << 30  # bytes of adapters that the model carries at a time

@@ -24,7 +24,7 @@ from taskpgm.energy import SHIFT_MARGIN, Energy, field_energy, mean_curvature
 from taskpgm.errors import UserError
 from taskpgm.minimise import minimise, multipliers
 from taskpgm.mixture import simplex, tangent_basis
-from taskpgm.scores import Floats, Ints
+from taskpgm.types import Floats, Ints
 
 EXHAUSTIVE_UP_TO = 20
 # A pivot below this, relative to the diagonal, is a task that lies in the span of the chosen ones.

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from taskpgm.config import Config
 from taskpgm.data.chat import Encoded
-from taskpgm.data.pool import Tell, tell_nobody
 from taskpgm.errors import UserError
 from taskpgm.finetune import Finetuned
 from taskpgm.lm import LanguageModel
-from taskpgm.orders import derive_seed, tokens_of
+from taskpgm.orders import tokens_of
 from taskpgm.probes import Probe, lora_settings
 from taskpgm.training import schedule
+from taskpgm.types import Tell, derive_seed, tell_nobody
 
 IGNORED = -100  # label of a token that is not to be predicted
 

@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 from taskpgm.bounds import Bounds
 from taskpgm.energy import Energy
 from taskpgm.mixture import Mixture
-from taskpgm.scores import Floats
+from taskpgm.types import Floats
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from taskpgm.config import Config, ContextConfig, Source, TargetConfig
 from taskpgm.data.conversations import Layout, Reading, read_source, title_of
 from taskpgm.data.messages import Conversation
 from taskpgm.errors import UserError
+from taskpgm.types import Tell, tell_nobody
 
 CHUNK = 512  # rows measured at a time, for progress
 SIDES = ("train", "contexts", "validation")
@@ -44,11 +45,6 @@ class Refused(NamedTuple):
 
 Measured = Length | Refused | None  # None: the completion does not fit
 Measure = Callable[[Sequence[Conversation]], Sequence[Measured]]
-Tell = Callable[[str, int, int], None]  # (what, done, total)
-
-
-def tell_nobody(what: str, done: int, total: int) -> None:
-    """Progress that nobody sees."""
 
 
 @dataclass(frozen=True, slots=True)

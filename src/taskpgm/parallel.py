@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from taskpgm.errors import UserError
-from taskpgm.machine import BESIDE, Clock, available_memory, resident_memory, total_memory
+from taskpgm.system import BESIDE, Clock, available_memory, resident_memory, total_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
