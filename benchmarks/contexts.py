@@ -13,10 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from taskpgm.affinity import measure_affinity
 from taskpgm.config import load_config
-from taskpgm.energy import build_energy
 from taskpgm.mixture import solve_mixture
+from taskpgm.mixture.affinity import measure_affinity
+from taskpgm.mixture.energy import build_energy
 from taskpgm.pipeline import Stages
 from taskpgm.scores import Scores
 from taskpgm.store import RunDirectory

@@ -20,14 +20,14 @@ import numpy as np
 from last_layers import only_tasks
 from rich.console import Console
 
-from taskpgm.affinity import measure_affinity
 from taskpgm.cli import _bars
 from taskpgm.compare import CompareOptions, run_comparison
 from taskpgm.config import AffinityConfig, EnergyConfig, load_config
-from taskpgm.energy import build_energy
 from taskpgm.files import write_json
-from taskpgm.minimise import minimise
 from taskpgm.mixture import solve_mixture
+from taskpgm.mixture.affinity import measure_affinity
+from taskpgm.mixture.energy import build_energy
+from taskpgm.mixture.optimum import minimise
 from taskpgm.picture import write_picture
 from taskpgm.pipeline import Stages, allowed_shares
 from taskpgm.predict import run_prediction

@@ -19,14 +19,14 @@ import osqp
 import piqp
 from scipy import sparse
 
-from taskpgm.affinity import given_affinity
 from taskpgm.config import EnergyConfig
-from taskpgm.energy import Energy, build_energy, field_energy
-from taskpgm.minimise import duality_gap, minimise, quadratic_scale
 from taskpgm.mixture import simplex, solve_mixture
-from taskpgm.path import trace_path
+from taskpgm.mixture.affinity import given_affinity
+from taskpgm.mixture.energy import Energy, build_energy, field_energy
+from taskpgm.mixture.optimum import duality_gap, minimise, quadratic_scale
+from taskpgm.mixture.path import trace_path
+from taskpgm.mixture.selection import _maximise, price, select_tasks
 from taskpgm.scores import Scores
-from taskpgm.selection import _maximise, price, select_tasks
 
 T_KNOB = 2.0
 

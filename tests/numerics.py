@@ -3,8 +3,8 @@
 import cvxpy
 import numpy as np
 
-from taskpgm.bounds import Bounds
-from taskpgm.energy import Energy, field_energy
+from taskpgm.mixture.bounds import Bounds
+from taskpgm.mixture.energy import Energy, field_energy
 from taskpgm.scores import Divergences, Scores
 
 

@@ -7,10 +7,10 @@ import pytest
 from numerics import names, random_truth, synthetic_scores
 from scipy import stats
 
-from taskpgm.affinity import Affinity, given_affinity, mean_logp, measure_affinity, read_affinity
 from taskpgm.config import AffinityConfig
 from taskpgm.errors import UserError
-from taskpgm.jackknife import Fold, standard_error
+from taskpgm.mixture.affinity import Affinity, given_affinity, mean_logp, measure_affinity, read_affinity
+from taskpgm.mixture.jackknife import Fold, standard_error
 
 
 def plain_means(scores, keep=lambda context: True):

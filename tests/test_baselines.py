@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from pools import make_config, make_pool
 from scipy import stats
 
-from taskpgm.affinity import given_affinity, measure_affinity
 from taskpgm.baselines import (
     GRAPH_CUT,
     baseline_mixture,
@@ -24,6 +23,7 @@ from taskpgm.baselines import (
 from taskpgm.config import AffinityConfig
 from taskpgm.data.plan import plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.errors import UserError
+from taskpgm.mixture.affinity import given_affinity, measure_affinity
 
 common = settings(max_examples=150, deadline=None)
 POOL = make_pool({"a": [1] * 60, "b": [5] * 30, "c": [2] * 10})

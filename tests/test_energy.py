@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from numerics import names, random_truth, synthetic_scores
 from scipy import stats
 
-from taskpgm.affinity import given_affinity, mean_logp, measure_affinity
 from taskpgm.config import AffinityConfig, EnergyConfig
-from taskpgm.energy import build_energy, convexity_shift, field_energy, tangent_spectrum
 from taskpgm.errors import UserError
-from taskpgm.jackknife import Fold, standard_error, t_quantile
 from taskpgm.mixture import solve_mixture
+from taskpgm.mixture.affinity import given_affinity, mean_logp, measure_affinity
+from taskpgm.mixture.energy import build_energy, convexity_shift, field_energy, tangent_spectrum
+from taskpgm.mixture.jackknife import Fold, standard_error, t_quantile
 
 RATIO = AffinityConfig()
 

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from numerics import KINDS, cvxpy_minimum, names, random_bounds, random_field, random_truth, synthetic_scores
 from scipy import sparse, stats
 
-from taskpgm.affinity import given_affinity, measure_affinity
-from taskpgm.bounds import Bounds, Group, _irreducible_conflict, _total_violation, make_bounds
 from taskpgm.config import AffinityConfig, EnergyConfig
-from taskpgm.energy import build_energy, field_energy
 from taskpgm.errors import UserError
-from taskpgm.minimise import NotCertifiedError, duality_gap, minimise
 from taskpgm.mixture import Mixture, closed_form, simplex, solve_mixture
-from taskpgm.qp import Active
-from taskpgm.verification import verify
+from taskpgm.mixture.affinity import given_affinity, measure_affinity
+from taskpgm.mixture.bounds import Bounds, Group, _irreducible_conflict, _total_violation, make_bounds
+from taskpgm.mixture.energy import build_energy, field_energy
+from taskpgm.mixture.optimum import NotCertifiedError, duality_gap, minimise
+from taskpgm.mixture.qp import Active
+from taskpgm.mixture.verification import verify
 
 seeds = st.integers(0, 1_000_000)
 
@@ -581,7 +581,7 @@ def test_a_wrong_answer_is_neither_certified_nor_verified(monkeypatch):
     def lazy(quadratic, psi, constraints, *_):
         return np.full(6, 1 / 6), Active(np.zeros(6, dtype=int), np.zeros(0, dtype=int))
 
-    monkeypatch.setattr("taskpgm.minimise.solve_qp", lazy)
+    monkeypatch.setattr("taskpgm.mixture.optimum.solve_qp", lazy)
     with pytest.raises(NotCertifiedError, match="no mixture is returned"):
         solve_mixture(energy)
     with pytest.raises(NotCertifiedError):

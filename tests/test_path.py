@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from numerics import names, synthetic_scores
 
-from taskpgm.affinity import given_affinity, measure_affinity
-from taskpgm.bounds import make_bounds
 from taskpgm.config import AffinityConfig, EnergyConfig
-from taskpgm.energy import build_energy
 from taskpgm.mixture import solve_mixture
-from taskpgm.path import trace_path
+from taskpgm.mixture.affinity import given_affinity, measure_affinity
+from taskpgm.mixture.bounds import make_bounds
+from taskpgm.mixture.energy import build_energy
+from taskpgm.mixture.path import trace_path
 
 
 @pytest.mark.parametrize(

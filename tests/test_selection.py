@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from numerics import cvxpy_minimum, names, random_field, synthetic_scores
 from scipy.optimize import nnls
 
-from taskpgm.affinity import given_affinity
-from taskpgm.bounds import make_bounds
 from taskpgm.config import EnergyConfig
-from taskpgm.energy import build_energy
 from taskpgm.errors import UserError
 from taskpgm.mixture import simplex, solve_mixture
-from taskpgm.selection import _maximise, price, select_tasks
+from taskpgm.mixture.affinity import given_affinity
+from taskpgm.mixture.bounds import make_bounds
+from taskpgm.mixture.energy import build_energy
+from taskpgm.mixture.selection import _maximise, price, select_tasks
 
 seeds = st.integers(0, 1_000_000)
 SELECTION_KINDS = ("dense", "low-rank", "rank-one", "duplicates", "indefinite")

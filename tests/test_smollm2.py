@@ -8,14 +8,14 @@ import torch
 from test_scoring import all_blocks, labels_of, plain_loop
 
 from taskpgm import load_config, run
-from taskpgm.affinity import measure_affinity
 from taskpgm.checkpoint import load_tokenizer, model_folder
 from taskpgm.config import ModelConfig
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.demo import generate
-from taskpgm.energy import build_energy
 from taskpgm.lm import load_model
 from taskpgm.mixture import solve_mixture
+from taskpgm.mixture.affinity import measure_affinity
+from taskpgm.mixture.energy import build_energy
 from taskpgm.probes import load_probe
 from taskpgm.scoring import assemble, encode_contexts
 

@@ -20,13 +20,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from taskpgm.affinity import Affinity
-from taskpgm.bounds import make_bounds
 from taskpgm.config import Config
 from taskpgm.data.plan import uniform_mixture
 from taskpgm.data.pool import TaskPool
-from taskpgm.energy import normalised
 from taskpgm.errors import UserError
+from taskpgm.mixture.affinity import Affinity
+from taskpgm.mixture.bounds import make_bounds
+from taskpgm.mixture.energy import normalised
 from taskpgm.types import Floats
 from taskpgm.yamls import read_yaml
 

@@ -269,7 +269,7 @@ def solve(
 ) -> None:
     """Find the mixture, from a run's scores or from an affinity matrix of your own; takes no model."""
     from taskpgm.files import write_json
-    from taskpgm.path import trace_path
+    from taskpgm.mixture.path import trace_path
 
     if affinity is not None:
         energy, bounds = _solve_matrix(out, config, affinity, _energy(t, ridge), None, False), None
@@ -298,7 +298,7 @@ def select(
 ) -> None:
     """Choose at most k tasks, with a bound on what the best choice could reach, and solve the mixture on them."""
     from taskpgm.files import write_json
-    from taskpgm.selection import select_tasks
+    from taskpgm.mixture.selection import select_tasks
     from taskpgm.summary import selection_table
 
     if affinity is not None:
@@ -319,8 +319,8 @@ def select(
 @app.command()
 def explain(config: ConfigFile, out: Out) -> None:
     """Why the mixture is what it is: marginal energies, leave-one-out, interchangeable tasks, into explanation.json."""
-    from taskpgm.explanation import explain as explained
     from taskpgm.files import write_json
+    from taskpgm.mixture.explanation import explain as explained
     from taskpgm.summary import explanation_table
 
     with _stages(load_config(config), out) as stages:
@@ -380,8 +380,8 @@ def _energy(t: float | None, ridge: float) -> EnergyConfig:
 def _solve_matrix(
     out: Path, config: Path | None, file: Path, energy: EnergyConfig, k: int | None, exhaustive: bool
 ) -> Any:
-    from taskpgm.affinity import read_affinity
-    from taskpgm.energy import build_energy
+    from taskpgm.mixture.affinity import read_affinity
+    from taskpgm.mixture.energy import build_energy
     from taskpgm.pipeline import solve_affinity
     from taskpgm.summary import selection_table
 

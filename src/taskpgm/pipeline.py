@@ -15,9 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taskpgm.affinity import Affinity, measure_affinity
 from taskpgm.blocks import BASE, WARM, Block, read_blocks, usable, write_blocks
-from taskpgm.bounds import Bounds, Group, make_bounds
 from taskpgm.checkpoint import limits_of, model_fingerprint, read_skeleton
 from taskpgm.config import Config, EnergyConfig, Source, TaskConfig
 from taskpgm.data.conversations import READING_VERSION, title_of
@@ -25,13 +23,15 @@ from taskpgm.data.export import choose_format, trainer_units, write_train_jsonl
 from taskpgm.data.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.data.splits import asked_of, files_of
-from taskpgm.energy import Energy, build_energy
 from taskpgm.errors import UserError
 from taskpgm.files import atomic_file, atomic_folder, digest, files_digest, path_digest, write_json
-from taskpgm.knob import choose_t
 from taskpgm.mixture import Mixture, solve_mixture
+from taskpgm.mixture.affinity import Affinity, measure_affinity
+from taskpgm.mixture.bounds import Bounds, Group, make_bounds
+from taskpgm.mixture.energy import Energy, build_energy
+from taskpgm.mixture.knob import choose_t
+from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.scores import Scores
-from taskpgm.selection import Selection, select_tasks
 from taskpgm.store import RunDirectory, differing, stale_because
 from taskpgm.system import Clock, environment, wait_passively
 from taskpgm.types import Ints, Tell, tell_nobody

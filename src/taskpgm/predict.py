@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from taskpgm.affinity import mean_logp
 from taskpgm.compare import mixture_weights
 from taskpgm.config import Config, EnergyConfig
-from taskpgm.energy import Energy, build_energy, usual_prior
 from taskpgm.errors import UserError
 from taskpgm.files import digest, write_json
+from taskpgm.mixture.affinity import mean_logp
+from taskpgm.mixture.energy import Energy, build_energy, usual_prior
 from taskpgm.pipeline import Result, Say, Stages
 from taskpgm.store import RunDirectory
 from taskpgm.types import Floats, Tell, tell_nobody

@@ -13,12 +13,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from taskpgm.affinity import Affinity
 from taskpgm.comparison import Comparison, Estimate, Summary, verdict_sentence
 from taskpgm.config import Config
 from taskpgm.data.pool import TaskPool
-from taskpgm.explanation import Explanation, strongest_pairs
-from taskpgm.selection import Selection
+from taskpgm.mixture.affinity import Affinity
+from taskpgm.mixture.explanation import Explanation, strongest_pairs
+from taskpgm.mixture.selection import Selection
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import ChatEncoder, Encoded

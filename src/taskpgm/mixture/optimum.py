@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from taskpgm.bounds import Bounds
-from taskpgm.energy import Energy, mean_curvature
-from taskpgm.qp import FREE, LOWER, Active, Constraints, Quadratic, solve_qp
+from taskpgm.mixture.bounds import Bounds
+from taskpgm.mixture.energy import Energy, mean_curvature
+from taskpgm.mixture.qp import FREE, LOWER, Active, Constraints, Quadratic, solve_qp
 from taskpgm.types import Floats
 
 RELATIVE_GAP = 1e-9  # of quadratic energies

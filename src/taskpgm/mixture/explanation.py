@@ -8,12 +8,12 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from taskpgm.affinity import Affinity
-from taskpgm.bounds import Bounds
-from taskpgm.energy import Energy
 from taskpgm.errors import UserError
-from taskpgm.minimise import Optimum, certify, minimise
 from taskpgm.mixture import Mixture
+from taskpgm.mixture.affinity import Affinity
+from taskpgm.mixture.bounds import Bounds
+from taskpgm.mixture.energy import Energy
+from taskpgm.mixture.optimum import Optimum, certify, minimise
 from taskpgm.types import Floats
 
 # Tasks are interchangeable when swapping mass between them bends the energy by less than this part of the median pair.

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from taskpgm.bounds import SLACK, Bounds
-from taskpgm.energy import SHIFT_MARGIN, Energy, field_energy, mean_curvature
 from taskpgm.errors import UserError
-from taskpgm.minimise import minimise, multipliers
 from taskpgm.mixture import simplex, tangent_basis
+from taskpgm.mixture.bounds import SLACK, Bounds
+from taskpgm.mixture.energy import SHIFT_MARGIN, Energy, field_energy, mean_curvature
+from taskpgm.mixture.optimum import minimise, multipliers
 from taskpgm.types import Floats, Ints
 
 EXHAUSTIVE_UP_TO = 20

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.linalg import cho_factor, cho_solve
 
-from taskpgm import jackknife
-from taskpgm.bounds import Bounds, Group
-from taskpgm.energy import KNOBS, Energy, normalised
 from taskpgm.errors import UserError
-from taskpgm.minimise import Certificate, certify, minimise
+from taskpgm.mixture.bounds import Bounds, Group
+from taskpgm.mixture.energy import KNOBS, Energy, normalised
+from taskpgm.mixture.optimum import Certificate, certify, minimise
 from taskpgm.types import Floats
 
 # A weight closer to its bound than this is at it.

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from taskpgm.energy import named_vector
 from taskpgm.errors import UserError
+from taskpgm.mixture.energy import named_vector
 from taskpgm.types import Floats
 
 # Two shares closer than this count as equal.

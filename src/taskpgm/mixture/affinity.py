@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from taskpgm import jackknife
 from taskpgm.config import AffinityConfig
 from taskpgm.errors import UserError
-from taskpgm.jackknife import EVERYTHING, Fold
+from taskpgm.mixture import jackknife
+from taskpgm.mixture.jackknife import EVERYTHING, Fold
 from taskpgm.scores import Scores
 from taskpgm.types import Floats
 

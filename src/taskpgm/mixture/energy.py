@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskpgm import jackknife
-from taskpgm.affinity import Affinity, mean_logp
 from taskpgm.config import EnergyConfig
 from taskpgm.errors import UserError
-from taskpgm.jackknife import EVERYTHING, Fold
+from taskpgm.mixture import jackknife
+from taskpgm.mixture.affinity import Affinity, mean_logp
+from taskpgm.mixture.jackknife import EVERYTHING, Fold
 from taskpgm.scores import Scores
 from taskpgm.types import Floats
 

@@ -21,7 +21,7 @@ import piqp  # type: ignore[import-untyped]
 from scipy.linalg import LinAlgError
 from scipy.linalg.lapack import dpotrf, dpotrs
 
-from taskpgm.bounds import Bounds
+from taskpgm.mixture.bounds import Bounds
 from taskpgm.types import Floats, Ints
 
 # Relative to the mean curvature. Larger leaves more of it in the least-norm optimum, smaller drowns that in rounding.

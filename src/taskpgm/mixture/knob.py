@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from taskpgm.affinity import Affinity
-from taskpgm.bounds import Bounds
 from taskpgm.config import EnergyConfig
-from taskpgm.energy import Energy, build_energy
-from taskpgm.minimise import minimise
+from taskpgm.mixture.affinity import Affinity
+from taskpgm.mixture.bounds import Bounds
+from taskpgm.mixture.energy import Energy, build_energy
+from taskpgm.mixture.optimum import minimise
 from taskpgm.scores import Scores
 
 TRIED = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
