@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from taskpgm.config import load_config
-from taskpgm.mixture import solve_mixture
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energy import build_energy
+from taskpgm.mixture.solve import solve_mixture
 from taskpgm.pipeline import Stages
 from taskpgm.scores import Scores
 from taskpgm.store import RunDirectory

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from numerics import synthetic_scores
 
 from taskpgm.config import AffinityConfig, EnergyConfig
-from taskpgm.mixture import solve_mixture
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energy import build_energy
+from taskpgm.mixture.solve import solve_mixture
 
 ENERGIES = {
     "likelihood, κ = 0": (EnergyConfig(prior=0), AffinityConfig()),

@@ -24,13 +24,13 @@ from taskpgm.data.plan import RowPlan, plan_rows, size_mixture, supply_bounds, u
 from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.data.splits import asked_of, files_of
 from taskpgm.errors import UserError
-from taskpgm.files import atomic_file, atomic_folder, digest, files_digest, path_digest, write_json
-from taskpgm.mixture import Mixture, solve_mixture
+from taskpgm.files import Parts, atomic_file, atomic_folder, digest, files_digest, path_digest, write_json
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.bounds import Bounds, Group, make_bounds
 from taskpgm.mixture.energy import Energy, build_energy
 from taskpgm.mixture.knob import choose_t
 from taskpgm.mixture.selection import Selection, select_tasks
+from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.scores import Scores
 from taskpgm.store import RunDirectory, differing, stale_because
 from taskpgm.system import Clock, environment, wait_passively
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from taskpgm.probes import Probe
 
 Say = Callable[[str], None]
-Parts = dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from taskpgm.types import Floats
+from taskpgm.types import Floats, Ints
 
 
 @dataclass(frozen=True)

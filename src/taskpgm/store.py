@@ -13,7 +13,7 @@ from typing import Any
 import filelock
 
 from taskpgm.errors import UserError
-from taskpgm.files import KEY_FILE, atomic_file
+from taskpgm.files import KEY_FILE, Parts, atomic_file
 
 
 class RunDirectory:

@@ -31,6 +31,13 @@ class Encoded:
     truncated: bool
 
 
+class Limits(NamedTuple):
+    """What a model can be given."""
+
+    vocabulary: int  # rows of its embeddings: token ids are below it
+    positions: int | None  # tokens that a row may have; None where the configuration does not say
+
+
 class ChatEncoder:
     """Encoder of rows for one tokenizer, at most `max_length` tokens a row.
 

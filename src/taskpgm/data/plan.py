@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from taskpgm.config import Config
 from taskpgm.data.pool import TaskPool, TaskSet
 from taskpgm.errors import UserError
+from taskpgm.types import Ints
 
 Unit = Literal["examples", "tokens"]
-Ints = NDArray[np.int64]
 
 # Shares come out of a solver and products such as 0.29 · 100 out of floats: a millionth of a row is rounding noise.
 ROUNDING = 1e-6

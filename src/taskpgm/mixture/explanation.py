@@ -9,11 +9,11 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from taskpgm.errors import UserError
-from taskpgm.mixture import Mixture
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.optimum import Optimum, certify, minimise
+from taskpgm.mixture.solve import Mixture
 from taskpgm.types import Floats
 
 # Tasks are interchangeable when swapping mass between them bends the energy by less than this part of the median pair.

@@ -20,10 +20,10 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from taskpgm.errors import UserError
-from taskpgm.mixture import simplex, tangent_basis
 from taskpgm.mixture.bounds import SLACK, Bounds
 from taskpgm.mixture.energy import SHIFT_MARGIN, Energy, field_energy, mean_curvature
 from taskpgm.mixture.optimum import minimise, multipliers
+from taskpgm.mixture.solve import simplex, tangent_basis
 from taskpgm.types import Floats, Ints
 
 EXHAUSTIVE_UP_TO = 20

@@ -11,6 +11,7 @@ from scipy import stats
 from scipy.linalg import cho_factor, cho_solve
 
 from taskpgm.errors import UserError
+from taskpgm.mixture import jackknife
 from taskpgm.mixture.bounds import Bounds, Group
 from taskpgm.mixture.energy import KNOBS, Energy, normalised
 from taskpgm.mixture.optimum import Certificate, certify, minimise

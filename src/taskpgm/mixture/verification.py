@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linprog
 
-from taskpgm.mixture import Mixture
 from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.energy import Energy
+from taskpgm.mixture.solve import Mixture
 from taskpgm.types import Floats
 
 
