@@ -461,7 +461,7 @@ class Stages:
         """The scores that `score` wrote; an error where probes, contexts or their settings changed since."""
         found = self._stage("score")["parts"]
         self._check_probes(pool)
-        wanted = self._score_parts(pool)
+        wanted = dict(self._score_parts(pool))
         if self.config.affinity.kind != "jsd":
             wanted["affinity.jsd_positions"] = found["affinity.jsd_positions"]
         if why := differing(found, wanted):

@@ -186,10 +186,3 @@ def _plain_losses(row: Conversation) -> tuple[str, ...]:
 
 def _shown(row: Conversation) -> str:
     return f"the row with turns {', '.join(m.role for m in row.messages)} that starts {row.messages[0].content[:40]!r}"
-
-
-class Limits(NamedTuple):
-    """What a model can be given."""
-
-    vocabulary: int  # rows of its embeddings: token ids are below it
-    positions: int | None  # tokens that a row may have; None where the configuration does not say
