@@ -15,7 +15,7 @@ from rich.table import Table
 
 from taskpgm.config import load_config
 from taskpgm.mixture.affinity import measure_affinity
-from taskpgm.mixture.energy import build_energy
+from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
 from taskpgm.pipeline import Stages
 from taskpgm.scores import Scores

@@ -24,7 +24,7 @@ from taskpgm.data.pool import load_tasks
 from taskpgm.demo import write_demo
 from taskpgm.lm import load_model
 from taskpgm.mixture.affinity import measure_affinity
-from taskpgm.mixture.energy import build_energy
+from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
 from taskpgm.pipeline import allowed_shares
 from taskpgm.scoring import score_contexts

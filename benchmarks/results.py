@@ -25,7 +25,7 @@ from taskpgm.compare import CompareOptions, run_comparison
 from taskpgm.config import AffinityConfig, EnergyConfig, load_config
 from taskpgm.files import write_json
 from taskpgm.mixture.affinity import measure_affinity
-from taskpgm.mixture.energy import build_energy
+from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.solve import solve_mixture
 from taskpgm.picture import write_picture

@@ -21,11 +21,14 @@ from scipy import sparse
 
 from taskpgm.config import EnergyConfig
 from taskpgm.mixture.affinity import given_affinity
-from taskpgm.mixture.energy import Energy, build_energy, field_energy
-from taskpgm.mixture.optimum import duality_gap, minimise, quadratic_scale
+from taskpgm.mixture.bounds import simplex
+from taskpgm.mixture.certificate import duality_gap, quadratic_scale
+from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.energy import Energy, field_energy
+from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.path import trace_path
 from taskpgm.mixture.selection import _maximise, price, select_tasks
-from taskpgm.mixture.solve import simplex, solve_mixture
+from taskpgm.mixture.solve import solve_mixture
 from taskpgm.scores import Scores
 
 T_KNOB = 2.0

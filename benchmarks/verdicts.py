@@ -16,7 +16,7 @@ from numerics import synthetic_scores
 
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.mixture.affinity import measure_affinity
-from taskpgm.mixture.energy import build_energy
+from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
 
 ENERGIES = {

@@ -12,8 +12,10 @@ from scipy import stats
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.errors import UserError
 from taskpgm.mixture.affinity import given_affinity, mean_logp, measure_affinity
-from taskpgm.mixture.energy import build_energy, convexity_shift, field_energy, tangent_spectrum
+from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.energy import field_energy
 from taskpgm.mixture.jackknife import Fold, standard_error, t_quantile
+from taskpgm.mixture.linalg import convexity_shift, tangent_spectrum
 from taskpgm.mixture.solve import solve_mixture
 
 RATIO = AffinityConfig()

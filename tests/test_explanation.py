@@ -10,7 +10,8 @@ from numerics import names, random_bounds, random_field, synthetic_scores
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.mixture.affinity import given_affinity, measure_affinity
 from taskpgm.mixture.bounds import Group, make_bounds
-from taskpgm.mixture.energy import build_energy, field_energy
+from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.energy import field_energy
 from taskpgm.mixture.explanation import clusters, explain, strongest_pairs
 from taskpgm.mixture.solve import solve_mixture
 

@@ -16,11 +16,13 @@ from scipy import sparse, stats
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.errors import UserError
 from taskpgm.mixture.affinity import given_affinity, measure_affinity
-from taskpgm.mixture.bounds import Bounds, Group, _irreducible_conflict, _total_violation, make_bounds
-from taskpgm.mixture.energy import build_energy, field_energy
-from taskpgm.mixture.optimum import NotCertifiedError, duality_gap, minimise
+from taskpgm.mixture.bounds import Bounds, Group, _irreducible_conflict, _total_violation, make_bounds, simplex
+from taskpgm.mixture.certificate import NotCertifiedError, duality_gap
+from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.energy import field_energy
+from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.qp import Active
-from taskpgm.mixture.solve import Mixture, closed_form, simplex, solve_mixture
+from taskpgm.mixture.solve import Mixture, closed_form, solve_mixture
 from taskpgm.mixture.verification import verify
 
 seeds = st.integers(0, 1_000_000)

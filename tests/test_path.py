@@ -9,7 +9,7 @@ from numerics import names, synthetic_scores
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.mixture.affinity import given_affinity, measure_affinity
 from taskpgm.mixture.bounds import make_bounds
-from taskpgm.mixture.energy import build_energy
+from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.path import trace_path
 from taskpgm.mixture.solve import solve_mixture
 

@@ -14,10 +14,10 @@ from scipy.optimize import nnls
 from taskpgm.config import EnergyConfig
 from taskpgm.errors import UserError
 from taskpgm.mixture.affinity import given_affinity
-from taskpgm.mixture.bounds import make_bounds
-from taskpgm.mixture.energy import build_energy
+from taskpgm.mixture.bounds import make_bounds, simplex
+from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.selection import _maximise, price, select_tasks
-from taskpgm.mixture.solve import simplex, solve_mixture
+from taskpgm.mixture.solve import solve_mixture
 
 seeds = st.integers(0, 1_000_000)
 SELECTION_KINDS = ("dense", "low-rank", "rank-one", "duplicates", "indefinite")

@@ -14,7 +14,7 @@ from taskpgm.data.chat import ChatEncoder
 from taskpgm.demo import generate
 from taskpgm.lm import load_model
 from taskpgm.mixture.affinity import measure_affinity
-from taskpgm.mixture.energy import build_energy
+from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
 from taskpgm.probes import load_probe
 from taskpgm.scoring import assemble, encode_contexts

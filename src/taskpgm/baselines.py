@@ -26,7 +26,7 @@ from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.bounds import make_bounds
-from taskpgm.mixture.energy import normalised
+from taskpgm.mixture.linalg import normalised
 from taskpgm.types import Floats
 from taskpgm.yamls import read_yaml
 

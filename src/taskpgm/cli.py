@@ -381,7 +381,7 @@ def _solve_matrix(
     out: Path, config: Path | None, file: Path, energy: EnergyConfig, k: int | None, exhaustive: bool
 ) -> Any:
     from taskpgm.mixture.affinity import read_affinity
-    from taskpgm.mixture.energy import build_energy
+    from taskpgm.mixture.energies import build_energy
     from taskpgm.pipeline import solve_affinity
     from taskpgm.summary import selection_table
 

@@ -27,7 +27,8 @@ from taskpgm.errors import UserError
 from taskpgm.files import Parts, atomic_file, atomic_folder, digest, files_digest, path_digest, write_json
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.bounds import Bounds, Group, make_bounds
-from taskpgm.mixture.energy import Energy, build_energy
+from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.knob import choose_t
 from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture

@@ -22,7 +22,8 @@ from taskpgm.config import Config, EnergyConfig
 from taskpgm.errors import UserError
 from taskpgm.files import digest, write_json
 from taskpgm.mixture.affinity import mean_logp
-from taskpgm.mixture.energy import Energy, build_energy, usual_prior
+from taskpgm.mixture.energies import build_energy, usual_prior
+from taskpgm.mixture.energy import Energy
 from taskpgm.pipeline import Result, Say, Stages
 from taskpgm.store import RunDirectory
 from taskpgm.types import Floats, Tell, tell_nobody

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 from taskpgm.errors import UserError
-from taskpgm.mixture.energy import named_vector
+from taskpgm.mixture.linalg import named_vector
 from taskpgm.types import Floats
 
 # Two shares closer than this count as equal.
@@ -214,3 +214,8 @@ def _conflict_sentence(conflict: Sequence[_Limit], excess: float) -> str:
     words = [limit.words for limit in conflict]
     shown = ", ".join(words[:12]) + (f" and {len(words) - 12} more" if len(words) > 12 else "")
     return f"No mixture meets all of: {shown}; they miss each other by {excess:.4g} of the budget; relax one of them."
+
+
+def simplex(tasks: tuple[str, ...]) -> Bounds:
+    """No bounds but p ≥ 0 and 1ᵀp = 1."""
+    return Bounds(tasks, np.zeros(len(tasks)), np.ones(len(tasks)))

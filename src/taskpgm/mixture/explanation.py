@@ -11,8 +11,9 @@ from scipy.spatial.distance import squareform
 from taskpgm.errors import UserError
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.bounds import Bounds
+from taskpgm.mixture.certificate import Optimum, certify
 from taskpgm.mixture.energy import Energy
-from taskpgm.mixture.optimum import Optimum, certify, minimise
+from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.solve import Mixture
 from taskpgm.types import Floats
 

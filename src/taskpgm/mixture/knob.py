@@ -7,7 +7,8 @@ import numpy as np
 from taskpgm.config import EnergyConfig
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.bounds import Bounds
-from taskpgm.mixture.energy import Energy, build_energy
+from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.optimum import minimise
 from taskpgm.scores import Scores
 

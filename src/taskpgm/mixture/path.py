@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from taskpgm.mixture.bounds import Bounds
+from taskpgm.mixture.bounds import Bounds, simplex
+from taskpgm.mixture.certificate import Optimum
 from taskpgm.mixture.energy import KNOBS, Energy
-from taskpgm.mixture.optimum import Optimum, minimise
+from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.qp import Quadratic
-from taskpgm.mixture.solve import simplex
 from taskpgm.types import Floats
 
 

@@ -20,10 +20,11 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from taskpgm.errors import UserError
-from taskpgm.mixture.bounds import SLACK, Bounds
-from taskpgm.mixture.energy import SHIFT_MARGIN, Energy, field_energy, mean_curvature
-from taskpgm.mixture.optimum import minimise, multipliers
-from taskpgm.mixture.solve import simplex, tangent_basis
+from taskpgm.mixture.bounds import SLACK, Bounds, simplex
+from taskpgm.mixture.certificate import multipliers
+from taskpgm.mixture.energy import Energy, field_energy
+from taskpgm.mixture.linalg import SHIFT_MARGIN, mean_curvature, tangent_basis
+from taskpgm.mixture.optimum import minimise
 from taskpgm.types import Floats, Ints
 
 EXHAUSTIVE_UP_TO = 20

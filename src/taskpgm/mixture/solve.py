@@ -12,9 +12,11 @@ from scipy.linalg import cho_factor, cho_solve
 
 from taskpgm.errors import UserError
 from taskpgm.mixture import jackknife
-from taskpgm.mixture.bounds import Bounds, Group
-from taskpgm.mixture.energy import KNOBS, Energy, normalised
-from taskpgm.mixture.optimum import Certificate, certify, minimise
+from taskpgm.mixture.bounds import Bounds, Group, simplex
+from taskpgm.mixture.certificate import Certificate, certify
+from taskpgm.mixture.energy import KNOBS, Energy
+from taskpgm.mixture.linalg import normalised, tangent_basis
+from taskpgm.mixture.optimum import minimise
 from taskpgm.types import Floats
 
 # A weight closer to its bound than this is at it.
@@ -179,11 +181,6 @@ def solve_mixture(
     )
 
 
-def simplex(tasks: tuple[str, ...]) -> Bounds:
-    """No bounds but p ≥ 0 and 1ᵀp = 1."""
-    return Bounds(tasks, np.zeros(len(tasks)), np.ones(len(tasks)))
-
-
 def judge(energy: Energy, without: Sequence[Floats], name: str, r: Floats) -> Verdict:
     """Verdict on the mixtures that were chosen without each group, against the reference r, on that group."""
     gains = np.array([only.loss(r) - only.loss(p) for only, p in zip(energy.only, without, strict=True)])
@@ -221,15 +218,6 @@ def closed_form(energy: Energy) -> Floats:
             "The energy falls without end outside the simplex, so it has no closed form; use solve_mixture."
         )
     return np.asarray(u + Z @ v)
-
-
-def tangent_basis(n: int) -> Floats:
-    """(n, n−1) orthonormal Z with 1ᵀZ = 0 (Helmert)."""
-    Z = np.zeros((n, n - 1))
-    for k in range(1, n):
-        Z[:k, k - 1], Z[k, k - 1] = 1, -k
-        Z[:, k - 1] /= math.sqrt(k * (k + 1))
-    return Z
 
 
 def _sampling(p: Floats, without: list[Floats], seeds: list[Floats], bounds: Bounds) -> dict[str, Floats]:

@@ -1,0 +1,206 @@
+"""The energies that a configuration may ask for, built from scores and affinities."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from taskpgm.config import EnergyConfig
+from taskpgm.errors import UserError
+from taskpgm.mixture import jackknife
+from taskpgm.mixture.affinity import Affinity, mean_logp
+from taskpgm.mixture.energy import Energy, _field
+from taskpgm.mixture.jackknife import EVERYTHING, Fold
+from taskpgm.mixture.linalg import convexity_shift, mean_curvature, named_vector, normalised
+from taskpgm.scores import Scores
+from taskpgm.types import Floats
+
+PRIOR = {"likelihood": 0.2, "gain": 0.3}  # κ where none is given; docs/decisions.md has what they are chosen by
+WITHOUT_TARGETS = 0.5  # κ of a likelihood where the tasks themselves are served, for which uniform is hard to beat
+
+
+def build_energy(
+    scores: Scores | None,
+    affinity: Affinity | None,
+    config: EnergyConfig,
+    weights: Mapping[str, float] | None = None,
+    reference: Mapping[str, float] | None = None,
+) -> Energy:
+    """Energy of `config.kind` over the tasks of `scores` or `affinity`, with its jackknife replicates.
+
+    likelihood: F(p) = −E_ω log Σ_i p_i P_i(y_t) + κ KL(r‖p). gain: −Σ_i p_i Σ_j w_j G_ij + κ KL(r‖p). affinity:
+    ψ = t·S w, K = S. transfer: z = Rᵀp, E = −Σ_j w_j (z_j − ½κ z_j²), R_ij = G_ij / max(max_i G_ij, floor).
+
+    Args:
+        weights: by name, of the target sets, or of the tasks where there are none; equal where left out.
+        reference: by name, the prior's r (likelihood, gain); uniform where left out.
+
+    Raises:
+        UserError: scores are missing for a kind that needs them, targets with `affinity`, no t where none is default.
+    """
+    weights = weights or {}
+    if config.kind == "affinity":
+        if affinity is None:
+            raise UserError(
+                "energy.kind 'affinity' needs an affinity; measure one from scores or read one from a file."
+            )
+        if len(affinity.sets) > len(affinity.tasks):
+            raise UserError(
+                "energy.kind 'affinity' takes no targets (affinities have no such columns); use likelihood or transfer."
+            )
+        return _affinity_energy(affinity, config, weights)
+    if scores is None:
+        raise UserError(
+            f"energy.kind {config.kind!r} needs scores; a given affinity serves energy.kind 'affinity' only."
+        )
+    if config.kind == "transfer":
+        return _transfer_energy(scores, config, weights)
+    if config.kind == "gain":
+        return _gain_energy(scores, config, weights, reference)
+    return _likelihood_energy(scores, config, weights, reference)
+
+
+def usual_prior(kind: str, scores: Scores) -> float:
+    """κ where none is given: that of the kind, but more for a likelihood without targets."""
+    targets = len(scores.sets) > len(scores.tasks)
+    return PRIOR[kind] if targets or kind != "likelihood" else WITHOUT_TARGETS
+
+
+def _affinity_energy(affinity: Affinity, config: EnergyConfig, weights: Mapping[str, float]) -> Energy:
+    t = config.t if config.t is not None else 2.0 if affinity.kind == "ratio" else None
+    if t is None:
+        raise UserError(
+            f"energy.t has no default for an affinity of kind {affinity.kind!r}; give one: 0 is least redundant, "
+            "1 is uniform, 2 favours central tasks."
+        )
+    given = named_vector(affinity.tasks, weights, 1.0, "weights")
+    w = normalised(affinity.tasks, dict(zip(affinity.tasks, given, strict=True)), "weights")
+    utility = named_vector(affinity.tasks, config.utility, 0.0, "energy.utility")
+    settings = {"affinity": affinity.kind, "t": t, "ridge": config.ridge, "utility": dict(config.utility)}
+
+    def of(S: Floats, shift: float | None = None) -> Energy:
+        least = None
+        if shift is None:
+            shift, least = convexity_shift(S)
+        ridge = config.ridge * (mean_curvature(S) + shift)
+        K = S + np.diag(np.full(len(S), shift + ridge))
+        least = None if least is None else least + shift + ridge
+        return _field("affinity", affinity.tasks, S @ w, utility, K, t=t, shift=shift, least=least, settings=settings)
+
+    full = of(affinity.S)
+    return replace(
+        full,
+        without=tuple(of(S) for S in affinity.without),
+        # Held-out energies must be linear in the data to be unbiased, so they keep the shift of the full sample.
+        only=tuple(of(S, full.shift) for S in affinity.only),
+        seeds=tuple(of(S) for S in affinity.seeds),
+    )
+
+
+def _transfer_energy(scores: Scores, config: EnergyConfig, weights: Mapping[str, float]) -> Energy:
+    w = scores.target_weights(weights)
+    utility = named_vector(scores.tasks, config.utility, 0.0, "energy.utility")
+    settings = {
+        "saturation": config.saturation, "floor": config.floor, "utility": dict(config.utility),
+        "weights": {name: float(v) for name, v in zip(scores.sets, w, strict=True) if v > 0},
+    }  # fmt: skip
+    logp_TN = np.ascontiguousarray(scores.logp.T)
+
+    def gains(fold: Fold) -> Floats:
+        M = mean_logp(scores, fold, logp_TN)
+        return np.asarray(M[1:] - M[0])
+
+    def of(R: Floats, noise: Floats | float = 0.0) -> Energy:
+        K = (R * w) @ R.T - noise
+        return _field("transfer", scores.tasks, R @ w, utility, K, saturation=config.saturation, settings=settings)
+
+    G = gains(EVERYTHING)
+    best = _best_gain(G, config.floor)
+    G_without = [gains(fold) for fold in jackknife.without_folds(scores)]
+    G_only = [gains(fold) for fold in jackknife.only_folds(scores)]
+    G_seeds = [gains(fold) for fold in jackknife.seed_folds(scores)]
+    # R_b R_bᵀ counts the sampling noise of group b as redundancy, so its expectation, the covariance of R_b over the
+    # groups, is taken off: held-out energies are for comparing, and must be unbiased.
+    spread = np.array(G_only) / best - np.mean(G_only, axis=0) / best if G_only else np.empty((0, *G.shape))
+    noise = np.einsum("bij,j,bkj->ik", spread, w, spread) / max(len(spread) - 1, 1)
+    return replace(
+        of(G / best),
+        without=tuple(of(G_b / _best_gain(G_b, config.floor)) for G_b in G_without),
+        only=tuple(of(G_b / best, noise) for G_b in G_only),
+        seeds=tuple(of(G_s / _best_gain(G_s, config.floor)) for G_s in G_seeds),
+    )
+
+
+def _gain_energy(
+    scores: Scores, config: EnergyConfig, weights: Mapping[str, float], reference: Mapping[str, float] | None
+) -> Energy:
+    """ψ_i = Σ_j w_j G_ij, what a unit of task i does for the targets, against straying from the reference.
+
+    By Jensen's inequality −ψᵀp bounds F(p) less the loss that probes start from: the ensemble's loss when the wrong
+    probes count as much as the right ones, so that it sees interference, which F does not. Without a prior all weight
+    goes to one task.
+    """
+    prior = config.prior if config.prior is not None else usual_prior("gain", scores)
+    w = scores.target_weights(weights)
+    r = normalised(scores.tasks, reference, "the reference mixture")
+    utility = named_vector(scores.tasks, config.utility, 0.0, "energy.utility")
+    settings = {
+        "prior": prior, "reference": {name: float(v) for name, v in zip(scores.tasks, r, strict=True)},
+        "utility": dict(config.utility),
+        "weights": {name: float(v) for name, v in zip(scores.sets, w, strict=True) if v > 0},
+    }  # fmt: skip
+    logp_TN = np.ascontiguousarray(scores.logp.T)
+    none = np.zeros((len(scores.tasks), len(scores.tasks)))
+
+    def of(fold: Fold) -> Energy:
+        M = mean_logp(scores, fold, logp_TN)
+        field = _field("gain", scores.tasks, (M[1:] - M[0]) @ w, utility, none, settings=settings)
+        return replace(field, reference=r, prior=prior)
+
+    return replace(
+        of(EVERYTHING),
+        without=tuple(map(of, jackknife.without_folds(scores))),
+        only=tuple(map(of, jackknife.only_folds(scores))),
+        seeds=tuple(map(of, jackknife.seed_folds(scores))),
+    )
+
+
+def _best_gain(G: Floats, floor: float) -> Floats:
+    """What a set's gains are divided by: the best one, or the largest harm where no task helps it by the floor."""
+    best = G.max(axis=0)
+    return np.asarray(np.where(best >= floor, best, np.maximum(np.abs(G).max(axis=0), floor)))
+
+
+def _likelihood_energy(
+    scores: Scores, config: EnergyConfig, weights: Mapping[str, float], reference: Mapping[str, float] | None
+) -> Energy:
+    prior = config.prior if config.prior is not None else usual_prior("likelihood", scores)
+    w = scores.target_weights(weights)
+    n = len(scores.tasks)
+    r = normalised(scores.tasks, reference, "the reference mixture")
+    used_T = scores.omega(w) > 0
+    logp_NT = scores.logp[1:, used_T]
+    if not np.isfinite(logp_NT).all():
+        raise UserError("The scores hold NaN or infinite log-probabilities; score the contexts again.")
+    column_T = logp_NT.max(axis=0)
+    probe_NT = np.exp(logp_NT - column_T)
+    settings = {
+        "prior": prior, "reference": {name: float(v) for name, v in zip(scores.tasks, r, strict=True)},
+        "utility": dict(config.utility),
+        "weights": {name: float(v) for name, v in zip(scores.sets, w, strict=True) if v > 0},
+    }  # fmt: skip
+    utility = named_vector(scores.tasks, config.utility, 0.0, "energy.utility")
+
+    def of(fold: Fold) -> Energy:
+        omega_T = jackknife.omega_of(scores, w, fold)[used_T]
+        return Energy(
+            "likelihood", scores.tasks, np.zeros(n), utility, np.zeros((n, n)), probe_NT, omega_T / omega_T.sum(),
+            column_T, r, prior=prior, settings=settings,
+        )  # fmt: skip
+
+    return replace(
+        of(EVERYTHING),
+        without=tuple(map(of, jackknife.without_folds(scores))),
+        only=tuple(map(of, jackknife.only_folds(scores))),
+        seeds=tuple(map(of, jackknife.seed_folds(scores))),
+    )
