@@ -15,10 +15,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from taskpgm import training
 from taskpgm.config import parse_config
 from taskpgm.data.chat import Encoded
 from taskpgm.lm import load_model
+from taskpgm.probes import training
 from taskpgm.system import Clock, release_memory, resident_memory
 
 

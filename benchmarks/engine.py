@@ -40,21 +40,20 @@ import torch
 import yaml
 from rich.console import Console
 
-from taskpgm.blocks import BASE
 from taskpgm.checkpoint import load_tokenizer, model_folder
 from taskpgm.config import Config, load_config, parse_config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import load_tasks
 from taskpgm.demo import write_demo
-from taskpgm.divergence import jsd_matrix
-from taskpgm.estimate import context_tokens, model_shape, run_tokens
 from taskpgm.lm import load_model, padded
-from taskpgm.orders import encoded_steps, tokens_of, training_order
 from taskpgm.parallel import one_core, side_by_side
-from taskpgm.probes import Probe
-from taskpgm.scoring import encode_contexts, score_sets
+from taskpgm.probes.cost import context_tokens, model_shape, run_tokens
+from taskpgm.probes.divergence import jsd_matrix
+from taskpgm.probes.probe import BASE, Probe
+from taskpgm.probes.schedule import encoded_steps, tokens_of, training_order
+from taskpgm.probes.scoring import encode_contexts, score_sets
+from taskpgm.probes.training import Trainer, train_probes, training_memory
 from taskpgm.system import Clock, environment, resident_memory
-from taskpgm.training import Trainer, train_probes, training_memory
 from taskpgm.types import derive_seed
 
 RANK = 16

@@ -27,8 +27,8 @@ from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
 from taskpgm.pipeline import allowed_shares
-from taskpgm.scoring import score_contexts
-from taskpgm.training import train_probes, train_warm_start
+from taskpgm.probes.scoring import score_contexts
+from taskpgm.probes.training import train_probes, train_warm_start
 
 screen = Console(width=110)
 

@@ -20,8 +20,8 @@ from taskpgm.lm import load_model
 from taskpgm.parallel import possible
 from taskpgm.pipeline import Stages
 from taskpgm.predict import Prediction, merged_probe, rank_correlations, run_prediction
+from taskpgm.probes.training import Trainer
 from taskpgm.store import RunDirectory
-from taskpgm.training import Trainer
 
 OPTIONS = CompareOptions(("taskpgm", "uniform", "random"), seeds=2, budgets=(0.5, 2), accuracy=False)
 

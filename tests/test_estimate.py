@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from taskpgm import load_config, run
 from taskpgm.config import parse_config
-from taskpgm.estimate import Pace, Shape, context_tokens, estimate_run, makespan, model_shape, run_tokens
-from taskpgm.scoring import score_sets
-from taskpgm.training import Trainer
+from taskpgm.probes.cost import Pace, Shape, context_tokens, estimate_run, makespan, model_shape, run_tokens
+from taskpgm.probes.scoring import score_sets
+from taskpgm.probes.training import Trainer
 
 
 @pytest.mark.parametrize("last_layers", [None, 1])

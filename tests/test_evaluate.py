@@ -18,7 +18,7 @@ from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
 from taskpgm.evaluate import Evaluation, _last_turn, evaluate_probe, option_logp, same_answer, written_answers
 from taskpgm.finetune import under
-from taskpgm.training import train_probes
+from taskpgm.probes.training import train_probes
 
 CHOICES = ("7", "The answer is 42.", "yes", "a much longer answer than the question")
 

@@ -16,11 +16,11 @@ from test_scoring import all_blocks, config_for, setup
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from taskpgm import training
 from taskpgm.lm import LanguageModel
 from taskpgm.packing import Span, blocked_attention, fused_attention
-from taskpgm.scoring import measure_divergences, sample_positions
-from taskpgm.training import Trainer
+from taskpgm.probes import training
+from taskpgm.probes.scoring import measure_divergences, sample_positions
+from taskpgm.probes.training import Trainer
 
 COPIES = {"aten._to_copy.default", "aten.copy_.default"}
 

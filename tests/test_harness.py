@@ -11,7 +11,7 @@ from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
 from taskpgm.evaluate import evaluate_probe
 from taskpgm.harness import run_harness
-from taskpgm.training import train_probes
+from taskpgm.probes.training import train_probes
 
 pytest.importorskip("lm_eval")
 

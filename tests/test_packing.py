@@ -13,11 +13,11 @@ from taskpgm import packing
 from taskpgm.adapters import flatten, low_rank
 from taskpgm.config import ModelConfig
 from taskpgm.data.chat import Encoded
-from taskpgm.divergence import label_logp
 from taskpgm.lm import LanguageModel, Trunk, load_model
 from taskpgm.packing import ends, pack, shared_prefix
-from taskpgm.probes import Probe, installed
-from taskpgm.scoring import BASE, score_sets
+from taskpgm.probes.divergence import label_logp
+from taskpgm.probes.probe import Probe, installed
+from taskpgm.probes.scoring import BASE, score_sets
 
 CPU = torch.device("cpu")
 

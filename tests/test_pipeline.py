@@ -18,7 +18,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from taskpgm import Affinity, Scores, UserError, load_config, run
-from taskpgm.blocks import WARM
 from taskpgm.checkpoint import load_tokenizer
 from taskpgm.config import parse_config
 from taskpgm.data.chat import ChatEncoder
@@ -27,12 +26,12 @@ from taskpgm.data.pool import load_tasks
 from taskpgm.evaluate import response_logp
 from taskpgm.finetune import under
 from taskpgm.lm import load_model
-from taskpgm.orders import training_order, warm_order
 from taskpgm.pipeline import Stages
-from taskpgm.probes import load_probe
-from taskpgm.scoring import score_contexts
+from taskpgm.probes.probe import WARM, load_probe
+from taskpgm.probes.schedule import training_order, warm_order
+from taskpgm.probes.scoring import score_contexts
+from taskpgm.probes.training import Trainer
 from taskpgm.store import RunDirectory
-from taskpgm.training import Trainer
 from taskpgm.types import derive_seed
 
 TASKS = ("sums", "sky", "words")

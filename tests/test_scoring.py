@@ -17,9 +17,9 @@ from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.messages import conversation
 from taskpgm.data.pool import Row
 from taskpgm.lm import load_model
-from taskpgm.probes import Probe
-from taskpgm.scoring import BASE, assemble, measure_divergences, sample_positions, score_sets
-from taskpgm.training import train_probes
+from taskpgm.probes.probe import Probe
+from taskpgm.probes.scoring import BASE, assemble, measure_divergences, sample_positions, score_sets
+from taskpgm.probes.training import train_probes
 
 ROWS = {
     "sums": [

@@ -16,8 +16,8 @@ from taskpgm.lm import load_model
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
-from taskpgm.probes import load_probe
-from taskpgm.scoring import assemble, encode_contexts
+from taskpgm.probes.probe import load_probe
+from taskpgm.probes.scoring import assemble, encode_contexts
 
 TASKS = ("chain_sum", "basic_arithmetic", "syllogism")
 

@@ -14,8 +14,8 @@ from taskpgm import lm as lm_module
 from taskpgm.errors import UserError
 from taskpgm.finetune import save_finetuned, train_full, under
 from taskpgm.lm import load_model
-from taskpgm.probes import installed
-from taskpgm.training import Trainer
+from taskpgm.probes.probe import installed
+from taskpgm.probes.training import Trainer
 from taskpgm.trl_backend import _Parts, train_full_with_trl, train_with_trl
 
 pytest.importorskip("trl")

@@ -136,8 +136,8 @@ def estimate(
 ) -> None:
     """Time, memory and disk of a run on this machine, before anything is spent: counts, and a trial of seconds."""
     started = time.perf_counter()
-    from taskpgm.estimate import estimate_run
     from taskpgm.files import write_json
+    from taskpgm.probes.cost import estimate_run
     from taskpgm.summary import estimate_table
 
     importing = time.perf_counter() - started

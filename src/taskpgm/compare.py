@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from taskpgm.evaluate import Evaluator
     from taskpgm.finetune import Finetuned
     from taskpgm.lm import Trunk
-    from taskpgm.probes import Probe
+    from taskpgm.probes.probe import Probe
 
 OURS = "taskpgm"
 ORDER = "spread"  # how `plan.py` orders rows; another word when that changes, so that measurements stay apart
@@ -188,7 +188,7 @@ class _Worker:
         """Measurements of all runs as they are had, those first that the run directory holds; the others are made side
         by side."""
         from taskpgm.parallel import side_by_side
-        from taskpgm.training import training_memory
+        from taskpgm.probes.training import training_memory
 
         todo: dict[Path, list[_Run]] = {}  # several where two mixtures are the same
         for run in self.runs:
@@ -259,7 +259,7 @@ class _Worker:
             from taskpgm.finetune import train_full
 
             return train_full(self.stages.lm, run.name, steps, run.config, warn)
-        from taskpgm.training import Trainer
+        from taskpgm.probes.training import Trainer
 
         return Trainer(self.stages.lm, run.config, 0, warn).train(run.name, steps, trunk=self.trunk)
 

@@ -21,12 +21,12 @@ from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.messages import Conversation
 from taskpgm.data.pool import Row
-from taskpgm.divergence import label_logp
 from taskpgm.errors import UserError
 from taskpgm.finetune import Finetuned, under
 from taskpgm.lm import LanguageModel, Trunk, batches
 from taskpgm.packing import ends, pack
-from taskpgm.probes import Probe
+from taskpgm.probes.divergence import label_logp
+from taskpgm.probes.probe import Probe
 from taskpgm.types import Tell, tell_nobody
 
 Measure = Literal["choices", "verifier", "exact"]

@@ -18,9 +18,9 @@ from taskpgm.config import Config
 from taskpgm.data.chat import Encoded
 from taskpgm.errors import UserError
 from taskpgm.lm import LanguageModel, Trunk
-from taskpgm.orders import tokens_of
-from taskpgm.probes import Probe, installed
-from taskpgm.training import Trainer
+from taskpgm.probes.probe import Probe, installed
+from taskpgm.probes.schedule import tokens_of
+from taskpgm.probes.training import Trainer
 
 
 @dataclass(frozen=True)

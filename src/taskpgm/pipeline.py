@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taskpgm.blocks import BASE, WARM, Block, read_blocks, usable, write_blocks
 from taskpgm.checkpoint import limits_of, model_fingerprint, read_skeleton
 from taskpgm.config import Config, EnergyConfig, Source, TaskConfig
 from taskpgm.data.conversations import READING_VERSION, title_of
@@ -32,6 +31,8 @@ from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.knob import choose_t
 from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
+from taskpgm.probes.cache import Block, read_blocks, usable, write_blocks
+from taskpgm.probes.probe import BASE, WARM
 from taskpgm.scores import Scores
 from taskpgm.store import RunDirectory, differing, stale_because
 from taskpgm.system import Clock, environment, wait_passively
@@ -40,7 +41,7 @@ from taskpgm.types import Ints, Tell, tell_nobody
 if TYPE_CHECKING:
     from taskpgm.data.chat import ChatEncoder, Encoded
     from taskpgm.lm import LanguageModel
-    from taskpgm.probes import Probe
+    from taskpgm.probes.probe import Probe
 
 Say = Callable[[str], None]
 
@@ -166,7 +167,7 @@ class Stages:
 
     def _warm_start(self, pool: TaskPool, seed: int) -> None:
         """The adapter that the probes of a seed start from, trained if it is missing or out of date."""
-        from taskpgm.training import train_warm_start
+        from taskpgm.probes.training import train_warm_start
 
         if not self._warm:
             return
@@ -185,8 +186,8 @@ class Stages:
         return self.config.probes.warm_start and not any(task.adapter for task in self.config.tasks)
 
     def _make_probes(self, pool: TaskPool, tasks: Sequence[TaskConfig], seed: int) -> None:
-        from taskpgm.probes import check_adapter, load_probe
-        from taskpgm.training import train_probes
+        from taskpgm.probes.probe import check_adapter, load_probe
+        from taskpgm.probes.training import train_probes
 
         started = Clock()
         for task in tasks:
@@ -204,7 +205,7 @@ class Stages:
 
     def trained(self, seed: int = 0) -> "list[Probe]":
         """The finished probes of one probe seed, in the order of the tasks."""
-        from taskpgm.probes import load_probe
+        from taskpgm.probes.probe import load_probe
 
         return [load_probe(self._adapter(task.name, seed), task.name, seed) for task in self.config.tasks]
 
@@ -213,7 +214,7 @@ class Stages:
             probe.save(folder, seconds=started.seconds, peak_memory=started.peak())
 
     def _record_probes(self, pool: TaskPool) -> None:
-        from taskpgm.probes import TRAINING
+        from taskpgm.probes.probe import TRAINING
 
         folders = self._adapters()
         records = [json.loads((folder / TRAINING).read_text()) for folder in folders]
@@ -288,8 +289,8 @@ class Stages:
     def _make_scores(self, pool: TaskPool, path: Path, wanted: Parts) -> Scores:
         from taskpgm.checkpoint import load_tokenizer
         from taskpgm.data.chat import ChatEncoder
-        from taskpgm.probes import load_probe
-        from taskpgm.scoring import assemble, encode_contexts, measure_divergences, sample_positions, starts
+        from taskpgm.probes.probe import load_probe
+        from taskpgm.probes.scoring import assemble, encode_contexts, measure_divergences, sample_positions, starts
 
         started = Clock()
         config, seeds = self.config, range(self.config.probes.seeds)
@@ -355,7 +356,7 @@ class Stages:
 
         Those that are in the store are not made again; hidden states stay in the store, since n probes' would not fit.
         """
-        from taskpgm.scoring import check_divergences_possible, score_sets
+        from taskpgm.probes.scoring import check_divergences_possible, score_sets
 
         adapters = self._adapter_digests(probes)
         keys = {name: self._block_keys(pool, name, adapters) for name in contexts}
@@ -564,7 +565,7 @@ def inspect(config: Config, tell: Tell = tell_nobody) -> Inspection:
     """
     from taskpgm.checkpoint import load_tokenizer
     from taskpgm.data.chat import ChatEncoder
-    from taskpgm.probes import check_adapters
+    from taskpgm.probes.probe import check_adapters
 
     tell("opening the model", 0, 1)
     tokenizer = load_tokenizer(config.model)

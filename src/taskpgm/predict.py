@@ -29,7 +29,7 @@ from taskpgm.store import RunDirectory
 from taskpgm.types import Floats, Tell, tell_nobody
 
 if TYPE_CHECKING:
-    from taskpgm.probes import Probe
+    from taskpgm.probes.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def merged_probe(probes: Sequence["Probe"], weights: Sequence[float]) -> "Probe"
     import torch
 
     from taskpgm.adapters import LEFT, is_plain, scale
-    from taskpgm.probes import Probe
+    from taskpgm.probes.probe import Probe
 
     used = [(p, float(w)) for p, w in zip(probes, weights, strict=True) if w > 0]
     first = used[0][0]
@@ -164,7 +164,7 @@ class _Merger:
 
     def __init__(self, stages: Stages, result: Result) -> None:
         from taskpgm.data.chat import ChatEncoder
-        from taskpgm.scoring import encode_contexts
+        from taskpgm.probes.scoring import encode_contexts
 
         self.probes = stages.trained()
         self.lm = stages.lm
@@ -176,7 +176,7 @@ class _Merger:
 
     def loss(self, p: Any) -> float:
         """Mean over targets, then contexts, then positions, of −log P_merged."""
-        from taskpgm.scoring import score_sets
+        from taskpgm.probes.scoring import score_sets
 
         probe = merged_probe(self.probes, p)
         wanted = {name: [probe.name] for name in self.contexts}

@@ -22,8 +22,8 @@ from taskpgm.mixture.selection import Selection
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import ChatEncoder, Encoded
-    from taskpgm.estimate import RunEstimate
     from taskpgm.predict import Prediction
+    from taskpgm.probes.cost import RunEstimate
 
 COLUMN = {"size-proportional": "by size"}
 VERDICT_STYLE = {"better": "green", "worse": "red"}

@@ -23,9 +23,9 @@ from taskpgm.data.chat import Encoded
 from taskpgm.errors import UserError
 from taskpgm.finetune import Finetuned
 from taskpgm.lm import LanguageModel
-from taskpgm.orders import tokens_of
-from taskpgm.probes import Probe, lora_settings
-from taskpgm.training import schedule
+from taskpgm.probes.probe import Probe, lora_settings
+from taskpgm.probes.schedule import tokens_of
+from taskpgm.probes.training import schedule
 from taskpgm.types import Tell, derive_seed, tell_nobody
 
 IGNORED = -100  # label of a token that is not to be predicted

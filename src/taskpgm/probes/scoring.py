@@ -14,16 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taskpgm.blocks import BASE, WARM, Block, Blocks
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import TaskPool
-from taskpgm.divergence import jsd_matrix, label_logp
 from taskpgm.errors import UserError
 from taskpgm.lm import LanguageModel, batches, halving
 from taskpgm.packing import Packed, ends, pack
 from taskpgm.parallel import Tick, Warn, side_by_side
-from taskpgm.probes import Probe, Use, installed
+from taskpgm.probes.cache import Block, Blocks
+from taskpgm.probes.divergence import jsd_matrix, label_logp
+from taskpgm.probes.probe import BASE, WARM, Probe, Use, installed
 from taskpgm.scores import Divergences, Scores
 from taskpgm.system import release_memory
 from taskpgm.types import Floats, Ints, Tell, derive_seed, tell_nobody

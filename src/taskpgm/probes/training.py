@@ -17,16 +17,15 @@ import torch
 from torch import Tensor
 
 from taskpgm.adapters import LowRank, flatten, low_rank, patched
-from taskpgm.blocks import WARM
 from taskpgm.config import Config, LoraConfig
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError, first_line
 from taskpgm.lm import LanguageModel, Trunk, batches, out_of_memory, recomputing
-from taskpgm.orders import encoded_steps, tokens_of, training_order, warm_order
 from taskpgm.packing import ends, pack
 from taskpgm.parallel import Tick, Warn, side_by_side
-from taskpgm.probes import Probe, lora_settings, peft_quiet
+from taskpgm.probes.probe import WARM, Probe, lora_settings, peft_quiet
+from taskpgm.probes.schedule import encoded_steps, tokens_of, training_order, warm_order
 from taskpgm.system import release_memory
 from taskpgm.types import Tell, derive_seed, tell_nobody
 

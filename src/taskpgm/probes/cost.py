@@ -23,19 +23,18 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from taskpgm.blocks import WARM
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import Row, TaskPool, load_tasks
-from taskpgm.divergence import jsd_matrix
 from taskpgm.lm import LanguageModel, batches, load_model
-from taskpgm.orders import encoded_steps, training_order, warm_order
 from taskpgm.packing import ends
 from taskpgm.parallel import Item, Tick, Warn, side_by_side
-from taskpgm.probes import Probe, check_adapters
-from taskpgm.scoring import score_sets
+from taskpgm.probes.divergence import jsd_matrix
+from taskpgm.probes.probe import WARM, Probe, check_adapters
+from taskpgm.probes.schedule import encoded_steps, training_order, warm_order
+from taskpgm.probes.scoring import score_sets
+from taskpgm.probes.training import Trainer, training_memory
 from taskpgm.system import Clock
-from taskpgm.training import Trainer, training_memory
 from taskpgm.types import Tell, derive_seed, tell_nobody
 
 TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks

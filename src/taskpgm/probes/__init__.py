@@ -1,0 +1,1 @@
+"""One adapter a task: trained alike, scored on shared contexts."""
