@@ -40,19 +40,21 @@ import torch
 import yaml
 from rich.console import Console
 
-from taskpgm.checkpoint import load_tokenizer, model_folder
 from taskpgm.config import Config, load_config, parse_config
-from taskpgm.data.chat import ChatEncoder, Encoded
+from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
 from taskpgm.data.pool import load_tasks
 from taskpgm.demo import write_demo
-from taskpgm.lm import load_model, padded
+from taskpgm.lm.batching import padded
+from taskpgm.lm.checkpoint import load_tokenizer, model_folder
+from taskpgm.lm.memory import training_memory
+from taskpgm.lm.model import load_model
 from taskpgm.parallel import one_core, side_by_side
 from taskpgm.probes.cost import context_tokens, model_shape, run_tokens
 from taskpgm.probes.divergence import jsd_matrix
 from taskpgm.probes.probe import BASE, Probe
-from taskpgm.probes.schedule import encoded_steps, tokens_of, training_order
+from taskpgm.probes.schedule import encoded_steps, training_order
 from taskpgm.probes.scoring import encode_contexts, score_sets
-from taskpgm.probes.training import Trainer, train_probes, training_memory
+from taskpgm.probes.training import Trainer, train_probes
 from taskpgm.system import Clock, environment, resident_memory
 from taskpgm.types import derive_seed
 

@@ -98,7 +98,7 @@ def run_short_of_memory(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """Have every batch of more than so many rows fail like an allocation."""
     import torch
 
-    from taskpgm.lm import LanguageModel
+    from taskpgm.lm.model import LanguageModel
 
     whole = LanguageModel.response_logits
 

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
 from taskpgm.config import ModelConfig
-from taskpgm.lm import in_float32, load_model, why_whole
+from taskpgm.lm.model import load_model
+from taskpgm.lm.structure import in_float32, why_whole
 
 SMALL = {
     "vocab_size": 331, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 4, "num_attention_heads": 4,

@@ -9,10 +9,10 @@ from conftest import ARCHITECTURES, make_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
-from taskpgm.checkpoint import limits_of, read_model, read_skeleton
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError
-from taskpgm.lm import load_model
+from taskpgm.lm.checkpoint import limits_of, read_model, read_skeleton
+from taskpgm.lm.model import load_model
 
 WEIGHTS = "model.safetensors"
 

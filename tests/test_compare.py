@@ -10,13 +10,13 @@ from conftest import make_model
 from test_pipeline import experiment
 
 from taskpgm import UserError, load_config, parse_config
-from taskpgm.adapters import KEY
 from taskpgm.compare import CompareOptions, _Worker, compare_mixtures, evaluation_rows, plan_steps, run_comparison
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.plan import plan_rows
 from taskpgm.evaluate import evaluate_probe
 from taskpgm.finetune import under
-from taskpgm.lm import load_model
+from taskpgm.lm.lora import KEY
+from taskpgm.lm.model import load_model
 from taskpgm.parallel import possible
 from taskpgm.pipeline import Stages
 from taskpgm.predict import Prediction, merged_probe, rank_correlations, run_prediction

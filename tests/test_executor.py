@@ -11,7 +11,7 @@ import torch
 
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError
-from taskpgm.lm import load_model
+from taskpgm.lm.model import load_model
 from taskpgm.parallel import possible, processes_for, side_by_side
 from taskpgm.system import BESIDE, Clock, available_memory, total_memory
 

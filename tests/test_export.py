@@ -254,8 +254,8 @@ def test_trls_tokens_and_mask_of_prompt_completion_are_our_encoders(
 ) -> None:
     from conftest import CHATML
 
-    from taskpgm.checkpoint import load_tokenizer
     from taskpgm.data.chat import ChatEncoder
+    from taskpgm.lm.checkpoint import load_tokenizer
 
     rows = [*PAIRS, Conversation((Message("system", "s"), *PAIRS[2].messages))]
     prepared(tmp_path, monkeypatch, CHATML, rows, "prompt_completion")

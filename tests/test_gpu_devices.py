@@ -16,8 +16,8 @@ from test_scoring import all_blocks, config_for, setup
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from taskpgm.lm import LanguageModel
-from taskpgm.packing import Span, blocked_attention, fused_attention
+from taskpgm.lm.model import LanguageModel
+from taskpgm.lm.packing import Span, blocked_attention, fused_attention
 from taskpgm.probes import training
 from taskpgm.probes.scoring import measure_divergences, sample_positions
 from taskpgm.probes.training import Trainer

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
-from taskpgm import packing
-from taskpgm.adapters import flatten, low_rank
 from taskpgm.config import ModelConfig
 from taskpgm.data.chat import Encoded
-from taskpgm.lm import LanguageModel, Trunk, load_model
-from taskpgm.packing import ends, pack, shared_prefix
+from taskpgm.lm import packing
+from taskpgm.lm.lora import flatten, low_rank
+from taskpgm.lm.model import LanguageModel, load_model
+from taskpgm.lm.packing import ends, pack, shared_prefix
+from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.divergence import label_logp
 from taskpgm.probes.probe import Probe, installed
 from taskpgm.probes.scoring import BASE, score_sets

@@ -18,14 +18,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from taskpgm import Affinity, Scores, UserError, load_config, run
-from taskpgm.checkpoint import load_tokenizer
 from taskpgm.config import parse_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.messages import conversation
 from taskpgm.data.pool import load_tasks
 from taskpgm.evaluate import response_logp
 from taskpgm.finetune import under
-from taskpgm.lm import load_model
+from taskpgm.lm.checkpoint import load_tokenizer
+from taskpgm.lm.model import load_model
 from taskpgm.pipeline import Stages
 from taskpgm.probes.probe import WARM, load_probe
 from taskpgm.probes.schedule import training_order, warm_order

@@ -16,16 +16,17 @@ from safetensors.torch import load_file, save_file
 from test_scoring import ROWS, config_for
 from transformers import AutoModelForCausalLM
 
-from taskpgm.checkpoint import read_skeleton
 from taskpgm.config import ModelConfig, parse_config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
-from taskpgm.lm import LanguageModel, load_model
+from taskpgm.lm.checkpoint import read_skeleton
+from taskpgm.lm.memory import Fit, fitting
+from taskpgm.lm.model import LanguageModel, load_model
 from taskpgm.probes import training
 from taskpgm.probes.probe import check_adapter, installed, load_probe, lora_settings
 from taskpgm.probes.schedule import training_order
-from taskpgm.probes.training import Fit, fitting, train_probes
+from taskpgm.probes.training import train_probes
 from taskpgm.types import derive_seed
 
 

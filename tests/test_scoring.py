@@ -16,7 +16,7 @@ from taskpgm.config import ModelConfig, parse_config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.messages import conversation
 from taskpgm.data.pool import Row
-from taskpgm.lm import load_model
+from taskpgm.lm.model import load_model
 from taskpgm.probes.probe import Probe
 from taskpgm.probes.scoring import BASE, assemble, measure_divergences, sample_positions, score_sets
 from taskpgm.probes.training import train_probes

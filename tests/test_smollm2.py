@@ -8,11 +8,11 @@ import torch
 from test_scoring import all_blocks, labels_of, plain_loop
 
 from taskpgm import load_config, run
-from taskpgm.checkpoint import load_tokenizer, model_folder
 from taskpgm.config import ModelConfig
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.demo import generate
-from taskpgm.lm import load_model
+from taskpgm.lm.checkpoint import load_tokenizer, model_folder
+from taskpgm.lm.model import load_model
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from taskpgm.data.chat import Encoded
     from taskpgm.evaluate import Evaluator
     from taskpgm.finetune import Finetuned
-    from taskpgm.lm import Trunk
+    from taskpgm.lm.trunk import Trunk
     from taskpgm.probes.probe import Probe
 
 OURS = "taskpgm"
@@ -187,8 +187,8 @@ class _Worker:
     def measurements(self) -> Iterator[Measurement]:
         """Measurements of all runs as they are had, those first that the run directory holds; the others are made side
         by side."""
+        from taskpgm.lm.memory import training_memory
         from taskpgm.parallel import side_by_side
-        from taskpgm.probes.training import training_memory
 
         todo: dict[Path, list[_Run]] = {}  # several where two mixtures are the same
         for run in self.runs:
@@ -290,7 +290,7 @@ class _Worker:
 
     @cached_property
     def trunk(self) -> "Trunk":
-        from taskpgm.lm import Trunk
+        from taskpgm.lm.trunk import Trunk
 
         lm, last = self.stages.lm, self.stages.config.probes.lora.last_layers
         first = len(lm.layers) - last if last else 0

@@ -23,8 +23,10 @@ from taskpgm.data.messages import Conversation
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
 from taskpgm.finetune import Finetuned, under
-from taskpgm.lm import LanguageModel, Trunk, batches
-from taskpgm.packing import ends, pack
+from taskpgm.lm.batching import batches
+from taskpgm.lm.model import LanguageModel
+from taskpgm.lm.packing import ends, pack
+from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.divergence import label_logp
 from taskpgm.probes.probe import Probe
 from taskpgm.types import Tell, tell_nobody

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from taskpgm.config import Config
-from taskpgm.data.chat import Encoded
+from taskpgm.data.chat import Encoded, tokens_of
 from taskpgm.errors import UserError
-from taskpgm.lm import LanguageModel, Trunk
+from taskpgm.lm.model import LanguageModel
+from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.probe import Probe, installed
-from taskpgm.probes.schedule import tokens_of
 from taskpgm.probes.training import Trainer
 
 

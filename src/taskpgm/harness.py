@@ -14,7 +14,7 @@ from typing import Any
 
 from taskpgm.errors import UserError, first_line
 from taskpgm.finetune import Finetuned, under
-from taskpgm.lm import LanguageModel
+from taskpgm.lm.model import LanguageModel
 from taskpgm.probes.probe import Probe
 
 ROWS_AT_ONCE = 8  # the harness counts rows, not tokens, and keeps all their logits

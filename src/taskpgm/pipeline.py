@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from taskpgm.checkpoint import limits_of, model_fingerprint, read_skeleton
 from taskpgm.config import Config, EnergyConfig, Source, TaskConfig
 from taskpgm.data.conversations import READING_VERSION, title_of
 from taskpgm.data.export import choose_format, trainer_units, write_train_jsonl
@@ -24,6 +23,7 @@ from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.data.splits import asked_of, files_of
 from taskpgm.errors import UserError
 from taskpgm.files import Parts, atomic_file, atomic_folder, digest, files_digest, path_digest, write_json
+from taskpgm.lm.checkpoint import limits_of, model_fingerprint, read_skeleton
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.bounds import Bounds, Group, make_bounds
 from taskpgm.mixture.energies import build_energy
@@ -40,7 +40,7 @@ from taskpgm.types import Ints, Tell, tell_nobody
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import ChatEncoder, Encoded
-    from taskpgm.lm import LanguageModel
+    from taskpgm.lm.model import LanguageModel
     from taskpgm.probes.probe import Probe
 
 Say = Callable[[str], None]
@@ -287,8 +287,8 @@ class Stages:
         return self._make_scores(pool, path, wanted)
 
     def _make_scores(self, pool: TaskPool, path: Path, wanted: Parts) -> Scores:
-        from taskpgm.checkpoint import load_tokenizer
         from taskpgm.data.chat import ChatEncoder
+        from taskpgm.lm.checkpoint import load_tokenizer
         from taskpgm.probes.probe import load_probe
         from taskpgm.probes.scoring import assemble, encode_contexts, measure_divergences, sample_positions, starts
 
@@ -492,7 +492,7 @@ class Stages:
     def lm(self) -> "LanguageModel":
         """The base model, loaded on first use."""
         if self._lm is None:
-            from taskpgm.lm import load_model
+            from taskpgm.lm.model import load_model
 
             self.tell("loading the model", 0, 1)
             self._lm = load_model(self.config.model)
@@ -563,8 +563,8 @@ def inspect(config: Config, tell: Tell = tell_nobody) -> Inspection:
     Raises:
         UserError: what a run would raise for its model, its adapters or its data.
     """
-    from taskpgm.checkpoint import load_tokenizer
     from taskpgm.data.chat import ChatEncoder
+    from taskpgm.lm.checkpoint import load_tokenizer
     from taskpgm.probes.probe import check_adapters
 
     tell("opening the model", 0, 1)

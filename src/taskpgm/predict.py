@@ -132,7 +132,7 @@ def merged_probe(probes: Sequence["Probe"], weights: Sequence[float]) -> "Probe"
     """
     import torch
 
-    from taskpgm.adapters import LEFT, is_plain, scale
+    from taskpgm.lm.lora import LEFT, is_plain, scale
     from taskpgm.probes.probe import Probe
 
     used = [(p, float(w)) for p, w in zip(probes, weights, strict=True) if w > 0]

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from taskpgm.config import Config
-from taskpgm.data.chat import Encoded
+from taskpgm.data.chat import Encoded, tokens_of
 from taskpgm.errors import UserError
 from taskpgm.finetune import Finetuned
-from taskpgm.lm import LanguageModel
+from taskpgm.lm.model import LanguageModel
 from taskpgm.probes.probe import Probe, lora_settings
-from taskpgm.probes.schedule import tokens_of
 from taskpgm.probes.training import schedule
 from taskpgm.types import Tell, derive_seed, tell_nobody
 

@@ -186,3 +186,8 @@ def _plain_losses(row: Conversation) -> tuple[str, ...]:
 
 def _shown(row: Conversation) -> str:
     return f"the row with turns {', '.join(m.role for m in row.messages)} that starts {row.messages[0].content[:40]!r}"
+
+
+def tokens_of(steps: Sequence[Sequence[Encoded]]) -> int:
+    """Tokens of all rows of these steps, prompts included."""
+    return sum(len(row.ids) for step in steps for row in step)

@@ -26,14 +26,16 @@ from scipy.optimize import nnls
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import Row, TaskPool, load_tasks
-from taskpgm.lm import LanguageModel, batches, load_model
-from taskpgm.packing import ends
+from taskpgm.lm.batching import batches
+from taskpgm.lm.memory import training_memory
+from taskpgm.lm.model import LanguageModel, load_model
+from taskpgm.lm.packing import ends
 from taskpgm.parallel import Item, Tick, Warn, side_by_side
 from taskpgm.probes.divergence import jsd_matrix
 from taskpgm.probes.probe import WARM, Probe, check_adapters
 from taskpgm.probes.schedule import encoded_steps, training_order, warm_order
 from taskpgm.probes.scoring import score_sets
-from taskpgm.probes.training import Trainer, training_memory
+from taskpgm.probes.training import Trainer
 from taskpgm.system import Clock
 from taskpgm.types import Tell, derive_seed, tell_nobody
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from taskpgm.lm import logit_rows
+from taskpgm.lm.batching import logit_rows
 
 TINY = 1e-38  # below what float32 softmax tells from zero
 CACHED = 400_000  # floats of a distribution's block; a third as many or many more were slower on two cores

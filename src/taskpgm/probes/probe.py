@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from taskpgm.adapters import HARMLESS, low_rank, patched
 from taskpgm.config import Config, LoraConfig
 from taskpgm.errors import UserError, first_line
-from taskpgm.lm import LanguageModel, out_of_memory
+from taskpgm.lm.batching import out_of_memory
+from taskpgm.lm.lora import HARMLESS, low_rank, patched
+from taskpgm.lm.model import LanguageModel
 
 BASE = "base"  # the name of the base model's blocks
 WARM = "~warm"  # the task of the adapter that probes start from; no task can have this name

@@ -68,8 +68,3 @@ def encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], order: Sequence[NDA
     used = sorted({int(i) for step in order for i in step})
     encoded = dict(zip(used, encoder.encode([rows[i].conversation for i in used]), strict=True))
     return [[row for i in step if (row := encoded[int(i)]) is not None] for step in order]
-
-
-def tokens_of(steps: Sequence[Sequence[Encoded]]) -> int:
-    """Tokens of all rows of these steps, prompts included."""
-    return sum(len(row.ids) for step in steps for row in step)

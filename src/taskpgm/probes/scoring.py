@@ -18,8 +18,9 @@ from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
-from taskpgm.lm import LanguageModel, batches, halving
-from taskpgm.packing import Packed, ends, pack
+from taskpgm.lm.batching import batches, halving
+from taskpgm.lm.model import LanguageModel
+from taskpgm.lm.packing import Packed, ends, pack
 from taskpgm.parallel import Tick, Warn, side_by_side
 from taskpgm.probes.cache import Block, Blocks
 from taskpgm.probes.divergence import jsd_matrix, label_logp

@@ -10,22 +10,25 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from taskpgm.adapters import LowRank, flatten, low_rank, patched
 from taskpgm.config import Config, LoraConfig
-from taskpgm.data.chat import ChatEncoder, Encoded
+from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError, first_line
-from taskpgm.lm import LanguageModel, Trunk, batches, out_of_memory, recomputing
-from taskpgm.packing import ends, pack
+from taskpgm.lm.batching import batches, out_of_memory
+from taskpgm.lm.lora import LowRank, flatten, low_rank, patched
+from taskpgm.lm.memory import Fit, fitting, recomputing, training_memory
+from taskpgm.lm.model import LanguageModel
+from taskpgm.lm.packing import ends, pack
+from taskpgm.lm.trunk import Trunk
 from taskpgm.parallel import Tick, Warn, side_by_side
 from taskpgm.probes.probe import WARM, Probe, lora_settings, peft_quiet
-from taskpgm.probes.schedule import encoded_steps, tokens_of, training_order, warm_order
+from taskpgm.probes.schedule import encoded_steps, training_order, warm_order
 from taskpgm.system import release_memory
 from taskpgm.types import Tell, derive_seed, tell_nobody
 
@@ -215,49 +218,6 @@ class Trainer:
                 self.warn(f"out of memory in {where}: going on with activations computed again in the backward pass")
             total.zero_()
             of_batch.zero_()
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How training batches fit into memory."""
-
-    tokens: int  # of a batch
-    recompute: bool  # the backward pass computes activations again
-
-
-def fitting(lm: LanguageModel, rows: Sequence[Encoded], first: int, taken: int = 0) -> Fit:
-    """The largest batches that should fit into the machine's memory; activations are kept where a row's then fit.
-
-    Args:
-        taken: bytes of that memory that something else will take.
-    """
-    longest, room = max(len(row.ids) for row in rows), lm.room - taken
-    answered = max(float(row.response.mean()) for row in rows)
-
-    def fits(tokens: int, recompute: bool) -> bool:
-        tokens = max(tokens, longest)
-        return lm.memory(tokens, longest, math.ceil(answered * tokens), first, recompute) <= room
-
-    for recompute in (False, True):
-        tokens = lm.token_budget
-        while tokens > longest and not fits(tokens, recompute):
-            tokens //= 2
-        if fits(tokens, recompute):
-            break
-    return Fit(tokens, recompute)
-
-
-def training_memory(lm: LanguageModel, trainings: Sequence[Sequence[Sequence[Encoded]]], first: int) -> float:
-    """Bytes, roughly, that any of these trainings takes beyond the model, from layer `first` on."""
-    return max(_memory_of(lm, steps, first) for steps in trainings)
-
-
-def _memory_of(lm: LanguageModel, steps: Sequence[Sequence[Encoded]], first: int) -> float:
-    rows = [row for step in steps for row in step]
-    fit, longest = fitting(lm, rows, first), max(len(row.ids) for row in rows)
-    tokens = min(max(tokens_of([step]) for step in steps), max(fit.tokens, longest))
-    responses = min(tokens, max(sum(int(row.response.sum()) for row in step) for step in steps))
-    return lm.memory(tokens, longest, responses, first, fit.recompute)
 
 
 def schedule(step: int, steps: int) -> float:

@@ -10,21 +10,21 @@ Shapes: N tokens of a packed batch, d hidden size, R response tokens, V vocabula
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taskpgm import packing
-from taskpgm.checkpoint import limits_of, load_tokenizer, read_model
 from taskpgm.config import ModelConfig
 from taskpgm.data.chat import Encoded, Limits
 from taskpgm.errors import UserError, first_line
-from taskpgm.packing import BLOCK, Packed, attending, ends, pack, shared_prefix
+from taskpgm.lm import packing
+from taskpgm.lm.batching import logit_rows, padded
+from taskpgm.lm.checkpoint import limits_of, load_tokenizer, read_model
+from taskpgm.lm.packing import BLOCK, Packed, attending, shared_prefix
+from taskpgm.lm.structure import why_whole
 from taskpgm.parallel import possible, processes_for
 from taskpgm.system import total_memory, usable_cores
 
@@ -32,7 +32,6 @@ from taskpgm.system import total_memory, usable_cores
 # 50 shapes. Read once, when the first product is run.
 KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 KERNELS = "128"
-ROUNDING = 1e-3  # of the norm of logits: 30 layers in float32 differ by 1e-5, the least structure by more
 USUAL_ROW = 256  # tokens, where the number of processes is chosen before any row is read
 
 
@@ -155,60 +154,6 @@ class LanguageModel:
         yield logits_BLV[:, :-1][response_BL[:, 1:]], packed.labels_R, None
 
 
-class Trunk:
-    """Activations of rows of one set that enter layer `first`, each row run once while there is memory to keep it.
-
-    Shapes: N tokens of the packed rows, d hidden size.
-    """
-
-    def __init__(self, lm: LanguageModel, first: int, shared: int, memory: int = 1 << 30) -> None:
-        self.lm = lm
-        self.first = first
-        self.shared = shared
-        self.memory = memory  # bytes that may still be kept
-        self.kept: dict[int, tuple[Encoded, Tensor]] = {}  # the row too, so that its id stays its own
-        self.prefix: Tensor | None = None
-
-    def fill(self, rows: Sequence[Encoded], warn: Callable[[str], None]) -> None:
-        """Run these rows now, in full batches: fewer passes than one for every small step that they come in."""
-        if self.first == 0 or not self.lm.plain_head:
-            return
-        new = list({id(row): row for row in rows if id(row) not in self.kept}.values())
-        for batch in batches([ends(row) for row in new], self.lm.token_budget, self.shared):
-            some = [new[i] for i in batch]
-            halving(some, lambda part: self.entering(pack(part, self.shared, self.lm.device)), warn)
-            if any(id(row) not in self.kept for row in some):
-                return  # memory is full: what is not kept is run when it is needed
-
-    def entering(self, packed: Packed) -> Tensor | None:
-        """(N, d) activations that enter layer `first`, as `LanguageModel.trunk` gives them."""
-        if self.first == 0 or not self.lm.plain_head:
-            return None
-        rests = {id(row): self.kept[id(row)][1] for row in packed.rows if id(row) in self.kept}
-        missing = list({id(row): row for row in packed.rows if id(row) not in rests}.values())
-        if missing:
-            batch = pack(missing, self.shared, self.lm.device)
-            run = self.lm.trunk(batch, self.first)
-            assert run is not None
-            self.prefix = run[: self.shared]
-            cuts = [ends(row) - self.shared for row in missing]
-            for row, rest in zip(missing, run[self.shared :].split(cuts), strict=True):
-                rests[id(row)] = rest
-                if self.memory >= rest.nbytes:
-                    self.kept[id(row)] = (row, rest)
-                    self.memory -= rest.nbytes
-        assert self.prefix is not None
-        return torch.cat([self.prefix, *(rests[id(row)] for row in packed.rows)])
-
-
-def logit_rows(vocabulary: int, device: torch.device, each: int = 1) -> int:
-    """Rows of float32 logits, `each` at a time, that fit into a block of 30 MiB, or of 1 GiB on a GPU.
-
-    On a CPU larger blocks come fresh from the system, page by page, whenever they are allocated: half as fast.
-    """
-    return max(1, ((30 << 20) if device.type == "cpu" else (1 << 30)) // (4 * vocabulary * each))
-
-
 def load_model(config: ModelConfig) -> LanguageModel:
     """The base model in evaluation mode on its device, gradients off, checked to run in two parts.
 
@@ -240,61 +185,6 @@ def _keep_padding_known(tokenizer: Any, vocabulary: int) -> None:
         end = tokenizer.eos_token_id
         known = end if end is not None and end < vocabulary else 0
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(known)
-
-
-def batches(lengths: Sequence[int], token_budget: int, shared: int = 0) -> Iterator[list[int]]:
-    """Indices grouped so that rows of like length share a batch of at most `token_budget` tokens.
-
-    Args:
-        lengths: tokens of each row, `shared` of which a batch holds only once.
-    """
-    batch: list[int] = []
-    tokens = shared
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batch and tokens + lengths[i] - shared > token_budget:
-            yield batch
-            batch, tokens = [], shared
-        batch.append(i)
-        tokens += lengths[i] - shared
-    if batch:
-        yield batch
-
-
-def padded(rows: Sequence[Encoded], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(B, L) token ids padded on the right and the (B, L) mask of response tokens."""
-    longest = max(len(row.ids) for row in rows)
-    ids = np.full((len(rows), longest), pad, dtype=np.int64)
-    response = np.zeros((len(rows), longest), dtype=bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = row.ids
-        response[i, : len(row.ids)] = row.response
-    return torch.from_numpy(ids).to(device), torch.from_numpy(response).to(device)
-
-
-def halving(
-    items: Sequence[Encoded], work: Callable[[Sequence[Encoded]], Any], warn: Callable[[str], None]
-) -> list[Any]:
-    """Results of `work` on all items, or on halves of them, and halves of these, where memory runs out."""
-    try:
-        return [work(items)]
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        if len(items) == 1:
-            raise UserError(
-                f"A row of {len(items[0].ids)} tokens does not fit into memory ({first_line(error)}); lower "
-                "probes.max_length, or use a smaller model or model.dtype bfloat16. Finished work is kept."
-            ) from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    warn(f"out of memory with {len(items)} rows in a batch: going on with halves")
-    middle = len(items) // 2
-    return halving(items[:middle], work, warn) + halving(items[middle:], work, warn)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that an allocation failed."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 class _StoppedError(Exception):
@@ -347,121 +237,12 @@ def _fed(layer: nn.Module, entering_BLd: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-@contextlib.contextmanager
-def recomputing(lm: LanguageModel, packed: Packed, first: int) -> Iterator[None]:
-    """Within, layers from `first` on keep their input alone for a backward pass, which computes what lies inside of
-    them again."""
-    from torch.utils.checkpoint import checkpoint
-
-    def contexts() -> tuple[Any, Any]:  # of the layer's first run, and of the one in the backward pass
-        return contextlib.nullcontext(), attending(lm.model, packed) if lm.plain_head else contextlib.nullcontext()
-
-    for layer in lm.layers[first:]:
-        layer.forward = partial(
-            checkpoint, layer.forward, use_reentrant=False, context_fn=contexts, preserve_rng_state=False
-        )
-    try:
-        yield
-    finally:
-        for layer in lm.layers[first:]:
-            del layer.forward
-
-
 def _decoder_layers(model: Any) -> nn.ModuleList:
     depth = model.config.get_text_config().num_hidden_layers
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise UserError(f"{type(model).__name__} has no list of {depth} decoder layers; such a model is not supported.")
-
-
-def why_whole(lm: LanguageModel) -> str | None:
-    """Why a model has to be run whole and padded; None where packed trunk, rest and head give its own logits.
-
-    Both ways are compared in float32, whatever the model's precision: there rounding is small on every processor, and
-    what is left is structure (a cap, a scale, another kind of attention or of state). In bfloat16 two plain ways to the
-    same logits, padded and row by row, differ by up to 8 % in norm on processors with AMX.
-    """
-    config = lm.model.config.get_text_config()
-    for name in ("final_logit_softcapping", "attn_logit_softcapping", "attention_chunk_size"):
-        if value := getattr(config, name, None):
-            return f"its configuration sets {name} to {value:g}"
-    packed = _sample(lm)
-    try:
-        with torch.no_grad(), in_float32(lm):
-            whole = torch.cat([logits for logits, *_ in lm._whole(packed)])
-            for first in sorted({len(lm.layers) // 2, len(lm.layers) - 1}):
-                blocks = lm.response_logits(packed, lm.trunk(packed, first), first)
-                parts = torch.cat([logits for logits, *_ in blocks])
-                difference = float((whole - parts).norm() / (whole - whole.mean(-1, keepdim=True)).norm())
-                if not difference <= ROUNDING:
-                    return (
-                        f"run in parts, its logits differ by {difference:.2%} in norm, where rounding explains "
-                        f"{ROUNDING:.1%} (float32, from layer {first} of {len(lm.layers)})"
-                    )
-    except Exception as error:  # of code that is not ours: another kind of attention, cache or position
-        if out_of_memory(error):
-            raise
-        return f"its layers cannot be run in parts ({type(error).__name__}: {first_line(error)})"
-    return None
-
-
-def _sample(lm: LanguageModel) -> Packed:
-    """Three short rows that begin alike."""
-    vocabulary = lm.model.get_input_embeddings().weight.shape[0]
-    ids = (np.arange(36, dtype=np.int32).reshape(3, 12) * 7919 + 11) % vocabulary
-    ids[:, :5] = ids[0, :5]
-    rows = [Encoded(row[:length], np.arange(length) >= 6, False) for row, length in zip(ids, (12, 9, 12), strict=True)]
-    return pack(rows, 5, lm.device)
-
-
-@contextlib.contextmanager
-def in_float32(lm: LanguageModel) -> Iterator[None]:
-    """Within, the model computes in float32: the weights of one decoder layer, or of the output layer, at a time.
-
-    So it takes the memory of one layer, not of a second model. Embeddings are looked up as they are.
-    """
-    heavy = [*lm.layers, lm.model.get_output_embeddings()]
-    inside = {module for one in heavy for module in one.modules()}
-    tables = [m for m in lm.model.modules() if isinstance(m, nn.Embedding) and m not in inside]
-    light = [m for m in lm.model.modules() if m not in inside and m not in tables]
-    precision = torch.get_float32_matmul_precision()
-    with contextlib.ExitStack() as stack:
-        stack.callback(torch.set_float32_matmul_precision, precision)
-        torch.set_float32_matmul_precision("highest")
-        stack.enter_context(_widened(t for module in light for t in _own(module)))
-        running = stack.enter_context(contextlib.ExitStack())
-
-        def widen(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            running.close()  # a layer that was stopped at
-            running.enter_context(_widened(t for inner in module.modules() for t in _own(inner)))
-            return tuple(x.float() if torch.is_tensor(x) and x.is_floating_point() else x for x in args)
-
-        for module in heavy:
-            stack.callback(module.register_forward_pre_hook(widen).remove)
-            stack.callback(module.register_forward_hook(lambda *_: running.close()).remove)
-        for table in tables:
-            stack.callback(table.register_forward_hook(lambda _, __, out: out.float()).remove)
-        yield
-
-
-def _own(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers of a module itself."""
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
-
-
-@contextlib.contextmanager
-def _widened(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Within, those of these tensors that hold shorter floats hold the same in float32."""
-    before = [(t, t.data) for t in tensors if t.dtype in (torch.bfloat16, torch.float16)]
-    for tensor, data in before:
-        tensor.data = data.float()
-    try:
-        yield
-    finally:
-        for tensor, data in before:
-            tensor.data = data
 
 
 def _processes(wanted: int | None, lm: LanguageModel) -> int:

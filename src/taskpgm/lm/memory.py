@@ -1,0 +1,75 @@
+"""What fits into memory: batches of a training, and activations computed again in the backward pass."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from taskpgm.data.chat import Encoded, tokens_of
+from taskpgm.lm.model import LanguageModel
+from taskpgm.lm.packing import Packed, attending
+
+
+@contextlib.contextmanager
+def recomputing(lm: LanguageModel, packed: Packed, first: int) -> Iterator[None]:
+    """Within, layers from `first` on keep their input alone for a backward pass, which computes what lies inside of
+    them again."""
+    from torch.utils.checkpoint import checkpoint
+
+    def contexts() -> tuple[Any, Any]:  # of the layer's first run, and of the one in the backward pass
+        return contextlib.nullcontext(), attending(lm.model, packed) if lm.plain_head else contextlib.nullcontext()
+
+    for layer in lm.layers[first:]:
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, context_fn=contexts, preserve_rng_state=False
+        )
+    try:
+        yield
+    finally:
+        for layer in lm.layers[first:]:
+            del layer.forward
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How training batches fit into memory."""
+
+    tokens: int  # of a batch
+    recompute: bool  # the backward pass computes activations again
+
+
+def fitting(lm: LanguageModel, rows: Sequence[Encoded], first: int, taken: int = 0) -> Fit:
+    """The largest batches that should fit into the machine's memory; activations are kept where a row's then fit.
+
+    Args:
+        taken: bytes of that memory that something else will take.
+    """
+    longest, room = max(len(row.ids) for row in rows), lm.room - taken
+    answered = max(float(row.response.mean()) for row in rows)
+
+    def fits(tokens: int, recompute: bool) -> bool:
+        tokens = max(tokens, longest)
+        return lm.memory(tokens, longest, math.ceil(answered * tokens), first, recompute) <= room
+
+    for recompute in (False, True):
+        tokens = lm.token_budget
+        while tokens > longest and not fits(tokens, recompute):
+            tokens //= 2
+        if fits(tokens, recompute):
+            break
+    return Fit(tokens, recompute)
+
+
+def training_memory(lm: LanguageModel, trainings: Sequence[Sequence[Sequence[Encoded]]], first: int) -> float:
+    """Bytes, roughly, that any of these trainings takes beyond the model, from layer `first` on."""
+    return max(_memory_of(lm, steps, first) for steps in trainings)
+
+
+def _memory_of(lm: LanguageModel, steps: Sequence[Sequence[Encoded]], first: int) -> float:
+    rows = [row for step in steps for row in step]
+    fit, longest = fitting(lm, rows, first), max(len(row.ids) for row in rows)
+    tokens = min(max(tokens_of([step]) for step in steps), max(fit.tokens, longest))
+    responses = min(tokens, max(sum(int(row.response.sum()) for row in step) for step in steps))
+    return lm.memory(tokens, longest, responses, first, fit.recompute)
