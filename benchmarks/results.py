@@ -21,8 +21,9 @@ from last_layers import only_tasks
 from rich.console import Console
 
 from taskpgm.cli import _bars
-from taskpgm.compare import CompareOptions, run_comparison
 from taskpgm.config import AffinityConfig, EnergyConfig, load_config
+from taskpgm.evaluation.compare import CompareOptions, run_comparison
+from taskpgm.evaluation.predict import run_prediction
 from taskpgm.files import write_json
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
@@ -30,7 +31,6 @@ from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.solve import solve_mixture
 from taskpgm.picture import write_picture
 from taskpgm.pipeline import Stages, allowed_shares
-from taskpgm.predict import run_prediction
 from taskpgm.store import RunDirectory
 from taskpgm.summary import comparison_view, prediction_table
 

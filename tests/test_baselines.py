@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from pools import make_config, make_pool
 from scipy import stats
 
-from taskpgm.baselines import (
+from taskpgm.config import AffinityConfig
+from taskpgm.data.plan import plan_rows, size_mixture, supply_bounds, uniform_mixture
+from taskpgm.errors import UserError
+from taskpgm.evaluation.baselines import (
     GRAPH_CUT,
     baseline_mixture,
     greedy_gains,
     parse_mixtures,
     parse_spec,
     within_supply,
-)  # fmt: skip
-from taskpgm.config import AffinityConfig
-from taskpgm.data.plan import plan_rows, size_mixture, supply_bounds, uniform_mixture
-from taskpgm.errors import UserError
+)
 from taskpgm.mixture.affinity import given_affinity, measure_affinity
 
 common = settings(max_examples=150, deadline=None)

@@ -10,16 +10,23 @@ from conftest import make_model
 from test_pipeline import experiment
 
 from taskpgm import UserError, load_config, parse_config
-from taskpgm.compare import CompareOptions, _Worker, compare_mixtures, evaluation_rows, plan_steps, run_comparison
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.plan import plan_rows
-from taskpgm.evaluate import evaluate_probe
-from taskpgm.finetune import under
+from taskpgm.evaluation.compare import (
+    CompareOptions,
+    _Worker,
+    compare_mixtures,
+    evaluation_rows,
+    plan_steps,
+    run_comparison,
+)
+from taskpgm.evaluation.full_finetuning import under
+from taskpgm.evaluation.loss import evaluate_probe
+from taskpgm.evaluation.predict import Prediction, merged_probe, rank_correlations, run_prediction
 from taskpgm.lm.lora import KEY
 from taskpgm.lm.model import load_model
 from taskpgm.parallel import possible
 from taskpgm.pipeline import Stages
-from taskpgm.predict import Prediction, merged_probe, rank_correlations, run_prediction
 from taskpgm.probes.training import Trainer
 from taskpgm.store import RunDirectory
 
@@ -80,7 +87,7 @@ def test_a_measurement_is_that_of_training_the_plan_and_the_plain_loss(compared)
 
 
 def _run_seed(config, seed):
-    from taskpgm.compare import _seeded
+    from taskpgm.evaluation.compare import _seeded
 
     return _seeded(config, seed).seed
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from taskpgm.comparison import (
+from taskpgm.errors import UserError
+from taskpgm.evaluation.statistics import (
     Measurement,
     budget_equivalence,
     compare_measurements,
@@ -21,7 +22,6 @@ from taskpgm.comparison import (
     t_interval,
     t_test,
 )
-from taskpgm.errors import UserError
 from taskpgm.summary import comparison_view
 
 common = settings(max_examples=100, deadline=None)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskpgm import UserError, load_config
-from taskpgm.baselines import read_weights
 from taskpgm.config import bad_in_name, parse_config
+from taskpgm.evaluation.baselines import read_weights
 from taskpgm.yamls import read_yaml
 
 BUDGET = "budget: {examples: 9}\n"

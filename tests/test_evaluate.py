@@ -16,8 +16,9 @@ from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.messages import conversation
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
-from taskpgm.evaluate import Evaluation, _last_turn, evaluate_probe, option_logp, same_answer, written_answers
-from taskpgm.finetune import under
+from taskpgm.evaluation.answers import _last_turn, option_logp, same_answer, written_answers
+from taskpgm.evaluation.full_finetuning import under
+from taskpgm.evaluation.loss import Evaluation, evaluate_probe
 from taskpgm.probes.training import train_probes
 
 CHOICES = ("7", "The answer is 42.", "yes", "a much longer answer than the question")

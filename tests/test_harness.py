@@ -9,8 +9,8 @@ from test_scoring import config_for
 from taskpgm.data.messages import conversation
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
-from taskpgm.evaluate import evaluate_probe
-from taskpgm.harness import run_harness
+from taskpgm.evaluation.harness import run_harness
+from taskpgm.evaluation.loss import evaluate_probe
 from taskpgm.probes.training import train_probes
 
 pytest.importorskip("lm_eval")

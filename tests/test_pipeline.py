@@ -22,8 +22,8 @@ from taskpgm.config import parse_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.messages import conversation
 from taskpgm.data.pool import load_tasks
-from taskpgm.evaluate import response_logp
-from taskpgm.finetune import under
+from taskpgm.evaluation.answers import response_logp
+from taskpgm.evaluation.full_finetuning import under
 from taskpgm.lm.checkpoint import load_tokenizer
 from taskpgm.lm.model import load_model
 from taskpgm.pipeline import Stages

@@ -12,11 +12,11 @@ from test_scoring import ROWS, config_for
 
 from taskpgm import lm as lm_module
 from taskpgm.errors import UserError
-from taskpgm.finetune import save_finetuned, train_full, under
+from taskpgm.evaluation.full_finetuning import save_finetuned, train_full, under
+from taskpgm.evaluation.trl import _Parts, train_full_with_trl, train_with_trl
 from taskpgm.lm.model import load_model
 from taskpgm.probes.probe import installed
 from taskpgm.probes.training import Trainer
-from taskpgm.trl_backend import _Parts, train_full_with_trl, train_with_trl
 
 pytest.importorskip("trl")
 

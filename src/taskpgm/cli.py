@@ -180,8 +180,8 @@ def compare(
     ] = None,
 ) -> None:
     """Does it work? Train every mixture at the same budget, evaluate it on held-out rows, and say what differs."""
-    from taskpgm.baselines import parse_mixtures
-    from taskpgm.compare import CompareOptions, run_comparison
+    from taskpgm.evaluation.baselines import parse_mixtures
+    from taskpgm.evaluation.compare import CompareOptions, run_comparison
     from taskpgm.picture import write_picture
     from taskpgm.summary import comparison_view
 
@@ -220,8 +220,8 @@ def predict(
     ] = True,
 ) -> None:
     """What mixtures would reach, without training: the probes' ensemble, their gains, and the probes merged."""
-    from taskpgm.baselines import parse_mixtures
-    from taskpgm.predict import run_prediction
+    from taskpgm.evaluation.baselines import parse_mixtures
+    from taskpgm.evaluation.predict import run_prediction
     from taskpgm.summary import prediction_table
 
     with _stages(load_config(config), out) as stages:

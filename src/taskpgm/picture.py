@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from taskpgm.comparison import Comparison, Difference
 from taskpgm.errors import UserError
+from taskpgm.evaluation.statistics import Comparison, Difference
 from taskpgm.files import atomic_file
 
 COLOUR = {"better": "#1a7f37", "worse": "#cf222e", "no difference": "#57606a", "not tested": "#57606a"}

@@ -13,16 +13,16 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from taskpgm.comparison import Comparison, Estimate, Summary, verdict_sentence
 from taskpgm.config import Config
 from taskpgm.data.pool import TaskPool
+from taskpgm.evaluation.statistics import Comparison, Estimate, Summary, verdict_sentence
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.explanation import Explanation, strongest_pairs
 from taskpgm.mixture.selection import Selection
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import ChatEncoder, Encoded
-    from taskpgm.predict import Prediction
+    from taskpgm.evaluation.predict import Prediction
     from taskpgm.probes.cost import RunEstimate
 
 COLUMN = {"size-proportional": "by size"}

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taskpgm.baselines import baseline_mixture, within_supply
-from taskpgm.comparison import Comparison, Equivalence, Measurement, budget_equivalence, compare_measurements
 from taskpgm.config import Config
 from taskpgm.data.plan import RowPlan, plan_rows, supply_bounds
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
+from taskpgm.evaluation.baselines import baseline_mixture, within_supply
+from taskpgm.evaluation.statistics import Comparison, Equivalence, Measurement, budget_equivalence, compare_measurements
 from taskpgm.files import atomic_folder, digest, write_json
 from taskpgm.pipeline import Result, Say, Stages
 from taskpgm.store import RunDirectory
@@ -28,8 +28,8 @@ from taskpgm.types import Tell, tell_nobody
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import Encoded
-    from taskpgm.evaluate import Evaluator
-    from taskpgm.finetune import Finetuned
+    from taskpgm.evaluation.full_finetuning import Finetuned
+    from taskpgm.evaluation.loss import Evaluator
     from taskpgm.lm.trunk import Trunk
     from taskpgm.probes.probe import Probe
 
@@ -233,7 +233,7 @@ class _Worker:
             "seconds": {"train": seconds, "evaluate": clock.seconds - seconds}, **found.to_dict(),
         }  # fmt: skip
         if self.options.harness:
-            from taskpgm.harness import run_harness
+            from taskpgm.evaluation.harness import run_harness
 
             record["harness"] = run_harness(
                 self.stages.lm, trained, self.options.harness, self.options.include, self.options.rows
@@ -251,12 +251,12 @@ class _Worker:
     def train(self, run: _Run, steps: "list[list[Encoded]]", warn: Say) -> "Probe | Finetuned":
         """The adapter of a run, or its model."""
         if self.options.trainer == "trl":
-            from taskpgm import trl_backend
+            from taskpgm.evaluation import trl as trl_backend
 
             train = trl_backend.train_full_with_trl if self.options.method == "full" else trl_backend.train_with_trl
             return train(self.stages.lm, run.name, steps, run.config)
         if self.options.method == "full":
-            from taskpgm.finetune import train_full
+            from taskpgm.evaluation.full_finetuning import train_full
 
             return train_full(self.stages.lm, run.name, steps, run.config, warn)
         from taskpgm.probes.training import Trainer
@@ -265,7 +265,7 @@ class _Worker:
 
     def save(self, trained: "Probe | Finetuned", folder: Path) -> None:
         """What a run trained, as PEFT or transformers load it."""
-        from taskpgm.finetune import Finetuned, save_finetuned
+        from taskpgm.evaluation.full_finetuning import Finetuned, save_finetuned
 
         if isinstance(trained, Finetuned):
             save_finetuned(self.stages.lm, trained, folder)
@@ -274,7 +274,7 @@ class _Worker:
 
     @cached_property
     def evaluator(self) -> "Evaluator":
-        from taskpgm.evaluate import Evaluator
+        from taskpgm.evaluation.loss import Evaluator
 
         return Evaluator(self.stages.lm, self.sets, self.stages.config)
 

@@ -1,141 +1,31 @@
-"""`Evaluation`: what a model under an adapter scores on held-out rows, in loss and in right answers.
-
-Loss is the negative log-likelihood of response tokens. Answers are marked by whatever the rows carry: by choosing among
-their options, by reasoning-gym's own verifier on what the model writes, or else by comparing that with the reference.
-Writing is greedy, so that the same weights always get the same marks.
+"""Right answers: by options, by verifiers and by comparing what the model writes.
 
 Shapes: B rows, L padded length, R response tokens.
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.messages import Conversation
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
-from taskpgm.finetune import Finetuned, under
 from taskpgm.lm.batching import batches
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends, pack
 from taskpgm.lm.trunk import Trunk
+from taskpgm.pipeline import inspect
 from taskpgm.probes.divergence import label_logp
-from taskpgm.probes.probe import Probe
-from taskpgm.types import Tell, tell_nobody
 
 Measure = Literal["choices", "verifier", "exact"]
 EXACT_TOKENS = 32  # longest reference answer that is compared word by word
 VERIFIED_TOKENS = 128  # longest reference answer of a set whose verifier marks what the model writes
-TRUNK_MEMORY = 2 << 30  # bytes of activations that an evaluator keeps
 SPARE_TOKENS = 4  # what the model may write beyond the longest reference answer
-
-
-@dataclass(frozen=True)
-class SetEvaluation:
-    """One set under one adapter. Losses are in nats; accuracies are shares of the marked rows."""
-
-    rows: int
-    tokens: int  # response tokens
-    token_loss: float  # Σ over rows of NLL / Σ over rows of response tokens: long answers weigh more
-    row_loss: float  # mean over rows of a row's NLL per response token: every row weighs the same
-    measure: Measure | None = None  # how answers were marked, None: not at all
-    marked: int = 0  # rows that accuracies are over: those that carry the set's measure
-    accuracy: float | None = None  # choices: the most likely answer is right; otherwise what the model wrote is
-    accuracy_norm: float | None = None  # choices: the same by log-likelihood per character of the answer's text
-    score: float | None = None  # verifier: mean score, where a wrong answer may earn a part
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All sets under one adapter."""
-
-    sets: dict[str, SetEvaluation]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":
-        """Evaluation from what `to_dict` gave."""
-        return cls({name: SetEvaluation(**one) for name, one in data["sets"].items()})
-
-
-def evaluate_probe(
-    lm: LanguageModel,
-    sets: Mapping[str, Sequence[Row]],
-    probe: Probe | Finetuned | None,
-    config: Config,
-    tell: Tell = tell_nobody,
-    generate: bool = True,
-) -> Evaluation:
-    """Evaluation of the base model under an adapter, or of the base model alone, on rows by set.
-
-    Every answer includes its end-of-turn token, in losses, in options and in what may be written. A set's measure is
-    the first of choices and verifier that at least half of its rows carry, else exact comparison where all references
-    are short. Options replace the row's last answer and are compared by the log-likelihood of that turn, summed, and
-    divided by the characters of its text, as in lm-evaluation-harness. An answer with calls or thoughts is not marked.
-
-    Args:
-        lm: the base model; unchanged afterwards.
-        probe: None for the base model.
-        config: its `probes.max_length` counts here; a row that does not fit is left out.
-        generate: False leaves out what needs the model to write.
-
-    Raises:
-        UserError: a set without a row that fits, or a loss that is not finite.
-    """
-    return Evaluator(lm, sets, config).evaluate(probe, tell, generate)
-
-
-class Evaluator:
-    """The sets, encoded once; activations below the adapters are kept for the next adapter while there is memory."""
-
-    def __init__(self, lm: LanguageModel, sets: Mapping[str, Sequence[Row]], config: Config) -> None:
-        self.lm = lm
-        self.encoder = ChatEncoder(lm.tokenizer, config.probes.max_length, lm.limits)
-        self.sets = {name: _kept(self.encoder, name, rows) for name, rows in sets.items()}
-        self.trunks: dict[tuple[str, int], Trunk] = {}
-
-    def evaluate(
-        self, probe: Probe | Finetuned | None, tell: Tell = tell_nobody, generate: bool = True, mark: bool = True
-    ) -> Evaluation:
-        """As `evaluate_probe`, and of a model that was trained as a whole; without `mark` losses alone."""
-        first = probe.first_layer(len(self.lm.layers)) if probe else 0
-        found = {}
-        with under(self.lm, probe):
-            for done, (name, kept) in enumerate(self.sets.items()):
-                tell("evaluating", done, len(self.sets))
-                loss = _loss(self.lm, name, kept, self._trunk(name, first))
-                marks = _mark(self.lm, self.encoder, [row for row, _ in kept], generate) if mark else _Marks()
-                found[name] = SetEvaluation(**loss, **marks._asdict())
-        tell("evaluating", len(self.sets), len(self.sets))
-        return Evaluation(found)
-
-    @property
-    def memory(self) -> float:
-        """Bytes, roughly, that an evaluation takes beyond the model."""
-        longest = max(len(one.ids) for kept in self.sets.values() for _, one in kept)
-        return self.lm.memory(max(self.lm.token_budget, longest), longest, self.lm.token_budget // 4)
-
-    def fill(self, first: int, warn: Callable[[str], None]) -> None:
-        """Run what lies below layer `first` now, before processes part that would each do it."""
-        for name, kept in self.sets.items():
-            self._trunk(name, first).fill([one for _, one in kept], warn)
-
-    def _trunk(self, name: str, first: int) -> Trunk:
-        if (name, first) not in self.trunks:
-            shared = self.lm.shared_prefix([one for _, one in self.sets[name]])
-            self.trunks[name, first] = Trunk(self.lm, first, shared, TRUNK_MEMORY // len(self.sets))
-        return self.trunks[name, first]
 
 
 def response_logp(lm: LanguageModel, rows: Sequence[Encoded], trunk: Trunk | None = None) -> list[NDArray[np.float32]]:
@@ -210,35 +100,12 @@ def same_answer(written: str, reference: str) -> bool:
     return _plain(written) == _plain(reference)
 
 
-def _kept(encoder: ChatEncoder, name: str, rows: Sequence[Row]) -> list[tuple[Row, Encoded]]:
-    """The rows that fit, with their tokens."""
-    encoded = encoder.encode([row.conversation for row in rows])
-    kept = [(row, one) for row, one in zip(rows, encoded, strict=True) if one]
-    if not kept:
-        raise UserError(
-            f"{name!r} has no rows to evaluate; give it validation rows (contexts.validation), or leave it out."
-        )
-    return kept
-
-
 class _Marks(NamedTuple):
     measure: Measure | None = None
     marked: int = 0
     accuracy: float | None = None
     accuracy_norm: float | None = None
     score: float | None = None
-
-
-def _loss(lm: LanguageModel, name: str, kept: Sequence[tuple[Row, Encoded]], trunk: Trunk) -> dict[str, Any]:
-    """Rows, tokens and losses of one set."""
-    loss = [-logp_R.astype(np.float64) for logp_R in response_logp(lm, [one for _, one in kept], trunk)]
-    sums, tokens = np.array([one.sum() for one in loss]), np.array([len(one) for one in loss])
-    if not np.isfinite(sums).all():
-        raise UserError(
-            f"The loss on {name!r} is not finite; use model.dtype bfloat16 or float32, or a lower probes.learning_rate."
-        )
-    losses = {"token_loss": float(sums.sum() / tokens.sum()), "row_loss": float((sums / tokens).mean())}
-    return {"rows": len(kept), "tokens": int(tokens.sum()), **losses}
 
 
 def _mark(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row], generate: bool) -> _Marks:

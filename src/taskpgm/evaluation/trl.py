@@ -21,7 +21,7 @@ from torch import Tensor
 from taskpgm.config import Config
 from taskpgm.data.chat import Encoded, tokens_of
 from taskpgm.errors import UserError
-from taskpgm.finetune import Finetuned
+from taskpgm.evaluation.full_finetuning import Finetuned
 from taskpgm.lm.model import LanguageModel
 from taskpgm.probes.probe import Probe, lora_settings
 from taskpgm.probes.training import schedule

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from taskpgm.compare import mixture_weights
 from taskpgm.config import Config, EnergyConfig
 from taskpgm.errors import UserError
+from taskpgm.evaluation.compare import mixture_weights
 from taskpgm.files import digest, write_json
 from taskpgm.mixture.affinity import mean_logp
 from taskpgm.mixture.energies import build_energy, usual_prior

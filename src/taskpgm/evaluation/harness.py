@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from taskpgm.errors import UserError, first_line
-from taskpgm.finetune import Finetuned, under
+from taskpgm.evaluation.full_finetuning import Finetuned, under
 from taskpgm.lm.model import LanguageModel
 from taskpgm.probes.probe import Probe
 
