@@ -17,9 +17,9 @@ from taskpgm.config import load_config
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
-from taskpgm.pipeline import Stages
+from taskpgm.run.directory import RunDirectory
+from taskpgm.run.pipeline import Stages
 from taskpgm.scores import Scores
-from taskpgm.store import RunDirectory
 
 
 def first_contexts(scores: Scores, most: int) -> Scores:

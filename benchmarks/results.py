@@ -30,8 +30,8 @@ from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.solve import solve_mixture
 from taskpgm.picture import write_picture
-from taskpgm.pipeline import Stages, allowed_shares
-from taskpgm.store import RunDirectory
+from taskpgm.run.directory import RunDirectory
+from taskpgm.run.pipeline import Stages, allowed_shares
 from taskpgm.summary import comparison_view, prediction_table
 
 BASELINES = ("uniform", "size", "temperature:2", "random", "smart")

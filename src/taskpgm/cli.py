@@ -99,7 +99,7 @@ def check(
     ] = 0,
 ) -> None:
     """Read and tokenise everything, train nothing; show what a run would use."""
-    from taskpgm.pipeline import allowed_shares, inspect
+    from taskpgm.run.pipeline import allowed_shares, inspect
     from taskpgm.summary import pool_view, rows_view
 
     settings = load_config(config)
@@ -382,7 +382,7 @@ def _solve_matrix(
 ) -> Any:
     from taskpgm.mixture.affinity import read_affinity
     from taskpgm.mixture.energies import build_energy
-    from taskpgm.pipeline import solve_affinity
+    from taskpgm.run.pipeline import solve_affinity
     from taskpgm.summary import selection_table
 
     if config is not None:
@@ -440,8 +440,8 @@ def _bars() -> Iterator[_Bars]:
 
 @contextmanager
 def _stages(config: Config, out: Path) -> Iterator[Any]:
-    from taskpgm.pipeline import Stages
-    from taskpgm.store import RunDirectory
+    from taskpgm.run.directory import RunDirectory
+    from taskpgm.run.pipeline import Stages
 
     with RunDirectory(out) as directory, _bars() as bars:
         yield Stages(config, directory, bars.tell, bars.say)

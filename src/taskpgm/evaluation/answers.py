@@ -19,8 +19,8 @@ from taskpgm.lm.batching import batches
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends, pack
 from taskpgm.lm.trunk import Trunk
-from taskpgm.pipeline import inspect
 from taskpgm.probes.divergence import label_logp
+from taskpgm.run.pipeline import inspect
 
 Measure = Literal["choices", "verifier", "exact"]
 EXACT_TOKENS = 32  # longest reference answer that is compared word by word

@@ -33,8 +33,8 @@ from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.probes.cache import Block, read_blocks, usable, write_blocks
 from taskpgm.probes.probe import BASE, WARM
+from taskpgm.run.directory import RunDirectory, differing, stale_because
 from taskpgm.scores import Scores
-from taskpgm.store import RunDirectory, differing, stale_because
 from taskpgm.system import Clock, environment, wait_passively
 from taskpgm.types import Ints, Tell, tell_nobody
 
