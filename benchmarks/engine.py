@@ -40,10 +40,10 @@ import torch
 import yaml
 from rich.console import Console
 
+from taskpgm.cli.demo import write_demo
 from taskpgm.config import Config, load_config, parse_config
 from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
 from taskpgm.data.pool import load_tasks
-from taskpgm.demo import write_demo
 from taskpgm.lm.batching import padded
 from taskpgm.lm.checkpoint import load_tokenizer, model_folder
 from taskpgm.lm.memory import training_memory

@@ -22,7 +22,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from taskpgm.demo import write_demo
+from taskpgm.cli.demo import write_demo
 
 # Stages of a run, and of an estimate.
 STAGES = {"probe": ("train the warm start", "train probes"), "score": ("score contexts", "divergences")}

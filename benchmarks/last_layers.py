@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
+from taskpgm.cli.demo import write_demo
 from taskpgm.config import load_config, parse_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.pool import load_tasks
-from taskpgm.demo import write_demo
 from taskpgm.lm.model import load_model
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy

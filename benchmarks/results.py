@@ -20,7 +20,9 @@ import numpy as np
 from last_layers import only_tasks
 from rich.console import Console
 
-from taskpgm.cli import _bars
+from taskpgm.cli.html import write_picture
+from taskpgm.cli.main import _bars
+from taskpgm.cli.tables import comparison_view, prediction_table
 from taskpgm.config import AffinityConfig, EnergyConfig, load_config
 from taskpgm.evaluation.compare import CompareOptions, run_comparison
 from taskpgm.evaluation.predict import run_prediction
@@ -29,10 +31,8 @@ from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.solve import solve_mixture
-from taskpgm.picture import write_picture
 from taskpgm.run.directory import RunDirectory
 from taskpgm.run.pipeline import Stages, allowed_shares
-from taskpgm.summary import comparison_view, prediction_table
 
 BASELINES = ("uniform", "size", "temperature:2", "random", "smart")
 # Mixtures that are chosen without the targets, as the paper does, and other ways with them.

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from taskpgm import demo
+from taskpgm.cli import demo
 from taskpgm.files import atomic_file
 
 BUDGET = "{examples: 288, max_epochs: 4}"

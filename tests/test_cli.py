@@ -274,7 +274,7 @@ def test_a_run_is_estimated_compared_and_predicted(call, tmp_path, model_folders
 
 
 def test_the_demos_data_does_not_depend_on_the_hash_seed(tmp_path, monkeypatch):
-    from taskpgm.demo import write_demo
+    from taskpgm.cli.demo import write_demo
 
     for seed in ("1", "2"):
         monkeypatch.setenv("PYTHONHASHSEED", seed)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
+from taskpgm.cli.tables import comparison_view
 from taskpgm.errors import UserError
 from taskpgm.evaluation.statistics import (
     Measurement,
@@ -22,7 +23,6 @@ from taskpgm.evaluation.statistics import (
     t_interval,
     t_test,
 )
-from taskpgm.summary import comparison_view
 
 common = settings(max_examples=100, deadline=None)
 TASKS, TARGETS = ("a", "b"), ("g", "h", "i")
@@ -244,7 +244,7 @@ def test_json_and_table_hold_everything():
 
 def test_the_picture_needs_no_network(tmp_path):
     pytest.importorskip("plotly")
-    from taskpgm.picture import write_picture
+    from taskpgm.cli.html import write_picture
 
     changes = {"taskpgm": -0.1, "uniform": 0.0, "a/<b>/weights.json": 0.1}
     c = compare_measurements(runs(changes), TASKS, TARGETS)

@@ -9,13 +9,13 @@ from scipy.optimize import minimize
 from test_pipeline import experiment
 
 from taskpgm import load_config, run
+from taskpgm.cli.tables import knob_lines
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.bounds import simplex
 from taskpgm.mixture.jackknife import omega_of, only_folds, without_folds
 from taskpgm.mixture.knob import TRIED, choose_t
 from taskpgm.mixture.solve import solve_mixture
-from taskpgm.summary import knob_lines
 
 PMI = AffinityConfig(kind="pmi")
 

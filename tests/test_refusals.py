@@ -8,12 +8,12 @@ from conftest import CHATML, make_tokenizer
 from rich.console import Console
 
 from taskpgm import cli
+from taskpgm.cli.tables import pool_view, rows_view
 from taskpgm.config import parse_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.errors import UserError
 from taskpgm.lm.checkpoint import load_tokenizer
-from taskpgm.summary import pool_view, rows_view
 
 ALTERNATING = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"

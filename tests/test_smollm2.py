@@ -8,9 +8,9 @@ import torch
 from test_scoring import all_blocks, labels_of, plain_loop
 
 from taskpgm import load_config, run
+from taskpgm.cli.demo import generate
 from taskpgm.config import ModelConfig
 from taskpgm.data.chat import ChatEncoder
-from taskpgm.demo import generate
 from taskpgm.lm.checkpoint import load_tokenizer, model_folder
 from taskpgm.lm.model import load_model
 from taskpgm.mixture.affinity import measure_affinity

@@ -8,7 +8,7 @@ from pools import make_config, make_pool
 from rich.cells import cell_len
 from rich.console import Console
 
-from taskpgm.summary import Listing, mixture_table, pool_view
+from taskpgm.cli.tables import Listing, mixture_table, pool_view
 
 NAMES = {
     "short": ["sums", "sky"],

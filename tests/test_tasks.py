@@ -105,7 +105,7 @@ def test_markings_reach_the_pool_and_move_nothing(tmp_path: Path) -> None:
 
 def test_the_verifier_of_every_demo_generator_marks_what_was_read(tmp_path: Path) -> None:
     reasoning_gym = pytest.importorskip("reasoning_gym")
-    from taskpgm.demo import ROWS, TARGETS, generate
+    from taskpgm.cli.demo import ROWS, TARGETS, generate
 
     for name in (*ROWS, *TARGETS):
         (tmp_path / name).with_suffix(".jsonl").write_text("".join(generate(name, 30)))

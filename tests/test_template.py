@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taskpgm import load_config
+from taskpgm.cli.template import write_template
 from taskpgm.data.conversations import read_source
-from taskpgm.template import write_template
 
 
 def write(path, *records):

@@ -1,5 +1,5 @@
 """`python -m taskpgm`."""
 
-from taskpgm.cli import main
+from taskpgm.cli.main import main
 
 main()

@@ -43,7 +43,7 @@ def write_demo(folder: Path) -> Config:
         raise UserError("The demo's tasks need reasoning-gym; pip install 'taskpgm[demo]'.")
     # Some generators draw from sets of strings, whose order follows Python's hash seed: a process with a fixed one.
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "taskpgm.demo", str(folder / "data")]
+    command = [sys.executable, "-m", "taskpgm.cli.demo", str(folder / "data")]
     done = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "0"}, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise OSError(f"The demo's data could not be written: {done.stderr.strip().splitlines()[-1]}")

@@ -83,7 +83,7 @@ def init(
     files: Annotated[list[Path], typer.Argument(help="Data files or folders, one a task.", metavar="FILES...")],
 ) -> None:
     """Print a commented configuration, filled in from the files given."""
-    from taskpgm.template import write_template
+    from taskpgm.cli.template import write_template
 
     text, notes = write_template(files)
     print(text, end="")
@@ -99,8 +99,8 @@ def check(
     ] = 0,
 ) -> None:
     """Read and tokenise everything, train nothing; show what a run would use."""
+    from taskpgm.cli.tables import pool_view, rows_view
     from taskpgm.run.pipeline import allowed_shares, inspect
-    from taskpgm.summary import pool_view, rows_view
 
     settings = load_config(config)
     with _bars() as bars:
@@ -124,7 +124,7 @@ def run(config: ConfigFile, out: Out) -> None:
 @app.command()
 def demo(out: Out = Path("runs/demo")) -> None:
     """The main job on an embedded model and generated tasks: no file, no network."""
-    from taskpgm.demo import write_demo
+    from taskpgm.cli.demo import write_demo
 
     _run(write_demo(out), out)
 
@@ -136,9 +136,9 @@ def estimate(
 ) -> None:
     """Time, memory and disk of a run on this machine, before anything is spent: counts, and a trial of seconds."""
     started = time.perf_counter()
+    from taskpgm.cli.tables import estimate_table
     from taskpgm.files import write_json
     from taskpgm.probes.cost import estimate_run
-    from taskpgm.summary import estimate_table
 
     importing = time.perf_counter() - started
     with _bars() as bars:
@@ -180,10 +180,10 @@ def compare(
     ] = None,
 ) -> None:
     """Does it work? Train every mixture at the same budget, evaluate it on held-out rows, and say what differs."""
+    from taskpgm.cli.html import write_picture
+    from taskpgm.cli.tables import comparison_view
     from taskpgm.evaluation.baselines import parse_mixtures
     from taskpgm.evaluation.compare import CompareOptions, run_comparison
-    from taskpgm.picture import write_picture
-    from taskpgm.summary import comparison_view
 
     if trainer not in ("engine", "trl"):
         raise UserError(f"--trainer is engine or trl, not {trainer!r}.")
@@ -220,9 +220,9 @@ def predict(
     ] = True,
 ) -> None:
     """What mixtures would reach, without training: the probes' ensemble, their gains, and the probes merged."""
+    from taskpgm.cli.tables import prediction_table
     from taskpgm.evaluation.baselines import parse_mixtures
     from taskpgm.evaluation.predict import run_prediction
-    from taskpgm.summary import prediction_table
 
     with _stages(load_config(config), out) as stages:
         found, ranks = run_prediction(stages, parse_mixtures(mixtures), merged)
@@ -297,9 +297,9 @@ def select(
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Look at every set; at most 20 tasks.")] = False,
 ) -> None:
     """Choose at most k tasks, with a bound on what the best choice could reach, and solve the mixture on them."""
+    from taskpgm.cli.tables import selection_table
     from taskpgm.files import write_json
     from taskpgm.mixture.selection import select_tasks
-    from taskpgm.summary import selection_table
 
     if affinity is not None:
         _solve_matrix(out, config, affinity, _energy(t, ridge), k, exhaustive)
@@ -319,9 +319,9 @@ def select(
 @app.command()
 def explain(config: ConfigFile, out: Out) -> None:
     """Why the mixture is what it is: marginal energies, leave-one-out, interchangeable tasks, into explanation.json."""
+    from taskpgm.cli.tables import explanation_table
     from taskpgm.files import write_json
     from taskpgm.mixture.explanation import explain as explained
-    from taskpgm.summary import explanation_table
 
     with _stages(load_config(config), out) as stages:
         result = stages.solve()
@@ -349,7 +349,7 @@ def _run(config: Config, out: Path) -> None:
 
 
 def _show(out: Path, affinity: Any) -> None:
-    from taskpgm.summary import knob_lines, mixture_table, relation_lines, verdict_lines
+    from taskpgm.cli.tables import knob_lines, mixture_table, relation_lines, verdict_lines
 
     data = json.loads((out / "mixture.json").read_text(encoding="utf-8"))
     screen.print(mixture_table(data), crop=False)
@@ -380,10 +380,10 @@ def _energy(t: float | None, ridge: float) -> EnergyConfig:
 def _solve_matrix(
     out: Path, config: Path | None, file: Path, energy: EnergyConfig, k: int | None, exhaustive: bool
 ) -> Any:
+    from taskpgm.cli.tables import selection_table
     from taskpgm.mixture.affinity import read_affinity
     from taskpgm.mixture.energies import build_energy
     from taskpgm.run.pipeline import solve_affinity
-    from taskpgm.summary import selection_table
 
     if config is not None:
         raise UserError(f"Give either {config} or --affinity {file}, not both.")
