@@ -17,8 +17,8 @@ from taskpgm.config import load_config
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
-from taskpgm.run.directory import RunDirectory
-from taskpgm.run.pipeline import Stages
+from taskpgm.pipeline.directory import RunDirectory
+from taskpgm.pipeline.run import Stages
 from taskpgm.scores import Scores
 
 

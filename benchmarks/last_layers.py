@@ -26,9 +26,9 @@ from taskpgm.lm.model import load_model
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
+from taskpgm.pipeline.run import allowed_shares
 from taskpgm.probes.scoring import score_contexts
 from taskpgm.probes.training import train_probes, train_warm_start
-from taskpgm.run.pipeline import allowed_shares
 
 screen = Console(width=110)
 

@@ -31,8 +31,8 @@ from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.solve import solve_mixture
-from taskpgm.run.directory import RunDirectory
-from taskpgm.run.pipeline import Stages, allowed_shares
+from taskpgm.pipeline.directory import RunDirectory
+from taskpgm.pipeline.run import Stages, allowed_shares
 
 BASELINES = ("uniform", "size", "temperature:2", "random", "smart")
 # Mixtures that are chosen without the targets, as the paper does, and other ways with them.

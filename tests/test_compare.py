@@ -26,9 +26,9 @@ from taskpgm.evaluation.predict import Prediction, merged_probe, rank_correlatio
 from taskpgm.lm.lora import KEY
 from taskpgm.lm.model import load_model
 from taskpgm.parallel import possible
+from taskpgm.pipeline.directory import RunDirectory
+from taskpgm.pipeline.run import Stages
 from taskpgm.probes.training import Trainer
-from taskpgm.run.directory import RunDirectory
-from taskpgm.run.pipeline import Stages
 
 OPTIONS = CompareOptions(("taskpgm", "uniform", "random"), seeds=2, budgets=(0.5, 2), accuracy=False)
 

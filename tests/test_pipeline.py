@@ -26,12 +26,12 @@ from taskpgm.evaluation.answers import response_logp
 from taskpgm.evaluation.full_finetuning import under
 from taskpgm.lm.checkpoint import load_tokenizer
 from taskpgm.lm.model import load_model
+from taskpgm.pipeline.directory import RunDirectory
+from taskpgm.pipeline.run import Stages
 from taskpgm.probes.probe import WARM, load_probe
 from taskpgm.probes.schedule import training_order, warm_order
 from taskpgm.probes.scoring import score_contexts
 from taskpgm.probes.training import Trainer
-from taskpgm.run.directory import RunDirectory
-from taskpgm.run.pipeline import Stages
 from taskpgm.types import derive_seed
 
 TASKS = ("sums", "sky", "words")

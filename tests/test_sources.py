@@ -21,7 +21,7 @@ from taskpgm.data.messages import Conversation, Message, conversation
 from taskpgm.data.sources import read_table
 from taskpgm.data.splits import asked_of, files_of
 from taskpgm.errors import UserError
-from taskpgm.run.pipeline import _source_digest
+from taskpgm.pipeline.run import _source_digest
 
 
 def pair(prompt: str, completion: str = "yes") -> Conversation:

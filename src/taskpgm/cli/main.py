@@ -100,7 +100,7 @@ def check(
 ) -> None:
     """Read and tokenise everything, train nothing; show what a run would use."""
     from taskpgm.cli.tables import pool_view, rows_view
-    from taskpgm.run.pipeline import allowed_shares, inspect
+    from taskpgm.pipeline.run import allowed_shares, inspect
 
     settings = load_config(config)
     with _bars() as bars:
@@ -383,7 +383,7 @@ def _solve_matrix(
     from taskpgm.cli.tables import selection_table
     from taskpgm.mixture.affinity import read_affinity
     from taskpgm.mixture.energies import build_energy
-    from taskpgm.run.pipeline import solve_affinity
+    from taskpgm.pipeline.run import solve_affinity
 
     if config is not None:
         raise UserError(f"Give either {config} or --affinity {file}, not both.")
@@ -440,8 +440,8 @@ def _bars() -> Iterator[_Bars]:
 
 @contextmanager
 def _stages(config: Config, out: Path) -> Iterator[Any]:
-    from taskpgm.run.directory import RunDirectory
-    from taskpgm.run.pipeline import Stages
+    from taskpgm.pipeline.directory import RunDirectory
+    from taskpgm.pipeline.run import Stages
 
     with RunDirectory(out) as directory, _bars() as bars:
         yield Stages(config, directory, bars.tell, bars.say)

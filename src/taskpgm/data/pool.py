@@ -44,7 +44,7 @@ class Refused(NamedTuple):
 
 
 Measured = Length | Refused | None  # None: the completion does not fit
-Measure = Callable[[Sequence[Conversation]], Sequence[Measured]]
+LengthsOf = Callable[[Sequence[Conversation]], Sequence[Measured]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ def _restored(data: list[Any], tokens: int, response: int, truncated: bool, key:
     return Row(Conversation.from_data(data), tokens, response, truncated, key, chosen, verifier)
 
 
-def load_tasks(config: Config, measure: Measure, tell: Tell = tell_nobody) -> TaskPool:
+def load_tasks(config: Config, measure: LengthsOf, tell: Tell = tell_nobody) -> TaskPool:
     """Pool of the tasks and targets that the configuration names.
 
     Within a set, equal rows are merged and ranked by key. The lowest `contexts.per_set` are its contexts; of a target
@@ -253,7 +253,7 @@ def row_key(seed: int, row: Conversation) -> str:
 
 
 def _measured(
-    distinct: dict[str, Conversation], measure: Measure, tell: Tell
+    distinct: dict[str, Conversation], measure: LengthsOf, tell: Tell
 ) -> tuple[dict[str, Row | Refused | None], dict[str, tuple[str, ...]]]:
     """Every row with its cost, or why it has none; and what the template leaves out of rows."""
     rows: dict[str, Row | Refused | None] = {}

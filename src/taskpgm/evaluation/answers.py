@@ -3,6 +3,7 @@
 Shapes: B rows, L padded length, R response tokens.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -20,7 +21,6 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends, pack
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.divergence import label_logp
-from taskpgm.run.pipeline import inspect
 
 Measure = Literal["choices", "verifier", "exact"]
 EXACT_TOKENS = 32  # longest reference answer that is compared word by word

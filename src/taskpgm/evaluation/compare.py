@@ -21,8 +21,8 @@ from taskpgm.errors import UserError
 from taskpgm.evaluation.baselines import baseline_mixture, within_supply
 from taskpgm.evaluation.statistics import Comparison, Equivalence, Measurement, budget_equivalence, compare_measurements
 from taskpgm.files import atomic_folder, digest, write_json
-from taskpgm.run.directory import RunDirectory
-from taskpgm.run.pipeline import Result, Say, Stages
+from taskpgm.pipeline.directory import RunDirectory
+from taskpgm.pipeline.run import Result, Say, Stages
 from taskpgm.system import Clock
 from taskpgm.types import Tell, tell_nobody
 

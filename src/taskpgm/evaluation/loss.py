@@ -17,7 +17,7 @@ from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
-from taskpgm.evaluation.answers import _mark, _Marks, response_logp
+from taskpgm.evaluation.answers import Measure, _mark, _Marks, response_logp
 from taskpgm.evaluation.full_finetuning import Finetuned, under
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.trunk import Trunk

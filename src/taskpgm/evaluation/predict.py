@@ -24,8 +24,8 @@ from taskpgm.files import digest, write_json
 from taskpgm.mixture.affinity import mean_logp
 from taskpgm.mixture.energies import build_energy, usual_prior
 from taskpgm.mixture.energy import Energy
-from taskpgm.run.directory import RunDirectory
-from taskpgm.run.pipeline import Result, Say, Stages
+from taskpgm.pipeline.directory import RunDirectory
+from taskpgm.pipeline.run import Result, Say, Stages
 from taskpgm.types import Floats, Tell, tell_nobody
 
 if TYPE_CHECKING:

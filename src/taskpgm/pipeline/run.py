@@ -31,9 +31,9 @@ from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.knob import choose_t
 from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
+from taskpgm.pipeline.directory import RunDirectory, differing, stale_because
 from taskpgm.probes.cache import Block, read_blocks, usable, write_blocks
 from taskpgm.probes.probe import BASE, WARM
-from taskpgm.run.directory import RunDirectory, differing, stale_because
 from taskpgm.scores import Scores
 from taskpgm.system import Clock, environment, wait_passively
 from taskpgm.types import Ints, Tell, tell_nobody
