@@ -17,7 +17,7 @@ from rich.table import Table
 
 from taskpgm.config import parse_config
 from taskpgm.data.chat import Encoded
-from taskpgm.lm.model import load_model
+from taskpgm.lm.loading import load_model
 from taskpgm.probes import training
 from taskpgm.system import Clock, release_memory, resident_memory
 

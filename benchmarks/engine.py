@@ -46,8 +46,8 @@ from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
 from taskpgm.data.pool import load_tasks
 from taskpgm.lm.batching import padded
 from taskpgm.lm.checkpoint import load_tokenizer, model_folder
+from taskpgm.lm.loading import load_model
 from taskpgm.lm.memory import training_memory
-from taskpgm.lm.model import load_model
 from taskpgm.parallel import one_core, side_by_side
 from taskpgm.probes.cost import context_tokens, model_shape, run_tokens
 from taskpgm.probes.divergence import jsd_matrix

@@ -22,7 +22,7 @@ from taskpgm.cli.demo import write_demo
 from taskpgm.config import load_config, parse_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.pool import load_tasks
-from taskpgm.lm.model import load_model
+from taskpgm.lm.loading import load_model
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture

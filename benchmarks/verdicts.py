@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from numerics import synthetic_scores
+from support.numerics import synthetic_scores
 
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.mixture.affinity import measure_affinity

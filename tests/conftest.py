@@ -1,110 +1,20 @@
-"""Tiny random models in the architectures people use, and a tokenizer trained on the spot."""
+"""Models that several tests share, and which tests need torch."""
 
 import importlib.util
 from pathlib import Path
 
 import pytest
+from support.models import ARCHITECTURES, make_model
 
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-ARCHITECTURES = ("llama", "qwen2", "mistral", "gpt2")
-CORPUS = [
-    "What is the sum of 3 and 4? The answer is 7.",
-    "Is the sky blue? Answer yes or no. yes no maybe",
-    "Reverse the word apple: elppa. Count the letters in banana: 6.",
-    "user assistant system You are a helpful assistant. 0 1 2 3 4 5 6 7 8 9",
-]
-
-
-def devices() -> list[str]:
-    """Where the engine is tested: on the CPU, and on a GPU where there is one."""
-    if importlib.util.find_spec("torch") is None:
-        return ["cpu"]
-    import torch
-
-    return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+TORCH = ("lm", "probes", "evaluation", "pipeline", "cli")  # folders whose tests need taskpgm[lm]
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """The half before `Scores` is tested where `taskpgm[lm]` is installed."""
-    needs_torch = collection_path.name in {
-        "test_architectures.py", "test_chat.py", "test_chat_templates.py", "test_checkpoint.py", "test_cli.py",
-        "test_compare.py", "test_estimate.py", "test_evaluate.py", "test_executor.py", "test_gpu_devices.py",
-        "test_harness.py", "test_packing.py", "test_pipeline.py", "test_probes.py", "test_refusals.py",
-        "test_scoring.py", "test_smollm2.py", "test_trl_backend.py",
-    }  # fmt: skip
-    return True if needs_torch and importlib.util.find_spec("torch") is None else None
-
-
-def make_tokenizer(folder: Path, template: str | None = CHATML, bos: bool = False) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=331, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
-        )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>" if template else "<|endoftext|>",
-        bos_token="<s>" if bos else None,
-    )
-    fast.chat_template = template
-    fast.save_pretrained(folder)
-
-
-def make_model(folder: Path, architecture: str = "llama", layers: int = 4, template: str | None = CHATML) -> Path:
-    """Folder of a random model whose predictions are far from flat, with a vocabulary of a prime number of tokens."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder.mkdir(parents=True, exist_ok=True)
-    make_tokenizer(folder, template, bos=architecture == "mistral")
-    common = {"vocab_size": 331, "bos_token_id": 3, "eos_token_id": 2, "pad_token_id": None}
-    if architecture == "gpt2":
-        config = AutoConfig.for_model("gpt2", n_embd=32, n_layer=layers, n_head=4, n_positions=512, **common)
-    else:
-        config = AutoConfig.for_model(
-            architecture, hidden_size=32, intermediate_size=56, num_hidden_layers=layers, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.3,
-            tie_word_embeddings=architecture == "llama", **common,
-        )  # fmt: skip
-    torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(config)
-    if architecture == "gpt2":
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.to(torch.float32).save_pretrained(folder)
-    return folder
+    """The half behind `Scores`, rows and mixtures, is tested without torch too."""
+    return True if collection_path.name in TORCH and importlib.util.find_spec("torch") is None else None
 
 
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     return {name: make_model(root / name, name) for name in ARCHITECTURES}
-
-
-def run_short_of_memory(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    """Have every batch of more than so many rows fail like an allocation."""
-    import torch
-
-    from taskpgm.lm.model import LanguageModel
-
-    whole = LanguageModel.response_logits
-
-    def response_logits(self, packed, *rest):
-        if len(packed.rows) > rows:
-            raise torch.OutOfMemoryError("Tried to allocate")
-        return whole(self, packed, *rest)
-
-    monkeypatch.setattr(LanguageModel, "response_logits", response_logits)

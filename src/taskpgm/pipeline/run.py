@@ -492,7 +492,7 @@ class Stages:
     def lm(self) -> "LanguageModel":
         """The base model, loaded on first use."""
         if self._lm is None:
-            from taskpgm.lm.model import load_model
+            from taskpgm.lm.loading import load_model
 
             self.tell("loading the model", 0, 1)
             self._lm = load_model(self.config.model)

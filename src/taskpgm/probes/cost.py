@@ -27,8 +27,9 @@ from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import Row, TaskPool, load_tasks
 from taskpgm.lm.batching import batches
+from taskpgm.lm.loading import load_model
 from taskpgm.lm.memory import training_memory
-from taskpgm.lm.model import LanguageModel, load_model
+from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends
 from taskpgm.parallel import Item, Tick, Warn, side_by_side
 from taskpgm.probes.divergence import jsd_matrix

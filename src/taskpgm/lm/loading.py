@@ -1,0 +1,85 @@
+"""The base model from its files, ready to be run: on its device, its structure checked."""
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from taskpgm.config import ModelConfig
+from taskpgm.errors import UserError, first_line
+from taskpgm.lm import packing
+from taskpgm.lm.checkpoint import limits_of, load_tokenizer, read_model
+from taskpgm.lm.model import LanguageModel
+from taskpgm.lm.structure import why_whole
+from taskpgm.parallel import possible, processes_for
+from taskpgm.system import usable_cores
+
+# oneDNN compiles a product's kernel for every number of tokens, and keeps 1,024 of them: some 600 MiB. A step has about
+# 50 shapes. Read once, when the first product is run.
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+KERNELS = "128"
+USUAL_ROW = 256  # tokens, where the number of processes is chosen before any row is read
+
+
+def load_model(config: ModelConfig) -> LanguageModel:
+    """The base model in evaluation mode on its device, gradients off, checked to run in two parts.
+
+    Weights are read from safetensors (a GGUF file is converted to it once); pickled weights are refused.
+
+    Raises:
+        UserError: what `read_model` raises, no tokenizer, or an unavailable device.
+    """
+    for name in KERNEL_CACHES:
+        os.environ.setdefault(name, KERNELS)
+    if usable_cores() < torch.get_num_threads():
+        torch.set_num_threads(usable_cores())
+    tokenizer = load_tokenizer(config)
+    device = _device(config.device)
+    # For what is not run packed: eager attention knows caps and sinks, and trains faster than the flash kernel here.
+    attention = {"attn_implementation": "eager"} if device.type == "cpu" else {}
+    model = read_model(config, **attention)
+    _keep_padding_known(tokenizer, limits_of(model).vocabulary)
+    model = model.to(device).eval().requires_grad_(False)
+    packing.register()
+    lm = LanguageModel(model, tokenizer, config.path, _decoder_layers(model))
+    lm = replace(lm, whole_because=why_whole(lm))
+    return replace(lm, processes=_processes(config.processes, lm))
+
+
+def _keep_padding_known(tokenizer: Any, vocabulary: int) -> None:
+    """Have another token pad where the tokenizer's own was added behind the model's embeddings."""
+    if tokenizer.pad_token_id >= vocabulary:
+        end = tokenizer.eos_token_id
+        known = end if end is not None and end < vocabulary else 0
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(known)
+
+
+def _decoder_layers(model: Any) -> nn.ModuleList:
+    depth = model.config.get_text_config().num_hidden_layers
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise UserError(f"{type(model).__name__} has no list of {depth} decoder layers; such a model is not supported.")
+
+
+def _processes(wanted: int | None, lm: LanguageModel) -> int:
+    if (wanted or 1) > 1 and not (lm.device.type == "cpu" and possible()):
+        raise UserError(
+            f"model.processes is {wanted}, but work is spread over processes on Linux alone, on a CPU, and not "
+            "beside a GPU; leave it out."
+        )
+    usual = lm.memory(lm.token_budget // 2, USUAL_ROW, lm.token_budget // 8, 0)
+    return wanted or (processes_for(usual) if lm.device.type == "cpu" else 1)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"Device {name!r} is not available ({first_line(error)}); use auto or cpu.") from error
+    return device

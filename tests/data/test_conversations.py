@@ -1,0 +1,665 @@
+"""Row shapes: what is read of every one, by hand-written expectations, and what is named or refused instead."""
+
+import csv
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from support.files import GOOD, bad, configure, load, measure, one_sentence, pair, pairs, read, write
+
+from taskpgm.config import FIELDS, REFUSED
+from taskpgm.data.conversations import Reading, read_source
+from taskpgm.data.messages import Conversation, Message, conversation
+from taskpgm.data.pool import TaskPool, load_tasks, row_key
+from taskpgm.errors import UserError
+
+
+def reading(path: object, **settings: Any) -> Reading:
+    return read_source(configure({"a": {"path": str(path), **settings}}).tasks[0])
+
+
+def refused(path: Path, rows: Sequence[Any], **settings: Any) -> str:
+    """The sentence that refuses such a file."""
+    with pytest.raises(UserError) as error:
+        read(write(path / "a.jsonl", rows), **settings)
+    one_sentence(error)
+    return str(error.value)
+
+
+# Shapes: a record, and the conversation that it is
+
+USER, ANSWER = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
+SUBTRACT = {
+    "name": "subtract",
+    "description": "a minus b",
+    "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
+}
+TOOL = {"type": "function", "function": SUBTRACT}
+CALL = {"type": "function", "function": {"name": "subtract", "arguments": {"a": 11, "b": 4.5}}}
+TOLD = {"role": "tool", "content": "7", "tool_call_id": "c1"}
+CALLED = Conversation(
+    (
+        Message("user", "u"),
+        Message("assistant", "", tool_calls=({"id": "c1", **CALL},)),
+        Message("tool", "7", tool_call_id="c1"),
+        Message("assistant", "a"),
+    ),
+    (TOOL,),
+)
+CALLED_BY_NAME = Conversation(
+    (Message("user", "u"), Message("assistant", tool_calls=(CALL,)), Message("tool", "7"), Message("assistant", "a")),
+    (TOOL,),
+)
+THOUGHT = Conversation((Message("user", "u"), Message("assistant", "a", "hm")))
+CONTEXT = Conversation(
+    (Message("user", "u"), Message("assistant", "no", learned=False), Message("user", "v"), Message("assistant", "a"))
+)
+FULL = conversation(("system", "s"), ("user", "u"), ("assistant", "a"))
+LONG = conversation(("user", "u"), ("assistant", "a"), ("user", "v"), ("assistant", "b"))
+
+
+def call_of(arguments: Any, **more: Any) -> dict[str, Any]:
+    return {"id": "c1", "type": "function", "function": {"name": "subtract", "arguments": arguments}, **more}
+
+
+def called(content: Any, call: Any, tools: Any) -> dict[str, Any]:
+    return {
+        "messages": [USER, {"role": "assistant", "content": content, "tool_calls": call}, TOLD, ANSWER],
+        "tools": tools,
+    }
+
+
+def flagged(key: str, no: Any, yes: Any) -> dict[str, Any]:
+    turns = [{"role": "assistant", "content": "no", key: no}, {"role": "user", "content": "v"}, {**ANSWER, key: yes}]
+    return {"messages": [USER, *turns]}
+
+
+def sharegpt(*turns: tuple[str, str], **more: Any) -> dict[str, Any]:
+    return {"conversations": [{"from": role, "value": text} for role, text in turns], **more}
+
+
+CALL_TEXT = json.dumps({"name": "subtract", "arguments": {"a": 11, "b": 4.5}})
+KEYS = (
+    "role", "from", "content", "value", "type", "text", "thinking", "reasoning_content", "tool_calls", "function_call",
+    "function", "name", "arguments", "id", "weight", "train", "tool_call_id", "label", "dataset", "answer", "mask",
+)  # fmt: skip
+SHAPES: dict[str, tuple[dict[str, Any], Conversation]] = {
+    "messages": ({"messages": [{"role": "system", "content": "s"}, USER, ANSWER]}, FULL),
+    "messages and a system column": ({"messages": [USER, ANSWER], "system": "s"}, FULL),
+    "the same system text twice": ({"messages": [{"role": "system", "content": "s"}, USER, ANSWER], "system_prompt": "s"}, FULL),
+    "developer": ({"messages": [{"role": "developer", "content": "s"}, USER, ANSWER]}, FULL),
+    "lists of roles and contents": ({"messages": {"role": ["user", "assistant"], "content": ["u", "a"]}}, pair("u", "a")),
+    "a greeting first": ({"messages": [ANSWER, USER, ANSWER]}, conversation(("assistant", "a"), ("user", "u"), ("assistant", "a"))),
+    "prompt and completion": ({"prompt": "u", "completion": "a"}, pair("u", "a")),
+    "prompt, completion, system": ({"prompt": "u", "completion": "a", "system": "s"}, FULL),
+    "prompt and completion of messages": (
+        {"prompt": [{"role": "system", "content": "s"}, USER], "completion": [ANSWER]}, FULL
+    ),
+    "an answer in the prompt": (
+        {"prompt": [USER, {"role": "assistant", "content": "no"}, {"role": "user", "content": "v"}], "completion": [ANSWER]},
+        CONTEXT,
+    ),
+    "prompt of messages, completion of text": ({"prompt": [USER], "completion": "a"}, pair("u", "a")),
+    "prompt of text, completion of messages": ({"prompt": "u", "completion": [ANSWER]}, pair("u", "a")),
+    "a completion that calls": (
+        {"prompt": [USER], "completion": called(None, [call_of({"a": 11, "b": 4.5})], None)["messages"][1:], "tools": [TOOL]},
+        CALLED,
+    ),
+    "reasoning_content as a column": ({"prompt": "u", "completion": "a", "reasoning_content": "hm"}, THOUGHT),
+    "alpaca": ({"instruction": "i", "input": "x", "output": "a"}, pair("i\n\nx", "a")),
+    "alpaca without input": ({"instruction": "i", "output": "a"}, pair("i", "a")),
+    "alpaca with an empty input": ({"instruction": "i", "input": "", "output": "a"}, pair("i", "a")),
+    "alpaca with a null input": ({"instruction": "i", "input": None, "output": "a"}, pair("i", "a")),
+    "alpaca with an empty instruction": ({"instruction": "", "input": "u", "output": "a"}, pair("u", "a")),
+    "input and output alone": ({"input": "u", "output": "a"}, pair("u", "a")),
+    "alpaca with system and history": (
+        {"instruction": "v", "input": "", "output": "b", "system": "s", "history": [["u", "a"]]},
+        Conversation((Message("system", "s"), *LONG.messages)),
+    ),
+    "alpaca with an empty history": ({"instruction": "u", "output": "a", "system": "", "history": []}, pair("u", "a")),
+    "a history of messages": ({"prompt": "v", "completion": "b", "history": [USER, ANSWER]}, LONG),
+    "sharegpt": (sharegpt(("human", "u"), ("gpt", "a")), pair("u", "a")),
+    "sharegpt with a system turn": (sharegpt(("system", "s"), ("user", "u"), ("chatgpt", "a")), FULL),
+    "sharegpt with a system column": (sharegpt(("Human", "u"), ("model", "a"), system="s"), FULL),
+    "sharegpt with calls as JSON": (
+        sharegpt(("human", "u"), ("function_call", CALL_TEXT), ("observation", "7"), ("gpt", "a"), tools=json.dumps([SUBTRACT])),
+        CALLED_BY_NAME,
+    ),
+    "sharegpt with several calls as JSON": (
+        sharegpt(("human", "u"), ("tool_call", f"[{CALL_TEXT}]"), ("tool_response", "7"), ("bing", "a"), tools=json.dumps([TOOL])),
+        CALLED_BY_NAME,
+    ),
+    "conversations in OpenAI's keys": ({"conversation": [USER, ANSWER]}, pair("u", "a")),
+    "dialogue": ({"dialogue": [USER, ANSWER]}, pair("u", "a")),
+    "a call with content": (called("", [call_of({"a": 11, "b": 4.5})], [TOOL]), CALLED),
+    "a call with null content": (called(None, [call_of({"a": 11, "b": 4.5})], [TOOL]), CALLED),
+    "a call whose arguments are JSON text": (called(None, [call_of('{"a": 11, "b": 4.5}')], [TOOL]), CALLED),
+    "a bare call and a bare tool": (
+        called(None, [{"id": "c1", "name": "subtract", "arguments": {"a": 11, "b": 4.5}}], [SUBTRACT]), CALLED
+    ),
+    "tools as JSON text": (called(None, [call_of({"a": 11, "b": 4.5})], json.dumps([TOOL])), CALLED),
+    "each tool as JSON text": (called(None, [call_of({"a": 11, "b": 4.5})], [json.dumps(TOOL)]), CALLED),
+    "OpenAI's older calls": (
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": None, "function_call": {"name": "subtract", "arguments": '{"a": 11, "b": 4.5}'}},
+                {"role": "function", "name": "subtract", "content": "7"},
+                ANSWER,
+            ],
+            "functions": [SUBTRACT],
+        },
+        Conversation(
+            (*CALLED_BY_NAME.messages[:2], Message("tool", "7", name="subtract"), CALLED_BY_NAME.messages[3]), (TOOL,)
+        ),
+    ),
+    "a last turn that calls": (
+        {"messages": [USER, {"role": "assistant", "tool_calls": [call_of("{}")]}]},
+        Conversation((Message("user", "u"), Message("assistant", tool_calls=(call_of({}),)))),
+    ),
+    "text blocks": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "u"}]}, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]},
+        pair("u", "a"),
+    ),
+    "parts": (
+        {"messages": [{"role": "user", "parts": [{"text": "u"}]}, {"role": "model", "parts": [{"text": "a"}]}]}, pair("u", "a")
+    ),
+    "speakers and texts": (
+        {"dialog": [{"speaker": "user", "text": "u"}, {"speaker": "assistant", "text": "a"}]}, pair("u", "a")
+    ),
+    "several text blocks": (
+        {"messages": [{"role": "user", "content": [{"type": "input_text", "text": "u "}, {"type": None, "text": "v"}]}, {**ANSWER, "content": [{"type": "output_text", "text": "a"}]}]},
+        pair("u v", "a"),
+    ),
+    "blocks of thoughts": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "u"}]}, {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]}]},
+        THOUGHT,
+    ),
+    "reasoning_content": ({"messages": [USER, {**ANSWER, "reasoning_content": "hm"}]}, THOUGHT),
+    "thinking": ({"messages": [USER, {**ANSWER, "thinking": "hm"}]}, THOUGHT),
+    "reasoning": ({"messages": [USER, {**ANSWER, "reasoning": "hm", "reasoning_content": None}]}, THOUGHT),
+    "weight 0": (flagged("weight", 0, 1), CONTEXT),
+    "weight 0.0": (flagged("weight", 0.0, 1.0), CONTEXT),
+    "weight as text": (flagged("weight", "0", "1"), CONTEXT),
+    "train": (flagged("train", False, True), CONTEXT),
+    "loss": (flagged("loss", False, True), CONTEXT),
+    "training as text": (flagged("training", "false", "true"), CONTEXT),
+    "weight 0 at a question": (
+        {"messages": [{**USER, "weight": 0}, {**ANSWER, "weight": 1}]}, pair("u", "a")
+    ),
+    "null keys": (
+        {"messages": [{**USER, "tool_calls": None, "name": None, "weight": None}, {**ANSWER, "tool_calls": [], "reasoning_content": ""}]},
+        pair("u", "a"),
+    ),
+    "names": (
+        {"messages": [{**USER, "name": "Ann"}, ANSWER]}, Conversation((Message("user", "u", name="Ann"), Message("assistant", "a")))
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_is_read(name: str, tmp_path: Path) -> None:
+    record, expected = SHAPES[name]
+    found = reading(write(tmp_path / "a.jsonl", [record]))
+    assert found.rows == [expected]
+    assert found.notes == ()
+    assert found.places == ["line 1 of a.jsonl"]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_is_read_alike_from_parquet_where_objects_have_null_keys(name: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    record, expected = SHAPES[name]
+    datasets.Dataset.from_list([record, record]).to_parquet(tmp_path / "a.parquet")
+    assert reading(tmp_path / "a.parquet").rows == [expected] * 2
+    path, cache = write(tmp_path / "a.jsonl", [record]), str(tmp_path / "cache")
+    loaded = datasets.load_dataset("json", data_files=path, split="train", cache_dir=cache)  # objects of any keys
+    loaded.to_parquet(tmp_path / "b.parquet")
+    loaded.save_to_disk(tmp_path / "saved")
+    assert read(tmp_path / "b.parquet") == read(tmp_path / "saved") == [expected]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_is_read_alike_from_csv_with_lists_as_json_text(name: str, tmp_path: Path) -> None:
+    record, expected = SHAPES[name]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(record))
+        writer.writeheader()
+        writer.writerow({k: v if v is None or isinstance(v, str) else json.dumps(v) for k, v in record.items()})
+    if name in ("prompt of messages, completion of text", "prompt of text, completion of messages"):
+        assert read(tmp_path / "a.csv") != [expected]  # text that happens to be JSON is text
+    else:
+        assert read(tmp_path / "a.csv") == [expected]
+
+
+def test_every_example_of_the_documentation_is_read_in_full(tmp_path: Path) -> None:
+    docs = [path.read_text(encoding="utf-8") for path in (Path(__file__).parents[1] / "docs").glob("data*.md")]
+    text = "".join(doc.partition("## Rows\n")[2].partition("\n## ")[0] for doc in docs)
+    examples = [line for line in text.splitlines() if line.startswith("{")]
+    assert len(examples) > 10
+    for example in examples:
+        found = reading(bad(tmp_path / "a.jsonl", example))
+        assert found.notes == ()
+        assert found.rows[0].messages[-1].content in ("7", "12")
+
+
+def test_calls_of_other_arguments_in_one_parquet_file_keep_their_own(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [called(None, [call_of({"a": 1})], [TOOL]), called(None, [call_of({"b": "x"})], [TOOL])]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    said = [row.messages[1].tool_calls[0]["function"]["arguments"] for row in read(tmp_path / "a.parquet")]
+    assert said == [{"a": 1}, {"b": "x"}]
+
+
+def test_columns_are_found_by_the_names_that_columns_gives(tmp_path: Path) -> None:
+    alpaca = {"q": "i", "more": "x", "a": "o"}
+    for row, columns, expected in [
+        ({"chat": [USER, ANSWER]}, {"messages": "chat"}, pair("u", "a")),
+        ({"question": "p", "answer": "c"}, {"prompt": "question", "completion": "answer"}, pair("p", "c")),
+        ({"prompt": "p", "answer": "c"}, {"completion": "answer"}, pair("p", "c")),
+        (alpaca, {"instruction": "q", "input": "more", "output": "a"}, pair("i\n\nx", "o")),
+        ({"prompt": "u", "completion": "a", "sys": "s"}, {"system": "sys"}, FULL),
+        ({"prompt": "u", "completion": "a", "thinking": "hm"}, {"reasoning_content": "thinking"}, THOUGHT),
+        ({"prompt": "v", "completion": "b", "before": [["u", "a"]]}, {"history": "before"}, LONG),
+        ({"prompt": "u", "chosen": "a", "rejected": "b"}, {"completion": "chosen"}, pair("u", "a")),
+        ({"prompt": "u", "chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, {"messages": "chosen"}, pair("u", "a")),
+        ({"messages": [USER, ANSWER], "prompt": "u", "completion": "b"}, {"messages": "messages"}, pair("u", "a")),
+        ({"messages": [USER, ANSWER], "prompt": "u", "completion": "b"}, {"messages": ""}, pair("u", "b")),
+    ]:
+        assert read(write(tmp_path / "a.jsonl", [row]), columns=columns) == [expected]
+
+
+def test_not_a_number_is_no_value_in_an_optional_column(tmp_path: Path) -> None:
+    row = (
+        '{"instruction": "i", "input": NaN, "output": "a", "system": NaN, "history": NaN, "tools": NaN, "choices": NaN}'
+    )
+    assert reading(bad(tmp_path / "a.jsonl", row)).rows == [pair("i", "a")]
+
+
+# What is not read: named once, or refused where it would change what is trained on
+
+
+def test_what_is_not_read_is_named_once(tmp_path: Path) -> None:
+    messages = [{**USER, "id": 3}, {**ANSWER, "stamp": "x", "empty": None}]
+    rows = [
+        {"messages": messages, "source": "web", "none": None, "": 0},
+        {"messages": [USER, {**ANSWER, "id": 4}], "late": 1},
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert reading(path).notes == ("not read: source, (no name), late, messages.id, messages.stamp",)
+    assert reading(path, columns={"source": "", "late": ""}).notes == (
+        "not read: (no name), messages.id, messages.stamp",
+    )
+    assert reading(path, columns={"sauce": ""}).notes[1:] == ("ignored in `columns`, but no column: sauce",)
+
+
+def test_columns_of_parquet_that_are_not_read_are_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"prompt": "u", "completion": "a", "id": i, "system": None, "weight": 1.0} for i in range(3)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    found = reading(tmp_path / "a.parquet")
+    assert (found.notes, found.rows[0]) == (("not read: id, weight",), pair("u", "a"))
+
+
+def test_notes_reach_the_set_and_those_of_a_validation_file_too(tmp_path: Path) -> None:
+    own = write(tmp_path / "a.jsonl", [{**row, "id": 1} for row in pairs(*range(30))])
+    other = write(tmp_path / "v.jsonl", [{**row, "id": 1, "late": 2} for row in pairs(40, 41)])
+    pool = load_tasks(configure({"a": {"path": own, "validation": other}}), measure)
+    assert pool["a"].notes == ("not read: id", "validation file: not read: id, late")
+
+
+REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"weight": 0.5}, "'weight'"),
+    (
+        {"thinking": "hm"},
+        "read it with columns: {reasoning_content: thinking}, or ignore it with columns: {thinking: ''}",
+    ),
+    ({"available_tools": [TOOL]}, "read it with columns: {tools: available_tools}"),
+    ({"chat_template_kwargs": {"enable_thinking": True}}, "'chat_template_kwargs'"),
+    ({"label": False}, "'label'"),
+    ({"images": ["a.png"]}, "'images'"),
+    ({"input": "x"}, "map instruction, input and output"),
+    ({"system": "s", "system_prompt": "t"}, "'system_prompt'"),
+]
+
+
+@pytest.mark.parametrize(("more", "says"), REFUSALS)
+def test_a_column_that_would_change_what_is_trained_on_is_refused_until_ignored_by_name(
+    more: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    rows = [pairs(1)[0], {**pairs(2)[0], **more}]
+    said = refused(tmp_path, rows)
+    assert "Task 'a': line 2 of a.jsonl has a value in column" in said
+    assert "would change what is trained on and is not read" in said
+    assert says in said
+    assert len(read(tmp_path / "a.jsonl", columns=dict.fromkeys(more, ""))) == 2
+
+
+def test_a_field_that_columns_names_settles_its_other_names(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.jsonl", [{**pairs(1)[0], "system": "t", "system_prompt": "v", "sys": "s", "label": True}]
+    )
+    found = reading(path, columns={"system": "sys"})
+    assert found.rows[0].messages[0] == Message("system", "s")
+    assert found.notes == ("not read: system, system_prompt, label",)
+    found = reading(path, columns={"system": ""})
+    assert (found.rows[0], found.notes) == (pair("1"), ("not read: system_prompt, sys, label",))
+
+
+def test_a_column_that_says_nothing_new_is_not_refused(tmp_path: Path) -> None:
+    rows = [
+        {**pairs(1)[0], "weight": 1, "label": 3, "images": [], "chat_template_kwargs": {"tools": None}, "input": ""}
+    ]
+    assert reading(write(tmp_path / "a.jsonl", rows)).notes == ("not read: weight, label",)
+
+
+def test_columns_of_messages_that_take_no_history_are_refused(tmp_path: Path) -> None:
+    assert "'history'" in refused(tmp_path, [{"messages": [USER, ANSWER], "history": [["q", "b"]]}])
+
+
+def test_rows_that_can_be_read_in_two_ways_are_refused(tmp_path: Path) -> None:
+    said = refused(tmp_path, [{"messages": [USER, ANSWER], "prompt": "u", "completion": "a"}])
+    assert "can be read as messages, or as prompt and completion; say which, with columns: {messages: messages}" in said
+    said = refused(tmp_path, [{"conversations": [USER, ANSWER], "dialog": [USER, ANSWER]}])
+    assert "can be read as conversations, or as dialog" in said
+
+
+def test_rows_without_an_answer_say_what_a_task_needs(tmp_path: Path) -> None:
+    assert "completion: chosen" in refused(tmp_path, [{"prompt": "u", "chosen": "a", "rejected": "b"}])
+    assert "text alone has no answer to learn" in refused(tmp_path, [{"text": "a"}])
+    assert "a task needs messages" in refused(tmp_path, [{"dialog": ["u", "a"]}])
+
+
+def turn(**keys: Any) -> dict[str, Any]:
+    return {"messages": [USER, {**ANSWER, **keys}]}
+
+
+def question(**keys: Any) -> dict[str, Any]:
+    return {"messages": [{**USER, **keys}, ANSWER]}
+
+
+BAD_ROWS: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": "p"}, "has no text in column 'completion' (missing or null)"),
+    ({"prompt": None, "completion": "c"}, "has no text in column 'prompt' (missing or null)"),
+    ({"prompt": "p", "completion": ["c"]}, "has no list of {role, content} in 'completion' (a list)"),
+    ({"prompt": "p", "completion": " "}, "has an empty answer"),
+    ({"prompt": "p", "completion": [USER, ANSWER]}, "has a turn of user as its first in 'completion'"),
+    ({"prompt": "\ud800", "completion": "c"}, "holds half a surrogate pair"),
+    ({"instruction": None, "input": None, "output": "c"}, "has no text in 'instruction' or 'input'"),
+    ({"messages": "hello"}, "has no list of {role, content} in 'messages' (text)"),
+    ({"messages": "[oops"}, "has no list of {role, content} in 'messages' (text)"),
+    ({"messages": None}, "has no list of {role, content} in 'messages' (missing or null)"),
+    ({"messages": []}, "has no assistant turn after another one (roles: none)"),
+    ({"messages": [USER]}, "has no assistant turn after another one (roles: user)"),
+    ({"messages": [ANSWER]}, "has no assistant turn after another one"),
+    (question(content=None), "has no text as content (missing or null) in turn 1 of 'messages'"),
+    (turn(content=None), "has no text as content (missing or null) in turn 2 of 'messages'"),
+    (question(role=None), "has no text as role (missing or null) in turn 1 of 'messages'"),
+    (question(role="critic"), "has the unknown role 'critic' in turn 1 of 'messages'; known are system, developer"),
+    (question(content=[{"type": "image_url", "image_url": {"url": "x"}}]), "has a block of type 'image_url' in turn 1"),
+    (question(content=[{"type": ["text"], "text": "u"}]), "has a block of type ['text'] in turn 1"),
+    (question(content=[{"type": "text", "text": None}]), "has a block of type 'text' without text in turn 1"),
+    (question(weight=1), "has weight: 1 at the user's turn in turn 1 of 'messages'; assistant turns alone are learned"),
+    (turn(weight=0.5), "has weight: 0.5 in turn 2 of 'messages'; a turn is learned or is context, parts are not"),
+    (turn(weight=0), "has no answer that is learned (roles: user, assistant)"),
+    (turn(weight=1, train=False), "has weight and train that differ in turn 2"),
+    (turn(train_detail=[{"begin_offset": 0}]), "has 'train_detail' in turn 2 of 'messages'; it would change what is"),
+    (turn(reasoning="x", thinking="y"), "has reasoning and thinking that differ in turn 2"),
+    (question(thinking="x"), "has reasoning_content of user in turn 1"),
+    (question(tool_calls=[call_of({})]), "has tool_calls of user in turn 1"),
+    (turn(tool_calls=[call_of("{oops")]), "has arguments of 'subtract' that are no object (text that is not JSON: '{oops')"),
+    (turn(tool_calls=[call_of([1])]), "has arguments of 'subtract' that are no object (a list)"),
+    (turn(tool_calls=[{"function": {"arguments": "{}"}}]), "has a call without the name of its function in turn 2"),
+    (turn(tool_calls=[call_of({}, type="web_search")]), "has a call of type 'web_search' in turn 2"),
+    (turn(tool_calls=[call_of({"a": float("inf")})]), "holds a number in its tools or calls that JSON cannot say"),
+    (turn(role="function_call", content="oops"), "has a call that is text in turn 2 of 'messages'"),
+    ({**turn(), "tools": "oops"}, "has text that is no list of functions with names in 'tools'"),
+    ({**turn(), "tools": [{"type": "web_search"}]}, "has a list that is no list of functions with names in 'tools'"),
+    ({**turn(), "system": ["s"]}, "has no text in column 'system' (a list)"),
+    ({"messages": [{"role": "system", "content": "t"}, USER, ANSWER], "system": "s"}, "has another text than the row's system"),
+    ({"prompt": "p", "completion": "c", "history": [["q"]]}, "has no list of [question, answer] in 'history'"),
+    ({"prompt": "p", "completion": "c", "history": "oops"}, "has no list of [question, answer] in 'history'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "says"), BAD_ROWS)
+def test_a_row_that_cannot_be_read_is_one_sentence_with_its_place(
+    row: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    good = SHAPES["messages"][0] if "messages" in row else {"prompt": "p", "completion": "c"}
+    rows = [row] if "instruction" in row or row.get("messages", 1) in (None, "hello", "[oops") else [good, row]
+    said = refused(tmp_path, rows)
+    assert said.startswith(f"Task 'a': line {len(rows)} of a.jsonl ")
+    assert says in said
+
+
+# What answers are marked by
+
+MARKED: list[dict[str, Any]] = [
+    {"prompt": "p", "completion": "5", "choices": ["5", "x"], "reasoning_gym": None},
+    {"prompt": "q", "completion": "x", "choices": [], "reasoning_gym": None},
+    {
+        "prompt": "r",
+        "completion": "7.50",
+        "choices": None,
+        "reasoning_gym": {"dataset": "lcm", "answer": "7.50", "metadata": {"n": [3, -0.25, 1e-7], "text": "12", "no": False}},
+    },
+]  # fmt: skip
+MARKINGS = [(("5", "x"), None), (None, None), (None, MARKED[2]["reasoning_gym"])]
+
+
+def test_markings_survive_every_format(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    as_text = [{k: v if isinstance(v, str) else json.dumps(v) if v else "" for k, v in row.items()} for row in MARKED]
+    write(tmp_path / "a.jsonl", [{k: v for k, v in row.items() if v is not None} for row in MARKED])
+    write(tmp_path / "b.jsonl", as_text)
+    (tmp_path / "c.json").write_text(json.dumps(MARKED))
+    with (tmp_path / "d.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(MARKED[0]))
+        writer.writeheader()
+        writer.writerows(as_text)
+    data = datasets.Dataset.from_list(MARKED)
+    data.to_parquet(tmp_path / "e.parquet")
+    data.save_to_disk(tmp_path / "f")
+    for name in ("a.jsonl", "b.jsonl", "c.json", "d.csv", "e.parquet", "f"):
+        found = read_source(configure({"a": tmp_path / name}).tasks[0])
+        assert [tuple(marking) for marking in found.markings] == MARKINGS, name
+        assert found.rows == [pair("p", "5"), pair("q", "x"), pair("r", "7.50")]
+        assert type(found.rows[0].answer) is str
+
+
+def test_columns_of_marks_can_be_named_and_ignored(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"q": "p", "a": "yes", "choices": "of another kind", "options": ["yes", "no"]}])
+    columns = {"prompt": "q", "completion": "a"}
+    for choices, expected in (("options", ("yes", "no")), ("", None)):
+        source = configure({"a": {"path": path, "columns": {**columns, "choices": choices}}}).tasks[0]
+        assert read_source(source).markings[0].choices == expected
+    index = bad(tmp_path / "index.csv", ',prompt,completion,choices\n0,p,yes,"[""no"", ""yes""]"\n')
+    assert read_source(configure({"a": index}).tasks[0]).markings[0].choices == ("no", "yes")
+    ignored = configure({"a": {"path": str(index), "columns": {"choices": ""}}}).tasks[0]
+    assert read_source(ignored).markings[0].choices is None
+
+
+OPTIONS: list[tuple[Any, tuple[str, ...]]] = [
+    (["7", "none"], ("7", "none")),
+    ({"text": ["7", "none"], "label": ["A", "B"]}, ("7", "none")),
+    ([{"text": "7", "label": "A"}, {"text": "none", "label": "B"}], ("7", "none")),
+    ({"text": ["seven", "none"], "label": ["7", "8"]}, ("7", "8")),
+    ({"A": "7", "B": "none"}, ("7", "none")),
+    ({"7": "seven", "8": "eight"}, ("7", "8")),
+    ('["7", "none"]', ("7", "none")),
+]
+
+
+@pytest.mark.parametrize(("choices", "expected"), OPTIONS)
+def test_options_are_read_in_every_shape(choices: Any, expected: tuple[str, ...], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": "7", "choices": choices}])
+    assert reading(path).markings[0].choices == expected
+    assert reading(path).notes == ()
+
+
+LEFT = [
+    (["a", "d"], "has the answer 'c', which is none of its 2 choices"),
+    ({"A": ["c"]}, "has an object in column 'choices', not a list of answers or {text, label}"),
+    (["c", None], "has no text in column 'choices' (missing or null)"),
+    ("A, B", "has text in column 'choices' that is not JSON"),
+    (7, "has no list in column 'choices', not a list of answers"),
+]
+
+
+@pytest.mark.parametrize(("choices", "says"), LEFT)
+def test_choices_that_do_not_fit_are_left_alone_with_a_note_or_refused_where_named(
+    choices: Any, says: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.jsonl", [json.loads(GOOD), {**json.loads(GOOD), "choices": choices}])
+    found = reading(path)
+    assert [marking.choices for marking in found.markings] == [None, None]
+    (note,) = found.notes
+    assert note.startswith("choices left alone in 1 of 2 rows: line 2 of a.jsonl has ")
+    assert says in note
+    with pytest.raises(UserError) as error:
+        read(path, columns={"choices": "choices"})
+    one_sentence(error)
+    assert f"Task 'a': line 2 of a.jsonl {says}" in str(error.value)
+
+
+def test_a_call_is_marked_by_no_choices(tmp_path: Path) -> None:
+    record = {**SHAPES["a last turn that calls"][0], "choices": ["", "b"]}
+    assert reading(write(tmp_path / "a.jsonl", [record])).notes == (
+        "choices left alone in 1 of 1 rows: line 1 of a.jsonl has the answer with a call or thoughts, which is none of "
+        "its 2 choices",
+    )
+
+
+def test_a_verifier_without_its_parts_is_refused(tmp_path: Path) -> None:
+    row = {**json.loads(GOOD), "reasoning_gym": {"answer": "c"}}
+    assert "line 1 of a.jsonl has no {dataset, answer, metadata}" in refused(tmp_path, [row])
+
+
+# Whatever a file holds is read or refused
+
+odd = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.floats()
+    | st.sampled_from(
+        ["", "user", "assistant", "gpt", "tool", "function_call", "text", "function", "[]", "{}", "[{}]", "[1"]
+    )
+    | st.just(CALL_TEXT),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5),
+    max_leaves=6,
+)
+turns = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool", "function_call"]), "content": odd},
+    optional={key: odd for key in KEYS if key not in ("role", "content")},
+)
+records = st.dictionaries(
+    st.sampled_from([*FIELDS, "conversations", "functions", *REFUSED]), odd | st.lists(turns), max_size=6
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    records=st.lists(records | st.fixed_dictionaries({"messages": st.lists(turns, min_size=1)}), min_size=1, max_size=3)
+)
+def test_whatever_a_file_holds_is_read_or_refused_in_a_sentence(tmp_path: Path, records: list[Any]) -> None:
+    path = write(tmp_path / "a.jsonl", records)
+    said = "Task 'a': ."
+    try:
+        found = reading(path)
+    except UserError as error:
+        event("refused")
+        said = str(error)
+        found = None
+    assert re.fullmatch(r"Task 'a': .*[.]", said, re.S)
+    for row in found.rows if found else ():
+        event("read")
+        assert Conversation.from_data(json.loads(json.dumps(row.to_data()))) == row
+        assert row.messages[row.last_answer].learned
+
+
+# Rows come back as they are
+
+texts = st.text(max_size=5)
+names = st.text("abc", min_size=1, max_size=3)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(texts, inner, max_size=2),
+    max_leaves=4,
+)
+calls = st.builds(
+    lambda name, arguments, head: {**head, "type": "function", "function": {"name": name, "arguments": arguments}},
+    names, st.dictionaries(texts, values, max_size=2), st.sampled_from([{}, {"id": "c1"}]),
+)  # fmt: skip
+thoughts = st.none() | st.text(min_size=1, max_size=3)
+answers = st.builds(
+    lambda text, thought, made, learned: Message("assistant", text, thought, tuple(made), learned=learned),
+    texts, thoughts, st.lists(calls, max_size=2), st.booleans(),
+)  # fmt: skip
+others = st.builds(
+    lambda role, text, call_id, name: Message(role, text, None, (), call_id, name),
+    st.sampled_from(["user", "tool", "system"]), texts, st.none() | names, st.none() | names,
+)  # fmt: skip
+tools = st.builds(
+    lambda name, schema: {"type": "function", "function": {"name": name, "parameters": schema}},
+    names, st.dictionaries(texts, values, max_size=2),
+)  # fmt: skip
+rich = st.builds(
+    lambda turns, answer, tools: Conversation((Message("user", "u"), *turns, answer), tuple(tools)),
+    st.lists(answers | others, max_size=3),
+    answers.filter(lambda m: m.learned and (m.content.strip() or m.tool_calls)), st.lists(tools, max_size=2),
+)  # fmt: skip
+common = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@common
+@given(row=rich)
+def test_rich_rows_survive_files_and_the_pool(tmp_path: Path, row: Conversation) -> None:
+    assert Conversation.from_data(json.loads(json.dumps(row.to_data()))) == row
+    record = {"messages": row.to_dicts(), "tools": list(row.tools)}
+    found = reading(write(tmp_path / "a.jsonl", [record]))
+    assert found.rows == [row]
+    assert found.notes == ()
+    assert read(write(tmp_path / "a.jsonl", [{key: json.dumps(value) for key, value in record.items()}])) == [row]
+
+
+@common
+@given(one=rich, other=rich)
+def test_the_key_says_whether_two_rows_are_the_same(one: Conversation, other: Conversation) -> None:
+    same = json.dumps(one.to_data()) == json.dumps(other.to_data())
+    assert (row_key(0, one) == row_key(0, other)) == same
+
+
+def test_flags_calls_tools_and_thoughts_change_the_key() -> None:
+    plain = Conversation(tuple(Message(m.role, m.content) for m in CALLED.messages))
+    rows = [pair("u", "a"), THOUGHT, CONTEXT, Conversation(tuple(Message(m.role, m.content) for m in CONTEXT.messages))]
+    rows += [CALLED, plain, Conversation(CALLED.messages), Conversation(plain.messages, CALLED.tools)]
+    assert len({row_key(0, row) for row in rows}) == len(rows)
+
+
+def test_plain_rows_are_stored_as_pairs_of_role_and_text() -> None:
+    assert FULL.to_data() == [[["system", "s"], ["user", "u"], ["assistant", "a"]]]
+    assert row_key(0, FULL) == "36dbb9e3fe590508272fdee62dc1b39f"
+
+
+def test_a_pool_of_rich_rows_comes_back(tmp_path: Path) -> None:
+    records = [SHAPES[name][0] for name in ("a call with null content", "thinking", "weight 0", "names")]
+    rows = [{**r, "messages": [*r["messages"], {"role": "user", "content": str(i)}]} for i in range(8) for r in records]
+    pool = load(configure({"a": write(tmp_path / "a.jsonl", rows)}))
+    pool.save(tmp_path / "pool")
+    assert TaskPool.load(tmp_path / "pool").tasks == pool.tasks
+
+
+def test_the_answer_that_is_marked_is_the_last_that_is_learned() -> None:
+    row = Conversation((*CONTEXT.messages, Message("user", "w"), Message("assistant", "c", learned=False)))
+    assert (row.last_answer, row.answer, row.answer_is_text) == (3, "a", True)
+    assert row.until_answer("b").messages == (*CONTEXT.messages[:3], Message("assistant", "b"))
+    assert not THOUGHT.answer_is_text
+    assert not Conversation(CALLED.messages[:2]).answer_is_text
+    assert CALLED.answer_is_text

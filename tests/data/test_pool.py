@@ -1,0 +1,300 @@
+"""Reading and splitting: against plain recomputation, `datasets` itself, and what a user may get wrong."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from support.files import GOOD, bad, configure, load, measure, one_sentence, pair, pairs, prompts, read, write
+
+from taskpgm.config import Config
+from taskpgm.data.messages import Conversation, conversation
+from taskpgm.data.pool import Length, TaskPool, load_tasks, row_key
+from taskpgm.errors import UserError
+
+# Formats
+
+
+# What answers are marked by
+
+
+def test_markings_reach_the_pool_and_move_nothing(tmp_path: Path) -> None:
+    plain = pairs(*range(30))
+    marked = [{**row, "choices": ["yes", "no"]} for row in plain]
+    again = [*marked, {**plain[3], "choices": ["no", "yes"]}, plain[4]]  # equal rows, other marks
+    before = load(configure({"a": write(tmp_path / "a.jsonl", plain)}))["a"]
+    pool = load(configure({"a": write(tmp_path / "b.jsonl", again), "b": write(tmp_path / "a.jsonl", plain)}))
+    after = pool["a"]
+    assert [after.train_key, after.context_key] == [before.train_key, before.context_key]
+    rows = [*after.train, *after.contexts, *after.validation]
+    assert {row.choices for row in rows} == {("yes", "no"), ("no", "yes")}
+    assert [row.choices for row in rows if row.conversation == pair("3")] == [
+        ("no", "yes")
+    ]  # whatever the file's order
+    assert {row.choices for row in pool["b"].train} == {None}
+    pool.save(tmp_path / "pool")
+    assert TaskPool.load(tmp_path / "pool").tasks == pool.tasks
+    lines = [json.loads(line) for line in (tmp_path / "pool" / "rows.jsonl").read_text().splitlines()]
+    old = "".join(json.dumps(line[:7]) + "\n" for line in lines)
+    (tmp_path / "pool" / "rows.jsonl").write_text(old)  # as written before rows had marks
+    assert {row.choices for row in TaskPool.load(tmp_path / "pool")["a"].train} == {None}
+
+
+def test_the_verifier_of_every_demo_generator_marks_what_was_read(tmp_path: Path) -> None:
+    reasoning_gym = pytest.importorskip("reasoning_gym")
+    from taskpgm.cli.demo import ROWS, TARGETS, generate
+
+    for name in (*ROWS, *TARGETS):
+        (tmp_path / name).with_suffix(".jsonl").write_text("".join(generate(name, 30)))
+        pool = load_tasks(
+            configure({"a": tmp_path / f"{name}.jsonl"}), lambda rows: [Length(2, 1, False) for _ in rows]
+        )
+        pool.save(tmp_path / "pool")
+        for row in TaskPool.load(tmp_path / "pool")["a"].train:
+            assert row.verifier is not None
+            assert row.verifier["dataset"] == name
+            score = reasoning_gym.get_score_answer_fn(name)
+            entry = {"question": row.conversation.messages[0].content, **row.verifier}
+            assert score(answer=row.conversation.answer, entry=entry) == 1.0
+            assert score(answer="no such answer", entry=entry) < 1.0
+
+
+# Splits
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> dict[str, list[int]]:
+    """Row contents of up to four sets from a small universe, so that they repeat themselves and each other."""
+    names = draw(st.sampled_from([["a"], ["a", "b"], ["a", "b", "t"], ["b", "a", "t", "u"]]))
+    rows = st.lists(st.integers(0, 60), min_size=5, max_size=40, unique=True)
+    again = st.lists(st.integers(0, 3), max_size=5)
+    return {name: (own := draw(rows)) + [own[i] for i in draw(again)] for name in names}
+
+
+def pool_config(folder: Path, sets: dict[str, list[int]], **more: Any) -> Config:
+    paths = {name: write(folder / f"{name}.jsonl", pairs(*rows)) for name, rows in sets.items()}
+    tasks = {name: path for name, path in paths.items() if name in "ab"}
+    return configure(tasks, {name: path for name, path in paths.items() if name in "tu"}, **more)
+
+
+common = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@common
+@given(sets=pools(), seed=st.integers(0, 3), held=st.integers(0, 5))
+def test_splits_against_a_plain_recomputation(tmp_path: Path, sets: dict[str, list[int]], seed: int, held: int) -> None:
+    config = pool_config(tmp_path, sets, seed=seed, validation=held)
+    ranked = {s: sorted({str(i) for i in rows}, key=lambda p: row_key(seed, pair(p))) for s, rows in sets.items()}
+    contexts = {name: rows[:2] for name, rows in ranked.items()}
+    all_contexts = {p for rows in contexts.values() for p in rows}
+    cut = {name: 2 + min(held, (len(rows) - 2) // 10) if name in "ab" else len(rows) for name, rows in ranked.items()}
+    validation = {name: [p for p in rows[2 : cut[name]] if p not in all_contexts] for name, rows in ranked.items()}
+    held_out = all_contexts.union(*validation.values())
+    train = {name: [p for p in rows[cut[name] :] if p not in held_out] for name, rows in ranked.items()}
+    event(f"leaks use up a task: {not all(train[name] for name in sets if name in 'ab')}")
+    if not all(train[name] for name in sets if name in "ab"):
+        with pytest.raises(UserError, match="has no training row left"):
+            load(config)
+        return
+    pool = load(config)
+    for one in pool.all:
+        assert prompts(one.contexts) == contexts[one.name]
+        assert prompts(one.validation) == validation[one.name]
+        assert prompts(one.train) == train[one.name]
+        c = one.counts
+        kept = len(one.train) + len(one.contexts) + len(one.validation)
+        assert c.read + c.validation_read == c.duplicates + c.too_long + c.validation_dropped + c.train_dropped + kept
+        assert c.read == len(sets[one.name])
+        assert c.duplicates == len(sets[one.name]) - len(set(sets[one.name]))
+    assert pool.overlap.tolist() == [[len(set(sets[a]) & set(sets[b])) for b in pool.sets] for a in pool.sets]
+
+
+@common
+@given(sets=pools(), order=st.randoms(use_true_random=False))
+def test_neither_file_order_nor_other_sets_move_contexts(
+    tmp_path: Path, sets: dict[str, list[int]], order: Any
+) -> None:
+    try:
+        before = load(pool_config(tmp_path, sets))
+    except UserError:
+        return
+    shuffled = {name: order.sample(rows, len(rows)) for name, rows in order.sample(list(sets.items()), len(sets))}
+    after = load(pool_config(tmp_path, shuffled))
+    assert {one.name: one for one in before.all} == {one.name: one for one in after.all}
+    alone = load(pool_config(tmp_path, {"a": sets["a"]}))
+    assert alone["a"].contexts == before["a"].contexts
+    assert alone["a"].context_key == before["a"].context_key
+    kept = set(prompts(before["a"].train))
+    assert [p for p in prompts(alone["a"].train) if p in kept] == prompts(before["a"].train)
+
+
+def test_shared_rows_fall_on_the_same_side(tmp_path: Path) -> None:
+    pool = load(
+        configure(
+            {"a": write(tmp_path / "a.jsonl", pairs(*range(50))), "b": write(tmp_path / "b.jsonl", pairs(*range(50)))}
+        )
+    )
+    assert pool["a"].train == pool["b"].train
+    assert pool["a"].contexts == pool["b"].contexts
+    assert pool["a"].counts.train_dropped == 0
+    assert pool.overlap_table() == {"sets": ["a", "b"], "rows": [[50, 50], [50, 50]]}
+
+
+def test_the_seed_moves_the_split(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", pairs(*range(200)))
+    first, second = (load(configure({"a": path}, seed=seed))["a"] for seed in (0, 1))
+    assert first.context_key != second.context_key
+    assert set(prompts(first.contexts)) != set(prompts(second.contexts))
+
+
+def test_rows_that_differ_in_any_part_are_distinct() -> None:
+    rows: list[Conversation] = [
+        pair("ab", "c"),
+        pair("a", "bc"),
+        conversation(("system", "ab"), ("assistant", "c")),
+        conversation(*[("user", "ab"), ("assistant", "c")] * 2),
+    ]
+    assert len({row_key(seed, row) for row in rows for seed in (0, 1)}) == 8
+
+
+def test_every_row_is_as_likely_a_context(tmp_path: Path) -> None:
+    # 400 seeds, 2 of 20 rows: each row is a context 40 times, standard deviation 6.
+    chosen = np.zeros(20)
+    path = write(tmp_path / "a.jsonl", pairs(*range(20)))
+    for seed in range(400):
+        for prompt in prompts(load(configure({"a": path}, seed=seed))["a"].contexts):
+            chosen[int(prompt)] += 1
+    assert chosen.sum() == 800
+    assert abs(chosen - 40).max() < 5 * 6
+
+
+def test_validation_file(tmp_path: Path) -> None:
+    own = write(tmp_path / "a.jsonl", pairs(*range(50)))
+    contexts = prompts(load(configure({"a": own}))["a"].contexts)
+    file = write(tmp_path / "v.jsonl", pairs(contexts[0], 48, 49, 49, "new", "long " * 50))
+    a = load(configure({"a": {"path": own, "validation": file}}))["a"]
+    expected = ({"48", "49", "new"} | {"long " * 50}) - set(contexts)
+    assert set(prompts(a.validation)) == expected
+    assert prompts(a.contexts) == contexts
+    assert not expected & set(prompts(a.train))
+    assert len(a.train) == 48 - len(expected & set(map(str, range(50))))
+    assert (a.counts.validation_read, a.counts.duplicates, a.counts.validation_dropped) == (6, 1, 1)
+    assert a.counts.truncated == 1
+
+
+def test_lengths_are_counted(tmp_path: Path) -> None:
+    rows = [*pairs(*range(20)), {"prompt": "p " * 40, "completion": "cut"}, {"prompt": "q", "completion": "w " * 40}]
+    seen: list[tuple[str, int, int]] = []
+    pool = load_tasks(configure({"a": write(tmp_path / "a.jsonl", rows)}), measure, lambda *event: seen.append(event))
+    a = pool["a"]
+    assert (a.counts.too_long, a.counts.truncated) == (1, 1)
+    assert a.response_tokens == 2 * len(a.train)
+    assert all(row.tokens == measure([row.conversation])[0].tokens for row in a.train)  # type: ignore[union-attr]
+    assert seen == [("reading", 0, 1), ("reading", 1, 1), ("tokenising", 0, 22), ("tokenising", 22, 22)]
+
+
+def test_a_shared_row_is_measured_once(tmp_path: Path) -> None:
+    sizes: list[int] = []
+
+    def counting(batch: Sequence[Conversation]) -> list[Length | None]:
+        sizes.append(len(batch))
+        return measure(batch)
+
+    a, b = write(tmp_path / "a.jsonl", pairs(*range(600))), write(tmp_path / "b.jsonl", pairs(*range(300, 900)))
+    load_tasks(configure({"a": a, "b": b}), counting)
+    assert sum(sizes) == 900
+    assert max(sizes) <= 512
+
+
+def test_saved_pool_comes_back(tmp_path: Path) -> None:
+    chat = {
+        "messages": [
+            {"role": "system", "content": "ü\u2028"},
+            {"role": "user", "content": ""},
+            {"role": "assistant", "content": "x"},
+        ]
+    }
+    rows = [{"messages": [*chat["messages"], {"role": "user", "content": str(i)}]} for i in range(9)]
+    pool = load(
+        configure({"a": write(tmp_path / "a.jsonl", pairs(*range(9)))}, {"t": write(tmp_path / "t.jsonl", rows)})
+    )
+    pool.save(tmp_path / "pool")
+    back = TaskPool.load(tmp_path / "pool")
+    assert (back.tasks, back.targets) == (pool.tasks, pool.targets)
+    assert back.overlap.tolist() == pool.overlap.tolist()
+    assert [s.train_key for s in back.all] == [s.train_key for s in pool.all]
+
+
+def test_loading_plain_files_needs_neither_datasets_nor_torch(tmp_path: Path) -> None:
+    import subprocess
+
+    path = write(tmp_path / "a.jsonl", pairs(*range(20)))
+    data = {"tasks": [{"name": "a", "path": path}], "budget": {"examples": 1}, "contexts": {"per_set": 2}}
+    code = (
+        "import sys, taskpgm.export\n"
+        "from taskpgm.config import parse_config\n"
+        "from taskpgm.tasks import Length, load_tasks\n"
+        f"load_tasks(parse_config({data!r}), lambda rows: [Length(2, 1, False) for _ in rows])\n"
+        "assert not {'torch', 'datasets', 'pyarrow'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# What a user may get wrong: one sentence with value, reason and remedy
+
+
+BAD_FILES = [
+    ("a.jsonl", '{"question": "p", "answer": "c"}\n', "has the columns question, answer; a task needs"),
+    ("a.jsonl", '{"prompt": "p", "output": "c"}\n', "has the columns prompt, output; a task needs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "says"), BAD_FILES)
+def test_bad_files(tmp_path: Path, name: str, text: str | bytes, says: str) -> None:
+    with pytest.raises(UserError, match=says) as error:
+        read(bad(tmp_path / name, text))
+    one_sentence(error)
+    assert "a." in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"prompt": "question"}, "`columns` reads prompt from 'question', but .* has prompt, completion"),
+        ({"prompt": "prompt", "output": "completion"}, "and `columns` maps prompt, output; a task needs"),
+    ],
+)
+def test_bad_columns(tmp_path: Path, columns: dict[str, str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        read(bad(tmp_path / "a.jsonl", GOOD), columns=columns)
+
+
+def test_too_few_rows(tmp_path: Path) -> None:
+    two, three = write(tmp_path / "two.jsonl", pairs(1, 2, 2)), write(tmp_path / "three.jsonl", pairs(1, 2, 3))
+    with pytest.raises(
+        UserError,
+        match=r"Task 'a' has 2 usable rows \(3 read, 1 duplicates\), but 2 contexts and one training row need 3",
+    ):
+        load(configure({"a": two}))
+    assert len(load(configure({"a": three}))["a"].train) == 1
+    assert (
+        len(load(configure({"a": three}, {"t": two}, seed=next(s for s in range(99) if shares(s))))["t"].contexts) == 2
+    )
+    with pytest.raises(UserError, match="Target 't' has 1 usable rows, but 2 contexts need 2; lower contexts"):
+        load(configure({"a": three}, {"t": write(tmp_path / "one.jsonl", pairs(1))}))
+    with pytest.raises(UserError, match="Task 'a' has no training row left: all 1 equal held-out rows") as error:
+        load(configure({"a": three}, {"t": three}))
+    one_sentence(error)
+    long = write(tmp_path / "long.jsonl", [{"prompt": str(i), "completion": "w " * 40} for i in range(9)])
+    with pytest.raises(UserError, match=r"has 0 usable rows \(9 read, 9 longer than probes.max_length allows\)"):
+        load(configure({"a": long}))
+
+
+def shares(seed: int) -> bool:
+    """Whether row 3 ranks last, so that the target's rows 1 and 2 take no training row away."""
+    return max("123", key=lambda p: row_key(seed, pair(p))) == "3"

@@ -1,0 +1,254 @@
+"""Training, evaluating and predicting mixtures on a tiny random model."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.models import make_model
+from support.runs import experiment
+
+from taskpgm import UserError, load_config, parse_config
+from taskpgm.data.chat import ChatEncoder
+from taskpgm.data.plan import plan_rows
+from taskpgm.evaluation.compare import (
+    CompareOptions,
+    _Worker,
+    compare_mixtures,
+    evaluation_rows,
+    plan_steps,
+    run_comparison,
+)
+from taskpgm.evaluation.full_finetuning import under
+from taskpgm.evaluation.loss import evaluate_probe
+from taskpgm.evaluation.predict import Prediction, merged_probe, rank_correlations, run_prediction
+from taskpgm.lm.loading import load_model
+from taskpgm.lm.lora import KEY
+from taskpgm.parallel import possible
+from taskpgm.pipeline.directory import RunDirectory
+from taskpgm.pipeline.run import Stages
+from taskpgm.probes.training import Trainer
+
+OPTIONS = CompareOptions(("taskpgm", "uniform", "random"), seeds=2, budgets=(0.5, 2), accuracy=False)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("compare")
+    config = load_config(experiment(root, make_model(root / "model")))
+    with RunDirectory(root / "run") as directory:
+        stages = Stages(config, directory)
+        comparison, facts = run_comparison(stages, OPTIONS)
+        yield config, stages, comparison, facts
+
+
+def test_every_mixture_is_trained_with_every_seed_and_written(compared):
+    config, stages, comparison, facts = compared
+    assert {(m.mixture, m.seed) for m in comparison.measurements} == {
+        (name, seed) for name in OPTIONS.mixtures for seed in range(2)
+    }
+    assert {m.rows for m in comparison.measurements} == {config.budget.size}
+    written = json.loads((stages.directory / "comparison.json").read_text())
+    assert written["budget equivalence"]["curve"].keys() == {"25", "50", "100"}
+    assert "uniform needs" in facts["budget equivalence"]["sentence"]
+    records = [json.loads(path.read_text()) for path in (stages.directory / "compare").glob("*.json")]
+    assert len(records) == 2 * (3 + 2)
+    random = [record["weights"] for record in records if record["mixture"] == "random"]
+    assert random[0] != random[1]
+    for record in records:
+        np.testing.assert_allclose(sum(record["weights"].values()), 1)
+
+
+def test_a_measurement_is_that_of_training_the_plan_and_the_plain_loss(compared):
+    config, stages, comparison, _ = compared
+    seeded = config.model_copy(update={"seed": _run_seed(config, 1)})
+    encoder = ChatEncoder(stages.lm.tokenizer, config.probes.max_length)
+    uniform = dict.fromkeys((t.name for t in config.tasks), 1 / len(config.tasks))
+    rows = {
+        (t, r): encoder.encode([row.conversation])[0]
+        for t, task in enumerate(stages.pool().tasks)
+        for r, row in enumerate(task.train)
+    }
+    steps = plan_steps(rows, plan_rows(stages.pool(), uniform, seeded), seeded)
+    assert sum(map(len, steps)) == config.budget.size
+    assert len(steps) == round(config.budget.size / 4)
+    probe = Trainer(stages.lm, seeded, 0).train("again", steps)
+    (found,) = [m for m in comparison.measurements if (m.mixture, m.seed) == ("uniform", 1)]
+    for name, rows in evaluation_rows(stages.pool()).items():
+        losses = []
+        with under(stages.lm, probe), torch.no_grad():
+            for row in encoder.encode([row.conversation for row in rows]):
+                ids = torch.tensor(row.ids[None].astype(np.int64))
+                logp = stages.lm.model(input_ids=ids).logits[0].log_softmax(-1)
+                at = np.flatnonzero(row.response)
+                losses += [-float(logp[t - 1, ids[0, t]]) for t in at]
+        np.testing.assert_allclose(found.loss[name], np.mean(losses), atol=1e-4)
+
+
+def _run_seed(config, seed):
+    from taskpgm.evaluation.compare import _seeded
+
+    return _seeded(config, seed).seed
+
+
+def test_a_second_comparison_trains_nothing_again(compared, monkeypatch):
+    _, stages, comparison, _ = compared
+    monkeypatch.setattr(Trainer, "train", lambda *_: pytest.fail("trained again"))
+    again, _ = run_comparison(stages, OPTIONS)
+    assert again.to_dict()["differences"] == comparison.to_dict()["differences"]
+
+
+def test_predictions_are_the_ensemble_and_the_merged_probes(compared):
+    _, stages, comparison, _ = compared
+    found, ranks = run_prediction(stages, ("taskpgm", "uniform", "size"))
+    by_name = {one.mixture: one for one in found}
+    assert by_name.keys() == {"taskpgm", "uniform", "size", "random, seed 0", "random, seed 1"}
+    assert ranks["mixtures"] == 4
+    scores = stages.score()
+    target = scores.sets.index("target")
+    columns = scores.context_set[scores.context] == target
+    logp = scores.logp[1:, columns]
+    omega = scores.omega(np.eye(len(scores.sets))[target])[columns]
+    expected = -omega @ np.log(np.exp(logp).mean(0))
+    np.testing.assert_allclose(by_name["uniform"].ensemble, expected, rtol=1e-6)
+    start = -omega @ scores.logp[0, columns]
+    gains = (scores.logp[1:, columns] - scores.logp[0, columns]) @ omega
+    for one in found:
+        p = np.array([one.weights[task.name] for task in stages.config.tasks])
+        straying = np.mean(np.log(1 / 3 / p))
+        np.testing.assert_allclose(one.gain, start - gains @ p + 0.3 * straying, rtol=1e-6)
+        np.testing.assert_allclose(one.ensemble, -omega @ np.log(p @ np.exp(logp)) + 0.2 * straying, rtol=1e-6)
+    # The whole weight on one task merges to that probe alone.
+    probes = stages.trained()
+    one = merged_probe(probes, [0.0, 1.0, 0.0])
+    assert all(torch.equal(one.weights[k], probes[1].weights[k]) for k in one.weights)
+    measured = {m.mixture: [] for m in comparison.measurements}
+    for m in comparison.measurements:
+        measured[m.mixture].append(m.loss["target"])
+    np.testing.assert_allclose(by_name["uniform"].measured, np.mean(measured["uniform"]))
+
+
+def test_another_mixture_under_the_name_of_one_is_told_apart(compared):
+    """`taskpgm` was trained with other weights once more, as after a change of the energy: both are predicted."""
+    _, stages, *_ = compared
+    folder = stages.directory / "compare"
+    old = next(r for path in folder.glob("*.json") if (r := json.loads(path.read_text()))["mixture"] == "taskpgm")
+    names = list(old["weights"])
+    other = dict(zip(names, np.arange(1, len(names) + 1) / sum(range(1, len(names) + 1)), strict=True))
+    for first in ("0", "z"):  # whichever is read first
+        path = folder / f"{first}.json"
+        path.write_text(json.dumps(old | {"weights": other}))
+        try:
+            found = {one.mixture: one for one in run_prediction(stages, ("taskpgm",), merged=False)[0]}
+        finally:
+            path.unlink()
+        again = [one for name, one in found.items() if name.startswith("taskpgm (")]
+        assert [dict(one.weights) for one in again] == [other]
+        assert dict(found["taskpgm"].weights) == old["weights"]
+        assert found["taskpgm"].measured is not None
+
+
+def test_another_order_of_the_rows_is_another_measurement(compared, monkeypatch):
+    _, stages, *_ = compared
+    result = stages.sample()
+    worker = _Worker(stages, result, replace(OPTIONS, mixtures=("uniform",), seeds=1, budgets=()))
+    (run,) = worker.runs
+    monkeypatch.setattr(worker, "measure", lambda *_: pytest.fail("trained again"))
+    assert len(list(worker.measurements())) == 1
+    turned = replace(run.plan, task=run.plan.task[::-1], row=run.plan.row[::-1])
+    worker.runs = [replace(run, plan=turned)]
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        list(worker.measurements())
+
+
+@pytest.mark.skipif(not possible(), reason="processes are forked on Linux alone")
+def test_what_is_measured_does_not_depend_on_what_is_measured_beside_it(compared, tmp_path):
+    config, *_ = compared
+    data = config.model_dump(exclude_none=True)
+    data["model"]["processes"], data["probes"]["lora"]["last_layers"] = 2, 1
+    config = parse_config(data)
+    together, apart = replace(OPTIONS, budgets=(), keep=True), replace(OPTIONS, budgets=(), seeds=1)
+    found = compare_mixtures(config, tmp_path / "together", together)
+    compare_mixtures(config, tmp_path / "apart", replace(apart, mixtures=("uniform",)))
+    again = compare_mixtures(config, tmp_path / "apart", replace(apart, mixtures=("random", "uniform")))
+    by_run = {(m.mixture, m.seed): m.loss for m in found.measurements}
+    assert len(by_run) == 6
+    assert {(m.mixture, m.seed) for m in again.measurements} == {("random", 0), ("uniform", 0)}
+    for m in again.measurements:  # which rows are run together below the adapters moves the last digits
+        assert m.loss == pytest.approx(by_run[m.mixture, m.seed], rel=1e-5)
+    assert len(list((tmp_path / "together" / "compare").glob("*/adapter_model.safetensors"))) == 6
+
+
+def test_a_run_that_fails_beside_others_leaves_those_that_are_done(compared, tmp_path, monkeypatch):
+    config, *_ = compared
+    data = config.model_dump(exclude_none=True)
+    data["model"]["processes"] = 2
+    train = Trainer.train
+
+    def failing(self, name, steps, *args, **kwargs):
+        if name == "random":
+            raise UserError("out of luck")
+        return train(self, name, steps, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train", failing)
+    with pytest.raises(UserError, match="out of luck"):
+        compare_mixtures(parse_config(data), tmp_path / "run", replace(OPTIONS, budgets=(), seeds=1))
+    made = [json.loads(path.read_text())["mixture"] for path in (tmp_path / "run" / "compare").glob("*.json")]
+    assert set(made) <= {"taskpgm", "uniform"}
+    assert made
+
+
+def test_the_merged_update_is_the_weighted_sum_of_updates(compared):
+    _, stages, _, _ = compared
+    probes, weights = stages.trained(), [0.2, 0.0, 0.8]
+    merged = merged_probe(probes, weights)
+    scale = merged.settings.lora_alpha / merged.settings.r
+    for key in [k for k in merged.weights if k.endswith("lora_A.weight")]:
+        stem = key.removeprefix(KEY).removesuffix(".lora_A.weight")
+        b = key.replace("lora_A", "lora_B")
+        found = scale * merged.weights[b] @ merged.weights[key]
+        expected = sum(
+            w * p.settings.lora_alpha / p.settings.r * p.weights[b] @ p.weights[key]
+            for w, p in zip(weights, probes, strict=True)
+        )
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4, msg=stem)
+
+
+def test_rank_correlations_are_scipys_on_what_was_measured():
+    found = [
+        Prediction(str(i), {}, e, -e, m, x)
+        for i, (e, m, x) in enumerate([(1, 3, 1), (2, 2, 2), (3, 1, 4), (9, 9, None)])
+    ]
+    assert rank_correlations(found) == {
+        "mixtures": 3,
+        "ensemble": pytest.approx(1),
+        "gain": pytest.approx(-1),
+        "merged": pytest.approx(-1),
+    }
+    assert rank_correlations(found[:2]) == {}
+
+
+def test_a_set_without_rows_to_evaluate_is_an_error(tmp_path, model_folders):
+    config = load_config(experiment(tmp_path, model_folders["llama"], contexts={"per_set": 6, "validation": 0}))
+    with RunDirectory(tmp_path / "run") as directory, pytest.raises(UserError, match="no rows left to evaluate"):
+        evaluation_rows(Stages(config, directory).pool())
+
+
+@pytest.mark.parametrize("trainer", ["engine", "trl"])
+def test_whole_models_are_compared_and_kept(compared, trainer):
+    pytest.importorskip("trl")
+    _, stages, lora, _ = compared
+    options = replace(OPTIONS, mixtures=("taskpgm", "uniform"), seeds=1, budgets=(), method="full", trainer=trainer)
+    comparison, _ = run_comparison(stages, replace(options, keep=True))
+    losses = {m.mixture: m.loss["target"] for m in comparison.measurements}
+    assert losses.keys() == {"taskpgm", "uniform"}
+    for m in lora.measurements:
+        assert m.loss["target"] not in losses.values()
+    folders = {path.parent for path in (stages.directory / "compare").glob("*/model.safetensors")}
+    records = {f: json.loads(f.with_suffix(".json").read_text()) for f in folders}
+    (folder,) = [f for f, r in records.items() if r["sets"]["target"]["token_loss"] == losses["uniform"]]
+    saved = load_model(stages.config.model.model_copy(update={"path": str(folder)}))
+    rows = {"target": evaluation_rows(stages.pool())["target"]}
+    again = evaluate_probe(saved, rows, None, stages.config, generate=False)
+    np.testing.assert_allclose(again.sets["target"].token_loss, losses["uniform"], rtol=1e-6)

@@ -1,0 +1,305 @@
+"""Energies against finite differences, their definitions written as loops, and each other."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from support.numerics import names, random_truth, synthetic_scores
+
+from taskpgm.config import AffinityConfig, EnergyConfig
+from taskpgm.errors import UserError
+from taskpgm.mixture.affinity import given_affinity, mean_logp, measure_affinity
+from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.energy import field_energy
+from taskpgm.mixture.jackknife import Fold, standard_error, t_quantile
+from taskpgm.mixture.linalg import convexity_shift, tangent_spectrum
+from taskpgm.mixture.solve import solve_mixture
+
+RATIO = AffinityConfig()
+
+
+def energies(seed=0, targets=0, **scores_options):
+    scores = synthetic_scores(np.random.default_rng(seed), targets=targets, **scores_options)
+    affinity = measure_affinity(scores, RATIO)
+    configs = [
+        EnergyConfig(),
+        EnergyConfig(prior=0, utility={"t1": 0.2}),
+        EnergyConfig(kind="gain", utility={"t1": 0.2}),
+        EnergyConfig(kind="transfer"),
+        EnergyConfig(kind="transfer", saturation=0),
+    ]
+    if not targets:
+        configs += [EnergyConfig(kind="affinity"), EnergyConfig(kind="affinity", t=0.5, utility={"t0": 1.0})]
+    return scores, [build_energy(scores, affinity, config) for config in configs]
+
+
+@pytest.mark.parametrize("targets", [0, 2])
+def test_gradient_and_hessian_are_those_of_the_value(targets):
+    rng = np.random.default_rng(1)
+    for energy in energies(targets=targets)[1]:
+        p, h = rng.dirichlet(np.full(4, 5.0)), 1e-5
+        for i in range(4):
+            e = h * np.eye(4)[i]
+            slope = (energy.value(p + e) - energy.value(p - e)) / (2 * h)
+            assert energy.gradient(p)[i] == pytest.approx(slope, abs=1e-8)
+            bend = (energy.gradient(p + e) - energy.gradient(p - e)) / (2 * h)
+            np.testing.assert_allclose(energy.hessian(p)[i], bend, atol=1e-6)
+
+
+def test_likelihood_is_the_loss_of_the_ensemble():
+    scores, (energy, bare, *_) = energies(targets=2)
+    weights = {"g0": 3.0, "g1": 1.0}
+    energy = build_energy(scores, None, EnergyConfig(), weights)
+    p = np.array([0.1, 0.2, 0.3, 0.4])
+    losses = {}
+    for j, name in ((4, "g0"), (5, "g1")):
+        of_contexts = [
+            -np.log(p @ np.exp(scores.logp[1:, scores.context == c])).mean()
+            for c in np.flatnonzero(scores.context_set == j)
+        ]
+        losses[name] = np.mean(of_contexts)
+    expected = 0.75 * losses["g0"] + 0.25 * losses["g1"]
+    assert energy.loss(p) == pytest.approx(expected, rel=1e-12)
+    divergence = np.sum(0.25 * np.log(0.25 / p))
+    assert energy.value(p) == pytest.approx(expected + 0.2 * divergence, rel=1e-12)
+    assert bare.loss(p) == pytest.approx(0.5 * losses["g0"] + 0.5 * losses["g1"] - 0.2 * p[1], rel=1e-12)
+
+
+def test_prior_takes_its_reference():
+    scores = synthetic_scores(np.random.default_rng(2))
+    energy = build_energy(scores, None, EnergyConfig(), reference={"t0": 3, "t1": 1})
+    assert energy.prior == 0.5  # no targets
+    np.testing.assert_allclose(energy.reference, [0.75, 0.25, 0, 0])
+
+
+def test_ratio_with_t_2_is_the_second_order_expansion_of_the_likelihood():
+    """By finite differences of the likelihood's own value, at uniform, without a prior."""
+    scores = synthetic_scores(np.random.default_rng(3), n=3)
+    exact = build_energy(scores, None, EnergyConfig(prior=0))
+    field = build_energy(scores, measure_affinity(scores, RATIO), EnergyConfig(kind="affinity"))
+    u, h = np.full(3, 1 / 3), 1e-4
+    eye = np.eye(3)
+    for i in range(3):
+        slope = (exact.value(u + h * eye[i]) - exact.value(u - h * eye[i])) / (2 * h)
+        assert field.gradient(u)[i] == pytest.approx(slope, abs=1e-6)
+        for j in range(3):
+            a, b = h * eye[i], h * eye[j]
+            mixed = exact.value(u + a + b) - exact.value(u + a - b) - exact.value(u - a + b) + exact.value(u - a - b)
+            assert field.K[i, j] == pytest.approx(mixed / (4 * h * h), abs=1e-5)
+    psi, K = exact.field_at(u)
+    np.testing.assert_allclose(psi, field.psi, atol=1e-12)  # 2E[R] = 2Ku: t is applied once, as 2·S·w
+    np.testing.assert_allclose(K, field.K, atol=1e-12)
+    np.testing.assert_allclose(K @ u, psi / 2, atol=1e-12)
+
+
+def test_transfer_by_its_definition():
+    scores = synthetic_scores(np.random.default_rng(4), targets=2)
+    energy = build_energy(scores, None, EnergyConfig(kind="transfer", saturation=0.7), {"g0": 1, "g1": 3})
+    M = mean_logp(scores)
+    G = M[1:, 4:] - M[0, 4:]
+    R = G / np.maximum(G.max(axis=0), 0.01)
+    p = np.array([0.4, 0.3, 0.2, 0.1])
+    z, w = R.T @ p, np.array([0.25, 0.75])
+    assert energy.value(p) == pytest.approx(-np.sum(w * (z - 0.35 * z**2)), rel=1e-10)
+    assert R.max() == pytest.approx(1)
+
+
+def test_transfer_floor_keeps_a_set_that_nothing_helps_from_exploding():
+    truth = np.full((3, 3), -2.0)
+    truth[1:, 2] -= 1.0  # both probes hurt the target
+    scores = synthetic_scores(np.random.default_rng(5), n=2, targets=1, truth=truth, noise=0.01)
+    energy = build_energy(scores, None, EnergyConfig(kind="transfer", floor=0.1))
+    assert np.abs(energy.psi).max() == pytest.approx(1)  # the harm of 1 nat over the largest harm, not over the floor
+    assert (energy.psi < 0).all()
+
+
+@pytest.mark.parametrize("targets", [0, 2])
+def test_replicates_are_energies_of_what_is_left(targets):
+    """Each replicate equals the energy of scores in which the group never was; `only` averages back to the whole."""
+    scores, built = energies(targets=targets)
+    p = np.array([0.1, 0.2, 0.3, 0.4])
+    for energy in built:
+        assert len(energy.without) == len(energy.only) == 16
+        if energy.kind != "transfer":
+            assert np.mean([one.loss(p) for one in energy.only]) == pytest.approx(energy.loss(p), rel=1e-10)
+            assert np.mean([one.loss(p) for one in energy.without]) == pytest.approx(energy.loss(p), rel=1e-10)
+    without = scores.logp.copy()
+    dropped = scores.context_group[scores.context] == 3
+    without[:, dropped] = -50 * np.random.default_rng(0).random(size=without[:, dropped].shape)
+    for energy, other in zip(built, _rebuild(replace(scores, logp=without), targets), strict=True):
+        assert energy.without[3].value(p) == pytest.approx(other.without[3].value(p), rel=1e-9)
+        if energy.kind != "transfer":  # its `only` needs the noise over all groups
+            assert energy.only[7].loss(p) == pytest.approx(other.only[7].loss(p), rel=1e-9)
+
+
+def _rebuild(scores, targets):
+    affinity = measure_affinity(scores, RATIO)
+    configs = [EnergyConfig(), EnergyConfig(prior=0, utility={"t1": 0.2}),
+               EnergyConfig(kind="gain", utility={"t1": 0.2}), EnergyConfig(kind="transfer"),
+               EnergyConfig(kind="transfer", saturation=0)]  # fmt: skip
+    if not targets:
+        configs += [EnergyConfig(kind="affinity"), EnergyConfig(kind="affinity", t=0.5, utility={"t0": 1.0})]
+    return [build_energy(scores, affinity, config) for config in configs]
+
+
+def test_held_out_transfer_is_unbiased():
+    """R_b R_bᵀ counts noise as redundancy; with the noise taken off the mean over draws is the truth."""
+    rng = np.random.default_rng(6)
+    truth = np.full((5, 4), -2.0)
+    truth[1:] += 0.5 * rng.random((4, 4))
+    p = np.array([1.0, 0, 0, 0])
+    u = np.full(4, 0.25)
+    exact = build_energy(
+        synthetic_scores(np.random.default_rng(7), truth=truth, contexts=4000), None, EnergyConfig(kind="transfer")
+    )
+    differences = []
+    for _ in range(60):
+        energy = build_energy(synthetic_scores(rng, truth=truth, noise=0.2), None, EnergyConfig(kind="transfer"))
+        differences.append(np.mean([one.loss(u) - one.loss(p) for one in energy.only]))
+    error = np.std(differences) / np.sqrt(60)
+    assert abs(np.mean(differences) - (exact.loss(u) - exact.loss(p))) < 4 * error + 0.01
+
+
+@given(seed=st.integers(0, 10_000), n=st.integers(2, 8))
+@settings(max_examples=60, deadline=None)
+def test_shift_restores_exactly_what_is_missing_and_a_margin(seed, n):
+    rng = np.random.default_rng(seed)
+    K = rng.normal(size=(n, n))
+    K = K + K.T
+    Z = np.linalg.svd(np.ones((1, n)))[2][1:].T
+    values = np.linalg.eigvalsh(Z.T @ K @ Z)
+    smallest, largest = tangent_spectrum(K)
+    np.testing.assert_allclose([smallest, largest], [values[0], values[-1]], atol=1e-10 * np.abs(values).max())
+    shift, least = convexity_shift(K)
+    assert least == smallest
+    energy = field_energy(names(n), np.zeros(n), K)
+    assert energy.curvature == pytest.approx(tangent_spectrum(energy.K)[0], rel=1e-6, abs=1e-10)
+    if values[0] >= 0:
+        assert shift == 0
+    else:
+        assert shift == pytest.approx(-values[0] + 1e-3 * np.abs(values).max(), rel=1e-6)
+        assert np.linalg.eigvalsh(Z.T @ (K + shift * np.eye(n)) @ Z)[0] > 0  # an exact −λ_min shift would be singular
+
+
+def test_semidefinite_affinities_need_no_shift():
+    scores = synthetic_scores(np.random.default_rng(8), jsd=True)
+    for kind in ("ratio", "jsd"):
+        affinity = measure_affinity(scores, AffinityConfig(kind=kind))
+        assert build_energy(None, affinity, EnergyConfig(kind="affinity", t=2)).shift == 0
+
+
+def test_ridge_adds_mean_curvature():
+    S = np.random.default_rng(9).normal(size=(5, 5))
+    S = S @ S.T
+    plain = build_energy(None, given_affinity(S), EnergyConfig(kind="affinity", t=2))
+    ridged = build_energy(None, given_affinity(S + 7.0), EnergyConfig(kind="affinity", t=2, ridge=0.5))
+    Z = np.linalg.svd(np.ones((1, 5)))[2][1:].T
+    added = 0.5 * np.trace(Z.T @ S @ Z) / 4
+    np.testing.assert_allclose(ridged.K, plain.K + 7.0 + added * np.eye(5))
+
+
+def test_knobs_turn_without_measuring_again():
+    scores, built = energies()
+    rng = np.random.default_rng(10)
+    p = rng.dirichlet(np.ones(4))
+    affinity = measure_affinity(scores, RATIO)
+    for energy, config in zip(built, (EnergyConfig(prior=0.3), EnergyConfig(prior=0.3, utility={"t1": 0.2}),
+                                      EnergyConfig(kind="gain", prior=0.3, utility={"t1": 0.2}),
+                                      EnergyConfig(kind="transfer", saturation=0.3),
+                                      EnergyConfig(kind="transfer", saturation=0.3),
+                                      EnergyConfig(kind="affinity", t=0.3),
+                                      EnergyConfig(kind="affinity", t=0.3, utility={"t0": 1.0})), strict=True):  # fmt: skip
+        turned, built_anew = energy.with_knob(0.3), build_energy(scores, affinity, config)
+        assert turned.knob == 0.3
+        assert turned.value(p) == pytest.approx(built_anew.value(p), rel=1e-12)
+        assert turned.without[2].value(p) == pytest.approx(built_anew.without[2].value(p), rel=1e-12)
+        assert turned.settings == built_anew.settings
+
+
+def test_wrong_settings_get_one_sentence():
+    scores = synthetic_scores(np.random.default_rng(11), targets=1)
+    affinity = measure_affinity(scores, RATIO)
+    given = given_affinity(np.eye(3))
+    cases = [
+        (lambda: build_energy(scores, affinity, EnergyConfig(kind="affinity")), "targets"),
+        (lambda: build_energy(scores, None, EnergyConfig(kind="affinity")), "needs an affinity"),
+        (lambda: build_energy(None, given, EnergyConfig()), "needs scores"),
+        (lambda: build_energy(None, given, EnergyConfig(kind="affinity")), "no default"),
+        (lambda: build_energy(None, given, EnergyConfig(kind="affinity", t=2, utility={"x": 1})), "'x'"),
+        (lambda: build_energy(scores, None, EnergyConfig(), reference={"x": 1}), "'x'"),
+        (lambda: build_energy(scores, None, EnergyConfig(), reference={"t0": -1}), "non-negative"),
+        (lambda: build_energy(replace(scores, logp=scores.logp * np.nan), None, EnergyConfig()), "NaN"),
+    ]
+    for call, words in cases:
+        with pytest.raises(UserError, match=words):
+            call()
+
+
+def test_interval_of_utility_covers_the_truth():
+    """ψ of the affinity energy, nominal 95 %, between 90 and 99 %."""
+    rng = np.random.default_rng(12)
+    truth = random_truth(rng, 3)
+    config = EnergyConfig(kind="affinity", t=2)
+    pmi = AffinityConfig(kind="pmi", reference="base")
+    G = truth[1:, :3] - truth[0, :3]
+    expected = 2 * (0.5 * (G + G.T)).mean(axis=1)
+    hits = []
+    for _ in range(150):
+        energy = build_energy(None, measure_affinity(synthetic_scores(rng, n=3, truth=truth), pmi), config)
+        error = standard_error([one.psi for one in energy.without])
+        hits.append(np.abs(energy.psi - expected) <= stats.t.ppf(0.975, 15) * error)
+    assert 0.90 <= np.mean(hits) <= 0.99
+
+
+def test_quantile_has_satterthwaite_degrees_of_freedom():
+    rng = np.random.default_rng(13)
+    contexts, seeds = rng.normal(size=(16, 1)), rng.normal(size=(3, 1))
+    assert t_quantile(contexts, [])[0] == pytest.approx(stats.t.ppf(0.975, 15))
+    a, b = 15 * contexts.var(), 2 * seeds.var()
+    freedom = (a + b) ** 2 / (a**2 / 15 + b**2 / 2)
+    assert t_quantile(contexts, seeds)[0] == pytest.approx(stats.t.ppf(0.975, freedom))
+
+
+def test_one_task():
+    energy = field_energy(names(1), np.ones(1), np.ones((1, 1)))
+    assert energy.curvature == float("inf")
+    assert energy.shift == 0
+    assert mean_logp(synthetic_scores(np.random.default_rng(0), n=1), Fold()).shape == (2, 1)
+
+
+@pytest.mark.parametrize("targets", [0, 2])
+def test_the_gain_energy_is_mean_gain_and_bounds_the_ensembles(targets):
+    scores = synthetic_scores(np.random.default_rng(12), targets=targets)
+    sets = range(4, 6) if targets else range(4)
+    energy = build_energy(scores, None, EnergyConfig(kind="gain"))
+    ensemble = build_energy(scores, None, EnergyConfig(prior=0))
+    gains, base = np.zeros(4), 0.0
+    for c in np.flatnonzero(np.isin(scores.context_set, sets)):
+        of_context = scores.logp[:, scores.context == c].mean(axis=1)
+        share = 1 / len(sets) / np.sum(scores.context_set == scores.context_set[c])
+        gains += share * (of_context[1:] - of_context[0])
+        base += share * of_context[0]
+    np.testing.assert_allclose(energy.psi, gains, rtol=1e-10)
+    for p in np.random.default_rng(0).dirichlet(np.ones(4), 20):
+        assert energy.loss(p) == pytest.approx(-gains @ p)
+        assert ensemble.loss(p) <= energy.loss(p) - base + 1e-12
+
+
+def test_the_gain_energys_mixture_is_its_closed_form():
+    """Stationarity by hand: p_i = κ r_i / (ν − ψ_i), ν found by bisection."""
+    scores = synthetic_scores(np.random.default_rng(13))
+    r = {"t0": 0.1, "t1": 0.2, "t2": 0.3, "t3": 0.4}
+    for prior in (0.01, 0.3, 10.0):
+        energy = build_energy(scores, None, EnergyConfig(kind="gain", prior=prior), reference=r)
+        low, high = energy.psi.max() + 1e-12, energy.psi.max() + prior
+        for _ in range(200):
+            nu = (low + high) / 2
+            p = prior * energy.reference / (nu - energy.psi)
+            low, high = (nu, high) if p.sum() > 1 else (low, nu)
+        mixture = solve_mixture(energy)
+        np.testing.assert_allclose(mixture.weights, p, atol=1e-7)
+        assert mixture.certificate.passed
+        assert len(mixture.replicates) == len(energy.without)

@@ -1,0 +1,108 @@
+"""Explanations add up, and leave-one-out is solving again."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.numerics import names, random_bounds, random_field, synthetic_scores
+
+from taskpgm.config import AffinityConfig, EnergyConfig
+from taskpgm.mixture.affinity import given_affinity, measure_affinity
+from taskpgm.mixture.bounds import Group, make_bounds
+from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.energy import field_energy
+from taskpgm.mixture.explanation import clusters, explain, strongest_pairs
+from taskpgm.mixture.solve import solve_mixture
+
+
+def energies():
+    scores = synthetic_scores(np.random.default_rng(0), n=5)
+    affinity = measure_affinity(scores, AffinityConfig())
+    configs = (
+        EnergyConfig(),
+        EnergyConfig(prior=0),
+        EnergyConfig(kind="gain"),
+        EnergyConfig(kind="affinity"),
+        EnergyConfig(kind="transfer"),
+    )
+    return [build_energy(scores, affinity, config) for config in configs]
+
+
+@pytest.mark.parametrize("i", range(5))
+@pytest.mark.parametrize("bounded", [False, True])
+def test_marginal_energies_add_up_to_the_price_of_mass(i, bounded):
+    energy = energies()[i]
+    bounds = make_bounds(names(5), hi={"t0": 0.1}, lo={"t1": 0.3}, groups=[Group("g", ("t2", "t3"), 0.0, 0.35)])
+    mixture = solve_mixture(energy, bounds if bounded else None)
+    explanation = explain(energy, mixture)
+    for margin in explanation.margins:
+        total = -margin.utility + sum(margin.redundancy.values()) - margin.prior
+        total += explanation.nu + margin.group - margin.lower + margin.upper
+        assert total == pytest.approx(0, abs=1e-8)
+    slopes = [-m.utility + sum(m.redundancy.values()) - m.prior for m in explanation.margins]
+    np.testing.assert_allclose(slopes, energy.gradient(mixture.weights), atol=1e-8)
+    json.dumps(explanation.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("i", [1, 3, 4])
+def test_leaving_out_is_solving_again(i):
+    energy = energies()[i]
+    mixture = solve_mixture(energy)
+    for dropped in explain(energy, mixture).dropped:
+        others = [task for task in names(5) if task != dropped.task]
+        again = solve_mixture(energy, chosen=others)
+        assert dropped.loss == pytest.approx(energy.value(again.weights) - energy.value(mixture.weights), abs=1e-9)
+        assert dropped.loss >= 0
+        for task, change in dropped.takers.items():
+            assert change == pytest.approx(again.shares[task] - mixture.shares[task], abs=1e-6)
+        assert sum(dropped.takers.values()) == pytest.approx(mixture.shares[dropped.task], abs=1e-6)
+
+
+def test_a_task_that_cannot_be_spared():
+    energy = random_field(np.random.default_rng(1), 2)
+    mixture = solve_mixture(energy, make_bounds(names(2), supply={"t0": 0.4, "t1": 0.7}))
+    dropped = explain(energy, mixture).dropped
+    assert all(one.loss is None for one in dropped)
+
+
+def test_copies_are_interchangeable_and_take_over():
+    rng = np.random.default_rng(2)
+    base = random_field(rng, 4)
+    copy = np.array([0, 1, 2, 3, 1, 3])
+    energy = field_energy(names(6), base.psi[copy], base.K[np.ix_(copy, copy)])
+    explanation = explain(energy, solve_mixture(energy))
+    assert explanation.clusters == (("t1", "t4"), ("t3", "t5"))
+    for dropped in explanation.dropped:
+        if dropped.task in ("t1", "t3", "t4", "t5"):
+            assert dropped.loss == pytest.approx(0, abs=1e-9)
+    assert clusters(names(3), np.ones((3, 3))) == (names(3),)
+    assert clusters(names(1), np.ones((1, 1))) == ()
+
+
+def test_with_bounds_left_out_tasks_lose_their_least_share():
+    rng = np.random.default_rng(3)
+    energy, bounds = random_field(rng, 6), random_bounds(rng, 6)
+    for dropped in explain(energy, solve_mixture(energy, bounds)).dropped:
+        assert dropped.loss is None or dropped.task not in dropped.takers
+
+
+def test_strongest_pairs_in_words():
+    S = np.array([[1.0, 0.9, 0.1, 0.2], [0.9, 1.0, 0.1, 0.2], [0.1, 0.1, 1.0, 0.1], [0.2, 0.2, 0.1, 1.0]])
+    pairs = strongest_pairs(given_affinity(S, tuple("abcd")))
+    assert pairs["redundancies"][0]["tasks"] == ["a", "b"]
+    assert pairs["interferences"] == []
+    truth = np.full((4, 4), -2.0)
+    truth[1, 2] = -3.0  # task 0 hurts set 2
+    scores = synthetic_scores(np.random.default_rng(4), n=3, targets=1, truth=truth, noise=0.01)
+    (worst, *_) = strongest_pairs(measure_affinity(scores, AffinityConfig()))["interferences"]
+    assert (worst["task"], worst["set"]) == ("t0", "t2")
+    assert worst["gain"] == pytest.approx(-1, abs=0.05)
+    affinity = measure_affinity(scores, AffinityConfig())
+    unsure = replace(affinity, errors={"G": np.full_like(affinity.errors["G"], 0.6)})  # -1 is within two of these
+    assert strongest_pairs(unsure)["interferences"] == []
+
+
+def test_gains_alone_make_no_tasks_interchangeable():
+    energy = build_energy(synthetic_scores(np.random.default_rng(0), n=5), None, EnergyConfig(kind="gain"))
+    assert explain(energy, solve_mixture(energy)).clusters == ()
