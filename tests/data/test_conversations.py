@@ -238,7 +238,7 @@ def test_every_shape_is_read_alike_from_csv_with_lists_as_json_text(name: str, t
 
 
 def test_every_example_of_the_documentation_is_read_in_full(tmp_path: Path) -> None:
-    docs = [path.read_text(encoding="utf-8") for path in (Path(__file__).parents[1] / "docs").glob("data*.md")]
+    docs = [path.read_text(encoding="utf-8") for path in (Path(__file__).parents[2] / "docs").glob("data*.md")]
     text = "".join(doc.partition("## Rows\n")[2].partition("\n## ")[0] for doc in docs)
     examples = [line for line in text.splitlines() if line.startswith("{")]
     assert len(examples) > 10

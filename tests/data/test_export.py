@@ -215,7 +215,7 @@ def prepared(
 
 def snippets() -> list[str]:
     """The Python of README's section on trainers, on the model at hand."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     section = readme.partition("## Hand it to your trainer")[2].partition("\n## ")[0]
     return [
         code.replace("HuggingFaceTB/SmolLM2-360M-Instruct", "model")

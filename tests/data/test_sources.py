@@ -719,7 +719,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     import subprocess
 
     code = (
-        "from taskpgm.config import TaskConfig\nfrom taskpgm.conversations import read_source\n"
+        "from taskpgm.config import TaskConfig\nfrom taskpgm.data.conversations import read_source\n"
         "try: read_source(TaskConfig(name='a', path='nobody-here/nothing'))\nexcept ValueError as error: print(error)"
     )
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "", "PYTHONPATH": ":".join(sys.path)}
