@@ -198,6 +198,10 @@ class LoraConfig(Section):
         "a probe. All layers when left out.",
     )
 
+    def first_layer(self, depth: int) -> int:
+        """The first of `depth` layers that carries an adapter."""
+        return 0 if self.last_layers is None else depth - self.last_layers
+
 
 class ProbeConfig(Section):
     """How probes are trained: all alike."""

@@ -21,7 +21,7 @@ from taskpgm.evaluation.compare import (
     run_comparison,
 )
 from taskpgm.evaluation.full_finetuning import under
-from taskpgm.evaluation.loss import evaluate_probe
+from taskpgm.evaluation.loss import Evaluator
 from taskpgm.evaluation.predict import Prediction, merged_probe, rank_correlations, run_prediction
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.lora import KEY
@@ -250,5 +250,5 @@ def test_whole_models_are_compared_and_kept(compared, trainer):
     (folder,) = [f for f, r in records.items() if r["sets"]["target"]["token_loss"] == losses["uniform"]]
     saved = load_model(stages.config.model.model_copy(update={"path": str(folder)}))
     rows = {"target": evaluation_rows(stages.pool())["target"]}
-    again = evaluate_probe(saved, rows, None, stages.config, generate=False)
+    again = Evaluator(saved, rows, stages.config).evaluate(None, generate=False)
     np.testing.assert_allclose(again.sets["target"].token_loss, losses["uniform"], rtol=1e-6)

@@ -58,35 +58,11 @@ class Evaluation:
         return cls({name: SetEvaluation(**one) for name, one in data["sets"].items()})
 
 
-def evaluate_probe(
-    lm: LanguageModel,
-    sets: Mapping[str, Sequence[Row]],
-    probe: Probe | Finetuned | None,
-    config: Config,
-    tell: Tell = tell_nobody,
-    generate: bool = True,
-) -> Evaluation:
-    """Evaluation of the base model under an adapter, or of the base model alone, on rows by set.
-
-    Every answer includes its end-of-turn token, in losses, in options and in what may be written. A set's measure is
-    the first of choices and verifier that at least half of its rows carry, else exact comparison where all references
-    are short. Options replace the row's last answer and are compared by the log-likelihood of that turn, summed, and
-    divided by the characters of its text, as in lm-evaluation-harness. An answer with calls or thoughts is not marked.
-
-    Args:
-        lm: the base model; unchanged afterwards.
-        probe: None for the base model.
-        config: its `probes.max_length` counts here; a row that does not fit is left out.
-        generate: False leaves out what needs the model to write.
-
-    Raises:
-        UserError: a set without a row that fits, or a loss that is not finite.
-    """
-    return Evaluator(lm, sets, config).evaluate(probe, tell, generate)
-
-
 class Evaluator:
-    """The sets, encoded once; activations below the adapters are kept for the next adapter while there is memory."""
+    """The sets, encoded once; activations below the adapters are kept for the next adapter while there is memory.
+
+    A row that does not fit into `probes.max_length` is left out; UserError for a set that has no row left.
+    """
 
     def __init__(self, lm: LanguageModel, sets: Mapping[str, Sequence[Row]], config: Config) -> None:
         self.lm = lm
@@ -97,7 +73,21 @@ class Evaluator:
     def evaluate(
         self, probe: Probe | Finetuned | None, tell: Tell = tell_nobody, generate: bool = True, grade: bool = True
     ) -> Evaluation:
-        """As `evaluate_probe`, and of a model that was trained as a whole; without `mark` losses alone."""
+        """Evaluation of the model under an adapter, trained as a whole, or as it is (None).
+
+        Every answer includes its end-of-turn token, in losses, in options and in what may be written. A set's measure
+        is the first of choices and verifier that at least half of its rows carry, else exact comparison if all
+        references are short. Options replace the row's last answer. They are compared by the log-likelihood of that
+        turn, summed, and divided by the characters of its text, as in lm-evaluation-harness. An answer with calls or
+        thoughts is not graded.
+
+        Args:
+            generate: False leaves out what needs the model to write.
+            grade: False leaves out all answers, so that only losses remain.
+
+        Raises:
+            UserError: a loss that is not finite.
+        """
         first = probe.first_layer(len(self.lm.layers)) if probe else 0
         found = {}
         with under(self.lm, probe):

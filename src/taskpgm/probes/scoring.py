@@ -131,7 +131,7 @@ def assemble(
     Contexts fall into B = min(16, contexts of the smallest set) groups, in turn within each set.
     """
     sets = tuple(contexts)
-    counts = [[int(row.response.sum()) for row in rows] for rows in contexts.values()]
+    counts = [[row.response_tokens for row in rows] for rows in contexts.values()]
     logp = [
         np.stack([np.concatenate([blocks[name, s].logp for s in sets]) for name in (start, *of_seed)])
         for start, of_seed in zip(base or [BASE] * len(names), names, strict=True)
@@ -169,7 +169,7 @@ def sample_positions(
     """
     sample = {}
     for name, rows in contexts.items():
-        lengths = np.array([int(row.response.sum()) for row in rows])
+        lengths = np.array([row.response_tokens for row in rows])
         omega = np.repeat(1 / (len(rows) * lengths), lengths)
         part = max(1, positions // len(contexts))
         if len(omega) <= part:
@@ -196,12 +196,12 @@ def measure_divergences(
         hidden: last hidden states of a set at its sampled positions, by probe; asked for set by set.
     """
     head = lm.model.get_output_embeddings()
-    counts = [[int(row.response.sum()) for row in rows] for rows in contexts.values()]
+    counts = [[row.response_tokens for row in rows] for rows in contexts.values()]
     groups = int(max(context_groups(len(c), counts).max() for c in counts)) + 1
     n = len(names[0])
     total, weight = np.zeros((len(names), groups, n, n)), np.zeros(groups)
     for done, (name, (columns, weights)) in enumerate(sample.items()):
-        lengths = [int(row.response.sum()) for row in contexts[name]]
+        lengths = [row.response_tokens for row in contexts[name]]
         group = np.repeat(context_groups(len(lengths), counts), lengths)[columns]
         weight_PB = np.zeros((len(columns), groups))
         weight_PB[np.arange(len(columns)), group] = weights
@@ -240,7 +240,7 @@ def _score_set(
     shared = lm.shared_prefix(rows)
 
     def run(batch: Sequence[Encoded]) -> None:
-        cuts = np.cumsum([int(row.response.sum()) for row in batch])[:-1]
+        cuts = np.cumsum([row.response_tokens for row in batch])[:-1]
         places = [order[id(row)] for row in batch]
         packed = pack(batch, shared, lm.device)
         for k, (logp_R, hidden_Rd) in enumerate(_score_batch(lm, use, packed, probes, kept is not None)):
@@ -300,7 +300,7 @@ def _chunks(probes: Sequence[Probe]) -> Iterator[Sequence[Probe]]:
 def _memory(lm: LanguageModel, contexts: Mapping[str, list[Encoded]]) -> float:
     """Bytes, roughly, that scoring the set of the most tokens takes beyond the model."""
     tokens = max(sum(ends(row) for row in rows) for rows in contexts.values())
-    responses = max(sum(int(row.response.sum()) for row in rows) for rows in contexts.values())
+    responses = max(sum(row.response_tokens for row in rows) for rows in contexts.values())
     longest = max(ends(row) for rows in contexts.values() for row in rows)
     return lm.memory(min(tokens, max(lm.token_budget, longest)), longest, min(responses, lm.token_budget))
 
