@@ -49,9 +49,10 @@ from taskpgm.lm.checkpoint import load_tokenizer, model_folder
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.memory import training_memory
 from taskpgm.parallel import one_core, side_by_side
+from taskpgm.probes.cache import BASE
 from taskpgm.probes.cost import context_tokens, model_shape, run_tokens
 from taskpgm.probes.divergence import jsd_matrix
-from taskpgm.probes.probe import BASE, Probe
+from taskpgm.probes.probe import Probe
 from taskpgm.probes.schedule import encoded_steps, training_order
 from taskpgm.probes.scoring import encode_contexts, score_sets
 from taskpgm.probes.training import Trainer, train_probes

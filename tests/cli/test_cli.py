@@ -229,9 +229,13 @@ def test_wrong_matrices_are_one_sentence(text, arguments, sentence, call, tmp_pa
 def test_a_run_is_selected_from_and_explained(call, tmp_path, model_folders):
     config = experiment(tmp_path, model_folders["llama"])
     assert call("run", config, "--out", tmp_path / "out")[0] == 0
-    code, _, err = call("select", config, "-k", "2", "--out", tmp_path / "out")
+    code, out, err = call("select", config, "-k", "2", "--out", tmp_path / "out")
     assert code == 0, err
-    mixture = json.loads((tmp_path / "out" / "mixture.json").read_text())
+    assert "selections/k2/mixture.json" in out
+    assert "`selection: {k: 2}`" in out
+    own = json.loads((tmp_path / "out" / "mixture.json").read_text())
+    assert sum(task["count"] > 0 for task in own["tasks"]) == 3
+    mixture = json.loads((tmp_path / "out" / "selections" / "k2" / "mixture.json").read_text())
     assert sum(task["count"] > 0 for task in mixture["tasks"]) == 2
     assert sum(task["count"] for task in mixture["tasks"]) == 50
     code, out, err = call("explain", config, "--out", tmp_path / "out")

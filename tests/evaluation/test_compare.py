@@ -150,7 +150,6 @@ def test_another_mixture_under_the_name_of_one_is_told_apart(compared):
 
 def test_another_order_of_the_rows_is_another_measurement(compared, monkeypatch):
     _, finished, *_ = compared
-    result = finished.result
     worker = _Worker(finished, replace(OPTIONS, mixtures=("uniform",), seeds=1, budgets=()))
     (run,) = worker.runs
     monkeypatch.setattr(worker, "measure", lambda *_: pytest.fail("trained again"))

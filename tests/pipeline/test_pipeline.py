@@ -30,7 +30,8 @@ from taskpgm.lm.loading import load_model
 from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.run import explain_run, sample_run, select_run, solve_run
 from taskpgm.pipeline.stages import make_pool, make_scores, open_session
-from taskpgm.probes.probe import WARM, load_probe
+from taskpgm.probes.cache import WARM
+from taskpgm.probes.probe import load_probe
 from taskpgm.probes.schedule import training_order, warm_order
 from taskpgm.probes.scoring import score_contexts
 from taskpgm.probes.training import Trainer

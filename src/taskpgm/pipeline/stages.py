@@ -42,8 +42,7 @@ from taskpgm.pipeline.keys import (
     score_parts,
     warm_parts,
 )
-from taskpgm.probes.cache import BlockCache
-from taskpgm.probes.probe import BASE, WARM
+from taskpgm.probes.cache import BASE, WARM, BlockCache
 from taskpgm.scores import Scores
 from taskpgm.system import Clock, wait_passively
 from taskpgm.types import Say, Tell, say_nothing, tell_nobody

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from taskpgm.files import atomic_file
 from taskpgm.types import Ints
 
+BASE = "base"  # the name of the base model's blocks
+WARM = "~warm"  # the task of the adapter that probes start from; no task can have this name
+
 
 @dataclass(frozen=True)
 class Block:

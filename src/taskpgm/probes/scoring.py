@@ -23,9 +23,9 @@ from taskpgm.lm.engine import Engine
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, ends, pack
 from taskpgm.parallel import Tick, Warn, side_by_side
-from taskpgm.probes.cache import Block, BlockCache, Blocks
+from taskpgm.probes.cache import BASE, WARM, Block, BlockCache, Blocks
 from taskpgm.probes.divergence import jsd_matrix, label_logp
-from taskpgm.probes.probe import BASE, WARM, Probe, Use, installed
+from taskpgm.probes.probe import Probe, Use, installed
 from taskpgm.scores import Divergences, Scores
 from taskpgm.system import Clock, release_memory
 from taskpgm.types import Floats, Ints, Tell, derive_seed, tell_nobody
