@@ -25,7 +25,6 @@ ENERGIES = {
     "likelihood, κ = 1": (EnergyConfig(prior=1), AffinityConfig()),
     "affinity, ratio, t = 2": (EnergyConfig(kind="affinity"), AffinityConfig()),
     "affinity, pmi own, t = 2": (EnergyConfig(kind="affinity", t=2), AffinityConfig(kind="pmi")),
-    "transfer, κ = 0.5": (EnergyConfig(kind="transfer"), AffinityConfig()),
 }
 
 

@@ -252,11 +252,11 @@ class AffinityConfig(Section):
 class EnergyConfig(Section):
     """What the mixture minimises."""
 
-    kind: Literal["likelihood", "gain", "affinity", "transfer"] = Field(
+    kind: Literal["likelihood", "gain", "affinity"] = Field(
         "likelihood",
         description="likelihood (loss of the probes' ensemble on the targets, or on the tasks without any), "
-        "gain (what tasks do for them, interference included), affinity (utility against redundancy, "
-        "tasks only) or transfer (gains with saturating returns).",
+        "gain (what tasks do for them, interference included) or affinity (utility against redundancy, "
+        "tasks only).",
     )
     prior: NonNegative | None = Field(
         None,
@@ -273,10 +273,6 @@ class EnergyConfig(Section):
     )
     ridge: NonNegative = Field(
         0.0, description="affinity: adds ridge times K's mean curvature on the simplex to its diagonal."
-    )
-    saturation: NonNegative = Field(0.5, description="transfer: how fast returns saturate (κ).")
-    floor: Positive = Field(
-        0.01, description="transfer: smallest best gain, in nats, that a set's gains are divided by."
     )
     utility: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
         default_factory=dict, description="Your own utility of a task, added to its ψ: {task: value}."
@@ -339,9 +335,7 @@ class Config(Section):
                 f"probes.{other} is given but the budget counts {self.budget.unit}; give probes.{self.budget.unit}"
             )
         if self.energy.kind == "affinity" and self.targets:
-            raise ValueError(
-                "energy.kind 'affinity' takes no targets: S has no such columns; use likelihood or transfer"
-            )
+            raise ValueError("energy.kind 'affinity' takes no targets: S has no such columns; use likelihood or gain")
         return self
 
     @property

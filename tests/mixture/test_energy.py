@@ -28,8 +28,6 @@ def energies(seed=0, targets=0, **scores_options):
         EnergyConfig(),
         EnergyConfig(prior=0, utility={"t1": 0.2}),
         EnergyConfig(kind="gain", utility={"t1": 0.2}),
-        EnergyConfig(kind="transfer"),
-        EnergyConfig(kind="transfer", saturation=0),
     ]
     if not targets:
         configs += [EnergyConfig(kind="affinity"), EnergyConfig(kind="affinity", t=0.5, utility={"t0": 1.0})]
@@ -95,27 +93,6 @@ def test_ratio_with_t_2_is_the_second_order_expansion_of_the_likelihood():
     np.testing.assert_allclose(K @ u, psi / 2, atol=1e-12)
 
 
-def test_transfer_by_its_definition():
-    scores = synthetic_scores(np.random.default_rng(4), targets=2)
-    energy = build_energy(scores, None, EnergyConfig(kind="transfer", saturation=0.7), {"g0": 1, "g1": 3})
-    M = mean_logp(scores)
-    G = M[1:, 4:] - M[0, 4:]
-    R = G / np.maximum(G.max(axis=0), 0.01)
-    p = np.array([0.4, 0.3, 0.2, 0.1])
-    z, w = R.T @ p, np.array([0.25, 0.75])
-    assert energy.value(p) == pytest.approx(-np.sum(w * (z - 0.35 * z**2)), rel=1e-10)
-    assert R.max() == pytest.approx(1)
-
-
-def test_transfer_floor_keeps_a_set_that_nothing_helps_from_exploding():
-    truth = np.full((3, 3), -2.0)
-    truth[1:, 2] -= 1.0  # both probes hurt the target
-    scores = synthetic_scores(np.random.default_rng(5), n=2, targets=1, truth=truth, noise=0.01)
-    energy = build_energy(scores, None, EnergyConfig(kind="transfer", floor=0.1))
-    assert np.abs(energy.psi).max() == pytest.approx(1)  # the harm of 1 nat over the largest harm, not over the floor
-    assert (energy.psi < 0).all()
-
-
 @pytest.mark.parametrize("targets", [0, 2])
 def test_replicates_are_energies_of_what_is_left(targets):
     """Each replicate equals the energy of scores in which the group never was; `only` averages back to the whole."""
@@ -123,44 +100,23 @@ def test_replicates_are_energies_of_what_is_left(targets):
     p = np.array([0.1, 0.2, 0.3, 0.4])
     for energy in built:
         assert len(energy.without) == len(energy.only) == 16
-        if energy.kind != "transfer":
-            assert np.mean([one.loss(p) for one in energy.only]) == pytest.approx(energy.loss(p), rel=1e-10)
-            assert np.mean([one.loss(p) for one in energy.without]) == pytest.approx(energy.loss(p), rel=1e-10)
+        assert np.mean([held_out.loss(p) for held_out in energy.only]) == pytest.approx(energy.loss(p), rel=1e-10)
+        assert np.mean([rest.loss(p) for rest in energy.without]) == pytest.approx(energy.loss(p), rel=1e-10)
     without = scores.logp.copy()
     dropped = scores.context_group[scores.context] == 3
     without[:, dropped] = -50 * np.random.default_rng(0).random(size=without[:, dropped].shape)
     for energy, other in zip(built, _rebuild(replace(scores, logp=without), targets), strict=True):
         assert energy.without[3].value(p) == pytest.approx(other.without[3].value(p), rel=1e-9)
-        if energy.kind != "transfer":  # its `only` needs the noise over all groups
-            assert energy.only[7].loss(p) == pytest.approx(other.only[7].loss(p), rel=1e-9)
+        assert energy.only[7].loss(p) == pytest.approx(other.only[7].loss(p), rel=1e-9)
 
 
 def _rebuild(scores, targets):
     affinity = measure_affinity(scores, RATIO)
     configs = [EnergyConfig(), EnergyConfig(prior=0, utility={"t1": 0.2}),
-               EnergyConfig(kind="gain", utility={"t1": 0.2}), EnergyConfig(kind="transfer"),
-               EnergyConfig(kind="transfer", saturation=0)]  # fmt: skip
+               EnergyConfig(kind="gain", utility={"t1": 0.2})]  # fmt: skip
     if not targets:
         configs += [EnergyConfig(kind="affinity"), EnergyConfig(kind="affinity", t=0.5, utility={"t0": 1.0})]
     return [build_energy(scores, affinity, config) for config in configs]
-
-
-def test_held_out_transfer_is_unbiased():
-    """R_b R_bᵀ counts noise as redundancy; with the noise taken off the mean over draws is the truth."""
-    rng = np.random.default_rng(6)
-    truth = np.full((5, 4), -2.0)
-    truth[1:] += 0.5 * rng.random((4, 4))
-    p = np.array([1.0, 0, 0, 0])
-    u = np.full(4, 0.25)
-    exact = build_energy(
-        synthetic_scores(np.random.default_rng(7), truth=truth, contexts=4000), None, EnergyConfig(kind="transfer")
-    )
-    differences = []
-    for _ in range(60):
-        energy = build_energy(synthetic_scores(rng, truth=truth, noise=0.2), None, EnergyConfig(kind="transfer"))
-        differences.append(np.mean([one.loss(u) - one.loss(p) for one in energy.only]))
-    error = np.std(differences) / np.sqrt(60)
-    assert abs(np.mean(differences) - (exact.loss(u) - exact.loss(p))) < 4 * error + 0.01
 
 
 @given(seed=st.integers(0, 10_000), n=st.integers(2, 8))
@@ -208,8 +164,6 @@ def test_knobs_turn_without_measuring_again():
     affinity = measure_affinity(scores, RATIO)
     for energy, config in zip(built, (EnergyConfig(prior=0.3), EnergyConfig(prior=0.3, utility={"t1": 0.2}),
                                       EnergyConfig(kind="gain", prior=0.3, utility={"t1": 0.2}),
-                                      EnergyConfig(kind="transfer", saturation=0.3),
-                                      EnergyConfig(kind="transfer", saturation=0.3),
                                       EnergyConfig(kind="affinity", t=0.3),
                                       EnergyConfig(kind="affinity", t=0.3, utility={"t0": 1.0})), strict=True):  # fmt: skip
         turned, built_anew = energy.with_knob(0.3), build_energy(scores, affinity, config)

@@ -14,16 +14,14 @@ from taskpgm.mixture.path import trace_path
 from taskpgm.mixture.solve import solve_mixture
 
 
-@pytest.mark.parametrize(
-    "config", [EnergyConfig(), EnergyConfig(kind="gain"), EnergyConfig(kind="affinity"), EnergyConfig(kind="transfer")]
-)
+@pytest.mark.parametrize("config", [EnergyConfig(), EnergyConfig(kind="gain"), EnergyConfig(kind="affinity")])
 def test_each_point_is_the_mixture_solved_afresh(config):
     scores = synthetic_scores(np.random.default_rng(0), n=5)
     energy = build_energy(scores, measure_affinity(scores, AffinityConfig()), config)
     bounds = make_bounds(names(5), hi={"t0": 0.3})
     values = [0.0, 0.01, 0.5, 1.0, 2.0, 8.0]
     path = trace_path(energy, values, bounds)
-    assert path.knob == {"likelihood": "prior", "gain": "prior", "affinity": "t", "transfer": "saturation"}[config.kind]
+    assert path.knob == {"likelihood": "prior", "gain": "prior", "affinity": "t"}[config.kind]
     for value, weights in zip(values, path.weights, strict=True):
         np.testing.assert_allclose(weights, solve_mixture(energy.with_knob(value), bounds).weights, atol=1e-6)
     data = json.loads(json.dumps(path.to_dict(), allow_nan=False))
@@ -48,14 +46,6 @@ def test_minimum_variance_of_a_singular_affinity_has_energy_zero():
     path = trace_path(energy, np.linspace(0, 5, 11))
     assert path.relative_gap.max() <= 1e-9
     assert abs(energy.with_knob(0.0).value(path.weights[0])) < 1e-12
-
-
-def test_saturation_spreads_the_mixture():
-    scores = synthetic_scores(np.random.default_rng(3), n=5)
-    path = trace_path(build_energy(scores, None, EnergyConfig(kind="transfer")), [0, 0.2, 0.5, 1.0, 4.0])
-    largest = path.weights.max(axis=1)
-    assert largest[0] == pytest.approx(1)  # nothing saturates: all on the best task
-    assert (np.diff(largest) <= 1e-9).all()
 
 
 def test_prior_pulls_from_the_likelihood_to_its_reference():

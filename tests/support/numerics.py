@@ -115,3 +115,18 @@ def cvxpy_minimum(energy: Energy, bounds: Bounds) -> tuple[np.ndarray, float]:
             continue
     q = np.clip(p.value, bounds.lo, bounds.hi)
     return q, energy.value(q / q.sum())
+
+
+def closed_form(energy: Energy) -> np.ndarray | None:
+    """(n,) p° that minimises a quadratic energy on {p : 1ᵀp = 1} without bounds, by its linear system
+
+        [K 1; 1ᵀ 0] [p; ν] = [ψ; 1].
+
+    Entries may be negative. Least norm if K is singular on the simplex; None if the energy falls without end.
+    """
+    assert energy.quadratic, "the closed form is of quadratic energies"
+    n = len(energy.tasks)
+    system = np.block([[energy.K, np.ones((n, 1))], [np.ones((1, n)), np.zeros((1, 1))]])
+    right = np.r_[energy.psi, 1.0]
+    solution = np.linalg.lstsq(system, right, rcond=1e-12)[0]
+    return solution[:n] if np.allclose(system @ solution, right, atol=1e-7 * np.abs(right).max()) else None

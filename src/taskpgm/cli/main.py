@@ -270,7 +270,7 @@ def solve(
     ] = 0.0,
     knob: Annotated[
         str | None,
-        typer.Option(help="Also solve for these knob values (t, prior or saturation) into path.json: 0.1,1,10."),
+        typer.Option(help="Also solve for these knob values (t or prior) into path.json: 0.1,1,10."),
     ] = None,
 ) -> None:
     """Find the mixture, from a run's scores or from an affinity matrix of your own; takes no model."""

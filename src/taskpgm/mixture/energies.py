@@ -29,7 +29,7 @@ def build_energy(
     """Energy of `config.kind` over the tasks of `scores` or `affinity`, with its jackknife replicates.
 
     likelihood: F(p) = −E_ω log Σ_i p_i P_i(y_t) + κ KL(r‖p). gain: −Σ_i p_i Σ_j w_j G_ij + κ KL(r‖p). affinity:
-    ψ = t·S w, K = S. transfer: z = Rᵀp, E = −Σ_j w_j (z_j − ½κ z_j²), R_ij = G_ij / max(max_i G_ij, floor).
+    ψ = t·S w, K = S.
 
     Args:
         weights: by name, of the target sets, or of the tasks where there are none; equal where left out.
@@ -46,15 +46,13 @@ def build_energy(
             )
         if len(affinity.sets) > len(affinity.tasks):
             raise UserError(
-                "energy.kind 'affinity' takes no targets (affinities have no such columns); use likelihood or transfer."
+                "energy.kind 'affinity' takes no targets (affinities have no such columns); use likelihood or gain."
             )
         return _affinity_energy(affinity, config, weights)
     if scores is None:
         raise UserError(
             f"energy.kind {config.kind!r} needs scores; a given affinity serves energy.kind 'affinity' only."
         )
-    if config.kind == "transfer":
-        return _transfer_energy(scores, config, weights)
     if config.kind == "gain":
         return _gain_energy(scores, config, weights, reference)
     return _likelihood_energy(scores, config, weights, reference)
@@ -97,40 +95,6 @@ def _affinity_energy(affinity: Affinity, config: EnergyConfig, weights: Mapping[
     )
 
 
-def _transfer_energy(scores: Scores, config: EnergyConfig, weights: Mapping[str, float]) -> Energy:
-    w = scores.target_weights(weights)
-    utility = named_vector(scores.tasks, config.utility, 0.0, "energy.utility")
-    settings = {
-        "saturation": config.saturation, "floor": config.floor, "utility": dict(config.utility),
-        "weights": {name: float(v) for name, v in zip(scores.sets, w, strict=True) if v > 0},
-    }  # fmt: skip
-    logp_TN = np.ascontiguousarray(scores.logp.T)
-
-    def gains(fold: Fold) -> Floats:
-        M = mean_logp(scores, fold, logp_TN)
-        return np.asarray(M[1:] - M[0])
-
-    def of(R: Floats, noise: Floats | float = 0.0) -> Energy:
-        K = (R * w) @ R.T - noise
-        return _field("transfer", scores.tasks, R @ w, utility, K, saturation=config.saturation, settings=settings)
-
-    G = gains(EVERYTHING)
-    best = _best_gain(G, config.floor)
-    G_without = [gains(fold) for fold in jackknife.without_folds(scores)]
-    G_only = [gains(fold) for fold in jackknife.only_folds(scores)]
-    G_seeds = [gains(fold) for fold in jackknife.seed_folds(scores)]
-    # R_b R_bᵀ counts the sampling noise of group b as redundancy, so its expectation, the covariance of R_b over the
-    # groups, is taken off: held-out energies are for comparing, and must be unbiased.
-    spread = np.array(G_only) / best - np.mean(G_only, axis=0) / best if G_only else np.empty((0, *G.shape))
-    noise = np.einsum("bij,j,bkj->ik", spread, w, spread) / max(len(spread) - 1, 1)
-    return replace(
-        of(G / best),
-        without=tuple(of(G_b / _best_gain(G_b, config.floor)) for G_b in G_without),
-        only=tuple(of(G_b / best, noise) for G_b in G_only),
-        seeds=tuple(of(G_s / _best_gain(G_s, config.floor)) for G_s in G_seeds),
-    )
-
-
 def _gain_energy(
     scores: Scores, config: EnergyConfig, weights: Mapping[str, float], reference: Mapping[str, float] | None
 ) -> Energy:
@@ -163,12 +127,6 @@ def _gain_energy(
         only=tuple(map(of, jackknife.only_folds(scores))),
         seeds=tuple(map(of, jackknife.seed_folds(scores))),
     )
-
-
-def _best_gain(G: Floats, floor: float) -> Floats:
-    """What a set's gains are divided by: the best one, or the largest harm where no task helps it by the floor."""
-    best = G.max(axis=0)
-    return np.asarray(np.where(best >= floor, best, np.maximum(np.abs(G).max(axis=0), floor)))
 
 
 def _likelihood_energy(

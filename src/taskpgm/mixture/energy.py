@@ -4,8 +4,8 @@ Every kind is an instance of one convex form on the simplex,
 
     E(p) = −ψᵀp + ½ pᵀKp − Σ_t ω_t log Σ_i p_i P_i(y_t) + κ KL(r‖p),      ψ = t·unary + utility,
 
-of which `affinity` and `transfer` have the first two terms (a Markov random field with unary potentials ψ, utility,
-and pairwise potentials K, redundancy, at its mean field p), `likelihood` the other two, and `gain` the first and last.
+of which `affinity` has the first two terms (a Markov random field with unary potentials ψ, utility, and pairwise
+potentials K, redundancy, at its mean field p), `likelihood` the other two, and `gain` the first and last.
 
 Legend of shape suffixes: N tasks, T columns of the scores that carry weight, J sets.
 """
@@ -21,31 +21,30 @@ from numpy.typing import NDArray
 from taskpgm.mixture.linalg import convexity_shift, tangent_spectrum
 from taskpgm.types import Floats
 
-KNOBS = {"likelihood": "prior", "gain": "prior", "affinity": "t", "transfer": "saturation"}
+KNOBS = {"likelihood": "prior", "gain": "prior", "affinity": "t"}
 
 
 @dataclass(frozen=True, eq=False)
 class Energy:
     """Convex energy on the simplex over `tasks`, with its delete-one-group replicates.
 
-    `pairwise` is K without `saturation`, already shifted and with its ridge. `likelihoods` is P_i(y_t) scaled to a
+    `K` is already shifted and has its ridge. `likelihoods` is P_i(y_t) scaled to a
     column maximum of one, `log_scale` the logarithm of that scale. Quadratic energies have T = 0, a likelihood K = 0.
     """
 
-    kind: str  # likelihood, gain, affinity or transfer
+    kind: str  # likelihood, gain or affinity
     tasks: tuple[str, ...]
     unary: Floats  # (n,)
     utility: Floats  # (n,) the user's own
-    pairwise: Floats  # (n, n)
+    K: Floats  # (n, n) pairwise potentials
     likelihoods: Floats  # (n, T)
     omega: Floats  # (T,)
     log_scale: Floats  # (T,)
     reference: Floats  # (n,) the prior's r
     t: float = 1.0
-    saturation: float = 1.0
     prior: float = 0.0
     shift: float = 0.0  # added to K's diagonal so that K is convex on the simplex
-    least: float | None = None  # smallest eigenvalue of `pairwise` on {v : 1ᵀv = 0}, where it is known already
+    least: float | None = None  # smallest eigenvalue of K on {v : 1ᵀv = 0}, where it is known already
     settings: Mapping[str, Any] = field(default_factory=dict)
     without: tuple["Energy", ...] = ()  # one a group of contexts, left out
     only: tuple["Energy", ...] = ()  # one a group of contexts, alone: for held-out values, not for minimising
@@ -62,19 +61,14 @@ class Energy:
         return self.t * self.unary + self.utility
 
     @cached_property
-    def K(self) -> Floats:  # noqa: N802
-        """(n, n) pairwise potentials."""
-        return self.pairwise if self.saturation == 1 else self.saturation * self.pairwise
-
-    @cached_property
     def curvature(self) -> float:
         """Smallest eigenvalue of K on {v : 1ᵀv = 0}; infinite for a single task."""
-        return tangent_spectrum(self.K)[0] if self.least is None else self.saturation * self.least
+        return tangent_spectrum(self.K)[0] if self.least is None else self.least
 
     def loss(self, p: Floats) -> float:
         """−ψᵀp + ½pᵀKp − E_ω log Σ_i p_i P_i: the energy without its prior, in nats for a likelihood."""
         total = float(-self.psi @ p)
-        if self.pairwise.any():
+        if self.K.any():
             total += 0.5 * float(p @ self.K @ p)
         if self.likelihoods.shape[1]:
             with np.errstate(divide="ignore"):
@@ -94,7 +88,7 @@ class Energy:
     def gradient(self, p: Floats) -> Floats:
         """(n,) ∇E(p)."""
         g = -self.psi
-        if self.pairwise.any():
+        if self.K.any():
             g = g + self.K @ p
         if self.likelihoods.shape[1]:
             g = g - self.likelihoods @ (self.omega / (p @ self.likelihoods))
@@ -141,13 +135,13 @@ class Energy:
         tasks = tuple(task for task, keep in zip(self.tasks, kept, strict=True) if keep)
         return replace(
             self, tasks=tasks, unary=self.unary[kept], utility=self.utility[kept], reference=self.reference[kept],
-            pairwise=self.pairwise[np.ix_(kept, kept)], likelihoods=self.likelihoods[kept], least=None, without=(),
+            K=self.K[np.ix_(kept, kept)], likelihoods=self.likelihoods[kept], least=None, without=(),
             only=(), seeds=(),
         )  # fmt: skip
 
     @property
     def knob(self) -> float:
-        """The one number that a user turns: t (affinity), saturation (transfer) or prior (likelihood)."""
+        """The one number that a user turns: t (affinity) or prior (likelihood, gain)."""
         return float(getattr(self, KNOBS[self.kind]))
 
     def with_knob(self, value: float) -> "Energy":

@@ -1,4 +1,4 @@
-"""`KnobPath`: the mixture as a function of the one knob of its energy (t, saturation or prior)."""
+"""`KnobPath`: the mixture as a function of the one knob of its energy (t or prior)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

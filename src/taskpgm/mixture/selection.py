@@ -111,7 +111,7 @@ def select_tasks(
     if energy.kind == "gain":
         raise UserError(
             "energy.kind 'gain' knows no redundancy between tasks, so a selection by it would be the tasks of highest "
-            "gain; use likelihood, affinity or transfer to select."
+            "gain; use likelihood or affinity to select."
         )
     n = len(energy.tasks)
     bounds = bounds or simplex(energy.tasks)

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.linalg import cho_factor, cho_solve
 
-from taskpgm.errors import UserError
 from taskpgm.mixture import jackknife
 from taskpgm.mixture.bounds import Bounds, Group, simplex
 from taskpgm.mixture.certificate import Certificate, certify
 from taskpgm.mixture.energy import KNOBS, Energy
-from taskpgm.mixture.linalg import normalised, tangent_basis
+from taskpgm.mixture.linalg import normalised
 from taskpgm.mixture.optimum import minimise
 from taskpgm.types import Floats
 
@@ -190,34 +188,6 @@ def judge(energy: Energy, without: Sequence[Floats], name: str, r: Floats) -> Ve
         return Verdict(name, gain, error, 0.0 if gain > 0 else 1.0, B)
     p_value = float(stats.t.sf(gain / error, B - 1)) if error > 0 else float(gain <= 0)
     return Verdict(name, gain, error, p_value, B)
-
-
-def closed_form(energy: Energy) -> Floats:
-    """(n,) minimiser on {p : 1ᵀp = 1} without bounds: p° = K⁻¹(ψ − ν1), computed on the tangent space.
-
-    Entries may be negative; inside the bounds it is the optimum, outside its projection is not. Least norm where K is
-    singular on the tangent space. For a quadratic energy only.
-    """
-    assert energy.quadratic, "the closed form is of quadratic energies"
-    n = len(energy.tasks)
-    u = np.full(n, 1 / n)
-    if n == 1:
-        return u
-    Z = tangent_basis(n)
-    H, g = Z.T @ energy.K @ Z, Z.T @ (energy.psi - energy.K @ u)
-    try:
-        factor = cho_factor(H)
-        pivots = np.abs(np.diag(factor[0]))
-        if pivots.min() > 1e-7 * pivots.max():
-            return np.asarray(u + Z @ cho_solve(factor, g))
-    except np.linalg.LinAlgError:
-        pass
-    v = np.linalg.pinv(H, rcond=1e-12, hermitian=True) @ g
-    if np.abs(H @ v - g).max() > 1e-7 * max(float(np.abs(g).max()), float(np.abs(H).max())):
-        raise UserError(
-            "The energy falls without end outside the simplex, so it has no closed form; use solve_mixture."
-        )
-    return np.asarray(u + Z @ v)
 
 
 def _sampling(p: Floats, without: list[Floats], seeds: list[Floats], bounds: Bounds) -> dict[str, Floats]:

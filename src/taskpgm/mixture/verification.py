@@ -40,7 +40,7 @@ def verify(energy: Energy, mixture: Mixture) -> Verification:
     g = _slopes(energy, p)
     vertex, gap = _vertex(g, p, bounds)
     psi = energy.t * energy.unary + energy.utility
-    K = energy.saturation * energy.pairwise
+    K = energy.K
     absolute = energy.likelihoods.shape[1] > 0 or energy.prior > 0
     scale = 1.0
     if not absolute:
@@ -58,7 +58,7 @@ def verify(energy: Energy, mixture: Mixture) -> Verification:
 
 def _slopes(energy: Energy, p: Floats) -> Floats:
     slopes = np.zeros(len(p))
-    K = energy.saturation * energy.pairwise
+    K = energy.K
     ensemble = np.einsum("n,nt->t", p, energy.likelihoods)
     for i in range(len(p)):
         slopes[i] = math.fsum(K[i] * p) - energy.t * energy.unary[i] - energy.utility[i]
@@ -70,7 +70,7 @@ def _slopes(energy: Energy, p: Floats) -> Floats:
 
 
 def _value(energy: Energy, p: Floats) -> float:
-    K = energy.saturation * energy.pairwise
+    K = energy.K
     terms = [0.5 * float(p @ K @ p), -float((energy.t * energy.unary + energy.utility) @ p)]
     ensemble = np.einsum("n,nt->t", p, energy.likelihoods)
     held = energy.reference > 0
