@@ -22,7 +22,7 @@ import numpy as np
 
 from taskpgm.affinity import Affinity
 from taskpgm.bounds import make_bounds
-from taskpgm.config import Config
+from taskpgm.config import Config, local_path
 from taskpgm.energy import normalised
 from taskpgm.errors import UserError
 from taskpgm.plan import uniform_mixture
@@ -79,7 +79,7 @@ def parse_spec(name: str) -> Spec:
         UserError: an unknown name, a wrong argument, or a file that is missing.
     """
     if name.endswith(FILES):
-        path = Path(name).expanduser()
+        path = local_path(name)
         if not path.is_file():
             raise UserError(f"The mixture {name!r} is not a file; give the path of a JSON or YAML file of weights.")
         return Spec("file", str(path))

@@ -418,11 +418,11 @@ def resolve_paths(config: Config, folder: Path) -> Config:
     """The same config with existing local paths, and patterns of such, made absolute from `folder`."""
 
     def local(path: str | None) -> str | None:
-        expanded = Path(path).expanduser() if path else None
+        expanded = local_path(path) if path else None
         return str((folder / expanded).resolve()) if expanded and (folder / expanded).exists() else path
 
     def data(path: str) -> str:
-        expanded, here = Path(path).expanduser(), Path.cwd() / folder
+        expanded, here = local_path(path), Path.cwd() / folder
         if (here / expanded).exists():  # not resolved: a link may be all that has an ending to its name
             return os.path.normpath(here / expanded)
         return str(Path(glob.escape(os.path.normpath(here))) / expanded) if is_pattern(path) else path
@@ -434,6 +434,11 @@ def resolve_paths(config: Config, folder: Path) -> Config:
             if source.get(key):
                 source[key] = absolute(source[key])
     return Config.model_validate(settings)
+
+
+def local_path(path: str) -> Path:
+    """The path, with a home folder for the ~ that it begins with; ~.jsonl, where nobody has that home, is a file."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib's raises for ~.jsonl)
 
 
 def is_pattern(path: str) -> bool:
