@@ -97,10 +97,10 @@ def is_saved(folder: Path) -> bool:
 
 def _has_key(path: Path, key: str) -> bool:
     """Whether there is such a file with an object that has the key; one that is broken might have it."""
+    if not path.is_file():
+        return False
     try:
         return key in json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        return False
     except (ValueError, TypeError):
         return True
 
