@@ -15,7 +15,7 @@ from taskpgm.files import Parts, digest, files_digest, path_digest
 def data_parts(config: Config) -> dict[str, str]:
     """What the pool depends on, but for the model: every source and the settings of the split."""
     parts = {
-        f"data of {source.name!r}": digest([_source_settings(source), _source_digest(source)])
+        f"data of {source.name!r}": digest([_source_settings(source), source_digest(source)])
         for source in (*config.tasks, *config.targets)
     }
     order = [[s.name for s in config.tasks], [s.name for s in config.targets]]
@@ -111,7 +111,7 @@ def _source_settings(source: Source) -> dict[str, Any]:
     return settings | ({"refused": source.refused} if source.refused != "error" else {})
 
 
-def _source_digest(source: Source) -> list[str]:
+def source_digest(source: Source) -> list[str]:
     """Hashes of the files that a source reads; a hub id stands for itself."""
     asked = [asked_of(source, title_of(source))]
     if validation := getattr(source, "validation", None):
