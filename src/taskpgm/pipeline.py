@@ -23,7 +23,7 @@ from taskpgm.config import Config, EnergyConfig, Source, TaskConfig
 from taskpgm.conversations import READING_VERSION, title_of
 from taskpgm.energy import Energy, build_energy
 from taskpgm.errors import UserError
-from taskpgm.export import choose_format, trainer_units, write_train_jsonl
+from taskpgm.export import check_format, choose_format, trainer_units, write_train_jsonl
 from taskpgm.files import asked_of, files_of
 from taskpgm.knob import choose_t
 from taskpgm.machine import Clock, environment, wait_passively
@@ -158,7 +158,8 @@ class Stages:
     def probe(self) -> None:
         """One finished adapter for every task and probe seed; trains those that are missing or out of date."""
         pool = self.pool()
-        allowed_shares(pool, self.config)  # what cannot be solved later is said before anything is trained
+        allowed_shares(pool, self.config)  # what cannot be solved or written later is said before anything is trained
+        check_format(pool, self.config.export.format, self._stage("pool")["chat_template"])
         for seed in range(self.config.probes.seeds):
             self._warm_start(pool, seed)
             stale = []
