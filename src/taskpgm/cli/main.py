@@ -49,7 +49,9 @@ def main() -> None:
         app()
     except UserError as error:
         _fail("Error", str(error), 2)
-    except KeyboardInterrupt:
+    except SystemExit as error:
+        if error.code != 130:  # what typer makes of Ctrl-C
+            raise
         _fail("Stopped", "Finished work is kept; the same command goes on from there.", 130)
     except ModuleNotFoundError as error:
         _fail("Error", f"This needs {error.name}, which is not installed: pip install 'taskpgm[lm]'.", 1)
@@ -100,6 +102,7 @@ def check(
 ) -> None:
     """Read and tokenise everything, train nothing; show what a run would use."""
     from taskpgm.cli.tables import pool_view, rows_view
+    from taskpgm.data.export import check_format
     from taskpgm.pipeline.inspection import inspect
     from taskpgm.pipeline.stages import allowed_shares
 
@@ -107,6 +110,7 @@ def check(
     with _bars() as bars:
         found = inspect(settings, bars.tell)
     allowed_shares(found.pool, settings)
+    check_format(found.pool, settings.export.format, found.encoder.has_template)
     if show:
         marked = screen.no_color or not screen.is_terminal
         screen.print(rows_view(found.pool, found.encoder, show, marked=marked), soft_wrap=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskpgm.config import Config, TaskConfig
-from taskpgm.data.export import choose_format, trainer_units, write_train_jsonl
+from taskpgm.data.export import check_format, choose_format, trainer_units, write_train_jsonl
 from taskpgm.data.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
@@ -129,7 +129,8 @@ def recorded_pool(session: Session) -> TaskPool:
 def make_probes(session: Session, pool: TaskPool) -> None:
     """One finished adapter for every task and probe seed; those are trained that are missing or out of date."""
     config, artifacts, model = session.config, session.artifacts, session.engine.fingerprint
-    allowed_shares(pool, config)  # what cannot be solved later is said before anything is trained
+    allowed_shares(pool, config)  # what cannot be solved or written later is said before anything is trained
+    check_format(pool, config.export.format, artifacts.recorded("pool")["chat_template"])
     for seed in range(config.probes.seeds):
         if has_warm_start(config):
             _make_warm_start(session, pool, seed)
