@@ -69,7 +69,7 @@ def _check_finite(name: str, model: Any) -> None:
     for weight, values in model.named_parameters():
         if not bool(torch.isfinite(values).all()):
             raise UserError(
-                f"The weight {weight!r} of model {name!r} holds values that are not finite, so nothing it says would be a "
+                f"The weight {weight!r} of model {name!r} holds values that are not finite, so nothing it says is a "
                 "number; download the model again, or save it again in bfloat16 or float32."
             )
 
