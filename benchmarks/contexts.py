@@ -17,8 +17,8 @@ from taskpgm.config import load_config
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
-from taskpgm.pipeline.directory import RunDirectory
-from taskpgm.pipeline.run import Stages
+from taskpgm.pipeline.run import load_run
+from taskpgm.pipeline.stages import allowed_shares
 from taskpgm.scores import Scores
 
 
@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     config = load_config(args.config)
-    with RunDirectory(args.out) as directory:
-        _, scores, _, _, bounds = Stages(config, directory).problem()
+    found = load_run(args.out)
+    scores, bounds = found.scores, allowed_shares(found.pool, config)
     weights = {target.name: target.weight for target in config.targets}
     largest = int(np.bincount(scores.context_set).max())
     table = Table("contexts a set", "largest error of p", "mean error of p", "largest change to all", width=90)

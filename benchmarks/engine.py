@@ -49,9 +49,10 @@ from taskpgm.lm.checkpoint import load_tokenizer, model_folder
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.memory import training_memory
 from taskpgm.parallel import one_core, side_by_side
+from taskpgm.probes.cache import BASE
 from taskpgm.probes.cost import context_tokens, model_shape, run_tokens
 from taskpgm.probes.divergence import jsd_matrix
-from taskpgm.probes.probe import BASE, Probe
+from taskpgm.probes.probe import Probe
 from taskpgm.probes.schedule import encoded_steps, probe_schedule
 from taskpgm.probes.scoring import encode_contexts, score_sets
 from taskpgm.probes.training import Trainer, train_probes
@@ -545,8 +546,8 @@ def memory_of(bench: Bench, count: int) -> dict[str, float]:
 def lengths(bench: Bench) -> dict[str, Any]:
     """Tokens a second on rows of one length, a quarter of them response, in batches of equal lengths for both sides.
 
-    Scoring: the model alone against transformers with SDPA, output layer on the response tokens on both sides; one
-    probe against PEFT. Training: a probe of `--rows` rows a process against the better of two PEFT loops. Rows begin
+    Scoring: the model alone against transformers with SDPA, output layer on the response tokens on both sides; then
+    `--probes` (4) probes against PEFT with SDPA. Training: two probes against two PEFT loops, on all layers. Rows begin
     alike on a share of their tokens that `--shared` gives (0: not at all).
     """
     found = {}
@@ -573,9 +574,9 @@ def length_pair(bench: Bench, sets: dict[str, list[Encoded]]) -> dict[str, float
     step = max(1, 2048 // len(rows[0].ids))
     batched = _batched(rows, step)
     trainer = Trainer(bench.lm, bench.config)
-    probe = trainer.train("probe", [rows[:1]])
+    some = [trainer.train(f"probe-{i}", [rows[i : i + 1]]) for i in range(min(bench.args.probes or 4, len(rows)))]
     seconds = {}
-    for name, probes in (("base", []), ("probe", [probe])):
+    for name, probes in (("base", []), ("probes", some)):
         wanted = {key: [p.name for p in probes] or [BASE] for key in sets}
         seconds[f"scoring {name}"], _ = timed(lambda p=probes, w=wanted: list(score_sets(bench.lm, sets, p, w)))
     steps = {name: _batched(of_set, step) for name, of_set in sets.items()}
@@ -584,14 +585,18 @@ def length_pair(bench: Bench, sets: dict[str, list[Encoded]]) -> dict[str, float
         plain = bench.plain_model(attention=attention).eval()
         if attention == "sdpa":
             seconds["SDPA base"], _ = timed(lambda m=plain: [plain_labels(bench, m, rows) for rows in batched])
-        peft = peft_of(plain, [probe])
         if attention == "sdpa":
-            seconds["SDPA probe"], _ = timed(lambda m=peft: [plain_labels(bench, m, rows) for rows in batched])
+            peft = peft_of(plain, some)
+            seconds["SDPA probes"], _ = timed(
+                lambda m=peft: [plain_labels(bench, switched(m, p), rows) for p in some for rows in batched]
+            )
+            plain = bench.plain_model(attention=attention).eval()
+        peft = on_all_layers(plain, trainer.settings)
         seconds[f"PEFT {attention}"], _ = timed(lambda m=peft: peft_loop(bench, m, batched))
     return {
         "scoring, tokens/s": tokens / seconds["scoring base"],
         "scoring / SDPA": seconds["SDPA base"] / seconds["scoring base"],
-        "scoring a probe / PEFT with SDPA": seconds["SDPA probe"] / seconds["scoring probe"],
+        "scoring probes / PEFT with SDPA": seconds["SDPA probes"] / seconds["scoring probes"],
         "training, tokens/s": tokens / seconds["training"],
         "training / PEFT with SDPA": seconds["PEFT sdpa"] / seconds["training"],
         "training / PEFT with eager": seconds["PEFT eager"] / seconds["training"],
@@ -635,6 +640,20 @@ def peft_of(model: Any, probes: Sequence[Probe]) -> Any:
             found.add_adapter(probe.name, probe.settings)
         set_peft_model_state_dict(found, probe.weights, adapter_name=probe.name)
     return found
+
+
+def switched(model: Any, probe: Probe) -> Any:
+    model.set_adapter(probe.name)
+    return model
+
+
+def on_all_layers(model: Any, settings: Any) -> Any:
+    """The model with a fresh adapter by PEFT on all layers, whatever layers ours has."""
+    from peft import get_peft_model
+
+    settings = copy.copy(settings)
+    settings.layers_to_transform = None
+    return get_peft_model(model, settings)
 
 
 def peft_loop(bench: Bench, model: Any, batches: Sequence[Sequence[Encoded]]) -> None:

@@ -31,8 +31,16 @@ from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.solve import solve_mixture
-from taskpgm.pipeline.directory import RunDirectory
-from taskpgm.pipeline.run import Stages, allowed_shares
+from taskpgm.pipeline.run import run_session
+from taskpgm.pipeline.stages import (
+    allowed_shares,
+    choose_energy,
+    finished_run,
+    make_pool,
+    make_probes,
+    make_scores,
+    open_session,
+)
 
 BASELINES = ("uniform", "size", "temperature:2", "random", "smart")
 # Mixtures that are chosen without the targets, as the paper does, and other ways with them.
@@ -50,45 +58,46 @@ VARIANTS = {
 screen = Console(width=110)
 
 
-def variants(stages, folder, wanted_names):
+def variants(finished, folder, wanted_names):
     """Paths of weights files of these variants, by the run's own scores."""
-    pool, scores, *_ = stages.problem()
+    pool, scores = finished.result.pool, finished.result.scores
     paths = []
     for name in wanted_names:
         wanted, energy, affinity = VARIANTS[name]
         own = only_tasks(scores, pool) if wanted == "tasks" else scores
         config = EnergyConfig.model_validate(energy)
         found = measure_affinity(own, AffinityConfig.model_validate(affinity))
-        weights = {} if wanted == "tasks" else {t.name: t.weight for t in stages.config.targets}
-        mixture = solve_mixture(build_energy(own, found, config, weights), allowed_shares(pool, stages.config))
+        weights = {} if wanted == "tasks" else {t.name: t.weight for t in finished.config.targets}
+        mixture = solve_mixture(build_energy(own, found, config, weights), allowed_shares(pool, finished.config))
         write_json(folder / f"{name}.json", dict(mixture.shares))
         paths.append(f"{name}.json")
     return tuple(paths)
 
 
-def randoms(stages, folder, count):
+def randoms(finished, folder, count):
     """Paths of weights files of random mixtures, to see how predictions rank them: Dirichlet draws, a little uneven."""
-    tasks = stages.pool().names
+    tasks = finished.result.pool.names
     for k in range(count):
         weights = np.random.default_rng([k, 7]).dirichlet(np.full(len(tasks), 0.7))
         write_json(folder / f"random-{k}.json", dict(zip(tasks, weights.tolist(), strict=True)))
     return tuple(f"random-{k}.json" for k in range(count))
 
 
-def probe_spread(stages, bars):
+def probe_spread(finished, bars):
     """How far apart the default's mixtures are by two probes a task, each seed alone, in total variation."""
     kept = Path("run-seeds")
     if not kept.exists():
         shutil.rmtree("run-seeds.part", ignore_errors=True)
         shutil.copytree("run", "run-seeds.part", ignore=shutil.ignore_patterns("compare", ".*"))
         Path("run-seeds.part").rename(kept)
-    probes = stages.config.probes.model_copy(update={"seeds": 2})
-    config = stages.config.model_copy(update={"probes": probes})
-    with RunDirectory(kept) as directory:
-        twice = Stages(config, directory, bars.tell, bars.say)
-        twice.probe()
-        twice.score()
-        *_, energy, bounds = twice.problem()
+    probes = finished.config.probes.model_copy(update={"seeds": 2})
+    config = finished.config.model_copy(update={"probes": probes})
+    with open_session(config, kept, bars.tell, bars.say) as session:
+        pool = make_pool(session)
+        make_probes(session, pool)
+        scores = make_scores(session, pool)
+    energy = choose_energy(scores, measure_affinity(scores, config.affinity), pool, config)
+    bounds = allowed_shares(pool, config)
     one, other = (minimise(replicate, bounds).p for replicate in energy.seeds)
     return float(abs(one - other).sum() / 2)
 
@@ -97,25 +106,22 @@ def run(folder, args, report):
     names = args.mixtures.split(",")
     budgets = tuple(float(b) for b in args.budgets.split(",")) if args.budgets else ()
     config = load_config(folder / "mix.yaml")
-    with contextlib.chdir(folder), RunDirectory(Path("run")) as directory, _bars() as bars:
-        stages = Stages(config, directory, bars.tell, bars.say)
-        stages.probe()
-        stages.score()
-        stages.sample()
-        files = variants(stages, Path(), [name for name in names if name in VARIANTS])
+    with contextlib.chdir(folder), _bars() as bars, open_session(config, "run", bars.tell, bars.say) as session:
+        finished = finished_run(session, run_session(session))
+        files = variants(finished, Path(), [name for name in names if name in VARIANTS])
         mixtures = ("taskpgm", *(name for name in names if name not in VARIANTS), *files)
         options = CompareOptions(mixtures, args.seeds, budgets, accuracy=False, rows=args.rows)
-        if drawn := randoms(stages, Path(), args.random):
-            run_comparison(stages, CompareOptions(("taskpgm", *drawn), 1, (), accuracy=False, rows=args.rows))
+        if drawn := randoms(finished, Path(), args.random):
+            run_comparison(finished, CompareOptions(("taskpgm", *drawn), 1, (), accuracy=False, rows=args.rows))
         unseen = None
         if "pool-likelihood.json" in files:  # chosen without the targets, as the paper does
             blind = replace(options, mixtures=("pool-likelihood.json", "uniform", "size"), budgets=())
-            unseen, _ = run_comparison(stages, blind)
-        comparison, facts = run_comparison(stages, options)
-        predictions, ranks = run_prediction(stages, mixtures)
+            unseen, _ = run_comparison(finished, blind)
+        comparison, facts = run_comparison(finished, options)
+        predictions, ranks = run_prediction(finished, mixtures)
         with contextlib.suppress(ImportError):
             write_picture(comparison, Path("run/comparison.html"))
-        moved = probe_spread(stages, bars) if args.spread else None
+        moved = probe_spread(finished, bars) if args.spread else None
     paper = Console(width=110, file=report, color_system=None)
     report.write(f"\n## {folder.name}\n\n```\n")
     views = [comparison_view(one) for one in (comparison, unseen) if one]

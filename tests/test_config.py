@@ -145,3 +145,38 @@ def test_weights_files_take_names_as_written_and_each_once(tmp_path):
     (tmp_path / "w.json").write_text('{"a": 1, "a": 2}')
     with pytest.raises(UserError, match="the key 'a' stands twice"):
         read_weights(tmp_path / "w.json", ("a",))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("budget: {examples: 10,000}\ntasks: [{name: a, path: x}]\n", "unknown key 'budget.000'; known here: examples"),
+        ("- a\n- b\n", "holds no settings by name"),
+        ("tasks:\n  a: x\n" + BUDGET, "tasks: takes a list, a line that begins with - for each"),
+        ("tasks: [x]\n" + BUDGET, 'tasks.0: takes settings by name, {setting: value} (got "x")'),
+        ("tasks: [{name: a, path: x, columns: [q]}]\n" + BUDGET, "tasks.0.columns: takes names and values, {name:"),
+        ("tasks: []\n" + BUDGET, "tasks: needs one at least (got [])"),
+        ("tasks: &a [*a]\n" + BUDGET, "mix.yaml holds itself by an alias"),
+        ("a: " + "[" * 3000, "mix.yaml is nested too deeply"),
+        ("tasks:\n\t- x\n", "line 2, column 1: while scanning for the next token, found character '\\t' that cannot"),
+        ('tasks: [{name: a, path: "x\\0"}]\n' + BUDGET, "or a null byte; check it"),
+        (f"tasks: [{{name: a, path: {'x' * 256}}}]\n" + BUDGET, "has a name of more than 255 bytes"),
+    ],
+)
+def test_what_is_wrong_is_said_for_those_who_write_yaml(text, says, tmp_path):
+    said = refused(tmp_path, text)
+    assert says in said
+    assert "unicode string" not in said
+    assert said.endswith(".")
+
+
+def test_a_configuration_in_another_encoding_is_read_or_its_line_named(tmp_path):
+    text = "tasks:\n  - {name: café, path: x}\n" + BUDGET
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "mix.yaml").write_bytes(text.encode(encoding))
+        assert load_config(tmp_path / "mix.yaml").tasks[0].name == "café"
+    (tmp_path / "mix.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="mix.yaml: line 2 is not UTF-8 text; save the file as UTF-8"):
+        load_config(tmp_path / "mix.yaml")
+    with pytest.raises(UserError, match="Is a directory; name the experiment's YAML file"):
+        load_config(tmp_path)

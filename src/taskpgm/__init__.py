@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Config": "config", "load_config": "config", "parse_config": "config", "UserError": "errors",
-    "run": "pipeline.run", "Result": "pipeline.run",
+    "run": "pipeline.run", "load_run": "pipeline.run", "Result": "evaluation.result",
     "TaskPool": "data.pool", "load_tasks": "data.pool", "RowPlan": "data.plan", "plan_rows": "data.plan",
     "load_model": "lm.loading", "train_probes": "probes.training", "score_contexts": "probes.scoring",
     "Scores": "scores",
@@ -23,8 +23,8 @@ _HOME = {
     "Energy": "mixture.energy", "build_energy": "mixture.energies", "make_bounds": "mixture.bounds",
     "Mixture": "mixture.solve", "solve_mixture": "mixture.solve", "Selection": "mixture.selection",
     "select_tasks": "mixture.selection", "explain": "mixture.explanation", "verify": "mixture.verification",
-    "CompareOptions": "evaluation.compare", "compare_mixtures": "evaluation.compare",
-    "Comparison": "evaluation.statistics", "predict_mixtures": "evaluation.predict",
+    "CompareOptions": "evaluation.compare", "compare_mixtures": "pipeline.run",
+    "Comparison": "evaluation.statistics", "predict_mixtures": "pipeline.run",
 }  # fmt: skip
 __all__ = sorted(_HOME)
 

@@ -74,6 +74,15 @@ def _known_columns(columns: dict[str, str] | None) -> dict[str, str] | None:
 Columns = Annotated[dict[str, str] | None, AfterValidator(_known_columns)]
 
 
+PLAIN = {  # what pydantic says of Python's types, for those who write YAML
+    "model_type": "takes settings by name, {setting: value}",
+    "dict_type": "takes names and values, {name: value}",
+    "tuple_type": "takes a list, a line that begins with - for each",
+    "too_short": "needs one at least",
+    "int_parsing": "Input should be a valid integer",
+}
+
+
 class Section(BaseModel):
     """Frozen section that refuses unknown keys."""
 
@@ -392,17 +401,25 @@ def load_config(path: str | Path) -> Config:
         UserError: the file is missing, is not YAML, or has a wrong or unknown setting.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"Cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}; "
-            f"`taskpgm init FILES > {path}` writes one."
-        ) from error
-    data = read_yaml(text, str(path))
-    if not isinstance(data, dict):
+    data = read_yaml(_text_of(path), str(path))
+    if data is None:
         raise UserError(f"{path} holds no settings; `taskpgm init FILES > {path}` writes some to start from.")
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds no settings by name (tasks: …, budget: …), as `taskpgm init FILES` prints them.")
     return resolve_paths(parse_config(data, str(path)), path.parent)
+
+
+def _text_of(path: Path) -> str:
+    """Text of a configuration: UTF-8, or UTF-16 where its first bytes say so."""
+    try:
+        data = path.read_bytes()
+        return data.decode(json.detect_encoding(data[:4]))
+    except OSError as error:
+        there = "name the experiment's YAML file" if path.exists() else f"`taskpgm init FILES > {path}` writes one"
+        raise UserError(f"Cannot read the configuration {path}: {error.strerror}; {there}.") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {line} is not {error.encoding.upper()} text; save the file as UTF-8.") from error
 
 
 def parse_config(data: dict[str, Any], where: str = "configuration") -> Config:
@@ -410,18 +427,21 @@ def parse_config(data: dict[str, Any], where: str = "configuration") -> Config:
     try:
         return Config.model_validate(_without_empty(data))
     except pydantic.ValidationError as error:
-        raise UserError(f"{where}: {_first_mistake(error)}.") from error
+        said = f"{where}: {_first_mistake(error)}"
+        raise UserError(said if said.endswith("?") else f"{said}.") from error
+    except RecursionError as error:
+        raise UserError(f"{where} holds itself by an alias; write out what is meant.") from error
 
 
 def resolve_paths(config: Config, folder: Path) -> Config:
     """The same config with existing local paths, and patterns of such, made absolute from `folder`."""
 
     def local(path: str | None) -> str | None:
-        expanded = Path(path).expanduser() if path else None
+        expanded = local_path(path) if path else None
         return str((folder / expanded).resolve()) if expanded and (folder / expanded).exists() else path
 
     def data(path: str) -> str:
-        expanded, here = Path(path).expanduser(), Path.cwd() / folder
+        expanded, here = local_path(path), Path.cwd() / folder
         if (here / expanded).exists():  # not resolved: a link may be all that has an ending to its name
             return os.path.normpath(here / expanded)
         return str(Path(glob.escape(os.path.normpath(here))) / expanded) if is_pattern(path) else path
@@ -435,16 +455,38 @@ def resolve_paths(config: Config, folder: Path) -> Config:
     return Config.model_validate(settings)
 
 
+def local_path(path: str) -> Path:
+    """The path, with a home folder for the ~ that it begins with; ~.jsonl, where nobody has that home, is a file.
+
+    Raises:
+        UserError: no file can be called that.
+    """
+    if any(len(part.encode(errors="replace")) > 255 for part in path.split("/")) or "\0" in path:
+        raise UserError(f"The path {path[:60]!r}… has a name of more than 255 bytes, or a null byte; check it.")
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib's raises for ~.jsonl)
+
+
 def is_pattern(path: str) -> bool:
     """Whether a path stands for whatever matches it."""
     return any(sign in path for sign in "*?[")
 
 
 def _without_empty(data: Any) -> Any:
-    """The data without keys that have no value: a section whose lines are all commented out stands at its defaults."""
+    """The data without settings that have no value: a section whose lines are all commented out stands at its defaults.
+
+    Keys that are no settings stay, to be refused: `examples: 10,000` within braces has the key 000.
+    """
     if isinstance(data, list):
         return [_without_empty(value) for value in data]
-    return {k: _without_empty(v) for k, v in data.items() if v is not None} if isinstance(data, dict) else data
+    if not isinstance(data, dict):
+        return data
+    return {k: _without_empty(v) for k, v in data.items() if v is not None or k not in _settings(Config)}
+
+
+def _settings(section: type[Section]) -> set[str]:
+    """Names of all settings in a section and in those within it."""
+    inner = [one for field in section.model_fields.values() for one in _sections(field.annotation)]
+    return {*section.model_fields}.union(*map(_settings, inner))
 
 
 def _first_mistake(error: pydantic.ValidationError) -> str:
@@ -455,9 +497,9 @@ def _first_mistake(error: pydantic.ValidationError) -> str:
         key = str(first["loc"][-1])
         known = _keys_at(first["loc"][:-1])
         return f"unknown key {place!r}{_did_you_mean(key, known) or '; known here: ' + ', '.join(known)}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
     if first["type"] == "missing":
-        return f"{place!r} is required"
+        return f"{place!r} is required; add it"
     given = first["input"]
     quoted = "; put it in quotes" if first["type"] == "string_type" and isinstance(given, int | float) else ""
     said = "cannot be a name" in message or isinstance(given, dict | BaseModel)

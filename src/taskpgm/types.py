@@ -12,6 +12,13 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
+Say = Callable[[str], None]  # a sentence for the user
+
+
+def say_nothing(sentence: str) -> None:
+    """Sentences that nobody hears."""
+
+
 def tell_nobody(what: str, done: int, total: int) -> None:
     """Progress that nobody sees."""
 

@@ -25,7 +25,19 @@ def read_yaml(text: str, where: str) -> Any:
         loader.where = where
         return loader.get_single_data()
     except yaml.YAMLError as error:
-        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise UserError(f"{where} is not valid YAML: {_reason(error)}.") from error
+    except RecursionError as error:
+        raise UserError(f"{where} is nested too deeply to be read; correct it.") from error
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    """What is wrong, and the line where it shows."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split()).replace(' in "<unicode string>",', ",")
+    said = ", ".join(part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part)
+    tab = "; indent with spaces" if "'\\t'" in said else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}{tab}"
 
 
 class _Loader(yaml.SafeLoader):

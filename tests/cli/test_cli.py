@@ -229,9 +229,13 @@ def test_wrong_matrices_are_one_sentence(text, arguments, sentence, call, tmp_pa
 def test_a_run_is_selected_from_and_explained(call, tmp_path, model_folders):
     config = experiment(tmp_path, model_folders["llama"])
     assert call("run", config, "--out", tmp_path / "out")[0] == 0
-    code, _, err = call("select", config, "-k", "2", "--out", tmp_path / "out")
+    code, out, err = call("select", config, "-k", "2", "--out", tmp_path / "out")
     assert code == 0, err
-    mixture = json.loads((tmp_path / "out" / "mixture.json").read_text())
+    assert "selections/k2/mixture.json" in out
+    assert "`selection: {k: 2}`" in out
+    own = json.loads((tmp_path / "out" / "mixture.json").read_text())
+    assert sum(task["count"] > 0 for task in own["tasks"]) == 3
+    mixture = json.loads((tmp_path / "out" / "selections" / "k2" / "mixture.json").read_text())
     assert sum(task["count"] > 0 for task in mixture["tasks"]) == 2
     assert sum(task["count"] for task in mixture["tasks"]) == 50
     code, out, err = call("explain", config, "--out", tmp_path / "out")
@@ -423,3 +427,30 @@ def test_names_of_any_kind_go_through_a_whole_run(call, tmp_path, model_folders)
     code, out, err = call("explain", config, "--out", tmp_path / "out")
     assert code == 0, err
     assert "数学 题" in out
+
+
+def test_an_interrupt_says_that_finished_work_is_kept(call, tmp_path, monkeypatch):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_config", interrupt)
+    code, _, err = call("check", tmp_path / "mix.yaml")
+    assert code == 130
+    assert "Stopped: Finished work is kept; the same command goes on from there." in err
+
+
+def test_check_says_that_a_format_does_not_hold_the_rows(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_tokenizer(tmp_path / "tokenizer", CHATML)
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": [*turns, {"role": "user", "content": str(i)}, turns[1]]} for i in range(6)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = (
+        "model: {path: tokenizer}\ntasks: [{name: a, path: a.jsonl}]\nbudget: {examples: 3}\ncontexts: {per_set: 2}\n"
+    )
+    (tmp_path / "mix.yaml").write_text(text)
+    assert call("check", "mix.yaml")[0] == 0
+    (tmp_path / "mix.yaml").write_text(text + "export: {format: prompt_completion}\n")
+    code, _, err = call("check", "mix.yaml")
+    assert code == 2
+    assert "export.format prompt_completion cannot hold 4 of the 4 training rows of task 'a', such as one with" in err

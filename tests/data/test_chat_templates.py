@@ -264,6 +264,17 @@ ODD = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["qwen3", "llama3_1", "gemma3"])
+def test_texts_of_any_length_are_placed(name):
+    enc = encoder(name)
+    short = conversation(("user", "Why? " * 9), ("assistant", f"{A1}. " * 9), ("user", Q2), ("assistant", A2))
+    long = conversation(("user", "Why? " * 300_000), ("assistant", f"{A1}. " * 9), ("user", Q2), ("assistant", A2))
+    assert spoken(enc, long)[1] == spoken(enc, short)[1]
+    long = conversation(("user", Q1), ("assistant", f"{A1}. " * 2_000), ("user", Q2), ("assistant", A2))
+    _, said = spoken(enc, long)
+    assert said.count(A1) == 2_000
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_answers_are_placed_as_trl_places_them_or_refused(name):
     enc, compared = encoder(name), 0

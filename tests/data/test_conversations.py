@@ -367,12 +367,15 @@ def test_rows_that_can_be_read_in_two_ways_are_refused(tmp_path: Path) -> None:
     assert "can be read as messages, or as prompt and completion; say which, with columns: {messages: messages}" in said
     said = refused(tmp_path, [{"conversations": [USER, ANSWER], "dialog": [USER, ANSWER]}])
     assert "can be read as conversations, or as dialog" in said
+    said = refused(tmp_path, [{"messages": [USER, ANSWER]}, {"prompt": "u", "completion": "a"}])
+    assert "in rows of messages and of prompt and completion; write each kind into a file of its own" in said
 
 
 def test_rows_without_an_answer_say_what_a_task_needs(tmp_path: Path) -> None:
     assert "completion: chosen" in refused(tmp_path, [{"prompt": "u", "chosen": "a", "rejected": "b"}])
     assert "text alone has no answer to learn" in refused(tmp_path, [{"text": "a"}])
     assert "a task needs messages" in refused(tmp_path, [{"dialog": ["u", "a"]}])
+    assert "a.jsonl has no columns; a task needs messages" in refused(tmp_path, [{}])
 
 
 def turn(**keys: Any) -> dict[str, Any]:
@@ -385,6 +388,8 @@ def question(**keys: Any) -> dict[str, Any]:
 
 BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "p"}, "has no text in column 'completion' (missing or null)"),
+    ({"prompt": float("inf"), "completion": "c"}, "has no text in column 'prompt' (inf)"),
+    ({"prompt": "p", "completion": {"text": ["c"]}}, "has no list of {role, content} in 'completion' (an object)"),
     ({"prompt": None, "completion": "c"}, "has no text in column 'prompt' (missing or null)"),
     ({"prompt": "p", "completion": ["c"]}, "has no list of {role, content} in 'completion' (a list)"),
     ({"prompt": "p", "completion": " "}, "has an empty answer"),
@@ -394,9 +399,9 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"messages": "hello"}, "has no list of {role, content} in 'messages' (text)"),
     ({"messages": "[oops"}, "has no list of {role, content} in 'messages' (text)"),
     ({"messages": None}, "has no list of {role, content} in 'messages' (missing or null)"),
-    ({"messages": []}, "has no assistant turn after another one (roles: none)"),
-    ({"messages": [USER]}, "has no assistant turn after another one (roles: user)"),
-    ({"messages": [ANSWER]}, "has no assistant turn after another one"),
+    ({"messages": []}, "has no assistant turn after somebody else's (roles: none)"),
+    ({"messages": [USER]}, "has no assistant turn after somebody else's (roles: user)"),
+    ({"messages": [ANSWER]}, "has no assistant turn after somebody else's"),
     (question(content=None), "has no text as content (missing or null) in turn 1 of 'messages'"),
     (turn(content=None), "has no text as content (missing or null) in turn 2 of 'messages'"),
     (question(role=None), "has no text as role (missing or null) in turn 1 of 'messages'"),
@@ -406,6 +411,10 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     (question(content=[{"type": "text", "text": None}]), "has a block of type 'text' without text in turn 1"),
     (question(weight=1), "has weight: 1 at the user's turn in turn 1 of 'messages'; assistant turns alone are learned"),
     (turn(weight=0.5), "has weight: 0.5 in turn 2 of 'messages'; a turn is learned or is context, parts are not"),
+    (turn(loss_weight=0.5), "has loss_weight: 0.5 in turn 2 of 'messages'; a turn is learned or is context"),
+    (turn(ignore=True), "has 'ignore' in turn 2 of 'messages'; it would change what is trained on"),
+    (question(content={"result": 4}), "has a block of 'result' without text in turn 1"),
+    (question(content=[{"image": "x.png"}]), "has a block of 'image' without text in turn 1"),
     (turn(weight=0), "has no answer that is learned (roles: user, assistant)"),
     (turn(weight=1, train=False), "has weight and train that differ in turn 2"),
     (turn(train_detail=[{"begin_offset": 0}]), "has 'train_detail' in turn 2 of 'messages'; it would change what is"),

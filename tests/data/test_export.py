@@ -14,7 +14,7 @@ from support.pools import make_config, make_pool, make_task
 
 from taskpgm.config import ModelConfig, TaskConfig
 from taskpgm.data.conversations import read_source
-from taskpgm.data.export import Format, choose_format, trainer_units, write_train_jsonl
+from taskpgm.data.export import Format, check_format, choose_format, trainer_units, write_train_jsonl
 from taskpgm.data.messages import Conversation, Message, conversation
 from taskpgm.data.plan import RowPlan, plan_rows
 from taskpgm.data.pool import TaskPool
@@ -191,6 +191,17 @@ def test_formats() -> None:
     ]:
         with pytest.raises(UserError, match=f"prompt_completion cannot hold task {says}; set it to messages or auto"):
             choose_format(*planning, "prompt_completion", template)
+
+
+def test_a_format_that_rows_do_not_fit_is_said_before_anything_is_trained() -> None:
+    pool, _ = planned(PAIRS, CHATS)
+    for asked, template in (("auto", True), ("messages", True), ("messages", False)):
+        check_format(pool, asked, template)
+    with pytest.raises(
+        UserError, match=r"cannot hold \d+ of the \d+ training rows of task 'b', such as one with several"
+    ):
+        check_format(pool, "prompt_completion", True)
+    check_format(planned(PAIRS, PAIRS[:2])[0], "prompt_completion", False)
 
 
 # TRL, as README has it

@@ -287,7 +287,7 @@ def test_too_few_rows(tmp_path: Path) -> None:
     assert (
         len(load(configure({"a": three}, {"t": two}, seed=next(s for s in range(99) if shares(s))))["t"].contexts) == 2
     )
-    with pytest.raises(UserError, match="Target 't' has 1 usable rows, but 2 contexts need 2; lower contexts"):
+    with pytest.raises(UserError, match="Target 't' has 1 usable row, but 2 contexts need 2; lower contexts"):
         load(configure({"a": three}, {"t": write(tmp_path / "one.jsonl", pairs(1))}))
     with pytest.raises(UserError, match="Task 'a' has no training row left: all 1 equal held-out rows") as error:
         load(configure({"a": three}, {"t": three}))

@@ -87,7 +87,7 @@ def replace_text(row):
 
 def test_too_few_rows_say_how_many_were_refused(tmp_path):
     config, encoder = prepared(tmp_path, [ROWS[0], TWO_QUESTIONS], refused="drop")
-    with pytest.raises(UserError, match=r"1 usable rows \(2 read, 1 that the chat template cannot take\)"):
+    with pytest.raises(UserError, match=r"1 usable row \(2 read, 1 that the chat template cannot take\)"):
         load_tasks(config, encoder.lengths)
 
 

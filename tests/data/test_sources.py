@@ -21,7 +21,7 @@ from taskpgm.data.messages import Conversation, Message, conversation
 from taskpgm.data.sources import read_table
 from taskpgm.data.splits import asked_of, files_of
 from taskpgm.errors import UserError
-from taskpgm.pipeline.run import _source_digest
+from taskpgm.pipeline.keys import source_digest
 
 
 def pair(prompt: str, completion: str = "yes") -> Conversation:
@@ -121,6 +121,9 @@ def one_sentence(error: pytest.ExceptionInfo[UserError]) -> None:
         (["train.jsonl", "extra.jsonl"], "train", ["train.jsonl"]),
         (["train.jsonl", "test.csv"], "train", ["train.jsonl"]),
         (["split=train/0.jsonl", "split=test/0.jsonl"], "train", ["split=train/0.jsonl"]),
+        (["quizTrain.jsonl", "quizTest.jsonl"], "train", ["quizTrain.jsonl"]),
+        (["testSet.jsonl", "trainSet-00000-of-00001.jsonl"], "train", ["trainSet-00000-of-00001.jsonl"]),
+        (["inTraining/a.jsonl", "inTest/a.jsonl"], "train", ["inTraining/a.jsonl"]),
     ],
 )  # fmt: skip
 def test_the_split_asked_for_is_read(tmp_path: Path, names: list[str], split: str, expected: list[str]) -> None:
@@ -206,7 +209,7 @@ def test_check_says_what_a_folder_was_read_for(tmp_path: Path) -> None:
     said = read_source(task(tmp_path)).notes
     assert said == ("reads train.jsonl, not dev.jsonl, extra.jsonl and test.jsonl in the same folder",)
     put(tmp_path / "whole", "a.jsonl", "b.jsonl")
-    assert read_source(task(tmp_path / "whole")).notes == ()
+    assert read_source(task(tmp_path / "whole")).notes == ("reads a.jsonl and b.jsonl",)
 
 
 def test_only_data_is_read_from_a_folder(tmp_path: Path) -> None:
@@ -310,19 +313,19 @@ def test_only_what_is_read_makes_a_run_stale(tmp_path: Path) -> None:
     folder, pattern = task(tmp_path / "set"), task(tmp_path / "many" / "*.jsonl")
     held = task(tmp_path / "set", validation=str(tmp_path / "set"))
     sources = (folder, pattern, held)
-    before = [_source_digest(source) for source in sources]
+    before = [source_digest(source) for source in sources]
     bad(tmp_path / "set" / "README.md", "new")
     bad(tmp_path / "set" / ".train.jsonl.swp", "new")
     put(tmp_path, "set/test.jsonl", "many/.c.jsonl")
     bad(tmp_path / "set" / "test.jsonl", lines_of(pairs("other")))
-    assert [_source_digest(source) for source in sources] == before
+    assert [source_digest(source) for source in sources] == before
     bad(tmp_path / "set" / "dev.jsonl", lines_of(pairs("other")))
-    assert [_source_digest(source) == old for source, old in zip(sources, before, strict=True)] == [True, True, False]
+    assert [source_digest(source) == old for source, old in zip(sources, before, strict=True)] == [True, True, False]
     bad(tmp_path / "many" / "b.jsonl", lines_of(pairs("other")))
-    assert _source_digest(pattern) != before[1]
-    assert _source_digest(task("owner/name")) == ["owner/name"]
-    one = _source_digest(task(tmp_path / "set" / "train.jsonl"))
-    assert one == _source_digest(folder)  # the same rows
+    assert source_digest(pattern) != before[1]
+    assert source_digest(task("owner/name")) == ["owner/name"]
+    one = source_digest(task(tmp_path / "set" / "train.jsonl"))
+    assert one == source_digest(folder)  # the same rows
 
 
 def test_files_are_listed_in_the_order_in_which_they_are_read(tmp_path: Path) -> None:
@@ -499,7 +502,7 @@ def test_the_separator_of_a_csv_file_is_the_one_that_gives_known_columns(tmp_pat
     assert said == ("columns are taken to be separated by ';'",)
     many = bad(tmp_path / "f" / "b.csv", "prompt;completion\na;b\n").parent
     bad(many / "c.csv", "prompt;completion\na;b\n")
-    assert read_source(task(many)).notes == said
+    assert read_source(task(many)).notes == ("reads b.csv and c.csv", *said)
     assert read_source(task(bad(tmp_path / "a.tsv", "prompt\tcompletion\na\tb\n"))).notes == ()
 
 
@@ -562,7 +565,7 @@ def test_only_the_split_of_a_saved_dataset_that_is_read_makes_a_run_stale(tmp_pa
     def save(train: int, dev: int) -> list[list[str]]:
         sets = {"train": datasets.Dataset.from_list(pairs(train)), "dev": datasets.Dataset.from_list(pairs(dev))}
         datasets.DatasetDict(sets).save_to_disk(tmp_path / f"{train} {dev}")
-        return [_source_digest(task(tmp_path / f"{train} {dev}", split=split)) for split in ("train", "validation")]
+        return [source_digest(task(tmp_path / f"{train} {dev}", split=split)) for split in ("train", "validation")]
 
     first, other = save(1, 2), save(1, 3)
     assert (first[0] == other[0], first[1] == other[1]) == (True, False)
@@ -646,7 +649,7 @@ BAD_FILES = [
     ("a.json", '\n\n[\n{"prompt": "p",\n"completion" "c"}]', "line 5 is not valid JSON"),
     ("a.json", '{\n"prompt": "p"\n}\n{\n"prompt": "q"\n}', "line 4 is not valid JSON .* one object a line, or one list"),
     ("a.json", '{\n"data": [\n{"prompt": "p"\n]}', "line 4 is not valid JSON"),
-    ("a.jsonl", GOOD + "7\n", "line 2 of a.jsonl is text, not an object"),
+    ("a.jsonl", GOOD + "7\n", "line 2 of a.jsonl is a number, not an object"),
     ("a.jsonl", GOOD + '["p", "c"]\n', "line 2 of a.jsonl is a list, not an object"),
     ("a.jsonl", '["p", "c"]\n["p", "c"]\n', "line 1 of a.jsonl is a list, not an object"),
     ("a.json", '"text"', "line 1 of a.json is text, not an object"),
@@ -708,10 +711,41 @@ def test_nothing_there(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatc
 def test_a_saved_dataset_that_is_damaged(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     bad(tmp_path / "dataset_info.json", "{}")
-    bad(tmp_path / "state.json", "{}")
+    bad(tmp_path / "state.json", '{"_data_files": ')
     with pytest.raises(UserError, match="is not a readable saved dataset .*; save it again") as error:
         read(tmp_path)
     one_sentence(error)
+
+
+def test_files_of_others_that_are_called_like_those_of_a_saved_dataset(tmp_path: Path) -> None:
+    for name, text in (("dataset_dict.json", '{"jars": "a.jsonl"}'), ("state.json", "{}"), ("dataset_info.json", "{}")):
+        bad(put(tmp_path, "a.jsonl") / name, text)
+        assert chosen(tmp_path) == ["a.jsonl"]
+
+
+def test_a_file_that_has_nothing_in_common_with_the_data_beside_it_is_named(tmp_path: Path) -> None:
+    bad(put(tmp_path, "jars.json") / "index.json", '{"jars": {"file_name": "jars.json"}}')
+    with pytest.raises(
+        UserError, match="index.json in .* has the columns jars, none of .*, and jars.json has"
+    ) as error:
+        read(tmp_path)
+    one_sentence(error)
+    bad(tmp_path / "index.json", lines_of([{"question": "q", "answer": "a"}]))
+    with pytest.raises(UserError, match="index.json in .* has the columns question and answer"):
+        read(tmp_path)
+
+
+def test_a_remedy_never_names_files_of_another_split(tmp_path: Path) -> None:
+    put(tmp_path, "jars.jsonl", "jars_test.jsonl")
+    with pytest.raises(UserError, match=r"such as the file \S+/jars\.jsonl\.$"):
+        read(tmp_path)
+
+
+def test_a_name_that_begins_like_a_home_folder_is_a_file(tmp_path: Path) -> None:
+    put(tmp_path, "~.jsonl", "~nobody-here.jsonl")
+    for name in ("~.jsonl", "~nobody-here.jsonl"):
+        (tmp_path / "mix.yaml").write_text(f"tasks: [{{name: a, path: {name}}}]\nbudget: {{examples: 1}}\n")
+        assert read_source(load_config(tmp_path / "mix.yaml").tasks[0]).rows == [pair(name)]
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from taskpgm.data.plan import plan_rows
 from taskpgm.evaluation.compare import (
     CompareOptions,
     _Worker,
-    compare_mixtures,
     evaluation_rows,
     plan_steps,
     run_comparison,
@@ -26,8 +25,8 @@ from taskpgm.evaluation.predict import Prediction, merged_probe, rank_correlatio
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.lora import KEY
 from taskpgm.parallel import possible
-from taskpgm.pipeline.directory import RunDirectory
-from taskpgm.pipeline.run import Stages
+from taskpgm.pipeline.run import compare_mixtures, run_session
+from taskpgm.pipeline.stages import finished_run, make_pool, open_session
 from taskpgm.probes.training import Trainer
 
 OPTIONS = CompareOptions(("taskpgm", "uniform", "random"), seeds=2, budgets=(0.5, 2), accuracy=False)
@@ -37,22 +36,22 @@ OPTIONS = CompareOptions(("taskpgm", "uniform", "random"), seeds=2, budgets=(0.5
 def compared(tmp_path_factory):
     root = tmp_path_factory.mktemp("compare")
     config = load_config(experiment(root, make_model(root / "model")))
-    with RunDirectory(root / "run") as directory:
-        stages = Stages(config, directory)
-        comparison, facts = run_comparison(stages, OPTIONS)
-        yield config, stages, comparison, facts
+    with open_session(config, root / "run") as session:
+        finished = finished_run(session, run_session(session))
+        comparison, facts = run_comparison(finished, OPTIONS)
+        yield config, finished, comparison, facts
 
 
 def test_every_mixture_is_trained_with_every_seed_and_written(compared):
-    config, stages, comparison, facts = compared
+    config, finished, comparison, facts = compared
     assert {(m.mixture, m.seed) for m in comparison.measurements} == {
         (name, seed) for name in OPTIONS.mixtures for seed in range(2)
     }
     assert {m.rows for m in comparison.measurements} == {config.budget.size}
-    written = json.loads((stages.directory / "comparison.json").read_text())
+    written = json.loads((finished.folder / "comparison.json").read_text())
     assert written["budget equivalence"]["curve"].keys() == {"25", "50", "100"}
     assert "uniform needs" in facts["budget equivalence"]["sentence"]
-    records = [json.loads(path.read_text()) for path in (stages.directory / "compare").glob("*.json")]
+    records = [json.loads(path.read_text()) for path in (finished.folder / "compare").glob("*.json")]
     assert len(records) == 2 * (3 + 2)
     random = [record["weights"] for record in records if record["mixture"] == "random"]
     assert random[0] != random[1]
@@ -61,26 +60,26 @@ def test_every_mixture_is_trained_with_every_seed_and_written(compared):
 
 
 def test_a_measurement_is_that_of_training_the_plan_and_the_plain_loss(compared):
-    config, stages, comparison, _ = compared
+    config, finished, comparison, _ = compared
     seeded = config.model_copy(update={"seed": _run_seed(config, 1)})
-    encoder = ChatEncoder(stages.lm.tokenizer, config.probes.max_length)
+    encoder = ChatEncoder(finished.engine.lm.tokenizer, config.probes.max_length)
     uniform = dict.fromkeys((t.name for t in config.tasks), 1 / len(config.tasks))
     rows = {
         (t, r): encoder.encode([row.conversation])[0]
-        for t, task in enumerate(stages.pool().tasks)
+        for t, task in enumerate(finished.result.pool.tasks)
         for r, row in enumerate(task.train)
     }
-    steps = plan_steps(rows, plan_rows(stages.pool(), uniform, seeded), seeded)
+    steps = plan_steps(rows, plan_rows(finished.result.pool, uniform, seeded), seeded)
     assert sum(map(len, steps)) == config.budget.size
     assert len(steps) == round(config.budget.size / 4)
-    probe = Trainer(stages.lm, seeded, 0).train("again", steps)
+    probe = Trainer(finished.engine.lm, seeded, 0).train("again", steps)
     (found,) = [m for m in comparison.measurements if (m.mixture, m.seed) == ("uniform", 1)]
-    for name, rows in evaluation_rows(stages.pool()).items():
+    for name, rows in evaluation_rows(finished.result.pool).items():
         losses = []
-        with under(stages.lm, probe), torch.no_grad():
+        with under(finished.engine.lm, probe), torch.no_grad():
             for row in encoder.encode([row.conversation for row in rows]):
                 ids = torch.tensor(row.ids[None].astype(np.int64))
-                logp = stages.lm.model(input_ids=ids).logits[0].log_softmax(-1)
+                logp = finished.engine.lm.model(input_ids=ids).logits[0].log_softmax(-1)
                 at = np.flatnonzero(row.response)
                 losses += [-float(logp[t - 1, ids[0, t]]) for t in at]
         np.testing.assert_allclose(found.loss[name], np.mean(losses), atol=1e-4)
@@ -93,19 +92,19 @@ def _run_seed(config, seed):
 
 
 def test_a_second_comparison_trains_nothing_again(compared, monkeypatch):
-    _, stages, comparison, _ = compared
+    _, finished, comparison, _ = compared
     monkeypatch.setattr(Trainer, "train", lambda *_: pytest.fail("trained again"))
-    again, _ = run_comparison(stages, OPTIONS)
+    again, _ = run_comparison(finished, OPTIONS)
     assert again.to_dict()["differences"] == comparison.to_dict()["differences"]
 
 
 def test_predictions_are_the_ensemble_and_the_merged_probes(compared):
-    _, stages, comparison, _ = compared
-    found, ranks = run_prediction(stages, ("taskpgm", "uniform", "size"))
+    _, finished, comparison, _ = compared
+    found, ranks = run_prediction(finished, ("taskpgm", "uniform", "size"))
     by_name = {one.mixture: one for one in found}
     assert by_name.keys() == {"taskpgm", "uniform", "size", "random, seed 0", "random, seed 1"}
     assert ranks["mixtures"] == 4
-    scores = stages.score()
+    scores = finished.result.scores
     target = scores.sets.index("target")
     columns = scores.context_set[scores.context] == target
     logp = scores.logp[1:, columns]
@@ -115,12 +114,12 @@ def test_predictions_are_the_ensemble_and_the_merged_probes(compared):
     start = -omega @ scores.logp[0, columns]
     gains = (scores.logp[1:, columns] - scores.logp[0, columns]) @ omega
     for one in found:
-        p = np.array([one.weights[task.name] for task in stages.config.tasks])
+        p = np.array([one.weights[task.name] for task in finished.config.tasks])
         straying = np.mean(np.log(1 / 3 / p))
         np.testing.assert_allclose(one.gain, start - gains @ p + 0.3 * straying, rtol=1e-6)
         np.testing.assert_allclose(one.ensemble, -omega @ np.log(p @ np.exp(logp)) + 0.2 * straying, rtol=1e-6)
     # The whole weight on one task merges to that probe alone.
-    probes = stages.trained()
+    probes = finished.probes()
     one = merged_probe(probes, [0.0, 1.0, 0.0])
     assert all(torch.equal(one.weights[k], probes[1].weights[k]) for k in one.weights)
     measured = {m.mixture: [] for m in comparison.measurements}
@@ -131,8 +130,8 @@ def test_predictions_are_the_ensemble_and_the_merged_probes(compared):
 
 def test_another_mixture_under_the_name_of_one_is_told_apart(compared):
     """`taskpgm` was trained with other weights once more, as after a change of the energy: both are predicted."""
-    _, stages, *_ = compared
-    folder = stages.directory / "compare"
+    _, finished, *_ = compared
+    folder = finished.folder / "compare"
     old = next(r for path in folder.glob("*.json") if (r := json.loads(path.read_text()))["mixture"] == "taskpgm")
     names = list(old["weights"])
     other = dict(zip(names, np.arange(1, len(names) + 1) / sum(range(1, len(names) + 1)), strict=True))
@@ -140,7 +139,7 @@ def test_another_mixture_under_the_name_of_one_is_told_apart(compared):
         path = folder / f"{first}.json"
         path.write_text(json.dumps(old | {"weights": other}))
         try:
-            found = {one.mixture: one for one in run_prediction(stages, ("taskpgm",), merged=False)[0]}
+            found = {one.mixture: one for one in run_prediction(finished, ("taskpgm",), merged=False)[0]}
         finally:
             path.unlink()
         again = [one for name, one in found.items() if name.startswith("taskpgm (")]
@@ -150,9 +149,8 @@ def test_another_mixture_under_the_name_of_one_is_told_apart(compared):
 
 
 def test_another_order_of_the_rows_is_another_measurement(compared, monkeypatch):
-    _, stages, *_ = compared
-    result = stages.sample()
-    worker = _Worker(stages, result, replace(OPTIONS, mixtures=("uniform",), seeds=1, budgets=()))
+    _, finished, *_ = compared
+    worker = _Worker(finished, replace(OPTIONS, mixtures=("uniform",), seeds=1, budgets=()))
     (run,) = worker.runs
     monkeypatch.setattr(worker, "measure", lambda *_: pytest.fail("trained again"))
     assert len(list(worker.measurements())) == 1
@@ -200,8 +198,8 @@ def test_a_run_that_fails_beside_others_leaves_those_that_are_done(compared, tmp
 
 
 def test_the_merged_update_is_the_weighted_sum_of_updates(compared):
-    _, stages, _, _ = compared
-    probes, weights = stages.trained(), [0.2, 0.0, 0.8]
+    _, finished, _, _ = compared
+    probes, weights = finished.probes(), [0.2, 0.0, 0.8]
     merged = merged_probe(probes, weights)
     scale = merged.settings.lora_alpha / merged.settings.r
     for key in [k for k in merged.weights if k.endswith("lora_A.weight")]:
@@ -231,24 +229,24 @@ def test_rank_correlations_are_scipys_on_what_was_measured():
 
 def test_a_set_without_rows_to_evaluate_is_an_error(tmp_path, model_folders):
     config = load_config(experiment(tmp_path, model_folders["llama"], contexts={"per_set": 6, "validation": 0}))
-    with RunDirectory(tmp_path / "run") as directory, pytest.raises(UserError, match="no rows left to evaluate"):
-        evaluation_rows(Stages(config, directory).pool())
+    with open_session(config, tmp_path / "run") as session, pytest.raises(UserError, match="no rows left to evaluate"):
+        evaluation_rows(make_pool(session))
 
 
 @pytest.mark.parametrize("trainer", ["engine", "trl"])
 def test_whole_models_are_compared_and_kept(compared, trainer):
     pytest.importorskip("trl")
-    _, stages, lora, _ = compared
+    _, finished, lora, _ = compared
     options = replace(OPTIONS, mixtures=("taskpgm", "uniform"), seeds=1, budgets=(), method="full", trainer=trainer)
-    comparison, _ = run_comparison(stages, replace(options, keep=True))
+    comparison, _ = run_comparison(finished, replace(options, keep=True))
     losses = {m.mixture: m.loss["target"] for m in comparison.measurements}
     assert losses.keys() == {"taskpgm", "uniform"}
     for m in lora.measurements:
         assert m.loss["target"] not in losses.values()
-    folders = {path.parent for path in (stages.directory / "compare").glob("*/model.safetensors")}
+    folders = {path.parent for path in (finished.folder / "compare").glob("*/model.safetensors")}
     records = {f: json.loads(f.with_suffix(".json").read_text()) for f in folders}
     (folder,) = [f for f, r in records.items() if r["sets"]["target"]["token_loss"] == losses["uniform"]]
-    saved = load_model(stages.config.model.model_copy(update={"path": str(folder)}))
-    rows = {"target": evaluation_rows(stages.pool())["target"]}
-    again = Evaluator(saved, rows, stages.config).evaluate(None, generate=False)
+    saved = load_model(finished.config.model.model_copy(update={"path": str(folder)}))
+    rows = {"target": evaluation_rows(finished.result.pool)["target"]}
+    again = Evaluator(saved, rows, finished.config).evaluate(None, generate=False)
     np.testing.assert_allclose(again.sets["target"].token_loss, losses["uniform"], rtol=1e-6)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.models import ARCHITECTURES, make_tokenizer
+from support.models import ARCHITECTURES, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 from taskpgm.config import ModelConfig
@@ -129,3 +129,12 @@ def test_padding_that_was_added_behind_the_embeddings_is_another_token(model_fol
     tokenizer.save_pretrained(folder)
     lm = load_model(ModelConfig(path=str(folder), device="cpu"))
     assert lm.tokenizer.pad_token == "<|im_end|>"
+
+
+def test_weights_that_are_no_numbers_are_named_before_anything_is_trained(tmp_path):
+    folder = make_model(tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 2] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"'model.layers.1.mlp.up_proj.weight' of model .* not finite.*download"):
+        load_model(ModelConfig(path=str(folder), device="cpu"))

@@ -18,7 +18,7 @@ from peft import PeftModel
 from support.runs import TASKS, experiment, write_rows
 from transformers import AutoModelForCausalLM
 
-from taskpgm import Affinity, Scores, UserError, load_config, run
+from taskpgm import Affinity, Scores, UserError, load_config, load_run, run
 from taskpgm.config import parse_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.messages import conversation
@@ -28,8 +28,10 @@ from taskpgm.evaluation.full_finetuning import under
 from taskpgm.lm.checkpoint import load_tokenizer
 from taskpgm.lm.loading import load_model
 from taskpgm.pipeline.directory import RunDirectory
-from taskpgm.pipeline.run import Stages
-from taskpgm.probes.probe import WARM, load_probe
+from taskpgm.pipeline.run import explain_run, sample_run, select_run, solve_run
+from taskpgm.pipeline.stages import make_pool, make_scores, open_session
+from taskpgm.probes.cache import WARM
+from taskpgm.probes.probe import load_probe
 from taskpgm.probes.schedule import probe_schedule, warm_start_schedule
 from taskpgm.probes.scoring import score_contexts
 from taskpgm.probes.training import Trainer
@@ -169,10 +171,10 @@ def test_a_change_invalidates_what_depends_on_it_and_says_so(copied, model_folde
     settings["probes"]["learning_rate"] = 0.02
     config.write_text(json.dumps(settings))
     with (
-        RunDirectory(out) as directory,
+        open_session(load_config(config), out) as session,
         pytest.raises(UserError, match=r"probe of task 'sums' .* not up to date \(probes\)"),
     ):
-        Stages(load_config(config), directory).solve()
+        solve_run(session)
     run(load_config(config), out, say=said.append)
     assert sum("is made again: probes changed" in sentence for sentence in said) == 3
 
@@ -185,8 +187,9 @@ def test_solve_and_sample_take_other_settings_without_the_model(copied, model_fo
     settings["energy"] = {"kind": "likelihood", "prior": 0.5}
     (copied / "mix.yaml").write_text(json.dumps(settings))
     code = (
-        "import sys; from taskpgm import load_config; from taskpgm.pipeline.run import Stages; from taskpgm.pipeline.directory import RunDirectory\n"
-        "with RunDirectory('out') as d: r = Stages(load_config('mix.yaml'), d).sample()\n"
+        "import sys; from taskpgm import load_config; from taskpgm.pipeline.run import sample_run\n"
+        "from taskpgm.pipeline.stages import open_session\n"
+        "with open_session(load_config('mix.yaml'), 'out') as session: r = sample_run(session)\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules; print(r.mixture.shares['sums'], len(r.plan))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=copied, capture_output=True, text=True, check=True)
@@ -223,8 +226,11 @@ def test_divergences_asked_for_later_keep_the_scores(copied, model_folders):
     (copied / "mix.yaml").write_text(json.dumps(settings | {"affinity": {"kind": "jsd"}}))
     config = load_config(copied / "mix.yaml")
     logp = Scores.load(copied / "out" / "scores.npz").logp
-    with RunDirectory(copied / "out") as directory, pytest.raises(UserError, match="affinity.jsd_positions"):
-        Stages(config, directory).solve()
+    with (
+        open_session(config, copied / "out") as session,
+        pytest.raises(UserError, match="affinity.jsd_positions"),
+    ):
+        solve_run(session)
     result = run(config, copied / "out")
     np.testing.assert_allclose(result.scores.logp, logp, atol=1e-6)
     assert "jsd" in result.affinity.matrices
@@ -388,10 +394,10 @@ def test_scores_ask_for_the_warm_start_that_belongs_to_them(tmp_path, model_fold
     run(config, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "warm")
     with (
-        RunDirectory(tmp_path / "out") as directory,
+        open_session(config, tmp_path / "out") as session,
         pytest.raises(UserError, match=r"The warm start in .* is not up to date \(missing\); run `taskpgm probe`"),
     ):
-        Stages(config, directory).score()
+        make_scores(session, make_pool(session))
     again = run(config, tmp_path / "out")
     assert again.mixture.certificate.passed
 
@@ -415,7 +421,46 @@ def test_a_model_that_is_run_whole_is_told(model_folders, tmp_path):
     said = {}
     for model in (model_folders["llama"], folder):
         said[model] = []
-        with RunDirectory(tmp_path / f"run-{model.name}") as directory:
-            lm = Stages(load_config(experiment(tmp_path, model)), directory, say=said[model].append).lm
+        config = load_config(experiment(tmp_path, model))
+        with open_session(config, tmp_path / f"run-{model.name}", say=said[model].append) as session:
+            lm = session.engine.lm
         assert lm.plain_head == (not said[model])
     assert "run whole and padded" in said[folder][0]
+
+
+def test_a_command_that_reads_leaves_the_mixture_as_it_is(copied):
+    config, out = load_config(copied / "mix.yaml"), copied / "out"
+    before = times(out, "*.json*") | times(out, "*.npz")
+    with open_session(config, out) as session:
+        explain_run(session)
+        result, selection, folder = select_run(session, 2, sample=True)
+    after = times(out, "*.json*") | times(out, "*.npz")
+    assert {name: t for name, t in after.items() if name != "explanation.json"} == before
+    assert folder == out / "selections" / "k2"
+    assert sum(w > 0 for w in result.mixture.weights) == len(selection.chosen) == 2
+    chosen = {json.loads(line)["task"] for line in (folder / "train.jsonl").read_text().splitlines()}
+    assert chosen == set(selection.chosen)
+    with open_session(config, out) as session:
+        sample_run(session)
+    assert times(out, "mixture.json") == {"mixture.json": before["mixture.json"]}
+    assert files(out)["train.jsonl"] == (copied / "out" / "train.jsonl").read_bytes()
+    with open_session(
+        config.model_copy(update={"budget": config.budget.model_copy(update={"examples": 20})}), out
+    ) as s:
+        assert len(sample_run(s).plan) == 20
+    assert times(out, "mixture.json") != {"mixture.json": before["mixture.json"]}
+
+
+def test_a_finished_directory_is_opened_without_its_yaml(finished, tmp_path):
+    root, result, _ = finished
+    found = load_run(root / "out")
+    assert found.mixture.shares == result.mixture.shares
+    np.testing.assert_array_equal(found.scores.logp, result.scores.logp)
+    np.testing.assert_array_equal(found.affinity.matrices["G"], result.affinity.matrices["G"])
+    assert found.pool.sets == result.pool.sets
+    np.testing.assert_array_equal(found.plan.row, result.plan.row)
+    assert len(repr(found)) < 200
+    with pytest.raises(UserError, match=r"has no comparison.json; it is no run directory, or its run has not come so"):
+        _ = found.comparison
+    with pytest.raises(UserError, match=r"has no manifest.json"):
+        load_run(tmp_path)

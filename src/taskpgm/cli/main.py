@@ -49,7 +49,9 @@ def main() -> None:
         app()
     except UserError as error:
         _fail("Error", str(error), 2)
-    except KeyboardInterrupt:
+    except SystemExit as error:
+        if error.code != 130:  # what typer makes of Ctrl-C
+            raise
         _fail("Stopped", "Finished work is kept; the same command goes on from there.", 130)
     except ModuleNotFoundError as error:
         _fail("Error", f"This needs {error.name}, which is not installed: pip install 'taskpgm[lm]'.", 1)
@@ -100,12 +102,15 @@ def check(
 ) -> None:
     """Read and tokenise everything, train nothing; show what a run would use."""
     from taskpgm.cli.tables import pool_view, rows_view
-    from taskpgm.pipeline.run import allowed_shares, inspect
+    from taskpgm.data.export import check_format
+    from taskpgm.pipeline.inspection import inspect
+    from taskpgm.pipeline.stages import allowed_shares
 
     settings = load_config(config)
     with _bars() as bars:
         found = inspect(settings, bars.tell)
     allowed_shares(found.pool, settings)
+    check_format(found.pool, settings.export.format, found.encoder.has_template)
     if show:
         marked = screen.no_color or not screen.is_terminal
         screen.print(rows_view(found.pool, found.encoder, show, marked=marked), soft_wrap=True)
@@ -183,7 +188,8 @@ def compare(
     from taskpgm.cli.html import write_picture
     from taskpgm.cli.tables import comparison_view
     from taskpgm.evaluation.baselines import parse_mixtures
-    from taskpgm.evaluation.compare import CompareOptions, run_comparison
+    from taskpgm.evaluation.compare import CompareOptions
+    from taskpgm.pipeline.run import compare_run
 
     if trainer not in ("engine", "trl"):
         raise UserError(f"--trainer is engine or trl, not {trainer!r}.")
@@ -195,8 +201,8 @@ def compare(
         parse_mixtures(mixtures), seeds, tuple(_values(budgets, "--budgets")) if budgets else (), trainer, method,
         learning_rate, accuracy, keep, rows, tuple(task for task in harness.split(",") if task), include,
     )  # fmt: skip
-    with _stages(load_config(config), out) as stages:
-        comparison, facts = run_comparison(stages, options)
+    with _session(load_config(config), out) as session:
+        comparison, facts = compare_run(session, options)
     screen.print(comparison_view(comparison), crop=False)
     if equivalence := facts.get("budget equivalence"):
         screen.print(f"budget equivalence: {equivalence['sentence']}", markup=False, highlight=False)
@@ -222,10 +228,10 @@ def predict(
     """What mixtures would reach, without training: the probes' ensemble, their gains, and the probes merged."""
     from taskpgm.cli.tables import prediction_table
     from taskpgm.evaluation.baselines import parse_mixtures
-    from taskpgm.evaluation.predict import run_prediction
+    from taskpgm.pipeline.run import predict_run
 
-    with _stages(load_config(config), out) as stages:
-        found, ranks = run_prediction(stages, parse_mixtures(mixtures), merged)
+    with _session(load_config(config), out) as session:
+        found, ranks = predict_run(session, parse_mixtures(mixtures), merged)
     screen.print(prediction_table(found), crop=False)
     for name, value in ranks.items():
         if name != "mixtures":
@@ -238,18 +244,22 @@ def predict(
 @app.command()
 def probe(config: ConfigFile, out: Out) -> None:
     """Train the warm start and one adapter a task; finished ones are kept."""
-    with _stages(load_config(config), out) as stages:
-        stages.probe()
-    facts = stages.manifest["stages"]["probe"]
+    from taskpgm.pipeline.stages import make_pool, make_probes
+
+    with _session(load_config(config), out) as session:
+        make_probes(session, make_pool(session))
+    facts = session.artifacts.recorded("probe")
     screen.print(f"{facts['trained_tokens']} tokens trained in {facts['seconds']:.0f} s: {out}/adapters", markup=False)
 
 
 @app.command()
 def score(config: ConfigFile, out: Out) -> None:
     """Score every probe on the shared contexts; finished blocks are kept."""
-    with _stages(load_config(config), out) as stages:
-        stages.score()
-    facts = stages.manifest["stages"]["score"]
+    from taskpgm.pipeline.stages import make_pool, make_scores
+
+    with _session(load_config(config), out) as session:
+        make_scores(session, make_pool(session))
+    facts = session.artifacts.recorded("score")
     screen.print(f"{facts['scored_tokens']} tokens scored in {facts['seconds']:.0f} s: {out}/scores.npz", markup=False)
 
 
@@ -274,8 +284,10 @@ def solve(
     if affinity is not None:
         energy, bounds = _solve_matrix(out, config, affinity, _energy(t, ridge), None, False), None
     else:
-        with _stages(_required(config), out) as stages:
-            result = stages.solve()
+        from taskpgm.pipeline.run import solve_run
+
+        with _session(_required(config), out) as session:
+            result = solve_run(session)
         _show(out, result.affinity)
         energy, bounds = result.energy, result.mixture.bounds
     if knob is not None:
@@ -295,55 +307,60 @@ def select(
         float, typer.Option(help="Adds this times K's mean curvature on the simplex to its diagonal.", min=0)
     ] = 0.0,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Look at every set; at most 20 tasks.")] = False,
+    sample: Annotated[bool, typer.Option("--sample", help="Also write the selection's training set.")] = False,
 ) -> None:
-    """Choose at most k tasks, with a bound on what the best choice could reach, and solve the mixture on them."""
+    """Choose at most k tasks, with a bound on what the best choice could reach, and solve the mixture on them.
+
+    Written to DIR/selections/kK; the run's own mixture stays as it is.
+    """
     from taskpgm.cli.tables import selection_table
-    from taskpgm.files import write_json
-    from taskpgm.mixture.selection import select_tasks
+    from taskpgm.pipeline.run import select_run
 
     if affinity is not None:
         _solve_matrix(out, config, affinity, _energy(t, ridge), k, exhaustive)
         return
-    settings = _required(config)
-    settings = settings.model_copy(update={"selection": settings.selection.model_copy(update={"k": k})})
-    with _stages(settings, out) as stages:
-        result = stages.solve()
-        selection = result.selection
-        if exhaustive:
-            selection = select_tasks(result.energy, stages.problem()[-1], k, exhaustive=True)
-            write_json(out / "selection.json", selection.to_dict())
+    with _session(_required(config), out) as session:
+        result, selection, folder = select_run(session, k, exhaustive, sample)
     screen.print(selection_table(selection), crop=False)
-    _show(out, result.affinity)
+    _show(folder, result.affinity)
+    if sample:
+        screen.print(f"{len(result.plan)} rows: {folder}/train.jsonl", markup=False, highlight=False)
+    else:
+        screen.print("its training set: the same command with --sample", highlight=False)
+    screen.print(
+        f"The run's own mixture is what it was; `selection: {{k: {k}}}` in {config} and `taskpgm sample` make this one "
+        "the run's.",
+        markup=False, highlight=False,
+    )  # fmt: skip
 
 
 @app.command()
 def explain(config: ConfigFile, out: Out) -> None:
     """Why the mixture is what it is: marginal energies, leave-one-out, interchangeable tasks, into explanation.json."""
     from taskpgm.cli.tables import explanation_table
-    from taskpgm.files import write_json
-    from taskpgm.mixture.explanation import explain as explained
+    from taskpgm.pipeline.run import explain_run
 
-    with _stages(load_config(config), out) as stages:
-        result = stages.solve()
-        explanation = explained(result.energy, result.mixture)
-        write_json(out / "explanation.json", explanation.to_dict())
+    with _session(load_config(config), out) as session:
+        explanation = explain_run(session)
     screen.print(explanation_table(explanation), crop=False)
 
 
 @app.command()
 def sample(config: ConfigFile, out: Out) -> None:
     """Find the mixture from the scores and write the training set; takes no model."""
-    with _stages(load_config(config), out) as stages:
-        result = stages.sample()
+    from taskpgm.pipeline.run import sample_run
+
+    with _session(load_config(config), out) as session:
+        result = sample_run(session)
     _show(out, result.affinity)
     screen.print(f"{len(result.plan)} rows: {out}/train.jsonl", markup=False)
 
 
 def _run(config: Config, out: Path) -> None:
-    with _stages(config, out) as stages:
-        stages.probe()
-        stages.score()
-        result = stages.sample()
+    from taskpgm.pipeline.run import run_session
+
+    with _session(config, out) as session:
+        result = run_session(session)
     _show(out, result.affinity)
     screen.print(f"{len(result.plan)} rows: {out}/train.jsonl", markup=False)
 
@@ -439,12 +456,11 @@ def _bars() -> Iterator[_Bars]:
 
 
 @contextmanager
-def _stages(config: Config, out: Path) -> Iterator[Any]:
-    from taskpgm.pipeline.directory import RunDirectory
-    from taskpgm.pipeline.run import Stages
+def _session(config: Config, out: Path) -> Iterator[Any]:
+    from taskpgm.pipeline.stages import open_session
 
-    with RunDirectory(out) as directory, _bars() as bars:
-        yield Stages(config, directory, bars.tell, bars.say)
+    with _bars() as bars, open_session(config, out, bars.tell, bars.say) as session:
+        yield session
 
 
 def _fail(word: str, sentence: str, code: int) -> None:

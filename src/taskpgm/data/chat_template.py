@@ -1,9 +1,10 @@
 """`Template`: a row as the model's chat template writes it, and where each assistant turn stands in that text.
 
-The place of a turn is traced, never searched for. Every letter of the row is replaced by a stand-in of its own, a code
-point that no text uses, and the row is rendered a second time. With the letters put back, that text must equal the
-first, letter by letter; then each stand-in shows where its letter went, whatever the template trims, splits or leaves
-out. A turn reaches from behind the generation prompt to its end-of-turn token.
+The place of a turn is traced, never searched for. Every letter of the row (of long texts those at their ends) is
+replaced by a stand-in of its own, a code point that no text uses, and the row is rendered a second time. With the
+letters put back, that text must equal the first, letter by letter; then each stand-in shows where its letter went,
+whatever the template trims, splits or leaves out. A turn reaches from behind the generation prompt to its end-of-turn
+token.
 """
 
 import json
@@ -22,6 +23,7 @@ from taskpgm.data.pool import Refused
 from taskpgm.errors import first_line
 
 FIRST, LAST = 0x40000, 0xDFFFF  # planes without characters: the stand-ins
+EDGE = 1024  # letters at either end of a text that have stand-ins; what lies between them needs none
 NOTHING = 0x10FFFF  # what the stand-in of an empty answer stands for
 BLANK = np.array([chr(i).isspace() or i < 32 for i in range(0x3001)] + [False])  # white space by code point
 THOUGHT, TEXT, CALL, NAME = range(4)
@@ -186,7 +188,7 @@ class Trace:
         self.count = 0
 
     def hide(self, text: str, message: int, part: int) -> str:
-        """The text with stand-ins for its letters."""
+        """The text with stand-ins for its letters, or for those at its ends where it is long."""
         if part == NAME and not self.names:
             return text
         codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").copy()
@@ -196,6 +198,7 @@ class Trace:
             while at >= 0:
                 hidden[at : at + len(word)] = False
                 at = text.find(word, at + 1)
+        hidden[np.flatnonzero(hidden)[EDGE:-EDGE]] = False
         return self._hide(codes, hidden, message, part)
 
     def hide_nothing(self, message: int) -> str:

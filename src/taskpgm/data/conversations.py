@@ -95,9 +95,11 @@ def _shape(table: Table, mapped: dict[str, str], path: str, who: str) -> _Shape:
     found = list(_shapes(table, mapped))
     if len(found) == 1:
         return found[0]
-    has = f"{who}: {path} has the columns {', '.join(table.columns)}"
+    has = f"{who}: {path} has " + (f"the columns {', '.join(table.columns)}" if table.columns else "no columns")
     if found:
         ways = [" and ".join(_required(shape)) for shape in found]
+        if not any(_has_all(record, found) for _, record in table.records):
+            raise UserError(f"{has}, in rows of {' and of '.join(ways)}; write each kind into a file of its own.")
         first = f"columns: {{{next(f'{field}: {column}' for field, column in found[0].columns.items())}}}"
         raise UserError(f"{has}, which can be read as {', or as '.join(ways)}; say which, with {first} for the first.")
     also = f" and `columns` maps {', '.join(named)}" if named else ""
@@ -105,6 +107,11 @@ def _shape(table: Table, mapped: dict[str, str], path: str, who: str) -> _Shape:
         f"{has}{also}; a task needs messages, or prompt and completion, or instruction and output: name them in "
         f"`columns`{_hint(table.columns)}."
     )
+
+
+def _has_all(record: dict[str, Any], shapes: list[_Shape]) -> bool:
+    """Whether a record has the answers of several layouts."""
+    return not any(is_empty(record.get(shape.columns[LAYOUTS[shape.layout][-1]])) for shape in shapes)
 
 
 def _hint(columns: list[str]) -> str:
@@ -327,7 +334,7 @@ def _check_conversation(row: Conversation, at: str) -> None:
             if said
             else "an empty answer"
             if answers
-            else "no assistant turn after another one"
+            else "no assistant turn after somebody else's"
         )
         raise UserError(
             f"{at} has {wrong} (roles: {', '.join(roles) or 'none'}); every row needs an answer to learn, correct or "

@@ -61,6 +61,22 @@ def choose_format(
     return pairs
 
 
+def check_format(pool: TaskPool, asked: str, has_chat_template: bool) -> None:
+    """Raise where a training row that a run might draw cannot be written in the format that is asked for.
+
+    Raises:
+        UserError: prompt_completion is asked for, and a row does not fit it.
+    """
+    pairs: Format = "prompt_completion" if has_chat_template else "text"
+    for task in pool.tasks if asked == "prompt_completion" else ():
+        whys = [why for row in task.train if (why := _unfit(row, pairs))]
+        if whys:
+            raise UserError(
+                f"export.format prompt_completion cannot hold {len(whys)} of the {len(task.train)} training rows of "
+                f"task {task.name!r}, such as one {whys[0]}; set it to messages or auto."
+            )
+
+
 def write_train_jsonl(path: Path, pool: TaskPool, plan: RowPlan, format: Format) -> None:
     """Write the planned rows in training order, one object a line, every line with the same columns.
 

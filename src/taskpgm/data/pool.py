@@ -367,7 +367,7 @@ def _check_enough(name: str, kind: str, rows: int, counts: Counts, contexts: Con
     read = f" ({counts.read + counts.validation_read} read, {', '.join(lost)})" if lost else ""
     needs = f"{contexts.per_set} contexts" + (" and one training row" if kind == "task" else "")
     raise UserError(
-        f"{kind.capitalize()} {name!r} has {rows} usable rows{read}, but {needs} need {need}; "
+        f"{kind.capitalize()} {name!r} has {rows} usable row{'s' * (rows != 1)}{read}, but {needs} need {need}; "
         f"{'raise probes.max_length, ' * bool(counts.too_long)}lower contexts.per_set or add data."
     )
 

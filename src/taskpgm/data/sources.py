@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
-from taskpgm.config import ALIASES, FIELDS, REFUSED, Source
+from taskpgm.config import ALIASES, FIELDS, REFUSED, Source, local_path
 from taskpgm.data.splits import READABLE, Asked, asked_of, files_of, is_saved, kind_of, named, pick_split
 from taskpgm.errors import UserError
 
@@ -69,7 +69,7 @@ def read_table(source: Source, path: str | None, who: str) -> Table:
         UserError: anything about the source that its owner has to put right.
     """
     asked = asked_of(source, who, path)
-    local = Path(asked.path).expanduser()
+    local = local_path(asked.path)
     files = files_of(asked)
     if files is None:
         if HUB_ID.fullmatch(asked.path) and not kind_of(local):
@@ -81,8 +81,24 @@ def read_table(source: Source, path: str | None, who: str) -> Table:
     if is_saved(local):
         table = _read_saved(local, asked, source)
     else:
-        table = _join(_read_file(_File(file, files.name(file), who), source) for file in files.paths)
+        tables = [_read_file(_File(file, files.name(file), who), source) for file in files.paths]
+        names = [files.name(file) for file in files.paths]
+        _check_alike(dict(zip(names, tables, strict=True)), asked, source)
+        table = _join(tables)
     return table._replace(notes=files.notes + table.notes)
+
+
+def _check_alike(tables: dict[str, Table], asked: Asked, source: Source) -> None:
+    """Raise where a file has none of the columns that are read, and another has: it is no data, or other data."""
+    known = _known(source)
+    strange = [name for name, table in tables.items() if table.records and not known & set(table.columns)]
+    if strange and len(strange) < len(tables):
+        usual = next(name for name in tables if name not in strange)
+        raise UserError(
+            f"{asked.who}: {strange[0]} in {asked.path} has the columns {named(tables[strange[0]].columns)}, none of "
+            f"those that are read, and {usual} has some; name what to read in `{asked.key}`, a file or a pattern, "
+            "without it."
+        )
 
 
 def _join(tables: Iterable[Table]) -> Table:
@@ -306,7 +322,7 @@ def _cells(reader: Any, file: _File) -> Iterator[tuple[int, list[str]]]:
                 yield start, cells
             start = reader.line_num + 1
     except csv.Error as error:
-        reason = "a quote is never closed" if "end of data" in str(error) else str(error)
+        reason = "a quote is never closed" if "end of data" in str(error) else str(error).replace("\t", "\\t")
         found = f", found in line {reader.line_num}" if reader.line_num > start else ""
         raise UserError(
             f"{file.where}: line {start} is not valid CSV ({reason}{found}); correct its quotes, or use JSON Lines."
@@ -464,7 +480,7 @@ def _quiet() -> Iterator[None]:
 
 def type_of(value: Any) -> str:
     """What kind of JSON value that is, in words."""
-    names = {list: "a list", dict: "an object", str: "text", Number: "text", bool: "a truth value"}
+    names = {list: "a list", dict: "an object", str: "text", Number: "a number", bool: "a truth value"}
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 

@@ -5,13 +5,14 @@ do not tell, the user is asked: nobody trains on a test set because it lay besid
 """
 
 import glob
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from taskpgm.config import Source, is_pattern
+from taskpgm.config import Source, is_pattern, local_path
 from taskpgm.errors import UserError
 
 Kind = Literal["json", "csv", "parquet", "arrow"]
@@ -30,6 +31,7 @@ SPLITS = {
 }
 SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 SHARD = re.compile(r"[-_.]\d{3,}[-_.]of[-_.]\d{3,}.*")  # train-00000-of-00002, old ones with a hash at the end
+HUMPED = re.compile(r"(?<=[a-z])[A-Z][a-z]+|[a-z]+(?=[A-Z])")  # words in quizTrain
 NUMBERED = re.compile(r"(part|shard|chunk|file|batch)\d+")
 
 
@@ -69,7 +71,7 @@ def files_of(asked: Asked) -> Files | None:
     Raises:
         UserError: no file of the split, or no telling which ones they are.
     """
-    local = Path(asked.path).expanduser()
+    local = local_path(asked.path)
     if local.is_file():
         return Files([local], local.parent, _unused(asked, "a file"))
     if is_saved(local):
@@ -88,9 +90,19 @@ def kind_of(path: Path) -> Kind | None:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether datasets' save_to_disk wrote the folder."""
-    of_one = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
-    return of_one or (folder / "dataset_dict.json").is_file()
+    """Whether datasets' save_to_disk wrote the folder: files of the same names by others do not have its keys."""
+    of_one = (folder / "dataset_info.json").is_file() and _has_key(folder / "state.json", "_data_files")
+    return of_one or _has_key(folder / "dataset_dict.json", "splits")
+
+
+def _has_key(path: Path, key: str) -> bool:
+    """Whether there is such a file with an object that has the key; one that is broken might have it."""
+    if not path.is_file():
+        return False
+    try:
+        return key in json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError):
+        return True
 
 
 def pick_split(names: Sequence[str], split: str) -> str | None:
@@ -130,8 +142,8 @@ def _of_folder(folder: Path, asked: Asked) -> Files:
     _check_kinds(chosen, asked)
     taken = set(chosen)
     left = [file.shown for file in beside if file not in taken]
-    note = f"reads {named(file.shown for file in chosen)}, not {named(left)} in the same folder"
-    return Files([file.path for file in chosen], folder, (note,) if left else ())
+    note = f"reads {named(file.shown for file in chosen)}" + (f", not {named(left)} in the same folder" if left else "")
+    return Files([file.path for file in chosen], folder, (note,) if left or len(chosen) > 1 else ())
 
 
 def _of_pattern(pattern: str, asked: Asked) -> Files:
@@ -173,9 +185,15 @@ def _found(paths: Iterable[Path], base: Path) -> list[_Found]:
     found = []
     for path in paths:
         within = path.relative_to(base)
-        folders = tuple(part.lower() for part in within.parent.parts)
-        found.append(_Found(path, within.as_posix(), folders, SHARD.sub("", _bare(path.name.lower()))))
+        folders = tuple(_spaced(part) for part in within.parent.parts)
+        found.append(_Found(path, within.as_posix(), folders, SHARD.sub("", _spaced(_bare(path.name)))))
     return found
+
+
+def _spaced(name: str) -> str:
+    """The name in lower case, with spaces around a split that capitals set off: quizTrain is quiz train."""
+    spaced = HUMPED.sub(lambda word: f" {word[0]} " if word[0].lower() in SPLIT_OF else word[0], name)
+    return spaced.strip().lower()
 
 
 def _bare(name: str) -> str:
@@ -249,10 +267,14 @@ def _no_split(found: list[_Found], splits: list[set[str]], asked: Asked) -> str:
 
 
 def _remedy(asked: Asked, file: _Found) -> str:
-    """What names the files to read: a pattern for such a file and its like, for example."""
+    """What names the files to read: a pattern for such a file and its like, unless it takes in other splits too."""
     ending = file.path.name.removeprefix(_bare(file.path.name))
     like = Path(glob.escape(str(file.path.parent))) / f"{(_words(file.stem) or [''])[0]}*{ending}"
-    return f"name what to read in `{asked.key}`, a file or a pattern such as {like}"
+    alike = _found((Path(match) for match in glob.glob(str(like))), file.path.parent)  # noqa: PTH207
+    other = any(_splits([one.stem]) != _splits([file.stem]) for one in alike)
+    return f"name what to read in `{asked.key}`, " + (
+        f"such as the file {file.path}" if other else f"a file or a pattern such as {like}"
+    )
 
 
 # Whether files can be read as one set
@@ -302,7 +324,7 @@ def _check_kinds(chosen: list[_Found], asked: Asked) -> None:
 
 
 def _of_saved(folder: Path, asked: Asked) -> Files:
-    if not (folder / "dataset_dict.json").is_file():
+    if not _has_key(folder / "dataset_dict.json", "splits"):
         return Files(_saved_files(folder), folder, _unused(asked, "a saved dataset without splits"))
     splits = [path.name for path in folder.iterdir() if path.is_dir()]
     own = folder / (pick_split(splits, asked.split) or "")

@@ -23,11 +23,11 @@ ROLES = {name: role for role, names in _NAMES.items() for name in names}
 CALLS = ("function_call", "tool_call")  # roles of an assistant turn whose text is a call, as JSON
 ROLE, CONTENT = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-FLAGS = ("weight", "train", "training", "trainable", "learn", "loss", "train_on_turn")
+FLAGS = ("weight", "train", "training", "trainable", "learn", "loss", "loss_weight", "loss_scale", "train_on_turn")
 # What would change what is trained on, and is not read: an error where a turn has it.
 REFUSED = (
-    "mask", "masked", "loss_mask", "train_detail", "tools", "functions", "thoughts", "thought", "reasoning_details",
-    "image", "images", "video", "videos", "audio", "refusal",
+    "mask", "masked", "loss_mask", "ignore", "ignored", "train_detail", "tools", "functions", "thoughts", "thought",
+    "reasoning_details", "image", "images", "video", "videos", "audio", "refusal",
 )  # fmt: skip
 ARGUMENTS = ("arguments", "parameters")  # of a call
 
@@ -99,7 +99,9 @@ def read_tools(value: Any, spot: Spot) -> tuple[dict[str, Any], ...]:
 
 def _rows(value: Any) -> Any:
     """A list of objects, where the value is an object of lists: {role: [...], content: [...]}."""
-    if not isinstance(value, dict) or not value or not all(isinstance(part, list) for part in value.values()):
+    if not isinstance(value, dict) or not any(key in value for key in ROLE):
+        return value
+    if not all(isinstance(part, list) for part in value.values()):
         return value
     if len({len(part) for part in value.values()}) > 1:
         return value
@@ -176,8 +178,10 @@ def _block(block: dict[str, Any] | str, spot: Spot) -> tuple[str, str]:
     key = keys.get(kind) if isinstance(kind, str) else None
     text = left.pop(key, left.pop("text", None)) if key else None
     if not isinstance(text, str):
-        what = f"a block of type {kind!r}" if not key else f"a block of type {kind!r} without text"
-        raise spot.error(what, "text alone is trained on: remove the block or the row")
+        what = f"a block of type {kind!r}" if "type" in block else f"a block of {' and '.join(map(repr, block))}"
+        raise spot.error(
+            f"{what} without text" if key else what, "text alone is trained on: remove the block or the row"
+        )
     for other in left:
         spot.note("content", other)
     return "thinking" if key in ("thinking", "reasoning") else "text", str(text)
@@ -240,7 +244,7 @@ def _arguments(given: Any, name: str, spot: Spot) -> dict[str, Any]:
 
 def _learned(turn: dict[str, Any], role: str, spot: Spot) -> bool:
     """Whether the turn's flag, where it has one, has it learned."""
-    given = {key: turn.pop(key) for key in FLAGS if key in turn}
+    given = {key: value for key in FLAGS if key in turn and not is_empty(value := turn.pop(key))}
     flags = {key: _flag(key, value, spot) for key, value in given.items()}
     if len(set(flags.values())) > 1:
         raise spot.error(f"{' and '.join(flags)} that differ")

@@ -39,7 +39,7 @@ def text_of(value: Any, column: str, at: str) -> str:
         return "true" if value else "false"
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
-    wrong = "missing or null" if value is None or isinstance(value, float) else type_of(value)
+    wrong = "missing or null" if is_absent(value) else str(value) if isinstance(value, float) else type_of(value)
     raise UserError(f"{at} has no text in column {column!r} ({wrong}); fill it in or remove the row.")
 
 

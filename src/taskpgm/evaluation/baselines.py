@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from taskpgm.config import Config
+from taskpgm.config import Config, local_path
 from taskpgm.data.plan import uniform_mixture
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
@@ -79,7 +79,7 @@ def parse_spec(name: str) -> Spec:
         UserError: an unknown name, a wrong argument, or a file that is missing.
     """
     if name.endswith(FILES):
-        path = Path(name).expanduser()
+        path = local_path(name)
         if not path.is_file():
             raise UserError(f"The mixture {name!r} is not a file; give the path of a JSON or YAML file of weights.")
         return Spec("file", str(path))

@@ -19,12 +19,11 @@ from taskpgm.data.plan import RowPlan, plan_rows, supply_bounds
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.baselines import baseline_mixture, within_supply
+from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.evaluation.statistics import Comparison, Equivalence, Measurement, budget_equivalence, compare_measurements
 from taskpgm.files import atomic_folder, digest, write_json
-from taskpgm.pipeline.directory import RunDirectory
-from taskpgm.pipeline.run import Result, Say, Stages
 from taskpgm.system import Clock
-from taskpgm.types import Tell, tell_nobody
+from taskpgm.types import Say
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import Encoded
@@ -56,7 +55,7 @@ class CompareOptions:
     include: Path | None = None  # folder or file of the harness's local tasks
 
 
-def run_comparison(stages: Stages, options: CompareOptions) -> tuple[Comparison, dict[str, Any]]:
+def run_comparison(finished: FinishedRun, options: CompareOptions) -> tuple[Comparison, dict[str, Any]]:
     """Comparison of mixtures trained at the budget, written to `comparison.json`, and the budget equivalence.
 
     Every run is kept as it is done, so that a stopped comparison goes on where it was.
@@ -64,33 +63,22 @@ def run_comparison(stages: Stages, options: CompareOptions) -> tuple[Comparison,
     Raises:
         UserError: a mixture that is none, a set without rows to evaluate, or what a run of the pipeline would raise.
     """
-    stages.probe()
-    stages.score()
-    result = stages.sample()
-    worker = _Worker(stages, result, options)
-    stages.tell("comparing", 0, len(worker.runs))
+    result = finished.result
+    worker = _Worker(finished, options)
+    finished.tell("comparing", 0, len(worker.runs))
     found: dict[tuple[str, int], Measurement] = {}
     for measurement in worker.measurements():
         found[measurement.mixture, measurement.seed] = measurement
-        stages.tell("comparing", len(found), len(worker.runs))
+        finished.tell("comparing", len(found), len(worker.runs))
     measurements = {(run.name, run.seed): found[run.name, run.seed] for run in worker.runs}  # in their order
     asked = [m for (name, _), m in measurements.items() if "@" not in name]
-    weights = {target.name: target.weight for target in stages.config.targets}
+    weights = {target.name: target.weight for target in finished.config.targets}
     comparison = compare_measurements(asked, result.pool.names, [s.name for s in result.pool.targets], weights or None)
     facts: dict[str, Any] = {}
     if options.budgets:
-        facts["budget equivalence"] = _equivalence(measurements, comparison, options, stages.config.budget.size)
-    write_json(stages.directory / "comparison.json", {**comparison.to_dict(), **facts, "setting": worker.setting})
+        facts["budget equivalence"] = _equivalence(measurements, comparison, options, finished.config.budget.size)
+    write_json(finished.folder / "comparison.json", {**comparison.to_dict(), **facts, "setting": worker.setting})
     return comparison, facts
-
-
-def compare_mixtures(
-    config: Config, out: Path | str, options: CompareOptions | None = None, tell: Tell = tell_nobody,
-    say: Say = lambda _: None,
-) -> Comparison:  # fmt: skip
-    """Comparison of mixtures on the run directory `out`, as `taskpgm compare` makes it; see `run_comparison`."""
-    with RunDirectory(out) as directory:
-        return run_comparison(Stages(config, directory, tell, say), options or CompareOptions())[0]
 
 
 def evaluation_rows(pool: TaskPool, most: int | None = None) -> dict[str, Any]:
@@ -117,11 +105,12 @@ class _Run:
     plan: RowPlan
 
 
-def _runs(stages: Stages, result: Result, options: CompareOptions) -> Iterator[_Run]:
+def _runs(finished: FinishedRun, options: CompareOptions) -> Iterator[_Run]:
     """All runs, seed by seed, so that a stopped comparison has whole seeds."""
+    result = finished.result
     for seed in range(options.seeds):
-        config = _seeded(stages.config, seed)
-        for name, weights in mixture_weights(stages.config, result, options.mixtures, seed).items():
+        config = _seeded(finished.config, seed)
+        for name, weights in mixture_weights(finished.config, result, options.mixtures, seed).items():
             yield _Run(name, seed, weights, config, plan_rows(result.pool, weights, config))
         for times in options.budgets:
             budget = config.budget.model_copy(update={config.budget.unit: round(config.budget.size * times)})
@@ -162,23 +151,23 @@ class _Worker:
     """Trains and measures runs, side by side on a CPU's cores. What they share is made once, and only if a run is left
     to train: tokens, activations below the adapters, the evaluator."""
 
-    def __init__(self, stages: Stages, result: Result, options: CompareOptions) -> None:
-        self.stages = stages
-        self.pool = result.pool
+    def __init__(self, finished: FinishedRun, options: CompareOptions) -> None:
+        self.run = finished
+        self.pool = finished.result.pool
         self.options = options
-        self.sets = evaluation_rows(result.pool, options.rows)
-        self.runs = [replace(run, config=_training(run.config, options)) for run in _runs(stages, result, options)]
+        self.sets = evaluation_rows(self.pool, options.rows)
+        self.runs = [replace(run, config=_training(run.config, options)) for run in _runs(finished, options)]
 
     @cached_property
     def setting(self) -> str:
         """Hash of what all runs have in common: measurements of one setting can be compared."""
-        config, options = self.stages.config, self.options
+        config, options = self.run.config, self.options
         training = _training(config, options).probes.model_dump(
             include={"learning_rate", "batch", "max_length"} | ({"lora"} if options.method == "lora" else set())
         )
         return digest(
             [
-                ORDER, self.stages.fingerprint, config.seed, config.budget.model_dump(), training, options.trainer,
+                ORDER, self.run.engine.fingerprint, config.seed, config.budget.model_dump(), training, options.trainer,
                 options.accuracy, options.harness, options.rows, [task.train_key for task in self.pool.tasks],
                 {name: [row.key for row in rows] for name, rows in self.sets.items()},
             ]
@@ -198,17 +187,17 @@ class _Worker:
                 todo.setdefault(path, []).append(run)
         if not todo:
             return
-        (self.stages.directory / "compare").mkdir(exist_ok=True)
+        (self.run.folder / "compare").mkdir(exist_ok=True)
         steps = {path: plan_steps(self.rows, run.plan, run.config) for path, (run, *_) in todo.items()}
-        lm, processes, memory = self.stages.lm, 1, 1.0
+        lm, processes, memory = self.run.engine.lm, 1, 1.0
         if self.shares_trunks:  # before processes part, so that each has them
-            self.trunk.fill(list(self.rows.values()), self.stages.say)
-            self.evaluator.fill(self.trunk.first, self.stages.say)
+            self.trunk.fill(list(self.rows.values()), self.run.say)
+            self.evaluator.fill(self.trunk.first, self.run.say)
             processes = lm.processes
             memory = max(training_memory(lm, list(steps.values()), self.trunk.first), self.evaluator.memory)
         made = side_by_side(
             lambda path, _, warn: (path, self.measure(todo[path][0], steps[path], warn)), list(todo), processes, memory,
-            lambda: None, self.stages.say,
+            lambda: None, self.run.say,
         )  # fmt: skip
         for path, record in made:
             write_json(path, record)
@@ -236,7 +225,7 @@ class _Worker:
             from taskpgm.evaluation.harness import run_harness
 
             record["harness"] = run_harness(
-                self.stages.lm, trained, self.options.harness, self.options.include, self.options.rows
+                self.run.engine.lm, trained, self.options.harness, self.options.include, self.options.rows
             )
         if self.options.keep:
             with atomic_folder(self.path(run).with_suffix(""), {}) as folder:
@@ -246,7 +235,7 @@ class _Worker:
     def path(self, run: _Run) -> Path:
         """Where the measurement of a run is kept."""
         key = digest([self.setting, _planned(run.plan), run.config.seed, run.config.budget.model_dump()])
-        return self.stages.directory / "compare" / f"{key[:16]}.json"
+        return self.run.folder / "compare" / f"{key[:16]}.json"
 
     def train(self, run: _Run, steps: "list[list[Encoded]]", warn: Say) -> "Probe | Finetuned":
         """The adapter of a run, or its model."""
@@ -254,21 +243,21 @@ class _Worker:
             from taskpgm.evaluation import trl as trl_backend
 
             train = trl_backend.train_full_with_trl if self.options.method == "full" else trl_backend.train_with_trl
-            return train(self.stages.lm, run.name, steps, run.config)
+            return train(self.run.engine.lm, run.name, steps, run.config)
         if self.options.method == "full":
             from taskpgm.evaluation.full_finetuning import train_full
 
-            return train_full(self.stages.lm, run.name, steps, run.config, warn)
+            return train_full(self.run.engine.lm, run.name, steps, run.config, warn)
         from taskpgm.probes.training import Trainer
 
-        return Trainer(self.stages.lm, run.config, 0, warn).train(run.name, steps, trunk=self.trunk)
+        return Trainer(self.run.engine.lm, run.config, 0, warn).train(run.name, steps, trunk=self.trunk)
 
     def save(self, trained: "Probe | Finetuned", folder: Path) -> None:
         """What a run trained, as PEFT or transformers load it."""
         from taskpgm.evaluation.full_finetuning import Finetuned, save_finetuned
 
         if isinstance(trained, Finetuned):
-            save_finetuned(self.stages.lm, trained, folder)
+            save_finetuned(self.run.engine.lm, trained, folder)
         else:
             trained.save(folder)
 
@@ -276,14 +265,14 @@ class _Worker:
     def evaluator(self) -> "Evaluator":
         from taskpgm.evaluation.loss import Evaluator
 
-        return Evaluator(self.stages.lm, self.sets, self.stages.config)
+        return Evaluator(self.run.engine.lm, self.sets, self.run.config)
 
     @cached_property
     def rows(self) -> "dict[tuple[int, int], Encoded]":
         """Tokens of every row that any run trains on, by task and row."""
         from taskpgm.data.chat import ChatEncoder
 
-        encoder = ChatEncoder(self.stages.lm.tokenizer, self.stages.config.probes.max_length)
+        encoder = ChatEncoder(self.run.engine.lm.tokenizer, self.run.config.probes.max_length)
         used = sorted({key for run in self.runs for key in _planned(run.plan)})
         encoded = encoder.encode([self.pool.tasks[task].train[row].conversation for task, row in used])
         return {key: row for key, row in zip(used, encoded, strict=True) if row is not None}
@@ -292,7 +281,7 @@ class _Worker:
     def trunk(self) -> "Trunk":
         from taskpgm.lm.trunk import Trunk
 
-        lm, last = self.stages.lm, self.stages.config.probes.lora.last_layers
+        lm, last = self.run.engine.lm, self.run.config.probes.lora.last_layers
         first = len(lm.layers) - last if last else 0
         return Trunk(lm, first, lm.shared_prefix(list(self.rows.values())), TRUNK_MEMORY)
 

@@ -11,7 +11,6 @@ row that `compare` evaluates.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,13 +19,12 @@ from scipy.stats import spearmanr
 from taskpgm.config import Config, EnergyConfig
 from taskpgm.errors import UserError
 from taskpgm.evaluation.compare import mixture_weights
+from taskpgm.evaluation.result import FinishedRun
 from taskpgm.files import digest, write_json
 from taskpgm.mixture.affinity import mean_logp
 from taskpgm.mixture.energies import build_energy, usual_prior
 from taskpgm.mixture.energy import Energy
-from taskpgm.pipeline.directory import RunDirectory
-from taskpgm.pipeline.run import Result, Say, Stages
-from taskpgm.types import Floats, Tell, tell_nobody
+from taskpgm.types import Floats
 
 if TYPE_CHECKING:
     from taskpgm.probes.probe import Probe
@@ -44,17 +42,8 @@ class Prediction:
     measured: float | None = None  # mean over seeds of the macro loss on the evaluation rows, where compared
 
 
-def predict_mixtures(
-    config: Config, out: Path | str, mixtures: Sequence[str], merged: bool = True, tell: Tell = tell_nobody,
-    say: Say = lambda _: None,
-) -> list[Prediction]:  # fmt: skip
-    """Predictions for mixtures on the run directory `out`, as `taskpgm predict` makes them; see `run_prediction`."""
-    with RunDirectory(out) as directory:
-        return run_prediction(Stages(config, directory, tell, say), mixtures, merged)[0]
-
-
 def run_prediction(
-    stages: Stages, mixtures: Sequence[str], merged: bool = True
+    finished: FinishedRun, mixtures: Sequence[str], merged: bool = True
 ) -> tuple[list[Prediction], dict[str, Any]]:
     """Predictions for mixtures without training, written to `prediction.json`.
 
@@ -64,27 +53,28 @@ def run_prediction(
     Raises:
         UserError: a mixture that is none, or a stage before that is missing.
     """
-    result = stages.solve()
-    weights = mixture_weights(stages.config, result, mixtures, seed=0)
-    measured = _trained_mixtures(stages, _shares(stages.config), weights)
+    result = finished.result
+    weights = mixture_weights(finished.config, result, mixtures, seed=0)
+    measured = _trained_mixtures(finished, _shares(finished.config), weights)
     weights |= {name: of_task for name, (of_task, _) in measured.items()}
     found = [
         replace(one, measured=measured[one.mixture][1] if one.mixture in measured else None)
-        for one in predict_losses(stages, result, weights, merged)
+        for one in predict_losses(finished, weights, merged)
     ]
     ranks = rank_correlations(found)
     write_json(
-        stages.directory / "prediction.json", {"predictions": [asdict(one) for one in found], "rank correlation": ranks}
+        finished.folder / "prediction.json", {"predictions": [asdict(one) for one in found], "rank correlation": ranks}
     )
     return found, ranks
 
 
 def predict_losses(
-    stages: Stages, result: Result, weights: Mapping[str, Mapping[str, float]], merged: bool = True
+    finished: FinishedRun, weights: Mapping[str, Mapping[str, float]], merged: bool = True
 ) -> list[Prediction]:
     """Predictions for these weights, on the contexts of the targets, or of the tasks where there are none."""
+    result = finished.result
     pool = result.pool
-    wanted = {target.name: target.weight for target in stages.config.targets}
+    wanted = {target.name: target.weight for target in finished.config.targets}
 
     def energy(kind: str) -> Energy:
         plain = EnergyConfig(kind=kind, prior=0.0)
@@ -93,9 +83,9 @@ def predict_losses(
     ensemble, gain = energy("likelihood"), energy("gain")
     start = -float(result.scores.target_weights(wanted) @ mean_logp(result.scores)[0])
     found = []
-    merger = _Merger(stages, result) if merged else None
+    merger = _Merger(finished) if merged else None
     for done, (name, of_task) in enumerate(weights.items()):
-        stages.tell("predicting", done, len(weights))
+        finished.tell("predicting", done, len(weights))
         p = np.array([of_task.get(task, 0.0) for task in pool.names])
         straying = _straying(p)
         losses = {
@@ -104,7 +94,7 @@ def predict_losses(
             "merged": merger.loss(p) if merger else None,
         }
         found.append(Prediction(name, dict(of_task), **losses))  # type: ignore[arg-type]
-    stages.tell("predicting", len(weights), len(weights))
+    finished.tell("predicting", len(weights), len(weights))
     return found
 
 
@@ -162,16 +152,16 @@ def merged_probe(probes: Sequence["Probe"], weights: Sequence[float]) -> "Probe"
 class _Merger:
     """Losses under merged probes, on the contexts of the targets or else of the tasks."""
 
-    def __init__(self, stages: Stages, result: Result) -> None:
+    def __init__(self, finished: FinishedRun) -> None:
         from taskpgm.data.chat import ChatEncoder
         from taskpgm.probes.scoring import encode_contexts
 
-        self.probes = stages.trained()
-        self.lm = stages.lm
-        self.shares = _shares(stages.config)
-        encoder = ChatEncoder(self.lm.tokenizer, stages.config.probes.max_length)
+        self.probes = finished.probes()
+        self.lm = finished.engine.lm
+        self.shares = _shares(finished.config)
+        encoder = ChatEncoder(self.lm.tokenizer, finished.config.probes.max_length)
         self.contexts = {
-            name: rows for name, rows in encode_contexts(encoder, result.pool).items() if name in self.shares
+            name: rows for name, rows in encode_contexts(encoder, finished.result.pool).items() if name in self.shares
         }
 
     def loss(self, p: Any) -> float:
@@ -200,22 +190,22 @@ def _shares(config: Config) -> dict[str, float]:
 
 
 def _trained_mixtures(
-    stages: Stages, shares: Mapping[str, float], now: Mapping[str, Mapping[str, float]]
+    finished: FinishedRun, shares: Mapping[str, float], now: Mapping[str, Mapping[str, float]]
 ) -> dict[str, tuple[dict[str, float], float]]:
     """Weights, and mean macro loss over seeds, of what was trained in the setting of the last comparison.
 
     A mixture has the name under which it was trained, unless that name stands for other weights `now`.
     """
-    last = stages.directory / "comparison.json"
+    last = finished.folder / "comparison.json"
     setting = json.loads(last.read_text()).get("setting") if last.exists() else None
     if setting is None:
         return {}
     taken = {name: digest(dict(of_task)) for name, of_task in now.items()}
     losses: dict[tuple[str, str], list[float]] = {}
     weights: dict[tuple[str, str], dict[str, float]] = {}
-    for path in sorted((stages.directory / "compare").glob("*.json")):
+    for path in sorted((finished.folder / "compare").glob("*.json")):
         record = json.loads(path.read_text())
-        if record.get("setting") != setting or record["rows"] != stages.config.budget.size:
+        if record.get("setting") != setting or record["rows"] != finished.config.budget.size:
             continue
         name = f"random, seed {record['seed']}" if record["mixture"] == "random" else record["mixture"].split("@")[0]
         key = (name, digest(record["weights"]))

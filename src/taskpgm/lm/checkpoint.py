@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from taskpgm.config import ModelConfig
+from taskpgm.config import ModelConfig, local_path
 from taskpgm.data.chat import Limits
 from taskpgm.errors import UserError, first_line
 from taskpgm.files import file_digest
@@ -24,7 +24,7 @@ def model_folder(config: ModelConfig) -> Path:
     """Local folder with config, tokenizer and safetensors: the given one, a hub snapshot, or a converted GGUF file."""
     if config.path == EMBEDDED:
         return _converted(_embedded_gguf())
-    path = Path(config.path).expanduser()
+    path = local_path(config.path)
     if path.is_file() and path.suffix == ".gguf":
         return _converted(path)
     if path.is_dir():

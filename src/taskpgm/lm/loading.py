@@ -43,6 +43,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
     _keep_padding_known(tokenizer, limits_of(model).vocabulary)
     model = model.to(device).eval().requires_grad_(False)
     packing.register()
+    _check_finite(config.path, model)
     lm = LanguageModel(model, tokenizer, config.path, _decoder_layers(model))
     lm = replace(lm, whole_because=why_whole(lm))
     return replace(lm, processes=_processes(config.processes, lm))
@@ -62,6 +63,15 @@ def _decoder_layers(model: Any) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise UserError(f"{type(model).__name__} has no list of {depth} decoder layers; such a model is not supported.")
+
+
+def _check_finite(name: str, model: Any) -> None:
+    for weight, values in model.named_parameters():
+        if not bool(torch.isfinite(values).all()):
+            raise UserError(
+                f"The weight {weight!r} of model {name!r} holds values that are not finite, so nothing it says is a "
+                "number; download the model again, or save it again in bfloat16 or float32."
+            )
 
 
 def _processes(wanted: int | None, lm: LanguageModel) -> int:

@@ -1,4 +1,4 @@
-"""`Block`: one context set under one probe, as scored and as kept in the run directory."""
+"""`Block`: one context set under one probe; `BlockCache`: those that are done, in files or in memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from taskpgm.files import atomic_file
 from taskpgm.types import Ints
+
+BASE = "base"  # the name of the base model's blocks
+WARM = "~warm"  # the task of the adapter that probes start from; no task can have this name
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,44 @@ def usable(stored: tuple[Block, Ints | None, float] | None, wanted: Ints | None)
         return None
     place = {int(column): i for i, column in enumerate(columns)}
     return Block(block.logp, block.hidden[[place[int(column)] for column in wanted]]), seconds
+
+
+Stored = tuple[Block, Ints | None, float]  # a block, the columns of its hidden states, and the seconds that it took
+
+
+class BlockCache:
+    """Blocks that are done, by set and probe.
+
+    Args:
+        keys: by set and probe, what a block is made of; blocks of other keys are not found, and dropped in time.
+        folder: where to keep them, a file a set; in memory if left out.
+    """
+
+    def __init__(self, keys: Mapping[str, Mapping[str, str]], folder: Path | None = None) -> None:
+        self.keys = keys
+        self.folder = folder
+        self.kept: dict[str, dict[str, Stored]] = {}
+
+    def read(self, name: str) -> dict[str, Stored]:
+        """Blocks of a set by key."""
+        return self.kept.get(name, {}) if self.folder is None else read_blocks(self.folder / f"{name}.npz")
+
+    def usable(self, name: str, columns: Mapping[str, Ints | None]) -> dict[str, tuple[Block, float]]:
+        """Blocks of a set by probe, with the seconds that they took, if they are done.
+
+        Args:
+            columns: by probe, at which columns of the set hidden states are wanted.
+        """
+        stored = self.read(name)
+        found = {probe: usable(stored.get(self.keys[name][probe]), wanted) for probe, wanted in columns.items()}
+        return {probe: one for probe, one in found.items() if one is not None}
+
+    def keep(self, name: str, blocks: Mapping[str, Block], columns: Mapping[str, Ints | None], seconds: float) -> None:
+        """Add blocks of a set, by probe, each of which took so many seconds."""
+        current = set(self.keys[name].values())
+        kept = {key: stored for key, stored in self.read(name).items() if key in current}
+        kept |= {self.keys[name][probe]: (block, columns[probe], seconds) for probe, block in blocks.items()}
+        if self.folder is None:
+            self.kept[name] = kept
+        else:
+            write_blocks(self.folder / f"{name}.npz", kept)

@@ -32,8 +32,9 @@ from taskpgm.lm.memory import training_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends
 from taskpgm.parallel import Item, Tick, Warn, side_by_side
+from taskpgm.probes.cache import WARM
 from taskpgm.probes.divergence import jsd_matrix
-from taskpgm.probes.probe import WARM, Probe, check_adapters
+from taskpgm.probes.probe import Probe, check_adapters
 from taskpgm.probes.schedule import Schedule, encoded_steps, probe_schedule, warm_start_schedule
 from taskpgm.probes.scoring import score_sets
 from taskpgm.probes.training import Trainer

@@ -20,9 +20,6 @@ from taskpgm.lm.lora import HARMLESS, low_rank, patched
 from taskpgm.lm.model import LanguageModel
 from taskpgm.types import derive_seed
 
-BASE = "base"  # the name of the base model's blocks
-WARM = "~warm"  # the task of the adapter that probes start from; no task can have this name
-
 WEIGHTS, SETTINGS, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
 # Starts of an adapter that leave the base model's weights alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take theirs out
 # of these, so an adapter that began so means something else on the base itself, and loading it would change the base.

@@ -7,7 +7,7 @@ a warm start a new task costs its own probe on all sets and all probes on its ow
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,14 +19,15 @@ from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.lm.batching import batches, split_on_oom
+from taskpgm.lm.engine import Engine
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, ends, pack
 from taskpgm.parallel import Tick, Warn, side_by_side
-from taskpgm.probes.cache import Block, Blocks
+from taskpgm.probes.cache import BASE, WARM, Block, BlockCache, Blocks
 from taskpgm.probes.divergence import jsd_matrix, label_logp
-from taskpgm.probes.probe import BASE, WARM, Probe, Use, installed
+from taskpgm.probes.probe import Probe, Use, installed
 from taskpgm.scores import Divergences, Scores
-from taskpgm.system import release_memory
+from taskpgm.system import Clock, release_memory
 from taskpgm.types import Floats, Ints, Tell, derive_seed, tell_nobody
 
 Hidden = NDArray[np.float32]  # (P, d) last hidden states at the sampled positions of a set
@@ -77,33 +78,90 @@ def score_sets(
 def score_contexts(
     lm: LanguageModel, pool: TaskPool, probes: Sequence[Probe], config: Config, tell: Tell = tell_nobody
 ) -> Scores:
-    """Scores of all probes (one a task and seed) on all contexts of the pool, kept in memory.
+    """Scores of all probes (one a task and seed) on all contexts of the pool, kept in memory; see `make_scores`."""
+    names = [*(p.name for p in probes), BASE]
+    cache = BlockCache({s.name: {name: name for name in names} for s in pool.all})
+    return make_scores(Engine.of(lm, tell), pool, probes, config, cache).scores
 
-    The same as the run directory's `score`, which also keeps every block that is done.
+
+class Scoring(NamedTuple):
+    """Scores, and what it took to make them."""
+
+    scores: Scores
+    seconds: float  # of all blocks, those included that were there
+    contexts: int
+    context_tokens: int
+    scored_tokens: int
+
+
+def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config: Config, cache: BlockCache) -> Scoring:
+    """Scores of all probes on all contexts of the pool; the model is loaded only if a block is missing.
 
     Args:
-        probes: with the warm starts that they were trained from, if any.
+        engine: the base model.
+        probes: one a task and seed, with the warm starts that they were trained from, if any.
+        cache: blocks that are done; what is made is added, set by set.
+
+    Raises:
+        UserError: scores that are not finite, or divergences of a model that cannot have them.
     """
-    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
-    contexts = encode_contexts(encoder, pool)
+    contexts = encode_contexts(ChatEncoder(engine.tokenizer, config.probes.max_length), pool)
     names = [
-        [p.name for t in pool.names for p in probes if (p.task, p.seed) == (t, s)] for s in range(config.probes.seeds)
+        [p.name for task in pool.names for p in probes if (p.task, p.seed) == (task, seed)]
+        for seed in range(config.probes.seeds)
     ]
     assert all(len(of_seed) == len(pool.names) for of_seed in names), "one probe for every task and seed"
-    sample = {}
+    sample: dict[str, tuple[Ints, Floats]] = {}
     if config.affinity.kind == "jsd":
-        check_divergences_possible(lm, probes)
         of_tasks = {name: contexts[name] for name in pool.names}
         sample = sample_positions(of_tasks, config.affinity.jsd_positions, config.seed)
+    columns = {name: sample[name][0] if name in sample else None for name in contexts}
     base = starts(probes)
-    everyone = {name: [p.name for p in probes] + [BASE] * (BASE in base) for name in contexts}
-    columns = {name: columns for name, (columns, _) in sample.items()}
-    blocks = {k: b for _, new in score_sets(lm, contexts, probes, everyone, columns, tell) for k, b in new.items()}
+    blocks, seconds = _blocks(engine, contexts, probes, BASE in base, columns, cache)
     divergences = None
     if sample:
-        hidden = {name: {p.name: _hidden(blocks[p.name, name], p.name) for p in probes} for name in sample}
-        divergences = measure_divergences(lm, contexts, sample, hidden.__getitem__, names, tell)
-    return assemble(pool.names, contexts, blocks, names, divergences, base)
+
+        def hidden(name: str) -> dict[str, Hidden]:
+            found = cache.usable(name, {p.name: columns[name] for p in probes})
+            return {probe: _hidden(block, probe) for probe, (block, _) in found.items()}
+
+        divergences = measure_divergences(engine.lm, contexts, sample, hidden, names, engine.tell)
+    scores = assemble(pool.names, contexts, blocks, names, divergences, base)
+    tokens = sum(len(row.ids) for rows in contexts.values() for row in rows)
+    scored = tokens * (len(probes) + (BASE in base))
+    return Scoring(scores, seconds, sum(map(len, contexts.values())), tokens, scored)
+
+
+def _blocks(
+    engine: Engine, contexts: Mapping[str, list[Encoded]], probes: Sequence[Probe], with_base: bool,
+    columns: Mapping[str, Ints | None], cache: BlockCache,
+) -> tuple[Blocks, float]:  # fmt: skip
+    """All blocks without their hidden states (n probes' would not fit), and the seconds that they took in all."""
+    everyone = [p.name for p in probes] + [BASE] * with_base
+    wanted = {name: {probe: columns[name] if probe != BASE else None for probe in everyone} for name in contexts}
+    blocks: Blocks = {}
+    seconds: dict[tuple[str, str], float] = {}
+    some = False
+    for name in contexts:
+        some |= bool(cache.read(name))
+        for probe, (block, spent) in cache.usable(name, wanted[name]).items():
+            blocks[probe, name], seconds[probe, name] = Block(block.logp), spent
+    missing = {name: [probe for probe in everyone if (probe, name) not in blocks] for name in contexts}
+    if any(missing.values()):
+        if some:
+            count, of = sum(map(len, missing.values())), len(everyone) * len(contexts)
+            engine.say(f"scoring {count} of {of} blocks; the others are there")
+        sampled = {name: at for name, at in columns.items() if at is not None}
+        if sampled:
+            check_divergences_possible(engine.lm, probes)
+        clock = Clock()
+        for name, new in score_sets(engine.lm, contexts, probes, missing, sampled, engine.tell, engine.say):
+            spent = clock.seconds / len(new)
+            cache.keep(name, {probe: block for (probe, _), block in new.items()}, wanted[name], spent)
+            blocks |= {key: Block(block.logp) for key, block in new.items()}
+            seconds |= dict.fromkeys(new, spent)
+            clock = Clock()
+    return blocks, sum(seconds.values())
 
 
 def starts(probes: Sequence[Probe]) -> list[str]:

@@ -27,7 +27,8 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends, pack
 from taskpgm.lm.trunk import Trunk
 from taskpgm.parallel import Tick, Warn, side_by_side
-from taskpgm.probes.probe import WARM, Probe, adapter_seed, lora_settings, peft_quiet
+from taskpgm.probes.cache import WARM
+from taskpgm.probes.probe import Probe, adapter_seed, lora_settings, peft_quiet
 from taskpgm.probes.schedule import encoded_steps, probe_schedule, warm_start_schedule
 from taskpgm.system import release_memory
 from taskpgm.types import Tell, tell_nobody

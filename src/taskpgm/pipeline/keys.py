@@ -1,0 +1,119 @@
+"""What every artefact of a run depends on: names of things, and a hash of each."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from taskpgm.config import Config, Source, TaskConfig
+from taskpgm.data.conversations import READING_VERSION, title_of
+from taskpgm.data.pool import TaskPool
+from taskpgm.data.splits import asked_of, files_of
+from taskpgm.errors import UserError
+from taskpgm.files import Parts, digest, files_digest, path_digest
+
+
+def data_parts(config: Config) -> dict[str, str]:
+    """What the pool depends on, but for the model: every source and the settings of the split."""
+    parts = {
+        f"data of {source.name!r}": digest([_source_settings(source), source_digest(source)])
+        for source in (*config.tasks, *config.targets)
+    }
+    order = [[s.name for s in config.tasks], [s.name for s in config.targets]]
+    return {
+        **parts,
+        "list of tasks and targets": digest(order),
+        "how rows are read": digest(READING_VERSION),
+        "model setting": digest([config.model.path, config.model.revision]),
+        "seed": digest(config.seed),
+        "contexts": digest(config.contexts.model_dump()),
+        "probes.max_length": digest(config.probes.max_length),
+    }
+
+
+def has_warm_start(config: Config) -> bool:
+    """Whether probes start from a warm start: not beside the user's own adapters, which started elsewhere."""
+    return config.probes.warm_start and not any(task.adapter for task in config.tasks)
+
+
+def warm_parts(config: Config, model: str, pool: TaskPool, seed: int) -> Parts:
+    """What a warm start depends on; `model` is the fingerprint of the base."""
+    settings = config.probes.model_dump(include={"lora", "learning_rate", "max_length"})
+    size = config.warm_size
+    settings |= {"unit": config.budget.unit, "size": size, "steps": config.steps_of(size)}
+    return {
+        "model": model,
+        "training rows": digest([(task.name, task.train_key) for task in pool.tasks]),
+        "seed": digest([config.seed, seed]),
+        "probes": digest(settings),
+    }
+
+
+def probe_parts(config: Config, model: str, pool: TaskPool, task: TaskConfig, seed: int) -> Parts:
+    """What a task's probe depends on.
+
+    Raises:
+        UserError: the adapter that the task brings is no folder.
+    """
+    if task.adapter:
+        if not Path(task.adapter).is_dir():
+            raise UserError(f"Task {task.name!r}: adapter {task.adapter} is no folder; check the path.")
+        return {"model": model, "adapter": path_digest(Path(task.adapter))}
+    settings = config.probes.model_dump(include={"lora", "learning_rate"})
+    settings |= {"unit": config.budget.unit, "size": config.probe_size, "steps": config.probe_steps}
+    return {
+        "model": model,
+        "training rows": pool[task.name].train_key,
+        "seed": digest([config.seed, seed]),
+        "probes": digest(settings),
+        "probes.max_length": digest(config.probes.max_length),
+        "warm start": digest(warm_parts(config, model, pool, seed) if has_warm_start(config) else None),
+    }
+
+
+def score_parts(config: Config, pool: TaskPool, adapters: Mapping[str, str]) -> dict[str, str]:
+    """What scores depend on; `adapters` has the key of every adapter's folder, by its name."""
+    positions = config.affinity.jsd_positions if config.affinity.kind == "jsd" else 0
+    return {
+        "probes": digest(dict(adapters)),
+        "contexts": digest([(s.name, s.context_key) for s in pool.all]),
+        "affinity.jsd_positions": digest(positions),
+    }
+
+
+def block_keys(config: Config, model: str, pool: TaskPool, adapters: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """By set and probe, what a block of scores is made of; `adapters` has the key of every probe, by its name."""
+    return {
+        s.name: {
+            probe: digest([model, adapter, s.context_key, config.probes.max_length])
+            for probe, adapter in adapters.items()
+        }
+        for s in pool.all
+    }
+
+
+def mixture_parts(config: Config, scores: Parts) -> dict[str, str]:
+    """What a mixture depends on: the scores, and the settings of all that follows them."""
+    bounds = [task.model_dump(include={"min_share", "max_share"}) for task in config.tasks]
+    weights = {target.name: target.weight for target in config.targets}
+    return {
+        "scores": digest(dict(scores)),
+        "affinity": digest(config.affinity.model_dump()),
+        "energy": digest(config.energy.model_dump()),
+        "target weights": digest(weights),
+        "bounds": digest([bounds, [group.model_dump() for group in config.groups]]),
+        "budget": digest(config.budget.model_dump()),
+        "selection": digest(config.selection.model_dump()),
+    }
+
+
+def _source_settings(source: Source) -> dict[str, Any]:
+    settings = source.model_dump(include={"subset", "split", "columns"})
+    return settings | ({"refused": source.refused} if source.refused != "error" else {})
+
+
+def source_digest(source: Source) -> list[str]:
+    """Hashes of the files that a source reads; a hub id stands for itself."""
+    asked = [asked_of(source, title_of(source))]
+    if validation := getattr(source, "validation", None):
+        asked.append(asked_of(source, title_of(source), validation))
+    return [files_digest(files.paths) if (files := files_of(one)) else one.path for one in asked]

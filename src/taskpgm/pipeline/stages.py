@@ -1,0 +1,395 @@
+"""The stages of a run: functions that take values and return values, and make only what the run directory lacks.
+
+    pool      rows of all sets, split                      pool/, overlap.json
+    probes    a warm start, then one adapter a task        warm/, adapters/<task>/ (….1/ for a second seed)
+    scores    every probe on every context                 blocks/<set>.npz, scores.npz
+    solve     affinities, energy, mixture                  affinity.npz, mixture.json
+    sample    rows of the training set                     train.jsonl
+
+`solve` and what follows read scores and rows, and never load the model.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskpgm.config import Config, TaskConfig
+from taskpgm.data.export import check_format, choose_format, trainer_units, write_train_jsonl
+from taskpgm.data.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
+from taskpgm.data.pool import TaskPool
+from taskpgm.errors import UserError
+from taskpgm.evaluation.result import FinishedRun, Result
+from taskpgm.lm.engine import Engine
+from taskpgm.mixture.affinity import Affinity, measure_affinity
+from taskpgm.mixture.bounds import Bounds, Group, make_bounds
+from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.energy import Energy
+from taskpgm.mixture.knob import choose_t
+from taskpgm.mixture.selection import select_tasks
+from taskpgm.mixture.solve import Mixture, solve_mixture
+from taskpgm.pipeline.artifacts import Artifacts
+from taskpgm.pipeline.directory import RunDirectory, differing, stale_because
+from taskpgm.pipeline.inspection import inspect
+from taskpgm.pipeline.keys import (
+    block_keys,
+    data_parts,
+    has_warm_start,
+    mixture_parts,
+    probe_parts,
+    score_parts,
+    warm_parts,
+)
+from taskpgm.probes.cache import BASE, WARM, BlockCache
+from taskpgm.scores import Scores
+from taskpgm.system import Clock, wait_passively
+from taskpgm.types import Say, Tell, say_nothing, tell_nobody
+
+if TYPE_CHECKING:
+    from taskpgm.probes.probe import Probe
+
+
+@dataclass(frozen=True)
+class Session:
+    """An experiment and the run directory that it is worked out in."""
+
+    config: Config
+    artifacts: Artifacts
+    engine: Engine  # the base model, loaded when a stage first needs it
+
+    @property
+    def tell(self) -> Tell:
+        """Hears of progress."""
+        return self.engine.tell
+
+    @property
+    def say(self) -> Say:
+        """Is told in a sentence what is made again and why, and of what went otherwise than planned."""
+        return self.engine.say
+
+
+@contextmanager
+def open_session(
+    config: Config, out: Path | str, tell: Tell = tell_nobody, say: Say = say_nothing
+) -> Iterator[Session]:
+    """Within, this process alone works on the run directory `out`, made if missing.
+
+    Raises:
+        UserError: another process works on it, or it is a file.
+    """
+    wait_passively()
+    with RunDirectory(out) as directory:
+        engine = Engine(config.model, tell, say)
+
+        def header() -> dict[str, Any]:
+            model = {"path": config.model.path, "fingerprint": engine.fingerprint}
+            return {"model": model, "settings": config.model_dump(mode="json")}
+
+        yield Session(config, Artifacts(directory, header, say), engine)
+
+
+# Rows
+
+
+def make_pool(session: Session) -> TaskPool:
+    """Rows of all sets, split; read again if a source, the tokenizer or a setting of theirs changed."""
+    artifacts, wanted = session.artifacts, {**data_parts(session.config), "model": session.engine.fingerprint}
+    folder = artifacts / "pool"
+    if not artifacts.is_stale("pool", folder, wanted) and "pool" in artifacts.manifest.get("stages", {}):
+        return TaskPool.load(folder)
+    clock = Clock()
+    found = inspect(session.config, session.tell)
+    with artifacts.folder(folder, wanted, "pool") as scratch:
+        found.pool.save(scratch)
+    artifacts.write_json("overlap.json", found.pool.overlap_table())
+    tokens = sum(row.tokens for s in found.pool.all for row in (*s.train, *s.contexts, *s.validation))
+    artifacts.record("pool", wanted, clock, tokens=tokens, chat_template=found.encoder.has_template)
+    return found.pool
+
+
+def recorded_pool(session: Session) -> TaskPool:
+    """The pool as the last `probe` read it; the model's files are not looked at.
+
+    Raises:
+        UserError: its sources or settings changed since.
+    """
+    artifacts = session.artifacts
+    found = artifacts.recorded("pool")["parts"]
+    if why := differing(found, {**data_parts(session.config), "model": found["model"]}):
+        raise UserError(f"{artifacts.path} was made with other data ({why}); run `taskpgm run` to bring it up to date.")
+    vars(session.engine)["fingerprint"] = found["model"]
+    return TaskPool.load(artifacts / "pool")
+
+
+# Probes
+
+
+def make_probes(session: Session, pool: TaskPool) -> None:
+    """One finished adapter for every task and probe seed; those are trained that are missing or out of date."""
+    config, artifacts, model = session.config, session.artifacts, session.engine.fingerprint
+    allowed_shares(pool, config)  # what cannot be solved or written later is said before anything is trained
+    check_format(pool, config.export.format, artifacts.recorded("pool")["chat_template"])
+    for seed in range(config.probes.seeds):
+        if has_warm_start(config):
+            _make_warm_start(session, pool, seed)
+        stale = [
+            task
+            for task in config.tasks
+            if artifacts.is_stale(
+                f"the probe of {task.name!r}", adapter_folder(artifacts, task.name, seed),
+                probe_parts(config, model, pool, task, seed),
+            )
+        ]  # fmt: skip
+        if stale:
+            _make_probes(session, pool, stale, seed)
+    _record_probes(session)
+
+
+def _make_warm_start(session: Session, pool: TaskPool, seed: int) -> None:
+    """The adapter that the probes of a seed start from."""
+    artifacts, folder = session.artifacts, adapter_folder(session.artifacts, WARM, seed)
+    parts = warm_parts(session.config, session.engine.fingerprint, pool, seed)
+    if not artifacts.is_stale("the warm start", folder, parts):
+        return
+    from taskpgm.probes.training import train_warm_start
+
+    clock = Clock()
+    artifacts.forget("probe")
+    rows = {task.name: task.train for task in pool.tasks}
+    probe = train_warm_start(session.engine.lm, rows, session.config, seed, session.tell, session.say)
+    with artifacts.folder(folder, parts, "probe") as scratch:
+        probe.save(scratch, seconds=clock.seconds, peak_memory=clock.peak())
+
+
+def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], seed: int) -> None:
+    """Adapters of these tasks: those that are brought are checked, the others trained."""
+    from taskpgm.probes.probe import check_adapter, load_probe
+    from taskpgm.probes.training import train_probes
+
+    config, artifacts, engine = session.config, session.artifacts, session.engine
+    artifacts.forget("probe")
+    clock = Clock()
+
+    def save(task: TaskConfig, probe: "Probe") -> None:
+        parts = probe_parts(config, engine.fingerprint, pool, task, seed)
+        with artifacts.folder(adapter_folder(artifacts, task.name, seed), parts, "probe") as scratch:
+            probe.save(scratch, seconds=clock.seconds, peak_memory=clock.peak())
+
+    for task in tasks:
+        if task.adapter:
+            probe = load_probe(Path(task.adapter), task.name, seed)
+            check_adapter(engine.lm.model, config.model.path, probe)
+            save(task, probe)
+    trained = {task.name: task for task in tasks if not task.adapter}
+    if trained:
+        start = load_probe(adapter_folder(artifacts, WARM, seed), WARM, seed) if has_warm_start(config) else None
+        rows = {name: pool[name].train for name in trained}
+        for probe in train_probes(engine.lm, rows, config, seed, session.tell, session.say, start):
+            save(trained[probe.task], probe)
+            clock = Clock()
+
+
+def _record_probes(session: Session) -> None:
+    from taskpgm.probes.probe import TRAINING
+
+    artifacts = session.artifacts
+    folders = _adapter_folders(session)
+    records = [json.loads((folder / TRAINING).read_text()) for folder in folders]
+    artifacts.record(
+        "probe", {artifacts.name(folder): artifacts.key(folder) for folder in folders},
+        seconds=sum(r["seconds"] for r in records), peak_memory=max(r["peak_memory"] for r in records),
+        trained_tokens=sum(r["trained_tokens"] for r in records),
+    )  # fmt: skip
+
+
+def adapter_folder(artifacts: Artifacts, task: str, seed: int) -> Path:
+    """Where the adapter of a task, or the warm start, of a probe seed lies."""
+    number = f".{seed}" if seed else ""
+    return artifacts / f"warm{number}" if task == WARM else artifacts / f"adapters{number}" / task
+
+
+def _adapter_folders(session: Session) -> list[Path]:
+    names = [*([WARM] if has_warm_start(session.config) else []), *(task.name for task in session.config.tasks)]
+    seeds = range(session.config.probes.seeds)
+    return [adapter_folder(session.artifacts, name, seed) for seed in seeds for name in names]
+
+
+def load_probes(session: Session, seed: int = 0) -> "list[Probe]":
+    """The finished probes of one probe seed, in the order of the tasks."""
+    from taskpgm.probes.probe import load_probe
+
+    tasks = session.config.tasks
+    return [load_probe(adapter_folder(session.artifacts, task.name, seed), task.name, seed) for task in tasks]
+
+
+# Scores
+
+
+def make_scores(session: Session, pool: TaskPool) -> Scores:
+    """Scores of all finished probes on all contexts; only blocks that are missing or out of date are run.
+
+    Raises:
+        UserError: a probe is missing or out of date.
+    """
+    from taskpgm.probes import scoring
+    from taskpgm.probes.probe import load_probe
+
+    config, artifacts = session.config, session.artifacts
+    _check_probes(session, pool)
+    wanted = score_parts(config, pool, _adapter_keys(session))
+    if (artifacts / "scores.npz").exists() and artifacts.differs("score", wanted) is None:
+        return Scores.load(artifacts / "scores.npz")
+    artifacts.forget("score")
+    clock = Clock()
+    probes = [probe for seed in range(config.probes.seeds) for probe in load_probes(session, seed)]
+    if has_warm_start(config):
+        seeds = range(config.probes.seeds)
+        probes += [load_probe(adapter_folder(artifacts, WARM, seed), WARM, seed) for seed in seeds]
+    adapters = {p.name: artifacts.key(adapter_folder(artifacts, p.task, p.seed)) for p in probes} | {BASE: BASE}
+    cache = BlockCache(block_keys(config, session.engine.fingerprint, pool, adapters), artifacts / "blocks")
+    made = scoring.make_scores(session.engine, pool, probes, config, cache)
+    with artifacts.file("scores.npz") as scratch:
+        made.scores.save(scratch)
+    artifacts.record(
+        "score", wanted, seconds=made.seconds, peak_memory=clock.peak(), contexts=made.contexts,
+        context_tokens=made.context_tokens, scored_tokens=made.scored_tokens,
+        positions=len(made.scores.position) // config.probes.seeds,
+    )  # fmt: skip
+    return made.scores
+
+
+def recorded_scores(session: Session, pool: TaskPool) -> Scores:
+    """The scores that the run directory holds.
+
+    Raises:
+        UserError: probes, contexts or their settings changed since.
+    """
+    artifacts = session.artifacts
+    found = artifacts.recorded("score")["parts"]
+    _check_probes(session, pool)
+    wanted = score_parts(session.config, pool, _adapter_keys(session))
+    if session.config.affinity.kind != "jsd":
+        wanted["affinity.jsd_positions"] = found["affinity.jsd_positions"]
+    if why := differing(found, wanted):
+        raise UserError(f"The scores in {artifacts.path} were made with other {why}; run `taskpgm score`.")
+    return Scores.load(artifacts / "scores.npz")
+
+
+def _adapter_keys(session: Session) -> dict[str, str]:
+    artifacts = session.artifacts
+    return {artifacts.name(folder): artifacts.key(folder) for folder in _adapter_folders(session)}
+
+
+def _check_probes(session: Session, pool: TaskPool) -> None:
+    config, artifacts, model = session.config, session.artifacts, session.engine.fingerprint
+    for seed in range(config.probes.seeds):
+        warm = adapter_folder(artifacts, WARM, seed)
+        if has_warm_start(config) and (why := stale_because(warm, warm_parts(config, model, pool, seed))):
+            raise UserError(
+                f"The warm start in {artifacts.path} is not up to date ({why}); run `taskpgm probe`, then "
+                "`taskpgm score`."
+            )
+        for task in config.tasks:
+            parts = probe_parts(config, model, pool, task, seed)
+            if why := stale_because(adapter_folder(artifacts, task.name, seed), parts):
+                raise UserError(
+                    f"The probe of task {task.name!r} in {artifacts.path} is not up to date ({why}); "
+                    "run `taskpgm probe`, then `taskpgm score`."
+                )
+
+
+# Mixture and training set
+
+
+def allowed_shares(pool: TaskPool, config: Config) -> Bounds:
+    """Least and largest share of every task and group, by the configuration and the supply.
+
+    Raises:
+        UserError: no mixture keeps them all.
+    """
+    lo, hi = supply_bounds(pool, config)  # raises if the budget exceeds the supply
+    return make_bounds(
+        pool.names, lo, {task.name: task.max_share for task in config.tasks}, hi,
+        [Group(g.name, g.tasks, g.min_share, g.max_share) for g in config.groups],
+    )  # fmt: skip
+
+
+def choose_energy(scores: Scores, affinity: Affinity, pool: TaskPool, config: Config) -> Energy:
+    """The energy that the configuration asks for; a knob t that it leaves open is chosen by prediction."""
+    if config.energy.kind == "affinity" and config.energy.t is None and affinity.kind != "ratio":
+        return choose_t(scores, affinity, config.energy, allowed_shares(pool, config))
+    by_size = config.energy.reference == "size"
+    reference = size_mixture(pool, config.budget.unit) if by_size else uniform_mixture(pool)
+    weights = {target.name: target.weight for target in config.targets}
+    return build_energy(scores, affinity, config.energy, weights, reference)
+
+
+def solve(pool: TaskPool, scores: Scores, config: Config) -> Result:
+    """The certified mixture and the rows that it takes, from scores alone; nothing is written.
+
+    Raises:
+        UserError: a setting that the energy cannot take, or bounds that no mixture keeps.
+    """
+    affinity = measure_affinity(scores, config.affinity)
+    energy = choose_energy(scores, affinity, pool, config)
+    bounds = allowed_shares(pool, config)
+    selection = select_tasks(energy, bounds, config.selection.k) if config.selection.k else None
+    references = {
+        "uniform": uniform_mixture(pool),
+        "size-proportional": size_mixture(pool, config.budget.unit),
+    }
+    mixture = solve_mixture(energy, bounds, references, selection.chosen if selection else None)
+    plan = plan_rows(pool, mixture.shares, config)
+    return Result(pool, scores, affinity, energy, mixture, plan, selection)
+
+
+def keep_mixture(session: Session, result: Result, clock: Clock) -> None:
+    """Write the mixture as the run's own: `affinity.npz`, `mixture.json`, `selection.json` if tasks were selected."""
+    artifacts = session.artifacts
+    with artifacts.file("affinity.npz") as path:
+        result.affinity.save(path)
+    if result.selection:
+        artifacts.write_json("selection.json", result.selection.to_dict())
+    else:
+        (artifacts / "selection.json").unlink(missing_ok=True)
+    artifacts.write_json("mixture.json", counted(result.mixture, result.plan))
+    artifacts.record("solve", mixture_parts(session.config, artifacts.recorded("score")["parts"]), clock)
+
+
+def keep_training_set(session: Session, result: Result, clock: Clock, name: str = "train.jsonl") -> None:
+    """Write the rows of the plan; the run's own, `train.jsonl`, is recorded."""
+    artifacts = session.artifacts
+    has_template = artifacts.recorded("pool")["chat_template"]
+    layout = choose_format(result.pool, result.plan, session.config.export.format, has_template)
+    with artifacts.file(name) as path:
+        write_train_jsonl(path, result.pool, result.plan, layout)
+    if name == "train.jsonl":
+        tokens = sum(task.tokens for task in result.plan.tasks)
+        artifacts.record("sample", {"solve": _shares_key(result)}, clock, rows=len(result.plan), response_tokens=tokens)
+
+
+def _shares_key(result: Result) -> str:
+    from taskpgm.files import digest
+
+    return digest(result.mixture.shares)
+
+
+def counted(mixture: Mixture, plan: RowPlan) -> dict[str, Any]:
+    """mixture.json: the mixture, and what the training set holds of each task."""
+    data = mixture.to_dict()
+    units = trainer_units(plan)
+    for task in data["tasks"]:
+        planned = asdict(plan[task["name"]])
+        task |= {key: planned[key] for key in ("count", "tokens", "rows", "epochs", "row_share", "token_share")}
+        task["draw_probability"] = units[task["name"]].draw_probability
+    return {**data, "budget": {"unit": plan.unit, "size": plan.budget, "rows": len(plan)}}
+
+
+def finished_run(session: Session, result: Result) -> FinishedRun:
+    """The run, to be compared with other mixtures or predicted."""
+    artifacts, engine = session.artifacts, session.engine
+    return FinishedRun(
+        session.config, result, engine, lambda: load_probes(session), artifacts.path, engine.tell, engine.say
+    )
