@@ -353,6 +353,11 @@ class Config(Section):
         return self
 
     @property
+    def target_weights(self) -> dict[str, float]:
+        """Weight of each target by name, as given; empty without targets."""
+        return {target.name: target.weight for target in self.targets}
+
+    @property
     def probe_size(self) -> int:
         """Examples or response tokens that each probe sees, in the unit of the budget."""
         if self.budget.unit == "examples":

@@ -115,9 +115,9 @@ def test_predictions_are_the_ensemble_and_the_merged_probes(compared):
     gains = (scores.logp[1:, columns] - scores.logp[0, columns]) @ omega
     for one in found:
         p = np.array([one.weights[task.name] for task in finished.config.tasks])
-        straying = np.mean(np.log(1 / 3 / p))
-        np.testing.assert_allclose(one.gain, start - gains @ p + 0.3 * straying, rtol=1e-6)
-        np.testing.assert_allclose(one.ensemble, -omega @ np.log(p @ np.exp(logp)) + 0.2 * straying, rtol=1e-6)
+        divergence = np.mean(np.log(1 / 3 / p))
+        np.testing.assert_allclose(one.gain, start - gains @ p + 0.3 * divergence, rtol=1e-6)
+        np.testing.assert_allclose(one.ensemble, -omega @ np.log(p @ np.exp(logp)) + 0.2 * divergence, rtol=1e-6)
     # The whole weight on one task merges to that probe alone.
     probes = finished.probes()
     one = merged_probe(probes, [0.0, 1.0, 0.0])

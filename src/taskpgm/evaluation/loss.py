@@ -7,7 +7,7 @@ Writing is greedy, so that the same weights always get the same grades.
 Shapes: B rows, L padded length, R response tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from taskpgm.evaluation.full_finetuning import Finetuned, under
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.probe import Probe
-from taskpgm.types import Tell, tell_nobody
+from taskpgm.types import Say, Tell, tell_nobody
 
 TRUNK_MEMORY = 2 << 30  # bytes of activations that an evaluator keeps
 
@@ -105,7 +105,7 @@ class Evaluator:
         longest = max(len(one.ids) for kept in self.sets.values() for _, one in kept)
         return self.lm.memory(max(self.lm.token_budget, longest), longest, self.lm.token_budget // 4)
 
-    def fill(self, first: int, warn: Callable[[str], None]) -> None:
+    def fill(self, first: int, warn: Say) -> None:
         """Run what lies below layer `first` now, before processes part that would each do it."""
         for name, kept in self.sets.items():
             self._trunk(name, first).fill([one for _, one in kept], warn)

@@ -31,7 +31,7 @@ from taskpgm.lm.loading import load_model
 from taskpgm.lm.memory import training_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends
-from taskpgm.parallel import Item, Tick, Warn, side_by_side
+from taskpgm.parallel import Item, side_by_side
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.divergence import jsd_matrix
 from taskpgm.probes.probe import Probe, check_adapters
@@ -39,7 +39,7 @@ from taskpgm.probes.schedule import Schedule, encoded_steps, probe_schedule, war
 from taskpgm.probes.scoring import score_sets
 from taskpgm.probes.training import Trainer
 from taskpgm.system import Clock
-from taskpgm.types import Tell, tell_nobody
+from taskpgm.types import Say, Tell, Tick, tell_nobody
 
 TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks
 STEPS = 2  # of each task: many tasks show how much memory batches of different sizes take together
@@ -231,7 +231,7 @@ def _try_training(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Confi
     longest = {task.name: _longest(encoder, task.train, schedules[task.name]) for task in pool.tasks}
     memory = training_memory(lm, [list(longest.values())], trainer.first)
 
-    def work(task: str, _: Tick, warn: Warn) -> tuple[tuple[float, int, float], Probe]:
+    def work(task: str, _: Tick, warn: Say) -> tuple[tuple[float, int, float], Probe]:
         steps = encoded_steps(encoder, pool[task].train, schedules[task][:STEPS])
         trainer.train("trial", [longest[task]])  # a process's first step allocates; the longest one sets its peak
         started = perf_counter()

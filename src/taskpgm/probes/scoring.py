@@ -22,13 +22,13 @@ from taskpgm.lm.batching import batches, split_on_oom
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, ends, pack
-from taskpgm.parallel import Tick, Warn, side_by_side
+from taskpgm.parallel import side_by_side
 from taskpgm.probes.cache import BASE, WARM, Block, BlockCache, Blocks
 from taskpgm.probes.divergence import jsd_matrix, label_logp
 from taskpgm.probes.probe import Probe, Use, installed
 from taskpgm.scores import Divergences, Scores
 from taskpgm.system import Clock, release_memory
-from taskpgm.types import Floats, Ints, Tell, derive_seed, tell_nobody
+from taskpgm.types import Floats, Ints, Say, Tell, Tick, derive_seed, tell_nobody
 
 Hidden = NDArray[np.float32]  # (P, d) last hidden states at the sampled positions of a set
 ADAPTER_MEMORY = 2 << 30  # bytes of adapters that the model carries at a time
@@ -41,7 +41,7 @@ def score_sets(
     missing: Mapping[str, Sequence[str]],
     sampled: Mapping[str, Ints] | None = None,
     tell: Tell = tell_nobody,
-    warn: Callable[[str], None] = warnings.warn,
+    warn: Say = warnings.warn,
 ) -> Iterator[tuple[str, Blocks]]:
     """Blocks of one set after another, as they are done; a set may come several times, with other probes.
 
@@ -62,7 +62,7 @@ def score_sets(
         names = [name for name in contexts if wanted[name]]
         with installed(lm, chunk) as use:
 
-            def work(name: str, _: Tick, warn: Warn, use: Use = use, wanted: Any = wanted) -> tuple[str, Blocks]:
+            def work(name: str, _: Tick, warn: Say, use: Use = use, wanted: Any = wanted) -> tuple[str, Blocks]:
                 kept = sampled.get(name) if sampled else None
                 blocks = _score_set(lm, use, name, contexts[name], wanted[name], kept, warn)
                 release_memory()
@@ -289,7 +289,7 @@ def check_divergences_possible(lm: LanguageModel, probes: Sequence[Probe]) -> No
 
 def _score_set(
     lm: LanguageModel, use: Use, name: str, rows: list[Encoded], probes: Sequence[Probe | None],
-    kept: Ints | None, warn: Callable[[str], None],
+    kept: Ints | None, warn: Say,
 ) -> Blocks:  # fmt: skip
     """Blocks of one set: every batch runs the shared layers once, then the rest under each probe."""
     order = {id(row): i for i, row in enumerate(rows)}

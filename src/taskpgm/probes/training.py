@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,12 +26,12 @@ from taskpgm.lm.memory import Fit, fitting, recomputing, training_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends, pack
 from taskpgm.lm.trunk import Trunk
-from taskpgm.parallel import Tick, Warn, side_by_side
+from taskpgm.parallel import side_by_side
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.probe import Probe, adapter_seed, lora_settings, peft_quiet
 from taskpgm.probes.schedule import encoded_steps, probe_schedule, warm_start_schedule
 from taskpgm.system import release_memory
-from taskpgm.types import Tell, tell_nobody
+from taskpgm.types import Say, Tell, Tick, tell_nobody
 
 
 def train_probes(
@@ -40,7 +40,7 @@ def train_probes(
     config: Config,
     seed: int = 0,
     tell: Tell = tell_nobody,
-    warn: Callable[[str], None] = warnings.warn,
+    warn: Say = warnings.warn,
     start: Probe | None = None,
 ) -> Iterator[Probe]:
     """One probe for each task in `rows`, yielded as its training ends: side by side on a CPU's cores.
@@ -64,7 +64,7 @@ def train_probes(
     }
     total, done = sum(map(len, steps.values())), itertools.count(1)
 
-    def work(task: str, tick: Tick, warn: Warn) -> Probe:
+    def work(task: str, tick: Tick, warn: Say) -> Probe:
         trainer.warn = warn
         return trainer.train(task, steps[task], tick)
 
@@ -81,7 +81,7 @@ def train_warm_start(
     config: Config,
     seed: int = 0,
     tell: Tell = tell_nobody,
-    warn: Callable[[str], None] = warnings.warn,
+    warn: Say = warnings.warn,
 ) -> Probe:
     """An adapter trained on a uniform sample of all tasks, three times as long as a probe.
 
@@ -109,7 +109,7 @@ class Trainer:
     """
 
     def __init__(
-        self, lm: LanguageModel, config: Config, seed: int = 0, warn: Callable[[str], None] = warnings.warn,
+        self, lm: LanguageModel, config: Config, seed: int = 0, warn: Say = warnings.warn,
         start: Probe | None = None,
     ) -> None:  # fmt: skip
         self.lm = lm
@@ -123,7 +123,7 @@ class Trainer:
         self.recompute = False  # True when memory ran out with single rows
 
     def train(
-        self, name: str, steps: Sequence[Sequence[Encoded]], tell: Callable[[], None] = lambda: None,
+        self, name: str, steps: Sequence[Sequence[Encoded]], tell: Tick = lambda: None,
         trunk: Trunk | None = None,
     ) -> Probe:  # fmt: skip
         """The adapter trained on these rows, step by step; `tell` is called after each.
@@ -147,7 +147,7 @@ class Trainer:
 
     def descend(
         self, name: str, steps: Sequence[Sequence[Encoded]], trunk: Trunk, master: torch.nn.Parameter, flat: Tensor,
-        gradient: Tensor, tell: Callable[[], None] = lambda: None,
+        gradient: Tensor, tell: Tick = lambda: None,
     ) -> tuple[float, ...]:  # fmt: skip
         """Mean loss of every step, while `master` is moved by AdamW.
 
