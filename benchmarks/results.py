@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from last_layers import only_tasks
 from rich.console import Console
 
 from taskpgm.cli.html import write_picture
@@ -64,7 +63,7 @@ def variants(finished, folder, wanted_names):
     paths = []
     for name in wanted_names:
         wanted, energy, affinity = VARIANTS[name]
-        own = only_tasks(scores, pool) if wanted == "tasks" else scores
+        own = scores.without_targets() if wanted == "tasks" else scores
         config = EnergyConfig.model_validate(energy)
         found = measure_affinity(own, AffinityConfig.model_validate(affinity))
         weights = {} if wanted == "tasks" else finished.config.target_weights
