@@ -53,7 +53,7 @@ def side_by_side(
 
     Args:
         work: gets an item, and what `tick` and `warn` are called through from its process.
-        processes: at most so many items are worked on at a time; fewer where memory is short.
+        processes: at most so many items are worked on at a time; fewer if memory is short.
         memory: bytes, about, that the work on an item takes.
 
     Raises:

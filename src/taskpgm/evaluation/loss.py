@@ -24,7 +24,7 @@ from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.probe import Probe
 from taskpgm.types import Say, Tell, tell_nobody
 
-TRUNK_MEMORY = 2 << 30  # bytes of activations that an evaluator keeps
+TRUNK_MEMORY = 2 << 30  # bytes of activations that an evaluator keeps: a guess, small beside a model
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
     gain        the loss that probes start from − Σ p_i Σ_j w_j G_ij + κ KL(u‖p), with the prior of the gain energy
     merged      the loss under the probes merged with weights p: Σ p_i B_i A_i
 
-The first two need the scores alone. All read the contexts of the targets (of the tasks where there are none), and no
+The first two need only the scores. All read the contexts of the targets (of the tasks if there are none), and no
 row that `compare` evaluates.
 """
 
@@ -71,7 +71,7 @@ def run_prediction(
 def predict_losses(
     finished: FinishedRun, weights: Mapping[str, Mapping[str, float]], merged: bool = True
 ) -> list[Prediction]:
-    """Predictions for these weights, on the contexts of the targets, or of the tasks where there are none."""
+    """Predictions for these weights, on the contexts of the targets, or of the tasks if there are none."""
     result = finished.result
     pool = result.pool
     wanted = finished.config.target_weights
@@ -132,7 +132,7 @@ def merged_probe(probes: Sequence["Probe"], weights: Sequence[float]) -> "Probe"
     if not alike or not all(is_plain(p.settings, p.weights) for p, _ in used):
         raise UserError(
             "Probes of different layers or scales, or that are no plain LoRA, cannot be merged; predict with "
-            "--no-merged, by the ensemble alone."
+            "--no-merged, by the ensemble only."
         )
     merged = {
         key: torch.cat([p.weights[key] for p, _ in used])

@@ -71,7 +71,7 @@ def train_with_trl(
 def train_full_with_trl(
     lm: LanguageModel, name: str, steps: Sequence[Sequence[Encoded]], config: Config, tell: Tell = tell_nobody
 ) -> Finetuned:
-    """The whole model trained by SFTTrainer: float32 weights, and in mixed precision where the model is bfloat16.
+    """The whole model trained by SFTTrainer: float32 weights, and in mixed precision if the model is bfloat16.
 
     Raises:
         UserError: as `train_with_trl`.

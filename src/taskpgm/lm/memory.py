@@ -14,7 +14,7 @@ from taskpgm.lm.packing import Packed, attending
 
 @contextlib.contextmanager
 def recomputing(lm: LanguageModel, packed: Packed, first: int) -> Iterator[None]:
-    """Within, layers from `first` on keep their input alone for a backward pass, which computes what lies inside of
+    """Within, layers from `first` on keep only their input for a backward pass, which computes what lies inside of
     them again."""
     from torch.utils.checkpoint import checkpoint
 
@@ -41,7 +41,7 @@ class Fit:
 
 
 def fitting(lm: LanguageModel, rows: Sequence[Encoded], first: int, taken: int = 0) -> Fit:
-    """The largest batches that should fit into the machine's memory; activations are kept where a row's then fit.
+    """The largest batches that should fit into the machine's memory; activations are kept if a row's then fit.
 
     Args:
         taken: bytes of that memory that something else will take.

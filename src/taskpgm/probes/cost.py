@@ -41,11 +41,11 @@ from taskpgm.probes.training import Trainer
 from taskpgm.system import Clock
 from taskpgm.types import Say, Tell, Tick, tell_nobody
 
-TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks
+TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks: an estimate is waited for
 STEPS = 2  # of each task: many tasks show how much memory batches of different sizes take together
 # On a CPU the allocator keeps blocks of many sizes: a run's peak grows beyond its trial's (benchmarks/estimates.py).
 GROWTH = 1.25
-SAMPLED_ROWS = 32  # rows of a task from which its lengths and its shared prefix are read
+SAMPLED_ROWS = 32  # of a task, from which its lengths and its shared prefix are read: a guess
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which rows a probe or a warm start is trained on, step by step, drawn from the run seed and names alone."""
+"""Which rows a probe or a warm start is trained on, step by step, drawn from nothing but the run seed and names."""
 
 import heapq
 import math

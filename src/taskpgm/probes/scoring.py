@@ -31,7 +31,7 @@ from taskpgm.system import Clock, release_memory
 from taskpgm.types import Floats, Ints, Say, Tell, Tick, derive_seed, tell_nobody
 
 Hidden = NDArray[np.float32]  # (P, d) last hidden states at the sampled positions of a set
-ADAPTER_MEMORY = 2 << 30  # bytes of adapters that the model carries at a time
+ADAPTER_MEMORY = 2 << 30  # bytes of adapters that the model carries at a time: a guess
 
 
 def score_sets(
@@ -223,7 +223,7 @@ def sample_positions(
 
     Each set gets an equal part of `positions`. Where it has no more columns than that, all are taken with weight ω;
     else they are drawn with probability ω, once for all pairs: unbiased, and ln 2 − JSD stays positive semidefinite.
-    The draw depends on the set alone, so a new task only shortens it.
+    The draw depends only on the set, so a new task only shortens it.
     """
     sample = {}
     for name, rows in contexts.items():

@@ -1,8 +1,8 @@
 """`train_probes`: one adapter a task, all trained alike from the same base and the same start, side by side.
 
 Sources: LoRA (arXiv 2106.09685) as PEFT implements it; AdamW, linear warm-up over a twentieth of the steps, linear
-decay to zero, gradient norm clipped at one. The model stays in evaluation mode: no dropout, so a probe depends on its
-rows, their order and the run seed alone.
+decay to zero, gradient norm clipped at one. The model stays in evaluation mode: no dropout, so a probe depends only on
+its rows, their order and the run seed.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def train_probes(
         lm: the base model; unchanged when the iterator is exhausted or closed.
         rows: training rows by task; a task with fewer than the probe size repeats its own.
         seed: which of the `probes.seeds`: draws the initialisation, shared by all tasks, and the schedules.
-        start: the adapter that they all start from, see `train_warm_start`; a fresh one where left out.
+        start: the adapter that they all start from, see `train_warm_start`; a fresh one if left out.
 
     Raises:
         UserError: a loss that is not finite, with the task and the step.
