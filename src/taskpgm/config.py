@@ -21,9 +21,10 @@ from taskpgm.yamls import read_yaml
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
-MARKS = ("choices", "reasoning_gym")  # columns that say how an answer is marked; evaluation alone reads them
+GRADING_COLUMNS = ("choices", "reasoning_gym")  # columns that say how an answer is graded; only evaluation reads them
 EXTRAS = ("system", "history", "tools", "reasoning_content")  # what a row may have beside its question and answer
-FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output", *EXTRAS, *MARKS)  # what a column may be
+# What a column may be.
+FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output", *EXTRAS, *GRADING_COLUMNS)
 ALIASES = {  # other names under which a column is found
     "messages": ("conversations", "conversation", "dialogue", "dialog"),
     "system": ("system_prompt", "system_message"),

@@ -88,9 +88,9 @@ def test_a_tokenizer_without_pad_token_gets_one(tmp_path):
 @given(
     prompt=st.text("abc 3\n", min_size=1, max_size=60).filter(str.strip),
     completion=st.text("abc 3\n", min_size=1, max_size=30).filter(str.strip),
-    room=st.integers(2, 60),
+    most=st.integers(2, 60),
 )
-def test_a_long_row_loses_the_left_of_its_prompt_and_never_its_completion(prompt, completion, room, tmp_path_factory):
+def test_a_long_row_loses_the_left_of_its_prompt_and_never_its_completion(prompt, completion, most, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "chatml"
     if not folder.exists():
         folder.mkdir()
@@ -98,14 +98,14 @@ def test_a_long_row_loses_the_left_of_its_prompt_and_never_its_completion(prompt
     whole_encoder = ChatEncoder(load_tokenizer(ModelConfig(path=str(folder))), 10_000)
     row = conversation(("user", prompt), ("assistant", completion))
     (whole,) = whole_encoder.encode([row])
-    (cut,) = ChatEncoder(whole_encoder.tokenizer, room).encode([row])
+    (cut,) = ChatEncoder(whole_encoder.tokenizer, most).encode([row])
     start = int(whole.response.argmax())
-    if len(whole.ids) - start + 1 > room:
+    if len(whole.ids) - start + 1 > most:
         assert cut is None
         return
-    assert cut.truncated == (len(whole.ids) > room)
-    assert cut.ids.tolist() == whole.ids[-room:].tolist()
-    assert cut.response.tolist() == whole.response[-room:].tolist()
+    assert cut.truncated == (len(whole.ids) > most)
+    assert cut.ids.tolist() == whole.ids[-most:].tolist()
+    assert cut.response.tolist() == whole.response[-most:].tolist()
     assert cut.response.sum() == whole.response.sum()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from support.files import GOOD, bad, configure, load, measure, one_sentence, pair, pairs, read, write
+from support.files import GOOD, bad, configure, lengths_of, load, one_sentence, pair, pairs, read, write
 
 from taskpgm.config import FIELDS, REFUSED
 from taskpgm.data.conversations import Reading, read_source
@@ -309,7 +309,7 @@ def test_columns_of_parquet_that_are_not_read_are_named(tmp_path: Path) -> None:
 def test_notes_reach_the_set_and_those_of_a_validation_file_too(tmp_path: Path) -> None:
     own = write(tmp_path / "a.jsonl", [{**row, "id": 1} for row in pairs(*range(30))])
     other = write(tmp_path / "v.jsonl", [{**row, "id": 1, "late": 2} for row in pairs(40, 41)])
-    pool = load_tasks(configure({"a": {"path": own, "validation": other}}), measure)
+    pool = load_tasks(configure({"a": {"path": own, "validation": other}}), lengths_of)
     assert pool["a"].notes == ("not read: id", "validation file: not read: id, late")
 
 
@@ -447,7 +447,7 @@ def test_a_row_that_cannot_be_read_is_one_sentence_with_its_place(
     assert says in said
 
 
-# What answers are marked by
+# What answers are graded by
 
 MARKED: list[dict[str, Any]] = [
     {"prompt": "p", "completion": "5", "choices": ["5", "x"], "reasoning_gym": None},
@@ -459,10 +459,10 @@ MARKED: list[dict[str, Any]] = [
         "reasoning_gym": {"dataset": "lcm", "answer": "7.50", "metadata": {"n": [3, -0.25, 1e-7], "text": "12", "no": False}},
     },
 ]  # fmt: skip
-MARKINGS = [(("5", "x"), None), (None, None), (None, MARKED[2]["reasoning_gym"])]
+GRADINGS = [(("5", "x"), None), (None, None), (None, MARKED[2]["reasoning_gym"])]
 
 
-def test_markings_survive_every_format(tmp_path: Path) -> None:
+def test_gradings_survive_every_format(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     as_text = [{k: v if isinstance(v, str) else json.dumps(v) if v else "" for k, v in row.items()} for row in MARKED]
     write(tmp_path / "a.jsonl", [{k: v for k, v in row.items() if v is not None} for row in MARKED])
@@ -477,7 +477,7 @@ def test_markings_survive_every_format(tmp_path: Path) -> None:
     data.save_to_disk(tmp_path / "f")
     for name in ("a.jsonl", "b.jsonl", "c.json", "d.csv", "e.parquet", "f"):
         found = read_source(configure({"a": tmp_path / name}).tasks[0])
-        assert [tuple(marking) for marking in found.markings] == MARKINGS, name
+        assert [tuple(grading) for grading in found.gradings] == GRADINGS, name
         assert found.rows == [pair("p", "5"), pair("q", "x"), pair("r", "7.50")]
         assert type(found.rows[0].answer) is str
 
@@ -487,11 +487,11 @@ def test_columns_of_marks_can_be_named_and_ignored(tmp_path: Path) -> None:
     columns = {"prompt": "q", "completion": "a"}
     for choices, expected in (("options", ("yes", "no")), ("", None)):
         source = configure({"a": {"path": path, "columns": {**columns, "choices": choices}}}).tasks[0]
-        assert read_source(source).markings[0].choices == expected
+        assert read_source(source).gradings[0].choices == expected
     index = bad(tmp_path / "index.csv", ',prompt,completion,choices\n0,p,yes,"[""no"", ""yes""]"\n')
-    assert read_source(configure({"a": index}).tasks[0]).markings[0].choices == ("no", "yes")
+    assert read_source(configure({"a": index}).tasks[0]).gradings[0].choices == ("no", "yes")
     ignored = configure({"a": {"path": str(index), "columns": {"choices": ""}}}).tasks[0]
-    assert read_source(ignored).markings[0].choices is None
+    assert read_source(ignored).gradings[0].choices is None
 
 
 OPTIONS: list[tuple[Any, tuple[str, ...]]] = [
@@ -508,7 +508,7 @@ OPTIONS: list[tuple[Any, tuple[str, ...]]] = [
 @pytest.mark.parametrize(("choices", "expected"), OPTIONS)
 def test_options_are_read_in_every_shape(choices: Any, expected: tuple[str, ...], tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": "7", "choices": choices}])
-    assert reading(path).markings[0].choices == expected
+    assert reading(path).gradings[0].choices == expected
     assert reading(path).notes == ()
 
 
@@ -527,7 +527,7 @@ def test_choices_that_do_not_fit_are_left_alone_with_a_note_or_refused_where_nam
 ) -> None:
     path = write(tmp_path / "a.jsonl", [json.loads(GOOD), {**json.loads(GOOD), "choices": choices}])
     found = reading(path)
-    assert [marking.choices for marking in found.markings] == [None, None]
+    assert [grading.choices for grading in found.gradings] == [None, None]
     (note,) = found.notes
     assert note.startswith("choices left alone in 1 of 2 rows: line 2 of a.jsonl has ")
     assert says in note

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from support.files import GOOD, bad, configure, load, measure, one_sentence, pair, pairs, prompts, read, write
+from support.files import GOOD, bad, configure, lengths_of, load, one_sentence, pair, pairs, prompts, read, write
 
 from taskpgm.config import Config
 from taskpgm.data.messages import Conversation, conversation
@@ -20,13 +20,13 @@ from taskpgm.errors import UserError
 # Formats
 
 
-# What answers are marked by
+# What answers are graded by
 
 
-def test_markings_reach_the_pool_and_move_nothing(tmp_path: Path) -> None:
+def test_gradings_reach_the_pool_and_move_nothing(tmp_path: Path) -> None:
     plain = pairs(*range(30))
     marked = [{**row, "choices": ["yes", "no"]} for row in plain]
-    again = [*marked, {**plain[3], "choices": ["no", "yes"]}, plain[4]]  # equal rows, other marks
+    again = [*marked, {**plain[3], "choices": ["no", "yes"]}, plain[4]]  # equal rows, other grading
     before = load(configure({"a": write(tmp_path / "a.jsonl", plain)}))["a"]
     pool = load(configure({"a": write(tmp_path / "b.jsonl", again), "b": write(tmp_path / "a.jsonl", plain)}))
     after = pool["a"]
@@ -41,7 +41,7 @@ def test_markings_reach_the_pool_and_move_nothing(tmp_path: Path) -> None:
     assert TaskPool.load(tmp_path / "pool").tasks == pool.tasks
     lines = [json.loads(line) for line in (tmp_path / "pool" / "rows.jsonl").read_text().splitlines()]
     old = "".join(json.dumps(line[:7]) + "\n" for line in lines)
-    (tmp_path / "pool" / "rows.jsonl").write_text(old)  # as written before rows had marks
+    (tmp_path / "pool" / "rows.jsonl").write_text(old)  # as written before rows had gradings
     assert {row.choices for row in TaskPool.load(tmp_path / "pool")["a"].train} == {None}
 
 
@@ -190,11 +190,13 @@ def test_validation_file(tmp_path: Path) -> None:
 def test_lengths_are_counted(tmp_path: Path) -> None:
     rows = [*pairs(*range(20)), {"prompt": "p " * 40, "completion": "cut"}, {"prompt": "q", "completion": "w " * 40}]
     seen: list[tuple[str, int, int]] = []
-    pool = load_tasks(configure({"a": write(tmp_path / "a.jsonl", rows)}), measure, lambda *event: seen.append(event))
+    pool = load_tasks(
+        configure({"a": write(tmp_path / "a.jsonl", rows)}), lengths_of, lambda *event: seen.append(event)
+    )
     a = pool["a"]
     assert (a.counts.too_long, a.counts.truncated) == (1, 1)
     assert a.response_tokens == 2 * len(a.train)
-    assert all(row.tokens == measure([row.conversation])[0].tokens for row in a.train)  # type: ignore[union-attr]
+    assert all(row.tokens == lengths_of([row.conversation])[0].tokens for row in a.train)  # type: ignore[union-attr]
     assert seen == [("reading", 0, 1), ("reading", 1, 1), ("tokenising", 0, 22), ("tokenising", 22, 22)]
 
 
@@ -203,7 +205,7 @@ def test_a_shared_row_is_measured_once(tmp_path: Path) -> None:
 
     def counting(batch: Sequence[Conversation]) -> list[Length | None]:
         sizes.append(len(batch))
-        return measure(batch)
+        return lengths_of(batch)
 
     a, b = write(tmp_path / "a.jsonl", pairs(*range(600))), write(tmp_path / "b.jsonl", pairs(*range(300, 900)))
     load_tasks(configure({"a": a, "b": b}), counting)

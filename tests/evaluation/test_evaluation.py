@@ -167,7 +167,7 @@ def test_a_row_that_fills_the_models_positions_is_still_written_to(model_folders
 def test_what_marks_a_set(model_folders):
     reasoning_gym = pytest.importorskip("reasoning_gym")
     lm, _, rows = loaded(model_folders["llama"])
-    # Trained until it gives every answer by heart: marks must then be full.
+    # Trained until it gives every answer by heart: grades must then be full.
     config = config_for(model_folders["llama"], examples=300, batch=3, learning_rate=0.02)
     learned = [*rows["sums"], rows["sky"][0]]
     (probe,) = train_probes(lm, {"sums": learned}, config)

@@ -11,7 +11,7 @@ from support.probing import ROWS, config_for, loaded
 
 from taskpgm.errors import UserError
 from taskpgm.evaluation.full_finetuning import save_finetuned, train_full, under
-from taskpgm.evaluation.trl import _Parts, train_full_with_trl, train_with_trl
+from taskpgm.evaluation.trl import _Microbatches, train_full_with_trl, train_with_trl
 from taskpgm.lm import model as lm_module
 from taskpgm.lm.loading import load_model
 from taskpgm.probes.probe import installed
@@ -71,7 +71,7 @@ def test_a_large_step_is_accumulated(model_folders, monkeypatch):
     config = config_for(model_folders["llama"], lora={"r": 4, "alpha": 8})
     steps = [step for step in steps_of(encoder) if len(step) > 1]
     whole = train_with_trl(lm, "a", steps, config)
-    assert (_Parts(steps, 60).accumulated, _Parts(steps, 10**6).accumulated) == (2, 1)
+    assert (_Microbatches(steps, 60).accumulated, _Microbatches(steps, 10**6).accumulated) == (2, 1)
     monkeypatch.setattr(lm_module.LanguageModel, "token_budget", 60)
     parts = train_with_trl(lm, "a", steps, config)
     np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-4)

@@ -86,4 +86,4 @@ def test_batches_are_sized_by_what_is_free_on_the_gpu(model_folders, monkeypatch
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (50e9, 80e9))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 10e9)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 4e9)
-    assert lm.room == pytest.approx(0.9 * 56e9)
+    assert lm.memory_budget == pytest.approx(0.9 * 56e9)

@@ -353,11 +353,11 @@ def test_prices_are_what_a_looser_bound_would_be_worth(seed):
         groups = [Group("others", others, floor, 1.0)] if floor else []
         return solve_mixture(energy, make_bounds(names(5), supply={f"t{i}": cap}, groups=groups))
 
-    price = solve(cap).prices[f"t{i}.supply"]
+    price = solve(cap).shadow_prices[f"t{i}.supply"]
     lowered = energy.value(solve(cap).weights) - energy.value(solve(cap + 1e-4).weights)
     assert price == pytest.approx(0.01 * lowered / 1e-4, rel=1e-2)
     floor = 1 - cap
-    price = solve(1.0, floor).prices["others.min_share"]
+    price = solve(1.0, floor).shadow_prices["others.min_share"]
     lowered = energy.value(solve(1.0, floor).weights) - energy.value(solve(1.0, floor - 1e-4).weights)
     assert price == pytest.approx(0.01 * lowered / 1e-4, rel=1e-2)
 

@@ -194,17 +194,17 @@ def llama(model_folders):
 
 
 @settings(max_examples=100, deadline=None)
-@given(length=st.integers(10, 5000), room=st.floats(1e8, 1e12), first=st.integers(0, 3))
-def test_batches_are_the_largest_that_fit(llama, length, room, first):
+@given(length=st.integers(10, 5000), budget=st.floats(1e8, 1e12), first=st.integers(0, 3))
+def test_batches_are_the_largest_that_fit(llama, length, budget, first):
     rows = [Encoded(np.zeros(length, np.int32), np.arange(length) >= length // 3, False)]
     answered = 1 - length // 3 / length
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LanguageModel, "room", room)
+        patch.setattr(LanguageModel, "memory_budget", budget)
         found = fitting(llama, rows, first)
 
     def fits(tokens, recompute):
         tokens = max(tokens, length)
-        return llama.memory(tokens, length, math.ceil(tokens * answered), first, recompute) <= room
+        return llama.memory(tokens, length, math.ceil(tokens * answered), first, recompute) <= budget
 
     sizes = [2048]
     while sizes[-1] > length:

@@ -16,7 +16,7 @@ from taskpgm.errors import UserError
 LONGEST = 30
 
 
-def measure(batch: Sequence[Conversation]) -> list[Length | None]:
+def lengths_of(batch: Sequence[Conversation]) -> list[Length | None]:
     """Words as tokens, one more to end a turn: a real length, and rows that are cut or do not fit."""
     lengths: list[Length | None] = []
     for row in batch:
@@ -64,7 +64,7 @@ def read(path: object, **settings: Any) -> list[Conversation]:
 
 
 def load(config: Config) -> TaskPool:
-    return load_tasks(config, measure)
+    return load_tasks(config, lengths_of)
 
 
 def prompts(rows: Sequence[Any]) -> list[str]:

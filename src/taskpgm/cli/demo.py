@@ -78,7 +78,7 @@ def write_data(folder: Path) -> None:
 
 
 def generate(name: str, rows: int, words: int | None = None) -> list[str]:
-    """Distinct rows of one generator as JSON Lines, seeded by its name, with what its verifier needs to mark them.
+    """Distinct rows of one generator as JSON Lines, seeded by its name, with what its verifier needs to grade them.
 
     Left out: rows without an answer, and prompts of more than so many words. Fewer rows come back where four times as
     many draws do not yield them.

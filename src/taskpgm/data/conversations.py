@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from taskpgm.config import ALIASES, EXTRAS, FIELDS, MARKS, MEDIA, REFUSED, Source, TargetConfig
-from taskpgm.data.markings import Marking, read_marking
+from taskpgm.config import ALIASES, EXTRAS, FIELDS, GRADING_COLUMNS, MEDIA, REFUSED, Source, TargetConfig
+from taskpgm.data.grading import Grading, read_grading
 from taskpgm.data.messages import Conversation, Message
 from taskpgm.data.sources import Table, read_table
 from taskpgm.data.turns import Spot, are_turns, read_tools, read_turns
@@ -38,7 +38,7 @@ class Reading(NamedTuple):
     rows: list[Conversation]
     layout: Layout
     columns: dict[str, str]  # field -> column it was read from
-    markings: list[Marking]  # one a row
+    gradings: list[Grading]  # one a row
     places: list[str]  # where each row stands: "line 5 of jars.jsonl"
     notes: tuple[str, ...] = ()  # what `check` says of the source: columns that are not read, say
 
@@ -65,15 +65,15 @@ def read_source(source: Source, path: str | None = None) -> Reading:
         raise UserError(f"{who}: {path} holds no rows; give it some or leave it out.")
     mapped = source.columns or {}
     shape = _shape(table, mapped, path, who)
-    marks = {field: mapped.get(field, field) for field in MARKS}
-    marks = {field: column for field, column in marks.items() if column and column in table.columns}
+    given = {field: mapped.get(field, field) for field in GRADING_COLUMNS}
+    given = {field: column for field, column in given.items() if column and column in table.columns}
     _refuse_unread(table, shape, mapped, who)
     unread: dict[str, None] = {}
     rows = [_conversation(shape, record, f"{who}: {at}", unread) for at, record in table.records]
-    markings, left = _markings(table, marks, mapped, rows, who)
-    columns = {**shape.columns, **marks}
+    gradings, left = _gradings(table, given, mapped, rows, who)
+    columns = {**shape.columns, **given}
     notes = (*table.notes, *_unread_notes(table, columns, mapped, unread), *left)
-    return Reading(rows, shape.layout, columns, markings, [at for at, _ in table.records], notes)
+    return Reading(rows, shape.layout, columns, gradings, [at for at, _ in table.records], notes)
 
 
 def title_of(source: Source) -> str:
@@ -130,7 +130,7 @@ def _shapes(table: Table, mapped: dict[str, str]) -> Iterator[_Shape]:
     """Every layout that the columns allow and that takes all the fields that `columns` maps."""
     named = {field for field, column in mapped.items() if column}
     for layout, own in LAYOUTS.items():
-        if not named <= {*own, *BESIDE[layout], *MARKS}:
+        if not named <= {*own, *BESIDE[layout], *GRADING_COLUMNS}:
             continue
         columns = {field: _column(field, table, mapped) for field in (*own, *BESIDE[layout])}
         found = {field: column for field, column in columns.items() if column}
@@ -350,22 +350,22 @@ def _check_conversation(row: Conversation, at: str) -> None:
         ) from error
 
 
-# Markings
+# Gradings
 
 
-def _markings(
-    table: Table, marks: dict[str, str], mapped: dict[str, str], rows: list[Conversation], who: str
-) -> tuple[list[Marking], list[str]]:
-    """Markings of the rows; `choices` that nobody named and that do not fit are left alone, with a note."""
-    markings, left = [], []
-    verified = {field: column for field, column in marks.items() if field != "choices"}
+def _gradings(
+    table: Table, given: dict[str, str], mapped: dict[str, str], rows: list[Conversation], who: str
+) -> tuple[list[Grading], list[str]]:
+    """Gradings of the rows; `choices` that nobody named and that do not fit are left alone, with a note."""
+    gradings, left = [], []
+    verified = {field: column for field, column in given.items() if field != "choices"}
     for (at, record), row in zip(table.records, rows, strict=True):
         try:
-            markings.append(read_marking(marks, record, row, f"{who}: {at}"))
+            gradings.append(read_grading(given, record, row, f"{who}: {at}"))
         except UserError as error:
             if "choices" in mapped:
                 raise
-            markings.append(read_marking(verified, record, row, f"{who}: {at}"))
+            gradings.append(read_grading(verified, record, row, f"{who}: {at}"))
             left.append(str(error).removeprefix(f"{who}: ").partition("; ")[0])
     notes = [f"choices left alone in {len(left)} of {len(rows)} rows: {left[0]}"] if left else []
-    return markings, notes
+    return gradings, notes

@@ -55,7 +55,7 @@ class Conversation:
 
     @property
     def last_answer(self) -> int:
-        """Index of the last turn that is learned: the answer that is marked."""
+        """Index of the last turn that is learned: the answer that is graded."""
         return max(i for i, message in enumerate(self.messages) if message.answers)
 
     @property

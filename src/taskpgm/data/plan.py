@@ -213,13 +213,13 @@ def _token_counts(pool: TaskPool, shares: Mapping[str, float], config: Config) -
 
     Every task takes the rows whose tokens come nearest to its share plus the error so far. One that cannot (all its
     supply is used, or nothing is left to take away) passes on no more error than it was given, so the bound stands
-    whatever the order; those with most room come last, where they absorb what remains.
+    whatever the order; those with most slack come last, where they absorb what remains.
     """
     exact = {name: share * config.budget.size for name, share in shares.items()}
-    room = {task.name: min(exact[task.name], _supply(task, config) - exact[task.name]) for task in pool.tasks}
+    slack = {task.name: min(exact[task.name], _supply(task, config) - exact[task.name]) for task in pool.tasks}
     counts = dict.fromkeys(pool.names, 0)
     error = 0.0
-    for name in sorted((name for name in pool.names if shares[name]), key=lambda name: (room[name], name)):
+    for name in sorted((name for name in pool.names if shares[name]), key=lambda name: (slack[name], name)):
         counts[name], tokens = _nearest_rows(pool[name], exact[name] + error, config)
         error += exact[name] - tokens
     if not any(counts.values()):

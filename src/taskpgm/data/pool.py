@@ -49,7 +49,7 @@ LengthsOf = Callable[[Sequence[Conversation]], Sequence[Measured]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One conversation, its cost in tokens, the hash that identifies and ranks it, and what its answer is marked by."""
+    """One conversation, its cost in tokens, the hash that identifies and ranks it, and what its answer is graded by."""
 
     conversation: Conversation
     tokens: int
@@ -174,18 +174,18 @@ class TaskPool:
 
 def _stored(row: Row) -> list[Any]:
     """The row as a line of rows.jsonl."""
-    marks = [row.choices, row.verifier] if row.choices or row.verifier else []
-    return [row.conversation.to_data(), row.tokens, row.response_tokens, row.truncated, row.key, *marks]
+    grading = [row.choices, row.verifier] if row.choices or row.verifier else []
+    return [row.conversation.to_data(), row.tokens, row.response_tokens, row.truncated, row.key, *grading]
 
 
-def _restored(data: list[Any], tokens: int, response: int, truncated: bool, key: str, *marks: Any) -> Row:
+def _restored(data: list[Any], tokens: int, response: int, truncated: bool, key: str, *grading: Any) -> Row:
     """The row of such a line."""
-    choices, verifier = marks or (None, None)
+    choices, verifier = grading or (None, None)
     chosen = tuple(choices) if choices else None
     return Row(Conversation.from_data(data), tokens, response, truncated, key, chosen, verifier)
 
 
-def load_tasks(config: Config, measure: LengthsOf, tell: Tell = tell_nobody) -> TaskPool:
+def load_tasks(config: Config, lengths_of: LengthsOf, tell: Tell = tell_nobody) -> TaskPool:
     """Pool of the tasks and targets that the configuration names.
 
     Within a set, equal rows are merged and ranked by key. The lowest `contexts.per_set` are its contexts; of a target
@@ -196,7 +196,7 @@ def load_tasks(config: Config, measure: LengthsOf, tell: Tell = tell_nobody) -> 
 
     Args:
         config: its seed, tasks, targets and contexts count here.
-        measure: lengths of conversations, None where the completion does not fit, or why a row cannot be used;
+        lengths_of: lengths of conversations, None where the completion does not fit, or why a row cannot be used;
             sees every distinct row once.
         tell: hears of progress.
 
@@ -218,7 +218,7 @@ def load_tasks(config: Config, measure: LengthsOf, tell: Tell = tell_nobody) -> 
     distinct: dict[str, Conversation] = {}
     for found, reading in zip(keys + given_keys, [*read, *given], strict=True):
         distinct.update(zip(found, reading.rows if reading else (), strict=True))
-    measured, lost = _measured(distinct, measure, tell)
+    measured, lost = _measured(distinct, lengths_of, tell)
     for source, reading, found in [
         *zip(sources, read, keys, strict=True),
         *zip(sources, given, given_keys, strict=True),
@@ -253,7 +253,7 @@ def row_key(seed: int, row: Conversation) -> str:
 
 
 def _measured(
-    distinct: dict[str, Conversation], measure: LengthsOf, tell: Tell
+    distinct: dict[str, Conversation], lengths_of: LengthsOf, tell: Tell
 ) -> tuple[dict[str, Row | Refused | None], dict[str, tuple[str, ...]]]:
     """Every row with its cost, or why it has none; and what the template leaves out of rows."""
     rows: dict[str, Row | Refused | None] = {}
@@ -262,7 +262,7 @@ def _measured(
     for start in range(0, len(keys), CHUNK):
         tell("tokenising", start, len(keys))
         chunk = keys[start : start + CHUNK]
-        for key, length in zip(chunk, measure([distinct[key] for key in chunk]), strict=True):
+        for key, length in zip(chunk, lengths_of([distinct[key] for key in chunk]), strict=True):
             if isinstance(length, Length):
                 assert length.response_tokens > 0
                 lost[key] = length.lost
@@ -304,12 +304,12 @@ def _losses(keys: set[str], lost: dict[str, tuple[str, ...]]) -> list[str]:
 
 
 def _ranked(keys: list[str], rows: dict[str, Row | None], reading: Reading) -> list[Row]:
-    """Distinct rows of one source by key; of equal rows marked differently, the first in the order of JSON counts."""
-    marked = [(key, marking) for key, marking in zip(keys, reading.markings, strict=True) if any(marking)]
-    marked.sort(key=lambda pair: json.dumps(pair[1], sort_keys=True), reverse=True)
-    markings = {key: marking._asdict() for key, marking in marked}
+    """Distinct rows of one source by key; of equal rows graded differently, the first in the order of JSON counts."""
+    graded = [(key, grading) for key, grading in zip(keys, reading.gradings, strict=True) if any(grading)]
+    graded.sort(key=lambda pair: json.dumps(pair[1], sort_keys=True), reverse=True)
+    gradings = {key: grading._asdict() for key, grading in graded}
     ranked = (row for key in sorted(set(keys)) if (row := rows[key]))
-    return [replace(row, **markings[row.key]) if row.key in markings else row for row in ranked]
+    return [replace(row, **gradings[row.key]) if row.key in gradings else row for row in ranked]
 
 
 def _counted(own: list[str], given: list[str], rows: dict[str, Row | Refused | None]) -> Counts:

@@ -22,9 +22,9 @@ from taskpgm.lm.packing import ends, pack
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.divergence import label_logp
 
-Measure = Literal["choices", "verifier", "exact"]
+GradedBy = Literal["choices", "verifier", "exact"]
 EXACT_TOKENS = 32  # longest reference answer that is compared word by word
-VERIFIED_TOKENS = 128  # longest reference answer of a set whose verifier marks what the model writes
+VERIFIED_TOKENS = 128  # longest reference answer of a set whose verifier grades what the model writes
 SPARE_TOKENS = 4  # what the model may write beyond the longest reference answer
 
 
@@ -100,48 +100,51 @@ def same_answer(written: str, reference: str) -> bool:
     return _plain(written) == _plain(reference)
 
 
-class _Marks(NamedTuple):
-    measure: Measure | None = None
+class Grades(NamedTuple):
+    """How many answers of a set are right; None where the set has no such grade. Fields as in `SetEvaluation`."""
+
+    measure: GradedBy | None = None
     marked: int = 0
     accuracy: float | None = None
     accuracy_norm: float | None = None
     score: float | None = None
 
 
-def _mark(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row], generate: bool) -> _Marks:
+def grade_answers(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row], generate: bool) -> Grades:
+    """Grades of the rows whose answer is text, by what at least half of them carry; see `Evaluator.evaluate`."""
     rows = [row for row in rows if row.conversation.answer_is_text]  # no calls, no thoughts
     if not rows:
-        return _Marks()
+        return Grades()
     with_choices, verified = [row for row in rows if row.choices], [row for row in rows if row.verifier]
     if 2 * len(with_choices) >= len(rows):
-        return _mark_choices(lm, encoder, with_choices)
+        return _grade_choices(lm, encoder, with_choices)
     if not generate:
-        return _Marks()
+        return Grades()
     if 2 * len(verified) >= len(rows):
-        return _mark_written(lm, encoder, "verifier", verified, VERIFIED_TOKENS, _verified_score())
-    return _mark_written(lm, encoder, "exact", rows, EXACT_TOKENS, lambda row, said: same_answer(said, _answer(row)))
+        return _grade_written(lm, encoder, "verifier", verified, VERIFIED_TOKENS, _verified_score())
+    return _grade_written(lm, encoder, "exact", rows, EXACT_TOKENS, lambda row, said: same_answer(said, _answer(row)))
 
 
-def _mark_choices(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row]) -> _Marks:
+def _grade_choices(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row]) -> Grades:
     right, right_norm = [], []
     for row, logp in zip(rows, option_logp(lm, encoder, rows), strict=True):
         if logp is not None and row.choices:
             length = np.array([max(1, len(choice)) for choice in row.choices])
             right.append(row.choices[int(logp.argmax())] == _answer(row))
             right_norm.append(row.choices[int((logp / length).argmax())] == _answer(row))
-    return _Marks("choices", len(right), float(np.mean(right)), float(np.mean(right_norm))) if right else _Marks()
+    return Grades("choices", len(right), float(np.mean(right)), float(np.mean(right_norm))) if right else Grades()
 
 
-def _mark_written(
-    lm: LanguageModel, encoder: ChatEncoder, measure: Measure, rows: list[Row], longest: int,
+def _grade_written(
+    lm: LanguageModel, encoder: ChatEncoder, measure: GradedBy, rows: list[Row], longest: int,
     score: Callable[[Row, str], float],
-) -> _Marks:  # fmt: skip
+) -> Grades:  # fmt: skip
     references = [_last_turn(one) for one in encoder.encode([_until_answer(row) for row in rows]) if one]
     if max(int(one.response.sum()) for one in references) > longest:
-        return _Marks()
+        return Grades()
     scores = [float(score(row, said)) for row, said in zip(rows, written_answers(lm, encoder, rows), strict=True)]
     right = float(np.mean([one >= 1 for one in scores]))
-    return _Marks(measure, len(rows), right, score=float(np.mean(scores)) if measure == "verifier" else None)
+    return Grades(measure, len(rows), right, score=float(np.mean(scores)) if measure == "verifier" else None)
 
 
 def _verified_score() -> Callable[[Row, str], float]:
@@ -149,7 +152,7 @@ def _verified_score() -> Callable[[Row, str], float]:
         import reasoning_gym
     except ImportError as error:
         raise UserError(
-            "Marking these answers needs reasoning-gym, which is not installed; pip install 'taskpgm[demo]', or ignore "
+            "Grading these answers needs reasoning-gym, which is not installed; pip install 'taskpgm[demo]', or ignore "
             "the column with columns: {reasoning_gym: ''}."
         ) from error
 

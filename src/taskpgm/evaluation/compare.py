@@ -48,7 +48,7 @@ class CompareOptions:
     trainer: str = "engine"  # or trl
     method: str = "lora"  # or full: every weight of the model
     learning_rate: float | None = None  # probes.learning_rate where left out; of full fine-tuning FULL_LEARNING_RATE
-    accuracy: bool = True  # mark answers too, which takes options and writing
+    accuracy: bool = True  # grade answers too, which takes options and writing
     keep: bool = False  # adapters stay in the run directory
     rows: int | None = None  # rows a set that are evaluated, at most
     harness: tuple[str, ...] = ()  # benchmarks of lm-evaluation-harness, run on every adapter
@@ -215,7 +215,7 @@ class _Worker:
         clock = Clock()
         trained = self.train(run, steps, warn)
         seconds = clock.seconds
-        found = self.evaluator.evaluate(trained, mark=self.options.accuracy)
+        found = self.evaluator.evaluate(trained, grade=self.options.accuracy)
         record = {
             "setting": self.setting, "mixture": run.name, "seed": run.seed, "weights": dict(run.weights),
             "rows": run.config.budget.size, "trained_tokens": trained.trained_tokens,

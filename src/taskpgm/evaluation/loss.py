@@ -1,8 +1,8 @@
 """`Evaluation`: what a model under an adapter scores on held-out rows, in loss and in right answers.
 
-Loss is the negative log-likelihood of response tokens. Answers are marked by whatever the rows carry: by choosing among
+Loss is the negative log-likelihood of response tokens. Answers are graded by what the rows carry: by choosing among
 their options, by reasoning-gym's own verifier on what the model writes, or else by comparing that with the reference.
-Writing is greedy, so that the same weights always get the same marks.
+Writing is greedy, so that the same weights always get the same grades.
 
 Shapes: B rows, L padded length, R response tokens.
 """
@@ -17,7 +17,7 @@ from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
-from taskpgm.evaluation.answers import Measure, _mark, _Marks, response_logp
+from taskpgm.evaluation.answers import GradedBy, Grades, grade_answers, response_logp
 from taskpgm.evaluation.full_finetuning import Finetuned, under
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.trunk import Trunk
@@ -29,13 +29,13 @@ TRUNK_MEMORY = 2 << 30  # bytes of activations that an evaluator keeps
 
 @dataclass(frozen=True)
 class SetEvaluation:
-    """One set under one adapter. Losses are in nats; accuracies are shares of the marked rows."""
+    """One set under one adapter. Losses are in nats; accuracies are shares of the graded rows."""
 
     rows: int
     tokens: int  # response tokens
     token_loss: float  # Σ over rows of NLL / Σ over rows of response tokens: long answers weigh more
     row_loss: float  # mean over rows of a row's NLL per response token: every row weighs the same
-    measure: Measure | None = None  # how answers were marked, None: not at all
+    measure: GradedBy | None = None  # how answers were graded, None: not at all
     marked: int = 0  # rows that accuracies are over: those that carry the set's measure
     accuracy: float | None = None  # choices: the most likely answer is right; otherwise what the model wrote is
     accuracy_norm: float | None = None  # choices: the same by log-likelihood per character of the answer's text
@@ -95,7 +95,7 @@ class Evaluator:
         self.trunks: dict[tuple[str, int], Trunk] = {}
 
     def evaluate(
-        self, probe: Probe | Finetuned | None, tell: Tell = tell_nobody, generate: bool = True, mark: bool = True
+        self, probe: Probe | Finetuned | None, tell: Tell = tell_nobody, generate: bool = True, grade: bool = True
     ) -> Evaluation:
         """As `evaluate_probe`, and of a model that was trained as a whole; without `mark` losses alone."""
         first = probe.first_layer(len(self.lm.layers)) if probe else 0
@@ -104,8 +104,8 @@ class Evaluator:
             for done, (name, kept) in enumerate(self.sets.items()):
                 tell("evaluating", done, len(self.sets))
                 loss = _loss(self.lm, name, kept, self._trunk(name, first))
-                marks = _mark(self.lm, self.encoder, [row for row, _ in kept], generate) if mark else _Marks()
-                found[name] = SetEvaluation(**loss, **marks._asdict())
+                grades = grade_answers(self.lm, self.encoder, [row for row, _ in kept], generate) if grade else Grades()
+                found[name] = SetEvaluation(**loss, **grades._asdict())
         tell("evaluating", len(self.sets), len(self.sets))
         return Evaluation(found)
 

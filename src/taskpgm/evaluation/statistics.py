@@ -17,7 +17,7 @@ from taskpgm.errors import UserError
 from taskpgm.types import Floats
 
 Quantity = Literal["targets", "tasks", "target accuracy", "task accuracy"]
-Verdict = Literal["better", "worse", "no difference", "not tested"]
+Outcome = Literal["better", "worse", "no difference", "not tested"]
 UNIFORM = "uniform"
 
 
@@ -77,7 +77,7 @@ class Difference:
     p_value: float | None
     corrected: float | None
     comparisons: int  # with a p-value, in this quantity
-    verdict: Verdict
+    verdict: Outcome
 
 
 @dataclass(frozen=True)
@@ -400,7 +400,7 @@ def _differences(
     return found
 
 
-def _verdict(quantity: Quantity, mean: float, corrected: float | None, level: float) -> Verdict:
+def _verdict(quantity: Quantity, mean: float, corrected: float | None, level: float) -> Outcome:
     if corrected is None:
         return "not tested"
     if corrected >= 1 - level:

@@ -115,14 +115,14 @@ def _trainer_class() -> Any:
         def __init__(
             self, lm: LanguageModel, model: Any, steps: Sequence[Sequence[Encoded]], peak: float, scratch: str
         ) -> None:
-            self.parts = _Parts(steps, lm.token_budget)
+            self.microbatches = _Microbatches(steps, lm.token_budget)
             self.losses: list[float] = []
             rows = [row for step in steps for row in step]
             trained = [p for p in model.parameters() if p.requires_grad]
             optimiser = torch.optim.AdamW(trained, lr=peak, weight_decay=0.0)
             rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, len(steps)))
             settings = SFTConfig(
-                output_dir=scratch, max_steps=len(steps), gradient_accumulation_steps=self.parts.accumulated,
+                output_dir=scratch, max_steps=len(steps), gradient_accumulation_steps=self.microbatches.accumulated,
                 max_grad_norm=1.0, bf16=_mixed(lm, model), fp16=False, gradient_checkpointing=False,
                 use_cpu=lm.device.type == "cpu", max_length=None, pad_to_multiple_of=None,
                 dataset_kwargs={"skip_prepare_dataset": True},
@@ -142,7 +142,7 @@ def _trainer_class() -> Any:
         def get_train_dataloader(self) -> Any:
             """Batches in the order of the steps."""
             return torch.utils.data.DataLoader(
-                self.train_dataset, batch_sampler=self.parts.batches, collate_fn=self.data_collator
+                self.train_dataset, batch_sampler=self.microbatches.batches, collate_fn=self.data_collator
             )
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -175,7 +175,7 @@ def _mixed(lm: LanguageModel, model: Any) -> bool:
     return next(lm.model.parameters()).dtype == torch.bfloat16 and next(model.parameters()).dtype == torch.float32
 
 
-class _Parts:
+class _Microbatches:
     """Batches of all steps, equally many a step: as few as keep nearly all within the token budget."""
 
     def __init__(self, steps: Sequence[Sequence[Encoded]], token_budget: int) -> None:

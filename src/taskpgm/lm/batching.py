@@ -48,7 +48,7 @@ def padded(rows: Sequence[Encoded], pad: int, device: torch.device) -> tuple[Ten
     return torch.from_numpy(ids).to(device), torch.from_numpy(response).to(device)
 
 
-def halving(
+def split_on_oom(
     items: Sequence[Encoded], work: Callable[[Sequence[Encoded]], Any], warn: Callable[[str], None]
 ) -> list[Any]:
     """Results of `work` on all items, or on halves of them, and halves of these, where memory runs out."""
@@ -66,7 +66,7 @@ def halving(
         torch.cuda.empty_cache()
     warn(f"out of memory with {len(items)} rows in a batch: going on with halves")
     middle = len(items) // 2
-    return halving(items[:middle], work, warn) + halving(items[middle:], work, warn)
+    return split_on_oom(items[:middle], work, warn) + split_on_oom(items[middle:], work, warn)
 
 
 def out_of_memory(error: BaseException) -> bool:

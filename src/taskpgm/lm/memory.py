@@ -46,12 +46,12 @@ def fitting(lm: LanguageModel, rows: Sequence[Encoded], first: int, taken: int =
     Args:
         taken: bytes of that memory that something else will take.
     """
-    longest, room = max(len(row.ids) for row in rows), lm.room - taken
+    longest, budget = max(len(row.ids) for row in rows), lm.memory_budget - taken
     answered = max(float(row.response.mean()) for row in rows)
 
     def fits(tokens: int, recompute: bool) -> bool:
         tokens = max(tokens, longest)
-        return lm.memory(tokens, longest, math.ceil(answered * tokens), first, recompute) <= room
+        return lm.memory(tokens, longest, math.ceil(answered * tokens), first, recompute) <= budget
 
     for recompute in (False, True):
         tokens = lm.token_budget

@@ -55,7 +55,7 @@ class LanguageModel:
         return 2048 if self.device.type == "cpu" else 16384
 
     @property
-    def room(self) -> float:
+    def memory_budget(self) -> float:
         """Bytes that a batch may take: an equal part of half of the machine's memory for each process that works beside
         others; of a GPU what is free, less a tenth."""
         if self.device.type == "cpu":

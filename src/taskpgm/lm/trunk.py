@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from taskpgm.data.chat import Encoded
-from taskpgm.lm.batching import batches, halving
+from taskpgm.lm.batching import batches, split_on_oom
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, ends, pack
 
@@ -32,7 +32,7 @@ class Trunk:
         new = list({id(row): row for row in rows if id(row) not in self.kept}.values())
         for batch in batches([ends(row) for row in new], self.lm.token_budget, self.shared):
             some = [new[i] for i in batch]
-            halving(some, lambda part: self.entering(pack(part, self.shared, self.lm.device)), warn)
+            split_on_oom(some, lambda part: self.entering(pack(part, self.shared, self.lm.device)), warn)
             if any(id(row) not in self.kept for row in some):
                 return  # memory is full: what is not kept is run when it is needed
 

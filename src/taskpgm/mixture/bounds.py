@@ -55,7 +55,7 @@ class Bounds:
         """(groups,) largest summed share."""
         return np.array([group.hi for group in self.groups])
 
-    def restricted_to(self, chosen: Collection[str]) -> "Bounds":
+    def with_others_at_zero(self, chosen: Collection[str]) -> "Bounds":
         """The same bounds with every task outside `chosen` held at zero.
 
         Raises:
@@ -71,7 +71,7 @@ class Bounds:
         bounds.check()
         return bounds
 
-    def among(self, kept: NDArray[np.bool_]) -> "Bounds":
+    def restrict_to(self, kept: NDArray[np.bool_]) -> "Bounds":
         """The same bounds on the tasks that are `kept`, the others having no share."""
         tasks = tuple(task for task, keep in zip(self.tasks, kept, strict=True) if keep)
         groups = tuple(replace(g, tasks=tuple(task for task in g.tasks if task in tasks)) for g in self.groups)
@@ -86,14 +86,14 @@ class Bounds:
     def spread(self) -> Floats:
         """(n,) a mixture that is allowed and positive wherever any is.
 
-        Every share above its least by the same part of its room, that part as large as it can be; if some share then
+        Every share above its least by the same part of its width, that part as large as it can be; if some share then
         has to stay at zero, the mean of the mixtures in which one share each is largest.
         """
-        n, room = len(self.tasks), self.hi - self.lo
-        part = (1 - self.lo.sum()) / room.sum() if room.sum() > 0 else 0.0
-        if not self.groups or self._meets_groups(self.lo + part * room):
-            return np.asarray(self.lo + part * room)
-        even = self._program(np.r_[np.zeros(n), -1.0], np.c_[-np.eye(n), room], -self.lo)
+        n, width = len(self.tasks), self.hi - self.lo
+        part = (1 - self.lo.sum()) / width.sum() if width.sum() > 0 else 0.0
+        if not self.groups or self._meets_groups(self.lo + part * width):
+            return np.asarray(self.lo + part * width)
+        even = self._program(np.r_[np.zeros(n), -1.0], np.c_[-np.eye(n), width], -self.lo)
         if even[n] > 1e-9:
             return even[:n]
         unit = -np.eye(n + 1)[:n]

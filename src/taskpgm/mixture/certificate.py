@@ -30,7 +30,7 @@ class Certificate:
     with ψ centred (see `quadratic_scale`) for quadratic energies, absolute in nats for a likelihood.
     """
 
-    stationarity: float  # max |∇E + ν1 + group prices − lower + upper|, over the scale of the gap
+    stationarity: float  # max |∇E + ν1 + group multipliers − lower + upper|, over the scale of the gap
     feasibility: float  # largest violated bound, or |1ᵀp − 1|
     complementarity: float  # max multiplier · slack, over the scale of the gap
     gap: float
@@ -91,11 +91,11 @@ def certify(energy: Energy, bounds: Bounds, optimum: Optimum) -> Certificate:
 
 
 def _curvature(energy: Energy, p: Floats, kept: NDArray[np.bool_]) -> float:
-    return energy.curvature_at(p) if kept.all() else energy.among(kept).curvature_at(p[kept])
+    return energy.curvature_at(p) if kept.all() else energy.restrict_to(kept).curvature_at(p[kept])
 
 
 def multipliers(g: Floats, optimum: Optimum, bounds: Bounds) -> Floats:
-    """(1 + groups,) ν and the prices of groups, y with g + Eᵀy ≈ 0 on the free tasks (least squares).
+    """(1 + groups,) ν and the multipliers of groups, y with g + Eᵀy ≈ 0 on the free tasks (least squares).
 
     Where no task is free, or the free ones do not settle y, they come from the dual of the linear program of the gap.
     """
@@ -115,9 +115,9 @@ def duality_gap(g: Floats, p: Floats, bounds: Bounds) -> float:
         least = _linear_minimum(g - g.min(), bounds)[0] + float(g.min())
     else:
         order = np.argsort(g, kind="stable")
-        room = (bounds.hi - bounds.lo)[order]
-        before = np.cumsum(room) - room
-        filled = np.clip(1 - bounds.lo.sum() - before, 0, room)
+        width = (bounds.hi - bounds.lo)[order]
+        before = np.cumsum(width) - width
+        filled = np.clip(1 - bounds.lo.sum() - before, 0, width)
         least = float(bounds.lo @ g + filled @ g[order])
     return max(float(g @ p) - least, 0.0)
 
@@ -139,7 +139,7 @@ def quadratic_scale(energy: Energy, p: Floats) -> float:
 
 
 def _linear_minimum(g: Floats, bounds: Bounds) -> tuple[float, Floats]:
-    """(min_s gᵀs over the feasible set, (1 + groups,) multipliers ν and group prices there)."""
+    """(min_s gᵀs over the feasible set, (1 + groups,) multipliers ν and those of the groups there)."""
     scale = float(np.abs(g).max()) or 1.0
     members, groups = bounds.members, len(bounds.groups)
     A_ub, b_ub = None, None

@@ -98,7 +98,7 @@ def _affinity_energy(affinity: Affinity, config: EnergyConfig, weights: Mapping[
 def _gain_energy(
     scores: Scores, config: EnergyConfig, weights: Mapping[str, float], reference: Mapping[str, float] | None
 ) -> Energy:
-    """ψ_i = Σ_j w_j G_ij, what a unit of task i does for the targets, against straying from the reference.
+    """ψ_i = Σ_j w_j G_ij, what a unit of task i does for the targets, against κ KL(r‖p).
 
     By Jensen's inequality −ψᵀp bounds F(p) less the loss that probes start from: the ensemble's loss when the wrong
     probes count as much as the right ones, so that it sees interference, which F does not. Without a prior all weight

@@ -130,7 +130,7 @@ class Energy:
         restricted = {part: tuple(energy.allowing(allowed) for energy in getattr(self, part)) for part in parts}
         return replace(self, reference=r, **restricted)  # type: ignore[arg-type]
 
-    def among(self, kept: NDArray[np.bool_]) -> "Energy":
+    def restrict_to(self, kept: NDArray[np.bool_]) -> "Energy":
         """The same energy of the tasks that are `kept`, the others having no share; without its replicates."""
         tasks = tuple(task for task, keep in zip(self.tasks, kept, strict=True) if keep)
         return replace(

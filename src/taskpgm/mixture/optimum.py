@@ -48,7 +48,7 @@ def minimise(
     if not kept.all():
         # A task that is out must not set the scale of the problem: its own curvature can exceed all others by far.
         near = start and Optimum(start.p[kept], Active(start.active.variables[kept], start.active.rows), 0.0, 1.0)
-        return _with_zeros(minimise(energy.among(kept), bounds.among(kept), near), kept)
+        return _with_zeros(minimise(energy.restrict_to(kept), bounds.restrict_to(kept), near), kept)
     if energy.quadratic:
         optimum = _quadratic(energy, bounds, start, prepared or Quadratic.of(energy.K))
         excess = optimum.gap / optimum.scale - RELATIVE_GAP

@@ -153,10 +153,10 @@ class _Problem:
         position, direction = np.r_[x, lim.rows @ x], np.r_[d, lim.rows @ d]
         lo, hi = np.r_[lim.lo, lim.row_lo], np.r_[lim.hi, lim.row_hi]
         free = np.r_[active.variables, active.rows] == FREE
-        room = np.where(direction > 0, hi - position, position - lo)
+        distance = np.where(direction > 0, hi - position, position - lo)
         moving = free & (np.abs(direction) > 1e-16)
         steps = np.full(len(position), np.inf)
-        np.divide(np.maximum(room, 0), np.abs(direction), out=steps, where=moving)
+        np.divide(np.maximum(distance, 0), np.abs(direction), out=steps, where=moving)
         at = int(np.argmin(steps))
         if steps[at] >= 1:
             return target, None

@@ -129,7 +129,7 @@ def select_tasks(
     full = 0.5 * float(pricing.b @ pricing.p)
     upper = float(values[-1]) if exhaustive else _upper_bound(pricing, order, float(values[-1]), k, full)
     chosen = tuple(energy.tasks[i] for i in order)
-    bounds.restricted_to(chosen)
+    bounds.with_others_at_zero(chosen)
     return Selection(
         chosen, values, full, pricing.gamma, pricing.level, pricing.shift, upper, bool(exhaustive), resolved
     )
@@ -220,9 +220,9 @@ def _able(hi: Floats, order: list[int], k: int) -> Ints:
     by_share = np.sort(hi[candidates])[::-1]
     with_others = by_share[:later].sum()
     # A candidate among the largest takes one of their places, so the next largest moves up.
-    among = hi[candidates] >= (by_share[later - 1] if later > 0 else np.inf)
+    largest = hi[candidates] >= (by_share[later - 1] if later > 0 else np.inf)
     spare = by_share[later] if later < len(by_share) else 0.0
-    total = hi[order].sum() + with_others + np.where(among, spare, hi[candidates])
+    total = hi[order].sum() + with_others + np.where(largest, spare, hi[candidates])
     able = candidates[total >= 1 - SLACK]
     return able if len(able) else candidates
 
@@ -297,12 +297,12 @@ def _most(
     return np.maximum(dual, 0.0) + 1e-12 * abs(value)
 
 
-def _maximise(pricing: Pricing, among: Collection[int], start: Floats | None = None) -> tuple[Floats, float]:
+def _maximise(pricing: Pricing, chosen: Collection[int], start: Floats | None = None) -> tuple[Floats, float]:
     """(v, f(A)): the maximiser over v ≥ 0 with support in A, by Lawson and Hanson's active set method.
 
     `start` is a feasible v to begin at. Singular blocks are solved by least squares, which drops what is dependent.
     """
-    A = np.array(sorted(among), dtype=np.int64)
+    A = np.array(sorted(chosen), dtype=np.int64)
     K, b = pricing.K[np.ix_(A, A)], pricing.b[A]
     x = np.zeros(len(A)) if start is None else np.maximum(start[A], 0.0)
     support = x > 0

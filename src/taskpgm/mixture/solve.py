@@ -75,7 +75,7 @@ class Mixture:
         return {task: float(weight) for task, weight in zip(self.tasks, self.weights, strict=True)}
 
     @property
-    def prices(self) -> dict[str, float]:
+    def shadow_prices(self) -> dict[str, float]:
         """What one more hundredth of the budget at a binding bound would lower the energy by, by the bound's name.
 
         `a.max_share` or `a.supply`: if the bound rose; `a.min_share`: if it fell; groups as `group.max_share`.
@@ -103,7 +103,7 @@ class Mixture:
             "tasks": [self._task(i) for i in range(len(self.tasks))],
             "energy": dict(self.energy),
             "certificate": {**numbers, "absolute": certificate.absolute, "passed": certificate.passed},
-            "prices": self.prices,
+            "prices": self.shadow_prices,
             "groups": [
                 {"name": g.name, "tasks": list(g.tasks), "min_share": g.lo, "max_share": g.hi, "multiplier": float(z)}
                 for g, z in zip(self.bounds.groups, certificate.group, strict=True)
@@ -158,7 +158,7 @@ def solve_mixture(
     bounds = bounds or simplex(energy.tasks)
     assert bounds.tasks == energy.tasks, "bounds and energy must name the same tasks in the same order"
     if chosen is not None:
-        bounds = bounds.restricted_to(chosen)
+        bounds = bounds.with_others_at_zero(chosen)
     energy = energy.allowing(bounds.usable)
     optimum = minimise(energy, bounds)
     certificate = certify(energy, bounds, optimum)

@@ -18,7 +18,7 @@ from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
-from taskpgm.lm.batching import batches, halving
+from taskpgm.lm.batching import batches, split_on_oom
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, ends, pack
@@ -306,7 +306,7 @@ def _score_set(
             hidden[k].update(zip(places, np.split(hidden_Rd, cuts), strict=True))
 
     for batch in batches([ends(row) for row in rows], lm.token_budget, shared):
-        halving([rows[i] for i in batch], run, warn)
+        split_on_oom([rows[i] for i in batch], run, warn)
     blocks: Blocks = {}
     for k, probe in enumerate(probes):
         logp_T = np.concatenate([logp[k][i] for i in range(len(rows))])

@@ -1,4 +1,4 @@
-"""`Marking`: what a row's answer is marked by when a model is evaluated; no part of the conversation."""
+"""`Grading`: what a row's answer is graded by when a model is evaluated; no part of the conversation."""
 
 from typing import Any, NamedTuple
 
@@ -7,20 +7,20 @@ from taskpgm.data.values import from_text, plain, text_of
 from taskpgm.errors import UserError
 
 
-class Marking(NamedTuple):
-    """What an answer to a row is marked by, where its source says so."""
+class Grading(NamedTuple):
+    """What an answer to a row is graded by, where its source says so."""
 
     choices: tuple[str, ...] | None = None  # every answer that may be given; the row's own is one of them
     verifier: dict[str, Any] | None = None  # reasoning-gym: {dataset, answer, metadata}
 
 
-def read_marking(columns: dict[str, str], record: dict[str, Any], row: Conversation, at: str) -> Marking:
-    """Marking of one row from the columns of `choices` and `reasoning_gym`, where it has them.
+def read_grading(columns: dict[str, str], record: dict[str, Any], row: Conversation, at: str) -> Grading:
+    """Grading of one row from the columns of `choices` and `reasoning_gym`, where it has them.
 
     Raises:
-        UserError: a column that does not say how the row's answer is marked.
+        UserError: a column that does not say how the row's answer is graded.
     """
-    found = Marking()
+    found = Grading()
     if column := columns.get("choices"):
         found = found._replace(choices=_choices(record.get(column), column, row, at))
     if column := columns.get("reasoning_gym"):
