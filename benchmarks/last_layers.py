@@ -47,7 +47,7 @@ def measure(lm, pool, config, last, seed):
     scores = score_contexts(lm, pool, [replace(probe, seed=0) for probe in probes], config)
     seconds = time.perf_counter() - started
     affinity = measure_affinity(scores, config.affinity)
-    weights = {target.name: target.weight for target in config.targets}
+    weights = config.target_weights
     mixtures = {}
     for name, wanted in {"targets": weights, "tasks": dict.fromkeys(pool.names, 1.0)}.items():
         own = scores if name == "targets" else only_tasks(scores, pool)

@@ -67,7 +67,7 @@ def variants(finished, folder, wanted_names):
         own = only_tasks(scores, pool) if wanted == "tasks" else scores
         config = EnergyConfig.model_validate(energy)
         found = measure_affinity(own, AffinityConfig.model_validate(affinity))
-        weights = {} if wanted == "tasks" else {t.name: t.weight for t in finished.config.targets}
+        weights = {} if wanted == "tasks" else finished.config.target_weights
         mixture = solve_mixture(build_energy(own, found, config, weights), allowed_shares(pool, finished.config))
         write_json(folder / f"{name}.json", dict(mixture.shares))
         paths.append(f"{name}.json")

@@ -207,6 +207,10 @@ class LoraConfig(Section):
         "a probe. All layers when left out.",
     )
 
+    def first_layer(self, depth: int) -> int:
+        """The first of `depth` layers that carries an adapter."""
+        return 0 if self.last_layers is None else depth - self.last_layers
+
 
 class ProbeConfig(Section):
     """How probes are trained: all alike."""
@@ -347,6 +351,11 @@ class Config(Section):
         if self.energy.kind == "affinity" and self.targets:
             raise ValueError("energy.kind 'affinity' takes no targets: S has no such columns; use likelihood or gain")
         return self
+
+    @property
+    def target_weights(self) -> dict[str, float]:
+        """Weight of each target by name, as given; empty without targets."""
+        return {target.name: target.weight for target in self.targets}
 
     @property
     def probe_size(self) -> int:

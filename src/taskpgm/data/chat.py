@@ -30,6 +30,11 @@ class Encoded:
     response: NDArray[np.bool_]  # (length,) never true at 0: the first token has nothing to be predicted from
     truncated: bool
 
+    @property
+    def response_tokens(self) -> int:
+        """How many tokens are learned."""
+        return int(self.response.sum())
+
 
 class Limits(NamedTuple):
     """What a model can be given."""
@@ -96,7 +101,7 @@ class ChatEncoder:
             return None
         if why := self._beyond(encoded.ids):
             return Refused(why, "model")
-        return Length(len(encoded.ids), int(encoded.response.sum()), encoded.truncated, lost)
+        return Length(len(encoded.ids), encoded.response_tokens, encoded.truncated, lost)
 
     def _beyond(self, ids: NDArray[np.int32]) -> str | None:
         """Why the model cannot be given these tokens, and what to do; None where it can."""

@@ -41,7 +41,7 @@ def response_logp(lm: LanguageModel, rows: Sequence[Encoded], trunk: Trunk | Non
         with torch.inference_mode():
             logits = lm.response_logits(packed, trunk.entering(packed), trunk.first)
             blocks = [label_logp(z, y).cpu().numpy() for z, y, _ in logits]
-        cuts = np.cumsum([int(rows[i].response.sum()) for i in batch])[:-1]
+        cuts = np.cumsum([rows[i].response_tokens for i in batch])[:-1]
         for i, logp_R in zip(batch, np.split(np.concatenate(blocks), cuts), strict=True):
             found[i] = logp_R
     return found
@@ -83,7 +83,7 @@ def written_answers(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]
     assert len(turns) == len(rows), "rows fit: their lengths were measured"
     starts = [int(np.flatnonzero(one.response)[0]) for one in turns]
     prompts = [one.ids[:start] for one, start in zip(turns, starts, strict=True)]
-    limit = max(int(one.response.sum()) for one in turns) + SPARE_TOKENS
+    limit = max(one.response_tokens for one in turns) + SPARE_TOKENS
     if lm.limits.positions is not None:  # what is written needs positions too: long prompts lose their left end
         limit = min(limit, lm.limits.positions - 1)
         prompts = [ids[-(lm.limits.positions - limit) :] for ids in prompts]
@@ -140,7 +140,7 @@ def _grade_written(
     score: Callable[[Row, str], float],
 ) -> Grades:  # fmt: skip
     references = [_last_turn(one) for one in encoder.encode([_until_answer(row) for row in rows]) if one]
-    if max(int(one.response.sum()) for one in references) > longest:
+    if max(one.response_tokens for one in references) > longest:
         return Grades()
     scores = [float(score(row, said)) for row, said in zip(rows, written_answers(lm, encoder, rows), strict=True)]
     right = float(np.mean([one >= 1 for one in scores]))

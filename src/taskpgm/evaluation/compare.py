@@ -72,7 +72,7 @@ def run_comparison(finished: FinishedRun, options: CompareOptions) -> tuple[Comp
         finished.tell("comparing", len(found), len(worker.runs))
     measurements = {(run.name, run.seed): found[run.name, run.seed] for run in worker.runs}  # in their order
     asked = [m for (name, _), m in measurements.items() if "@" not in name]
-    weights = {target.name: target.weight for target in finished.config.targets}
+    weights = finished.config.target_weights
     comparison = compare_measurements(asked, result.pool.names, [s.name for s in result.pool.targets], weights or None)
     facts: dict[str, Any] = {}
     if options.budgets:

@@ -71,5 +71,5 @@ def _memory_of(lm: LanguageModel, steps: Sequence[Sequence[Encoded]], first: int
     rows = [row for step in steps for row in step]
     fit, longest = fitting(lm, rows, first), max(len(row.ids) for row in rows)
     tokens = min(max(tokens_of([step]) for step in steps), max(fit.tokens, longest))
-    responses = min(tokens, max(sum(int(row.response.sum()) for row in step) for step in steps))
+    responses = min(tokens, max(sum(row.response_tokens for row in step) for step in steps))
     return lm.memory(tokens, longest, responses, first, fit.recompute)

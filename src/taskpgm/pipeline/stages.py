@@ -322,7 +322,7 @@ def choose_energy(scores: Scores, affinity: Affinity, pool: TaskPool, config: Co
         return choose_t(scores, affinity, config.energy, allowed_shares(pool, config))
     by_size = config.energy.reference == "size"
     reference = size_mixture(pool, config.budget.unit) if by_size else uniform_mixture(pool)
-    weights = {target.name: target.weight for target in config.targets}
+    weights = config.target_weights
     return build_energy(scores, affinity, config.energy, weights, reference)
 
 

@@ -18,6 +18,7 @@ from taskpgm.errors import UserError, first_line
 from taskpgm.lm.batching import out_of_memory
 from taskpgm.lm.lora import HARMLESS, low_rank, patched
 from taskpgm.lm.model import LanguageModel
+from taskpgm.types import derive_seed
 
 WEIGHTS, SETTINGS, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
 # Starts of an adapter that leave the base model's weights alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take theirs out
@@ -185,6 +186,11 @@ def check_adapters(config: Config, model: Any) -> list[str]:
     return notes
 
 
+def adapter_seed(config: Config, seed: int) -> int:
+    """Seed of the initial weights that all adapters of one of the `probes.seeds` share."""
+    return derive_seed(config.seed, "adapter", str(seed))
+
+
 def lora_settings(lm: LanguageModel, lora: LoraConfig) -> Any:
     """PEFT's LoraConfig for this model: explicit module names, and the last layers where asked for.
 
@@ -207,7 +213,7 @@ def lora_settings(lm: LanguageModel, lora: LoraConfig) -> Any:
             f"probes.lora.target_modules names {sorted(unknown)[0]!r}, which no layer of {lm.name!r} has; "
             f"its linear modules are {', '.join(sorted(linear))}."
         )
-    last = None if lora.last_layers is None else list(range(depth - lora.last_layers, depth))
+    last = None if lora.last_layers is None else list(range(lora.first_layer(depth), depth))
     conv = any(type(module).__name__ == "Conv1D" for module in lm.layers.modules())
     return peft.LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, target_modules=sorted(targets), layers_to_transform=last,
