@@ -31,8 +31,8 @@ VERDICT_STYLE = {"better": "green", "worse": "red"}
 
 @dataclass(frozen=True)
 class Listing:
-    """A table whose first column names things. No name is ever broken or cut: where the table is wider than the
-    terminal, each name stands on a line of its own above its numbers."""
+    """A table whose first column names things. No name is ever broken or cut: if the table is wider than the terminal,
+    columns without a heading (bars) are left out, then each name stands on a line of its own above its numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str | Text]]
@@ -40,10 +40,13 @@ class Listing:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table, as wide as it has to be; print it with crop=False."""
-        whole = self._table(self.header, self.rows)
-        if _wanted(whole, console, options) <= options.max_width:
-            yield whole
-            return
+        kept = [i for i, name in enumerate(self.header) if name or i == 0]
+        narrow = [self.header[i] for i in kept], [[row[i] for i in kept] for row in self.rows]
+        for header, rows in ((self.header, self.rows), narrow):
+            table = self._table(header, rows)
+            if _wanted(table, console, options) <= options.max_width:
+                yield table
+                return
         header = self.header[1:]
         widths = [max(_width(row[i]) for row in (self.header, *self.rows)) for i in range(1, len(self.header))]
         bare = {"show_edge": False}
