@@ -345,7 +345,8 @@ def _without_leaks(sets: list[TaskSet]) -> list[TaskSet]:
         if task_set.train and not train:
             raise UserError(
                 f"Task {task_set.name!r} has no training row left: all {len(task_set.train)} equal held-out rows of "
-                "its own or other sets; lower contexts.per_set, add data, or leave out the task or the set that it repeats."
+                "its own or other sets; lower contexts.per_set, add data, or leave out the task or the set that it "
+                "repeats."
             )
         counts = replace(
             task_set.counts,
