@@ -47,7 +47,7 @@ def main() -> None:
     config = load_config(args.config)
     found = load_run(args.out)
     scores, bounds = found.scores, allowed_shares(found.pool, config)
-    weights = {target.name: target.weight for target in config.targets}
+    weights = config.target_weights
     largest = int(np.bincount(scores.context_set).max())
     table = Table("contexts a set", "largest error of p", "mean error of p", "largest change to all", width=90)
     rows = []

@@ -53,11 +53,10 @@ from taskpgm.probes.cache import BASE
 from taskpgm.probes.cost import context_tokens, model_shape, run_tokens
 from taskpgm.probes.divergence import jsd_matrix
 from taskpgm.probes.probe import Probe
-from taskpgm.probes.schedule import encoded_steps, training_order
+from taskpgm.probes.schedule import encoded_steps, probe_schedule
 from taskpgm.probes.scoring import encode_contexts, score_sets
 from taskpgm.probes.training import Trainer, train_probes
 from taskpgm.system import Clock, environment, resident_memory
-from taskpgm.types import derive_seed
 
 RANK = 16
 screen = Console(width=110)
@@ -138,7 +137,7 @@ class Bench:
     def steps(self, task: str) -> list[list[Encoded]]:
         """What a probe of the task is trained on: `rows` of its rows, `epochs` times."""
         rows = self.pool[task].train[: self.args.rows]
-        order = training_order([row.response_tokens for row in rows], self.config, derive_seed(0, "order", task, "0"))
+        order = probe_schedule([row.response_tokens for row in rows], self.config, task, 0)
         return encoded_steps(self.encoder, rows, order)
 
     def plain_model(self, folder: Path | str | None = None, attention: str | None = None) -> Any:
@@ -308,9 +307,7 @@ def divergence(bench: Bench) -> dict[str, Any]:
     n, positions = bench.args.probes or len(bench.pool.names), 48
     head = bench.lm.model.get_output_embeddings()
     probes = some_probes(bench, n)
-    sampled = {
-        name: np.arange(min(5, sum(int(r.response.sum()) for r in rows))) for name, rows in bench.contexts.items()
-    }
+    sampled = {name: np.arange(min(5, sum(r.response_tokens for r in rows))) for name, rows in bench.contexts.items()}
     blocks = score_ours(bench, probes, sampled)
     hidden = [np.concatenate([blocks[p.name, name].hidden for name in bench.contexts])[:positions] for p in probes]
     noise = torch.randn(n, len(hidden[0]), head.weight.shape[1], generator=torch.Generator().manual_seed(0))
@@ -528,7 +525,7 @@ def memory_of(bench: Bench, count: int) -> dict[str, float]:
     names = {name: [p.name for p in probes] for name in bench.contexts}
     # The positions of a set's share of the common sample: n of them times n probes do not grow with n.
     sampled = {
-        name: np.arange(min(2000 // count, sum(int(r.response.sum()) for r in rows)))
+        name: np.arange(min(2000 // count, sum(r.response_tokens for r in rows)))
         for name, rows in bench.contexts.items()
     }
     gc.collect()

@@ -47,10 +47,10 @@ def measure(lm, pool, config, last, seed):
     scores = score_contexts(lm, pool, [replace(probe, seed=0) for probe in probes], config)
     seconds = time.perf_counter() - started
     affinity = measure_affinity(scores, config.affinity)
-    weights = {target.name: target.weight for target in config.targets}
+    weights = config.target_weights
     mixtures = {}
     for name, wanted in {"targets": weights, "tasks": dict.fromkeys(pool.names, 1.0)}.items():
-        own = scores if name == "targets" else only_tasks(scores, pool)
+        own = scores if name == "targets" else scores.without_targets()
         energy = build_energy(own, affinity, config.energy, wanted)
         mixtures[name] = solve_mixture(energy, allowed_shares(pool, config))
     off = ~np.eye(len(pool.tasks), dtype=bool)
@@ -59,17 +59,6 @@ def measure(lm, pool, config, last, seed):
         "S": affinity.S[off], "G": affinity.matrices["G"].ravel(), "seconds": seconds, "errors": errors,
         **{name: np.array([m.shares[task] for task in pool.names]) for name, m in mixtures.items()},
     }  # fmt: skip
-
-
-def only_tasks(scores, pool):
-    """The scores without their targets, for a mixture chosen without them."""
-    kept = scores.context_set < len(pool.tasks)
-    columns = kept[scores.context]
-    return replace(
-        scores, sets=tuple(pool.names), logp=scores.logp[:, columns], context=scores.context[columns],
-        position=scores.position[columns], seed=scores.seed[columns], context_set=scores.context_set[kept],
-        context_group=scores.context_group[kept],
-    )  # fmt: skip
 
 
 def main():

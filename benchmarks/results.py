@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from last_layers import only_tasks
 from rich.console import Console
 
 from taskpgm.cli.html import write_picture
@@ -64,10 +63,10 @@ def variants(finished, folder, wanted_names):
     paths = []
     for name in wanted_names:
         wanted, energy, affinity = VARIANTS[name]
-        own = only_tasks(scores, pool) if wanted == "tasks" else scores
+        own = scores.without_targets() if wanted == "tasks" else scores
         config = EnergyConfig.model_validate(energy)
         found = measure_affinity(own, AffinityConfig.model_validate(affinity))
-        weights = {} if wanted == "tasks" else {t.name: t.weight for t in finished.config.targets}
+        weights = {} if wanted == "tasks" else finished.config.target_weights
         mixture = solve_mixture(build_energy(own, found, config, weights), allowed_shares(pool, finished.config))
         write_json(folder / f"{name}.json", dict(mixture.shares))
         paths.append(f"{name}.json")

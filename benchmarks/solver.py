@@ -25,9 +25,10 @@ from taskpgm.mixture.bounds import simplex
 from taskpgm.mixture.certificate import duality_gap, quadratic_scale
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.energy import Energy, field_energy
+from taskpgm.mixture.maximiser import maximise
 from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.path import trace_path
-from taskpgm.mixture.selection import _maximise, price, select_tasks
+from taskpgm.mixture.selection import price, select_tasks
 from taskpgm.mixture.solve import solve_mixture
 from taskpgm.scores import Scores
 
@@ -252,7 +253,7 @@ def slow_order(pricing, k):
     order = []
     for _ in range(k):
         left = [j for j in range(len(pricing.b)) if j not in order]
-        values = np.array([_maximise(pricing, [*order, j])[1] for j in left])
+        values = np.array([maximise(pricing, [*order, j])[1] for j in left])
         order.append(left[int(np.flatnonzero(values >= values.max() * (1 - 1e-11))[0])])
     return order
 

@@ -6,6 +6,7 @@ The tasks are exchangeable in the population, so uniform minimises every energy;
 is an error. Prints Markdown: the rate, with twice its binomial standard error at 5 %.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -42,7 +43,9 @@ def rate(n, contexts, configs, draws):
 
 
 def main():
-    draws = int(sys.argv[1]) if len(sys.argv) > 1 else 500
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("draws", nargs="?", type=int, default=500)
+    draws = parser.parse_args().draws
     sizes = [(3, 16), (3, 64), (8, 16), (8, 64)]
     print(f"| energy | {' | '.join(f'n = {n}, {m} contexts' for n, m in sizes)} |\n|---|{'---|' * len(sizes)}")
     for name, configs in ENERGIES.items():

@@ -1,6 +1,7 @@
 """Settings: one strict, documented YAML file is the whole experiment.
 
-Every field is described where it is declared; `taskpgm init` prints these descriptions.
+Every field is described where it is declared; `taskpgm init` prints these descriptions. The module is long because it
+lists all settings; what reads them is a third of it.
 """
 
 import difflib
@@ -30,7 +31,7 @@ ALIASES = {  # other names under which a column is found
     "system": ("system_prompt", "system_message"),
     "tools": ("functions",),
 }
-# Columns that would change what is trained on and are not read: an error where they say something.
+# Columns that would change what is trained on and are not read: an error if they say something.
 REFUSED = (
     "weight", "weights", "sample_weight", "loss_weight", "loss_mask", "chat_template_kwargs", "thinking", "reasoning",
     "thoughts", "tool_calls", "function_call", "available_tools", "label",
@@ -40,7 +41,7 @@ NAME_BYTES = 200  # of a name: file systems take 255 for a file, and ours have s
 
 
 def bad_in_name(text: str) -> str:
-    """The first part of a text for which it cannot be a name; empty where it can.
+    """The first part of a text for which it cannot be a name; empty if it can.
 
     Names become folder names (adapters/<task>/): anything that a file system takes, and that can be seen.
     """
@@ -101,7 +102,7 @@ class ModelConfig(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="Precision of the base model; auto takes the one it was saved in."
     )
-    device: str = Field("auto", description="auto (cuda where there is one, else cpu), cpu, cuda, cuda:1, mps.")
+    device: str = Field("auto", description="auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, mps.")
     processes: PositiveInt | None = Field(
         None,
         description="On a CPU under Linux, processes that train and score side by side, one core each; 1: none, all "
@@ -207,6 +208,10 @@ class LoraConfig(Section):
         "a probe. All layers when left out.",
     )
 
+    def first_layer(self, depth: int) -> int:
+        """The first of `depth` layers that carries an adapter."""
+        return 0 if self.last_layers is None else depth - self.last_layers
+
 
 class ProbeConfig(Section):
     """How probes are trained: all alike."""
@@ -300,9 +305,9 @@ class ExportConfig(Section):
 
     format: Literal["auto", "messages", "prompt_completion"] = Field(
         "auto",
-        description="Columns of train.jsonl; prompt_completion: lists of messages where the model has a chat template, "
-        "else text. auto: messages where the model has a chat template or a row has several turns, else "
-        "prompt_completion; that too where answers are context and every row learns its last turn alone.",
+        description="Columns of train.jsonl; prompt_completion: lists of messages if the model has a chat template, "
+        "else text. auto: messages if the model has a chat template or a row has several turns, else "
+        "prompt_completion; that too where answers are context and every row learns only its last turn.",
     )
 
 
@@ -347,6 +352,11 @@ class Config(Section):
         if self.energy.kind == "affinity" and self.targets:
             raise ValueError("energy.kind 'affinity' takes no targets: S has no such columns; use likelihood or gain")
         return self
+
+    @property
+    def target_weights(self) -> dict[str, float]:
+        """Weight of each target by name, as given; empty without targets."""
+        return {target.name: target.weight for target in self.targets}
 
     @property
     def probe_size(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 Parts = Mapping[str, str]
 KEY_FILE = "key.json"
-WHOLE = 256 << 20  # larger files are hashed by size, time and their two ends
+WHOLE = 256 << 20  # larger files are hashed by size, time and their two ends, to save seconds
 
 
 @contextlib.contextmanager

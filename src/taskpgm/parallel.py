@@ -21,11 +21,10 @@ import torch
 
 from taskpgm.errors import UserError
 from taskpgm.system import BESIDE, Clock, available_memory, resident_memory, total_memory
+from taskpgm.types import Say, Tick
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Tick = Callable[[], None]
-Warn = Callable[[str], None]
 PR_SET_PDEATHSIG = 1  # Linux: a signal for the child when its parent has ended
 
 
@@ -43,8 +42,8 @@ def processes_for(memory: float) -> int:
 
 
 def side_by_side(
-    work: Callable[[Item, Tick, Warn], Result], items: Sequence[Item], processes: int, memory: float, tick: Tick,
-    warn: Warn,
+    work: Callable[[Item, Tick, Say], Result], items: Sequence[Item], processes: int, memory: float, tick: Tick,
+    warn: Say,
 ) -> Iterator[Result]:  # fmt: skip
     """Results of `work` on every item, as they are done.
 
@@ -54,7 +53,7 @@ def side_by_side(
 
     Args:
         work: gets an item, and what `tick` and `warn` are called through from its process.
-        processes: at most so many items are worked on at a time; fewer where memory is short.
+        processes: at most so many items are worked on at a time; fewer if memory is short.
         memory: bytes, about, that the work on an item takes.
 
     Raises:
@@ -81,7 +80,7 @@ def one_core() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _in_processes(work: Any, items: Sequence[Any], count: int, tick: Tick, warn: Warn) -> Iterator[Any]:
+def _in_processes(work: Any, items: Sequence[Any], count: int, tick: Tick, warn: Say) -> Iterator[Any]:
     running: dict[Connection, Any] = {}  # the processes
     numbers = iter(range(len(items)))
     try:

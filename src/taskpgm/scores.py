@@ -1,10 +1,10 @@
-"""`Scores`: what every probe says on the shared contexts. NumPy alone; the narrow waist.
+"""`Scores`: what every probe says on the shared contexts. NumPy only; the narrow waist.
 
 Shapes: n tasks, T columns (positions, once for every probe seed), C contexts, B jackknife groups.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Scores:
             set_weights: (sets,) non-negative, sums to one.
             without_group: leave out the contexts of one jackknife group.
             without_seed: leave out the columns of one probe seed.
-            only_group: keep the contexts of one jackknife group alone.
+            only_group: keep only the contexts of one jackknife group.
         """
         kept_C = np.ones(len(self.context_set), dtype=bool)
         if without_group is not None:
@@ -80,11 +80,21 @@ class Scores:
         return np.divide(weight, divisor, out=np.zeros_like(weight), where=divisor > 0)
 
     def target_weights(self, weights: Mapping[str, float]) -> Floats:
-        """(sets,) w, sums to one: `weights` of the targets, normalised; equal over the tasks where there are none."""
+        """(sets,) w, sums to one: `weights` of the targets, normalised; equal over the tasks if there are none."""
         if len(self.sets) == len(self.tasks):
             return self.task_weights()
         w = np.array([0.0] * len(self.tasks) + [weights.get(name, 1.0) for name in self.sets[len(self.tasks) :]])
         return np.asarray(w / w.sum())
+
+    def without_targets(self) -> "Scores":
+        """The same on the tasks' own contexts, for a mixture that is chosen without the targets."""
+        kept_C = self.context_set < len(self.tasks)
+        kept_T = kept_C[self.context]
+        return replace(
+            self, sets=self.tasks, logp=self.logp[:, kept_T], context=self.context[kept_T],
+            position=self.position[kept_T], seed=self.seed[kept_T], context_set=self.context_set[kept_C],
+            context_group=self.context_group[kept_C],
+        )  # fmt: skip
 
     def task_weights(self) -> Floats:
         """(sets,) uniform over the tasks, zero on targets: the pool on which affinities are measured."""

@@ -98,7 +98,7 @@ def _peak_memory() -> int:
 
 
 def resident_memory() -> int:
-    """Resident memory of this process in bytes, now; 0 where the system does not say."""
+    """Resident memory of this process in bytes, now; 0 if the system does not say."""
     return _bytes("/proc/self/status", "VmRSS:") or 0
 
 
@@ -109,13 +109,13 @@ def release_memory() -> None:
 
 
 def available_memory() -> float:
-    """Bytes that may still be taken, of the machine's memory and of the control groups'; infinite where unknown."""
+    """Bytes that may still be taken, of the machine's memory and of the control groups'; infinite if unknown."""
     free = [_number(g / limit) - _number(g / used, 0.0) for limit, used in MEMORY_LIMITS for g in control_groups(limit)]
     return min(_bytes("/proc/meminfo", "MemAvailable:") or math.inf, max(0.0, min(free, default=math.inf)))
 
 
 def total_memory() -> float:
-    """Bytes of memory, of the machine and of the control groups; infinite where unknown."""
+    """Bytes of memory, of the machine and of the control groups; infinite if unknown."""
     limits = [_number(group / limit) for limit, _ in MEMORY_LIMITS for group in control_groups(limit)]
     return min(_bytes("/proc/meminfo", "MemTotal:") or math.inf, min(limits, default=math.inf))
 

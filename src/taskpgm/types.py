@@ -6,13 +6,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-Tell = Callable[[str, int, int], None]  # (what, done, total)
+Tell = Callable[[str, int, int], None]  # progress: (what, done, total)
+Tick = Callable[[], None]  # one more piece of the work is done
+Say = Callable[[str], None]  # a sentence for the user
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-
-Say = Callable[[str], None]  # a sentence for the user
 
 
 def say_nothing(sentence: str) -> None:

@@ -153,7 +153,7 @@ def test_a_tokenizer_alone_is_checked_and_not_run(call, tmp_path):
     make_tokenizer(tmp_path / "model", CHATML)
     code, out, _ = call("check", config)
     assert code == 0
-    assert "holds a tokenizer alone: rows can be counted, but a run needs the model" in out
+    assert "holds only a tokenizer: rows can be counted, but a run needs the model" in out
     assert "ready to run" not in out
     code, _, err = call("run", config, "--out", tmp_path / "out")
     assert code == 2

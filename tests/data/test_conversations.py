@@ -373,7 +373,7 @@ def test_rows_that_can_be_read_in_two_ways_are_refused(tmp_path: Path) -> None:
 
 def test_rows_without_an_answer_say_what_a_task_needs(tmp_path: Path) -> None:
     assert "completion: chosen" in refused(tmp_path, [{"prompt": "u", "chosen": "a", "rejected": "b"}])
-    assert "text alone has no answer to learn" in refused(tmp_path, [{"text": "a"}])
+    assert "text without a question has no answer to learn" in refused(tmp_path, [{"text": "a"}])
     assert "a task needs messages" in refused(tmp_path, [{"dialog": ["u", "a"]}])
     assert "a.jsonl has no columns; a task needs messages" in refused(tmp_path, [{}])
 
@@ -409,7 +409,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     (question(content=[{"type": "image_url", "image_url": {"url": "x"}}]), "has a block of type 'image_url' in turn 1"),
     (question(content=[{"type": ["text"], "text": "u"}]), "has a block of type ['text'] in turn 1"),
     (question(content=[{"type": "text", "text": None}]), "has a block of type 'text' without text in turn 1"),
-    (question(weight=1), "has weight: 1 at the user's turn in turn 1 of 'messages'; assistant turns alone are learned"),
+    (question(weight=1), "has weight: 1 at the user's turn in turn 1 of 'messages'; only assistant turns are learned"),
     (turn(weight=0.5), "has weight: 0.5 in turn 2 of 'messages'; a turn is learned or is context, parts are not"),
     (turn(loss_weight=0.5), "has loss_weight: 0.5 in turn 2 of 'messages'; a turn is learned or is context"),
     (turn(ignore=True), "has 'ignore' in turn 2 of 'messages'; it would change what is trained on"),

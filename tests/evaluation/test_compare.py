@@ -20,7 +20,7 @@ from taskpgm.evaluation.compare import (
     run_comparison,
 )
 from taskpgm.evaluation.full_finetuning import under
-from taskpgm.evaluation.loss import evaluate_probe
+from taskpgm.evaluation.loss import Evaluator
 from taskpgm.evaluation.predict import Prediction, merged_probe, rank_correlations, run_prediction
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.lora import KEY
@@ -115,9 +115,9 @@ def test_predictions_are_the_ensemble_and_the_merged_probes(compared):
     gains = (scores.logp[1:, columns] - scores.logp[0, columns]) @ omega
     for one in found:
         p = np.array([one.weights[task.name] for task in finished.config.tasks])
-        straying = np.mean(np.log(1 / 3 / p))
-        np.testing.assert_allclose(one.gain, start - gains @ p + 0.3 * straying, rtol=1e-6)
-        np.testing.assert_allclose(one.ensemble, -omega @ np.log(p @ np.exp(logp)) + 0.2 * straying, rtol=1e-6)
+        divergence = np.mean(np.log(1 / 3 / p))
+        np.testing.assert_allclose(one.gain, start - gains @ p + 0.3 * divergence, rtol=1e-6)
+        np.testing.assert_allclose(one.ensemble, -omega @ np.log(p @ np.exp(logp)) + 0.2 * divergence, rtol=1e-6)
     # The whole weight on one task merges to that probe alone.
     probes = finished.probes()
     one = merged_probe(probes, [0.0, 1.0, 0.0])
@@ -248,5 +248,5 @@ def test_whole_models_are_compared_and_kept(compared, trainer):
     (folder,) = [f for f, r in records.items() if r["sets"]["target"]["token_loss"] == losses["uniform"]]
     saved = load_model(finished.config.model.model_copy(update={"path": str(folder)}))
     rows = {"target": evaluation_rows(finished.result.pool)["target"]}
-    again = evaluate_probe(saved, rows, None, finished.config, generate=False)
+    again = Evaluator(saved, rows, finished.config).evaluate(None, generate=False)
     np.testing.assert_allclose(again.sets["target"].token_loss, losses["uniform"], rtol=1e-6)

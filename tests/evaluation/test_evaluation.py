@@ -17,7 +17,7 @@ from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
 from taskpgm.evaluation.answers import _last_turn, option_logp, same_answer, written_answers
 from taskpgm.evaluation.full_finetuning import under
-from taskpgm.evaluation.loss import Evaluation, evaluate_probe
+from taskpgm.evaluation.loss import Evaluation, Evaluator
 from taskpgm.probes.training import train_probes
 
 CHOICES = ("7", "The answer is 42.", "yes", "a much longer answer than the question")
@@ -42,7 +42,7 @@ def with_choices(rows):
 def test_losses_are_those_of_a_plain_loop(architecture, model_folders, tmp_path):
     lm, encoder, rows, config, probe, plain = prepared(model_folders[architecture], tmp_path)
     for adapter in (probe, None):
-        found = evaluate_probe(lm, rows, adapter, config, generate=False)
+        found = Evaluator(lm, rows, config).evaluate(adapter, generate=False)
         for name, of_set in rows.items():
             sums, tokens = [], []
             for row in encoder.encode([row.conversation for row in of_set]):
@@ -83,7 +83,7 @@ def test_answers_that_are_calls_or_hold_thoughts_are_not_marked(model_folders, t
     given = with_choices(rows["sums"])
     calls = [changed(row, tool_calls=(call,)) for row in given]
     thoughts = [changed(row, reasoning_content="hm") for row in given]
-    found = evaluate_probe(lm, {"calls": calls, "thoughts": thoughts, "mixed": [*calls, *given[:2]]}, None, config)
+    found = Evaluator(lm, {"calls": calls, "thoughts": thoughts, "mixed": [*calls, *given[:2]]}, config).evaluate(None)
     assert [one.measure for one in found.sets.values()] == [None, None, "choices"]
     assert [one.marked for one in found.sets.values()] == [0, 0, 2]
     assert found.sets["mixed"].rows == len(calls) + 2
@@ -112,7 +112,7 @@ def test_options_are_those_of_one_at_a_time(architecture, model_folders, tmp_pat
         answer = row.conversation.answer
         right.append(row.choices[int(np.argmax(expected))] == answer)
         right_norm.append(row.choices[int(np.argmax(np.array(expected) / [len(c) for c in row.choices]))] == answer)
-    one = evaluate_probe(lm, {"a": rows}, probe, config).sets["a"]
+    one = Evaluator(lm, {"a": rows}, config).evaluate(probe).sets["a"]
     assert (one.measure, one.marked, one.score) == ("choices", len(rows), None)
     assert (one.accuracy, one.accuracy_norm) == (np.mean(right), np.mean(right_norm))
 
@@ -178,7 +178,7 @@ def test_what_marks_a_set(model_folders):
     ]
     mixed = [*with_choices(learned[:2]), *learned[2:]]
     sets = {"exact": learned, "verified": verified, "mixed": mixed, "few": [*mixed[1:]], "long": rows["sky"]}
-    found = evaluate_probe(lm, sets, probe, config).sets
+    found = Evaluator(lm, sets, config).evaluate(probe).sets
     assert {n: (s.measure, s.marked) for n, s in found.items()} == {
         "exact": ("exact", 4), "verified": ("verifier", 4), "mixed": ("choices", 2), "few": ("exact", 3),
         "long": (None, 0),
@@ -188,11 +188,11 @@ def test_what_marks_a_set(model_folders):
     expected = [score(answer=row.conversation.answer, entry={"question": "", **row.verifier}) for row in verified]
     assert found["verified"].score == np.mean(expected)
     assert found["verified"].accuracy == np.mean([one == 1 for one in expected]) == 0.5
-    silent = evaluate_probe(lm, sets, probe, config, generate=False)
+    silent = Evaluator(lm, sets, config).evaluate(probe, generate=False)
     assert {n: s.measure for n, s in silent.sets.items()} == {**dict.fromkeys(sets), "mixed": "choices"}
-    assert silent == evaluate_probe(lm, sets, probe, config, generate=False)
+    assert silent == Evaluator(lm, sets, config).evaluate(probe, generate=False)
     assert Evaluation.from_dict(json.loads(json.dumps(silent.to_dict()))) == silent
-    base = evaluate_probe(lm, sets, None, config)
+    base = Evaluator(lm, sets, config).evaluate(None)
     assert base.sets["exact"].accuracy < 1
     assert base.sets["exact"].token_loss > found["exact"].token_loss
 
@@ -200,10 +200,10 @@ def test_what_marks_a_set(model_folders):
 def test_progress_and_what_cannot_be_evaluated(model_folders):
     lm, _, rows = loaded(model_folders["llama"])
     config, told = config_for(model_folders["llama"]), []
-    evaluate_probe(lm, rows, None, config, lambda *event: told.append(event), generate=False)
+    Evaluator(lm, rows, config).evaluate(None, lambda *event: told.append(event), generate=False)
     assert told == [("evaluating", i, 2) for i in range(3)]
     with pytest.raises(UserError, match="'b' has no rows to evaluate"):
-        evaluate_probe(lm, {**rows, "b": []}, None, config, generate=False)
+        Evaluator(lm, {**rows, "b": []}, config).evaluate(None, generate=False)
 
 
 def test_same_answers():

@@ -9,7 +9,7 @@ from taskpgm.data.messages import conversation
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
 from taskpgm.evaluation.harness import run_harness
-from taskpgm.evaluation.loss import evaluate_probe
+from taskpgm.evaluation.loss import Evaluator
 from taskpgm.probes.training import train_probes
 
 pytest.importorskip("lm_eval")
@@ -56,14 +56,14 @@ def test_a_local_task_gives_the_accuracy_of_our_own_evaluation(model_folders, tm
     (probe,) = train_probes(lm, {"sums": rows["sums"]}, config)
     accuracies = []
     for adapter in (None, probe):
-        own = evaluate_probe(lm, {"a": questions}, adapter, config).sets["a"]
+        own = Evaluator(lm, {"a": questions}, config).evaluate(adapter).sets["a"]
         found = run_harness(lm, adapter, ["local_choice"], tmp_path / "choice.yaml")
         assert own.marked == len(questions)
         assert found["local_choice"]["acc"] == pytest.approx(own.accuracy)
         assert set(found["local_choice"]) == {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"}
         accuracies.append(own.accuracy)
     assert 0 < accuracies[0] != accuracies[1] > 0
-    own = evaluate_probe(lm, {"a": questions[:5]}, probe, config).sets["a"]
+    own = Evaluator(lm, {"a": questions[:5]}, config).evaluate(probe).sets["a"]
     assert run_harness(lm, probe, ["local_choice"], tmp_path, limit=5)["local_choice"]["acc"] == pytest.approx(
         own.accuracy
     )

@@ -15,9 +15,9 @@ from scipy import stats
 
 from taskpgm.cli.tables import comparison_view
 from taskpgm.errors import UserError
+from taskpgm.evaluation.equivalence import budget_equivalence
 from taskpgm.evaluation.statistics import (
     Measurement,
-    budget_equivalence,
     compare_measurements,
     holm,
     t_interval,

@@ -74,7 +74,7 @@ def cut(folder):
         (lambda f: change_config(f, vocab_size=340), r"embed_tokens.weight' of shape \(331, 32\), .* asks for \(340, 32\)"),
         (without_a_shard, r"lacks model-00002-of-0000\d.safetensors, which its model.safetensors.index.json names"),
         (without_an_index, r"no readable model.safetensors.index.json .* fetch it again"),
-        (pickled, r"pickled weights alone \(pytorch_model.bin\), which are not loaded; save it as safetensors"),
+        (pickled, r"only pickled weights \(pytorch_model.bin\), which are not loaded; save it as safetensors"),
         (cut, r"No causal language model can be loaded .*incomplete metadata"),
         (lambda f: (f / WEIGHTS).write_bytes(b""), r"No causal language model can be loaded .*header too small"),
         (lambda f: (f / WEIGHTS).unlink(), r"No causal language model can be loaded .*safetensors"),

@@ -259,3 +259,14 @@ def test_unreadable_files_get_one_sentence(tmp_path):
         given_affinity(S3, names(2))
     with pytest.raises(UserError, match="square"):
         given_affinity(np.ones((2, 3)))
+
+
+def test_scores_without_targets_are_those_of_the_tasks_only():
+    """Against a loop over columns, and by the energy of the tasks, which targets never enter."""
+    scores = synthetic_scores(np.random.default_rng(31), targets=2)
+    own = scores.without_targets()
+    kept = [t for t in range(scores.logp.shape[1]) if scores.context_set[scores.context[t]] < 4]
+    assert own.sets == own.tasks == scores.tasks
+    np.testing.assert_array_equal(own.logp, scores.logp[:, kept])
+    np.testing.assert_array_equal(own.context_set[own.context], [scores.context_set[scores.context[t]] for t in kept])
+    np.testing.assert_allclose(measure_affinity(own, AffinityConfig()).S, measure_affinity(scores, AffinityConfig()).S)

@@ -16,7 +16,8 @@ from taskpgm.errors import UserError
 from taskpgm.mixture.affinity import given_affinity
 from taskpgm.mixture.bounds import make_bounds, simplex
 from taskpgm.mixture.energies import build_energy
-from taskpgm.mixture.selection import _maximise, price, select_tasks
+from taskpgm.mixture.maximiser import maximise
+from taskpgm.mixture.selection import price, select_tasks
 from taskpgm.mixture.solve import solve_mixture
 
 seeds = st.integers(0, 1_000_000)
@@ -45,7 +46,7 @@ def slow_greedy(pricing, k):
     order, value = [], 0.0
     for _ in range(k):
         left = [j for j in range(len(pricing.b)) if j not in order]
-        gains = np.array([_maximise(pricing, [*order, j])[1] - value for j in left])
+        gains = np.array([maximise(pricing, [*order, j])[1] - value for j in left])
         if gains.max() <= 1e-11 * abs(value):
             break
         best = left[int(np.flatnonzero(gains >= gains.max() - 1e-11 * abs(gains.max()))[0])]
@@ -60,7 +61,7 @@ def test_f_against_nonnegative_least_squares(seed, n, kind):
     rng = np.random.default_rng(seed)
     pricing = price(random_field(rng, n, kind=kind))
     A = np.flatnonzero(rng.random(n) < 0.6)
-    assert _maximise(pricing, A)[1] == pytest.approx(value_of(pricing, A), rel=1e-8, abs=1e-12)
+    assert maximise(pricing, A)[1] == pytest.approx(value_of(pricing, A), rel=1e-8, abs=1e-12)
 
 
 @given(seed=seeds, n=st.integers(2, 9), kind=st.sampled_from(SELECTION_KINDS))
@@ -70,7 +71,7 @@ def test_f_is_monotone_with_the_mixture_as_full_maximiser(seed, n, kind):
     energy = random_field(rng, n, kind=kind)
     pricing = price(energy)
     full = 0.5 * float(pricing.b @ pricing.p)
-    v, value = _maximise(pricing, range(n))
+    v, value = maximise(pricing, range(n))
     assert value == pytest.approx(full, rel=1e-7, abs=1e-12)
     if pricing.shift == 0:
         np.testing.assert_allclose(pricing.p, solve_mixture(energy).weights, atol=1e-6)
@@ -79,7 +80,7 @@ def test_f_is_monotone_with_the_mixture_as_full_maximiser(seed, n, kind):
     assert c.max() <= 1e-7 * scale  # b − Kp* ≤ 0, = 0 where p* > 0: p* maximises f over all tasks
     assert np.abs(c[pricing.p > 1e-6]).max() <= 1e-7 * scale
     order = rng.permutation(n)
-    values = [_maximise(pricing, order[:i])[1] for i in range(n + 1)]
+    values = [maximise(pricing, order[:i])[1] for i in range(n + 1)]
     assert values[0] == 0
     assert (np.diff(values) >= -1e-9 * max(values)).all()
     assert v.sum() >= 0
@@ -139,10 +140,10 @@ def test_greedy_takes_the_order_of_resolving_for_every_candidate(seed, n, kind):
     pricing = price(energy)
     for i, (a, b) in enumerate(zip(chosen, slow, strict=False)):
         if a != b:  # only where both gain the same to rounding
-            gain_a, gain_b = (_maximise(pricing, [*slow[:i], j])[1] for j in (a, b))
+            gain_a, gain_b = (maximise(pricing, [*slow[:i], j])[1] for j in (a, b))
             assert gain_a == pytest.approx(gain_b, rel=1e-8)
             return
-    values = [_maximise(pricing, order)[1] for order in (chosen, slow)]
+    values = [maximise(pricing, order)[1] for order in (chosen, slow)]
     assert values[0] == pytest.approx(values[1], rel=1e-8)
 
 
@@ -152,7 +153,7 @@ def test_measured_submodularity_ratio_is_never_below_the_bound(seed, n):
     """γ = min Σ_{j∈S∖A} [f(A∪j) − f(A)] / [f(A∪S) − f(A)] over pairs of sets, against λ_min at unit diagonal."""
     rng = np.random.default_rng(seed)
     pricing = price(random_field(rng, n))
-    f = {A: _maximise(pricing, A)[1] for r in range(n + 1) for A in itertools.combinations(range(n), r)}
+    f = {A: maximise(pricing, A)[1] for r in range(n + 1) for A in itertools.combinations(range(n), r)}
     for A in f:
         for S in f:
             rest = [j for j in S if j not in A]
@@ -166,7 +167,7 @@ def test_selection_on_a_likelihood_is_on_its_field_at_the_mixture():
     energy = build_energy(synthetic_scores(np.random.default_rng(1), n=6), None, EnergyConfig(prior=0))
     pricing = price(energy)
     np.testing.assert_allclose(pricing.p, solve_mixture(energy).weights, atol=1e-9)
-    assert _maximise(pricing, range(6))[1] == pytest.approx(0.5 * pricing.b @ pricing.p, rel=1e-6)
+    assert maximise(pricing, range(6))[1] == pytest.approx(0.5 * pricing.b @ pricing.p, rel=1e-6)
     selection = select_tasks(energy, k=3)
     mixture = solve_mixture(energy, chosen=selection.chosen)
     assert {task for task, share in mixture.shares.items() if share > 0} <= set(selection.chosen)

@@ -32,10 +32,9 @@ from taskpgm.pipeline.run import explain_run, sample_run, select_run, solve_run
 from taskpgm.pipeline.stages import make_pool, make_scores, open_session
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.probe import load_probe
-from taskpgm.probes.schedule import training_order, warm_order
+from taskpgm.probes.schedule import probe_schedule, warm_start_schedule
 from taskpgm.probes.scoring import score_contexts
 from taskpgm.probes.training import Trainer
-from taskpgm.types import derive_seed
 
 
 @pytest.fixture(scope="module")
@@ -338,15 +337,13 @@ def test_probes_continue_the_warm_start_and_gains_are_over_it(tmp_path, model_fo
     contexts = [one for s in pool.all for one in encoder.encode([row.conversation for row in s.contexts])]
     for seed, folder in ((0, "warm"), (1, "warm.1")):
         start = load_probe(tmp_path / "out" / folder, WARM, seed)
-        order = warm_order([[row.response_tokens for row in task.train] for task in pool.tasks], config, seed)
+        order = warm_start_schedule([[row.response_tokens for row in task.train] for task in pool.tasks], config, seed)
         steps = [encoder.encode([rows[i].conversation for i in step]) for step in order]
         again = Trainer(lm, config, seed).train("again", steps)
         assert all(torch.equal(again.weights[key], start.weights[key]) for key in start.weights)
         # The first step of a probe has the loss of the warm start on its rows.
         task = pool.tasks[0]
-        first = training_order(
-            [row.response_tokens for row in task.train], config, derive_seed(config.seed, "order", task.name, str(seed))
-        )[0]
+        first = probe_schedule([row.response_tokens for row in task.train], config, task.name, seed)[0]
         with under(lm, start):
             logp = np.concatenate(response_logp(lm, encoder.encode([task.train[i].conversation for i in first])))
             base = np.concatenate(response_logp(lm, contexts))
@@ -380,7 +377,7 @@ def test_a_warm_start_takes_as_much_of_every_task(unit, budget):
     config = parse_config(data)
     rng = np.random.default_rng(0)
     costs = [rng.integers(1, 9, count).tolist() for count in (3, 30, 200)]
-    order = warm_order(costs, config, 0)
+    order = warm_start_schedule(costs, config, 0)
     flat, offsets = np.concatenate(order), (0, 3, 33)
     spent = [0.0, 0.0, 0.0]
     for i in flat:

@@ -25,7 +25,7 @@ from taskpgm.lm.memory import Fit, fitting
 from taskpgm.lm.model import LanguageModel
 from taskpgm.probes import training
 from taskpgm.probes.probe import check_adapter, installed, load_probe, lora_settings
-from taskpgm.probes.schedule import training_order
+from taskpgm.probes.schedule import probe_schedule
 from taskpgm.probes.training import train_probes
 from taskpgm.types import derive_seed
 
@@ -45,9 +45,7 @@ def test_training_is_that_of_a_plain_loop(architecture, last_layers, device, mod
     )
     parameters = [p for p in model.parameters() if p.requires_grad]
     task = "sums"
-    order = training_order(
-        [r.response_tokens for r in rows[task]], config, derive_seed(config.seed, "order", task, "0")
-    )
+    order = probe_schedule([r.response_tokens for r in rows[task]], config, task, 0)
     optimiser = torch.optim.AdamW(parameters, lr=config.probes.learning_rate, weight_decay=0.0)
     for step, chosen in enumerate(order):
         optimiser.param_groups[0]["lr"] = config.probes.learning_rate * (
@@ -115,7 +113,7 @@ def test_the_amount_of_training_is_the_same_for_every_task(tokens, size, batch, 
     config = parse_config(
         {"tasks": [{"name": "a", "path": "a"}], "budget": {unit: 9}, "probes": {unit: size, "batch": batch}}
     )
-    order = training_order(tokens, config, seed)
+    order = probe_schedule(tokens, config, "a", seed)
     flat = np.concatenate(order)
     cost = np.ones(len(tokens)) if unit == "examples" else np.array(tokens)
     assert cost[flat].sum() >= size > cost[flat[:-1]].sum()  # to within the last row

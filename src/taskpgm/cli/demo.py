@@ -30,7 +30,7 @@ ROWS = {
     "ransom_note": 100,
 }
 TARGETS = ("leg_counting", "complex_arithmetic", "word_sequence_reversal", "isomorphic_strings")
-TARGET_ROWS = 60
+TARGET_ROWS = 60  # 12 contexts, the rest to evaluate on
 
 
 def write_demo(folder: Path) -> Config:

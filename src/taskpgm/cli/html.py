@@ -130,5 +130,5 @@ def _some(count: int, what: str) -> str:
 
 
 def _short(name: str, longest: int) -> str:
-    """A name as an axis label: its end where it is long, since paths differ there."""
+    """A name as an axis label: its end if it is long, since paths differ there."""
     return escape(name if len(name) <= longest else "…" + name[1 - longest :])

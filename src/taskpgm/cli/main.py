@@ -1,4 +1,7 @@
-"""The command line: arguments, exit codes, printing. Imports no torch until a stage needs it."""
+"""The command line: arguments, exit codes, printing. Imports no torch until a stage needs it.
+
+Long because every command declares and documents its own options.
+"""
 
 import json
 import sys

@@ -278,7 +278,7 @@ def _interval(task: Mapping[str, Any]) -> str:
 
 
 def prediction_table(predictions: "Sequence[Prediction]") -> RenderableType:
-    """Predicted losses of every mixture, lowest ensemble first, beside the measured ones where there are any."""
+    """Predicted losses of every mixture, lowest ensemble first, beside the measured ones if there are any."""
     rows = []
     for one in sorted(predictions, key=lambda one: one.ensemble):
         values = (one.ensemble, one.gain, one.merged, one.measured)

@@ -27,7 +27,7 @@ from taskpgm.data.pool import row_key
 from taskpgm.data.sources import read_table
 from taskpgm.errors import UserError
 
-WIDTH = 100
+WIDTH = 100  # of a line: a comment and its value fit on most screens
 LEAST = 3  # rows of a task: two contexts, and one to train on
 CHATS = ("conversations", "conversation", "messages", "dialogue", "dialog", "chat", "turns")
 QUESTIONS = ("question", "query", "problem", "prompt", "instruction", "input", "user", "human")
@@ -40,8 +40,8 @@ class Draft:
     """A task of the configuration: what was found in its file."""
 
     source: Source
-    rows: int | None = None  # distinct ones; None where they cannot be read yet
-    found: tuple[str, ...] = ()  # columns, where it takes `columns` to read them
+    rows: int | None = None  # distinct ones; None if they cannot be read yet
+    found: tuple[str, ...] = ()  # columns, if it takes `columns` to read them
     trouble: str = ""  # why they cannot be read
 
 
@@ -106,7 +106,7 @@ def _count(source: Source) -> int:
 
 
 def _likely(found: Sequence[str]) -> dict[str, str] | None:
-    """The columns that are likely a row's conversation, or its question and answer; None where none are."""
+    """The columns that are likely a row's conversation, or its question and answer; None if none are."""
     plain = {column.strip().lower(): column for column in reversed(found)}
 
     def first(names: Sequence[str]) -> str | None:
@@ -124,7 +124,7 @@ def _likely(found: Sequence[str]) -> dict[str, str] | None:
 
 
 def _note(draft: Draft) -> str:
-    """What there is to do about a task before it can be read, or used; empty where nothing is."""
+    """What there is to do about a task before it can be read, or used; empty if nothing is."""
     if draft.trouble:
         return f"cannot be read yet: {draft.trouble}"
     listed = ", ".join(draft.found[:12]) + ", …" * (len(draft.found) > 12)
@@ -163,7 +163,7 @@ def _task(draft: Draft) -> list[str]:
 
 
 def _contexts(name: str, field: FieldInfo, rows: Sequence[int]) -> list[str]:
-    """The section, with fewer contexts where the smallest file has not enough rows for the usual number."""
+    """The section, with fewer contexts if the smallest file has not enough rows for the usual number."""
     usual = ContextConfig().per_set
     smallest = min((n for n in rows if n >= LEAST), default=usual + 1)
     if smallest > usual:

@@ -19,7 +19,7 @@ from taskpgm.data.messages import Conversation, Message
 from taskpgm.data.pool import Length, Refused
 from taskpgm.errors import UserError
 
-BATCH = 512  # rows tokenised at a time
+BATCH = 512  # rows tokenised at a time: a guess, enough work for the tokenizer's threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,17 @@ class Encoded:
     response: NDArray[np.bool_]  # (length,) never true at 0: the first token has nothing to be predicted from
     truncated: bool
 
+    @property
+    def response_tokens(self) -> int:
+        """How many tokens are learned."""
+        return int(self.response.sum())
+
 
 class Limits(NamedTuple):
     """What a model can be given."""
 
     vocabulary: int  # rows of its embeddings: token ids are below it
-    positions: int | None  # tokens that a row may have; None where the configuration does not say
+    positions: int | None  # tokens that a row may have; None if the configuration does not say
 
 
 class ChatEncoder:
@@ -60,7 +65,7 @@ class ChatEncoder:
         self._bos = bos if bos is not None and list(tokenizer("a").input_ids[:1]) == [bos] else None
 
     def lengths(self, rows: Sequence[Conversation]) -> list[Length | Refused | None]:
-        """What each row costs; refused where its answers cannot be placed; None where its end does not fit."""
+        """What each row costs; refused if its answers cannot be placed; None if its end does not fit."""
         measured: list[Length | Refused | None] = []
         for start in range(0, len(rows), BATCH):
             written = [self._write(row) for row in rows[start : start + BATCH]]
@@ -71,7 +76,7 @@ class ChatEncoder:
     def encode(self, rows: Sequence[Conversation]) -> list[Encoded | None]:
         """Ids and response mask of each row, cut from the left of the prompt to `max_length`.
 
-        None where the last completion does not fit behind one prompt token. An earlier assistant turn that the cut
+        None if the last completion does not fit behind one prompt token. An earlier assistant turn that the cut
         runs through is kept as context, not scored.
 
         Raises:
@@ -96,10 +101,10 @@ class ChatEncoder:
             return None
         if why := self._beyond(encoded.ids):
             return Refused(why, "model")
-        return Length(len(encoded.ids), int(encoded.response.sum()), encoded.truncated, lost)
+        return Length(len(encoded.ids), encoded.response_tokens, encoded.truncated, lost)
 
     def _beyond(self, ids: NDArray[np.int32]) -> str | None:
-        """Why the model cannot be given these tokens, and what to do; None where it can."""
+        """Why the model cannot be given these tokens, and what to do; None if it can."""
         limits, top = self.limits, int(ids.max(initial=0))
         if limits is None:
             return None

@@ -4,7 +4,7 @@ The place of a turn is traced, never searched for. Every letter of the row (of l
 replaced by a stand-in of its own, a code point that no text uses, and the row is rendered a second time. With the
 letters put back, that text must equal the first, letter by letter; then each stand-in shows where its letter went,
 whatever the template trims, splits or leaves out. A turn reaches from behind the generation prompt to its end-of-turn
-token.
+token. The module is long because rendering and placing share one trace.
 """
 
 import json
@@ -65,7 +65,7 @@ class Template:
         self._needs_tools: dict[str, bool] = {}
 
     def write(self, row: Conversation) -> Rendered | Refused:
-        """The row as the template writes it; refused where the template fails or an answer cannot be placed."""
+        """The row as the template writes it; refused if the template fails or an answer cannot be placed."""
         try:
             return self._write(row, Form())
         except _RefusalError as refusal:
@@ -97,7 +97,7 @@ class Template:
         raise _RefusalError("it rewrites the texts of the row, so that its answers cannot be placed")
 
     def prompt(self, row: Conversation, dicts: list[dict[str, Any]], generation: bool = True) -> str | None:
-        """Those messages with a generation prompt behind them; None where the template fails."""
+        """Those messages with a generation prompt behind them; None if the template fails."""
         try:
             return self._render(row, dicts, generation)[0]
         except _RefusalError:
@@ -116,7 +116,7 @@ class Template:
     def _render(
         self, row: Conversation, dicts: list[dict[str, Any]], generation: bool = False, masks: bool = False
     ) -> tuple[str, list[tuple[int, int]] | None]:
-        """Text, and the spans of {% generation %} blocks where they are asked for."""
+        """Text, and the spans of {% generation %} blocks if they are asked for."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
@@ -158,7 +158,7 @@ class Template:
         return mark.end() if mark else 0
 
     def mark_behind(self, text: str) -> int:
-        """End of the special token that the text begins with, spaces aside; 0 where it does not."""
+        """End of the special token that the text begins with, spaces aside; 0 if it does not."""
         mark = self._mark.match(text, len(text) - len(text.lstrip(" ")))
         return mark.end() if mark else 0
 
@@ -359,7 +359,7 @@ class _Turns:
         return at + len(header) if at >= 0 else None
 
     def _generation_prompt(self, turn: int) -> str:
-        """What the template adds for a turn, the first behind a question but this one; empty where it adds nothing."""
+        """What the template adds for a turn, the first behind a question but this one; empty if it adds nothing."""
         pairs = enumerate(pairwise(message.role for message in self.row.messages), 1)
         for i, roles in sorted(pairs, key=lambda pair: pair[0] == turn):
             if roles == ("user", "assistant"):
@@ -370,7 +370,7 @@ class _Turns:
         return ""
 
     def _own_start(self, i: int, first: int, begin: int) -> int | None:
-        """Where the turn is its text alone: where that begins."""
+        """Where the turn's text begins, if the turn is only its text."""
         if not _says_text_alone(self.row.messages[i]):
             return None
         number = int(self.trace.which[self.trace.at == first][0])

@@ -119,7 +119,7 @@ def _hint(columns: list[str]) -> str:
         return (
             " (of preferences the chosen answers, with completion: chosen, or messages: chosen for whole conversations)"
         )
-    return " (text alone has no answer to learn)" if columns == ["text"] else ""
+    return " (text without a question has no answer to learn)" if columns == ["text"] else ""
 
 
 def _required(shape: _Shape) -> list[str]:
@@ -164,7 +164,7 @@ def _conversation_columns(table: Table, mapped: dict[str, str]) -> list[str]:
 
 
 def _refuse_unread(table: Table, shape: _Shape, mapped: dict[str, str], who: str) -> None:
-    """An error where a column would change what is trained on, and is neither read nor ignored by name."""
+    """An error if a column would change what is trained on, and is neither read nor ignored by name."""
     watched = {*REFUSED, *MEDIA, *EXTRAS, *(name for field in EXTRAS for name in ALIASES.get(field, ()))}
     watched |= {"input"} if shape.layout == "prompt_completion" else set()
     watched -= (

@@ -40,7 +40,7 @@ def choose_format(
     """Columns of the whole file: those asked for; auto takes `messages` where the model has a chat template or a
     planned row is more than one question and its answer.
 
-    With a template and an answer that is not learned, auto takes prompt_completion where all rows fit: trainers that
+    With a template and an answer that is not learned, auto takes prompt_completion if all rows fit: trainers that
     know no `weight` would learn that answer from `messages`.
 
     Raises:
@@ -62,7 +62,7 @@ def choose_format(
 
 
 def check_format(pool: TaskPool, asked: str, has_chat_template: bool) -> None:
-    """Raise where a training row that a run might draw cannot be written in the format that is asked for.
+    """Raise if a training row that a run might draw cannot be written in the format that is asked for.
 
     Raises:
         UserError: prompt_completion is asked for, and a row does not fit it.
@@ -100,7 +100,7 @@ def _planned_rows(pool: TaskPool, plan: RowPlan) -> Iterator[tuple[str, Row]]:
 
 
 def _unfit(row: Row, format: Format) -> str | None:
-    """What keeps a row from being one prompt and its completion; None where it fits."""
+    """What keeps a row from being one prompt and its completion; None if it fits."""
     turns = row.conversation.messages
     if format == "text":
         fits = row.conversation.plain and [turn.role for turn in turns] == ["user", "assistant"]

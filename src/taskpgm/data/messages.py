@@ -14,7 +14,7 @@ EXTRAS = ("reasoning_content", "tool_calls", "tool_call_id", "name")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `learned` counts for assistant turns alone: whether their tokens are trained on."""
+    """One turn. `learned` counts only for assistant turns: whether their tokens are trained on."""
 
     role: str
     content: str = ""  # "" beside tool calls that come without text
@@ -84,7 +84,7 @@ class Conversation:
         return [message.to_dict() for message in self.messages]
 
     def to_data(self) -> list[Any]:
-        """Plain data for JSON, short where there is little to say: [[role, content] or an object, …], and the tools.
+        """Plain data for JSON, short if there is little to say: [[role, content] or an object, …], and the tools.
 
         What equals in it is the same row: its hash identifies the row.
         """
@@ -103,5 +103,5 @@ class Conversation:
 
 
 def conversation(*turns: tuple[str, str]) -> Conversation:
-    """Conversation of turns that are (role, content) alone."""
+    """Conversation of turns that are only (role, content)."""
     return Conversation(tuple(Message(role, content) for role, content in turns))

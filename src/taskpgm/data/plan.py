@@ -126,11 +126,11 @@ def plan_rows(pool: TaskPool, weights: Mapping[str, float], config: Config) -> R
 
     A budget in examples is met exactly (see `round_shares`), one in response tokens to within a row, the rounding error
     of each task being carried to the next. Which rows of a task are drawn, and about where each stands, follows from
-    the run seed, its name and its count alone: two mixtures that hardly differ give training sets that hardly differ.
+    only the run seed, its name and its count: two mixtures that hardly differ give training sets that hardly differ.
 
     Args:
         pool: where rows come from.
-        weights: shares that sum to one; a task left out has none. Bounds on shares are kept where the weights keep
+        weights: shares that sum to one; a task left out has none. Bounds on shares are kept if the weights keep
             them, those on groups to within a row a task.
         config: its budget, seed and bounds count here.
 

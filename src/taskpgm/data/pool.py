@@ -22,7 +22,7 @@ from taskpgm.data.messages import Conversation
 from taskpgm.errors import UserError
 from taskpgm.types import Tell, tell_nobody
 
-CHUNK = 512  # rows measured at a time, for progress
+CHUNK = 512  # rows measured at a time: often enough for a progress bar
 SIDES = ("train", "contexts", "validation")
 
 
@@ -55,7 +55,7 @@ class Row:
     tokens: int
     response_tokens: int
     truncated: bool
-    key: str  # of the conversation alone
+    key: str  # of the conversation, whatever its grading
     choices: tuple[str, ...] | None = None  # every answer that may be given; the row's own is one of them
     verifier: dict[str, Any] | None = field(default=None, hash=False)  # reasoning-gym: {dataset, answer, metadata}
 
@@ -196,7 +196,7 @@ def load_tasks(config: Config, lengths_of: LengthsOf, tell: Tell = tell_nobody) 
 
     Args:
         config: its seed, tasks, targets and contexts count here.
-        lengths_of: lengths of conversations, None where the completion does not fit, or why a row cannot be used;
+        lengths_of: lengths of conversations, None if the completion does not fit, or why a row cannot be used;
             sees every distinct row once.
         tell: hears of progress.
 
@@ -242,7 +242,7 @@ def load_tasks(config: Config, lengths_of: LengthsOf, tell: Tell = tell_nobody) 
 
 
 def _other_notes(reading: Reading, other: Reading | None) -> tuple[str, ...]:
-    """What is to be said of the validation file alone."""
+    """What is to be said of the validation file itself."""
     return tuple(f"validation file: {note}" for note in (other.notes if other else ()) if note not in reading.notes)
 
 

@@ -3,6 +3,7 @@
 Text files are parsed here, not by `datasets`, which guesses types: an answer 2020-01-01 becomes a date, 007 becomes 7,
 5.10 becomes 5.1 and None becomes null. Here a number in a text column is the text that the file holds. Saved datasets
 and hub ids go through `datasets`, Parquet and Arrow through pyarrow; class labels become the names of the classes.
+The module is long because each format has its own errors, with file and line.
 """
 
 import csv
@@ -89,7 +90,7 @@ def read_table(source: Source, path: str | None, who: str) -> Table:
 
 
 def _check_alike(tables: dict[str, Table], asked: Asked, source: Source) -> None:
-    """Raise where a file has none of the columns that are read, and another has: it is no data, or other data."""
+    """Raise if a file has none of the columns that are read, and another has: it is no data, or other data."""
     known = _known(source)
     strange = [name for name, table in tables.items() if table.records and not known & set(table.columns)]
     if strange and len(strange) < len(tables):
@@ -222,7 +223,7 @@ def _of_value(value: Any, line: int, file: _File, source: Source) -> Table:
 
 
 def _lists_in(value: dict[str, Any], source: Source) -> list[str]:
-    """Keys of an object's lists of objects; none where the object is itself a row, with a known column or turns."""
+    """Keys of an object's lists of objects; none if the object is itself a row, with a known column or turns."""
     lists = {key: one for key, one in value.items() if isinstance(one, list) and one}
     lists = {key: one for key, one in lists.items() if all(isinstance(item, dict) for item in one)}
     turns = any("role" in item or "from" in item for one in lists.values() for item in one)

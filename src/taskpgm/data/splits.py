@@ -66,7 +66,7 @@ def asked_of(source: Source, who: str, path: str | None = None) -> Asked:
 
 
 def files_of(asked: Asked) -> Files | None:
-    """Files that are read, all that the rows depend on; None where nothing local has that name, so a hub id might.
+    """Files that are read, all that the rows depend on; None if nothing local has that name, so a hub id might.
 
     Raises:
         UserError: no file of the split, or no telling which ones they are.
@@ -302,7 +302,7 @@ def _folders_of(file: _Found) -> tuple[str, ...]:
 
 
 def _stem_of(file: _Found) -> str:
-    """What tells the file from the others of its split, but for numbers; nothing where only its folder has a split."""
+    """What tells the file from the others of its split, but for numbers; nothing if only its folder has a split."""
     if not _splits([file.stem]):
         return ""
     words = (re.sub(f"^({'|'.join(SPLIT_OF)})\\d+$", r"\1", word) for word in re.split(r"[-._ =]+", file.stem))
@@ -310,7 +310,7 @@ def _stem_of(file: _Found) -> str:
 
 
 def _check_kinds(chosen: list[_Found], asked: Asked) -> None:
-    """Raise where the files are of several kinds, or one of them is there twice."""
+    """Raise if the files are of several kinds, or one of them is there twice."""
     kinds = {kind_of(file.path): file for file in chosen}
     forms = Counter((*file.folders, _bare(file.path.name.lower())) for file in chosen)
     twice = [file for file in chosen if forms[(*file.folders, _bare(file.path.name.lower()))] > 1]

@@ -1,6 +1,6 @@
 """Turns and tools in every spelling: OpenAI's, ShareGPT's, LLaMA-Factory's, Anthropic's text blocks, Arrow's nulls.
 
-A key that is read is taken out of the turn; what is left is named by the caller, or an error where it would change what
+A key that is read is taken out of the turn; what is left is named by the caller, or an error if it would change what
 is trained on.
 """
 
@@ -24,7 +24,7 @@ CALLS = ("function_call", "tool_call")  # roles of an assistant turn whose text 
 ROLE, CONTENT = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 FLAGS = ("weight", "train", "training", "trainable", "learn", "loss", "loss_weight", "loss_scale", "train_on_turn")
-# What would change what is trained on, and is not read: an error where a turn has it.
+# What would change what is trained on, and is not read: an error if a turn has it.
 REFUSED = (
     "mask", "masked", "loss_mask", "ignore", "ignored", "train_detail", "tools", "functions", "thoughts", "thought",
     "reasoning_details", "image", "images", "video", "videos", "audio", "refusal",
@@ -109,7 +109,7 @@ def _rows(value: Any) -> Any:
 
 
 def _usual(turn: dict[str, Any]) -> Message | None:
-    """A turn of role and text alone, which most are: read at once."""
+    """A turn of only role and text, which most are: read at once."""
     if turn.keys() != {"role", "content"} or not all(isinstance(one, str) for one in turn.values()):
         return None
     return Message(str(turn["role"]), str(turn["content"])) if turn["role"] in _NAMES else None
@@ -122,7 +122,7 @@ def _message(turn: dict[str, Any], spot: Spot) -> Message:
     calls = _spoken(content, spot) if spoken_call else _calls(turn, spot)
     if role != "assistant" and (calls or thoughts):
         what = "tool_calls" if calls else "reasoning_content"
-        raise spot.error(f"{what} of {role}", "assistant turns alone have them: correct or remove the row")
+        raise spot.error(f"{what} of {role}", "only assistant turns have them: correct or remove the row")
     learned = _learned(turn, role, spot)
     call_id, name = (_optional(turn, key, spot) for key in ("tool_call_id", "name"))
     _leave(turn, spot)
@@ -180,7 +180,7 @@ def _block(block: dict[str, Any] | str, spot: Spot) -> tuple[str, str]:
     if not isinstance(text, str):
         what = f"a block of type {kind!r}" if "type" in block else f"a block of {' and '.join(map(repr, block))}"
         raise spot.error(
-            f"{what} without text" if key else what, "text alone is trained on: remove the block or the row"
+            f"{what} without text" if key else what, "only text is trained on: remove the block or the row"
         )
     for other in left:
         spot.note("content", other)
@@ -225,7 +225,7 @@ def _call(given: Any, spot: Spot) -> dict[str, Any]:
         raise spot.error("a call without the name of its function", remedy)
     kind = call.get("type", "function")
     if kind != "function":
-        raise spot.error(f"a call of type {str(kind)[:40]!r}", "calls of functions alone are read: remove the row")
+        raise spot.error(f"a call of type {str(kind)[:40]!r}", "only calls of functions are read: remove the row")
     function = without_absent(function)
     arguments = _arguments(_one(function, ARGUMENTS, spot), name, spot)
     for key in {**call, **function}.keys() - {"id", "type", "name", *ARGUMENTS}:
@@ -250,9 +250,7 @@ def _learned(turn: dict[str, Any], role: str, spot: Spot) -> bool:
         raise spot.error(f"{' and '.join(flags)} that differ")
     if role != "assistant" and any(flags.values()):
         key = next(iter(flags))
-        raise spot.error(
-            f"{key}: {given[key]} at the {role}'s turn", f"assistant turns alone are learned: remove {key}"
-        )
+        raise spot.error(f"{key}: {given[key]} at the {role}'s turn", f"only assistant turns are learned: remove {key}")
     return role != "assistant" or all(flags.values())
 
 
@@ -273,7 +271,7 @@ def _optional(turn: dict[str, Any], key: str, spot: Spot) -> str | None:
 
 
 def _leave(turn: dict[str, Any], spot: Spot) -> None:
-    """Note the keys that are left; an error where one of them would change what is trained on."""
+    """Note the keys that are left; an error if one of them would change what is trained on."""
     for key, value in turn.items():
         if is_empty(value):
             continue

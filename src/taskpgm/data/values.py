@@ -14,7 +14,7 @@ def is_absent(value: Any) -> bool:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether nothing is said: absent, blank text, or a list or an object of such values alone."""
+    """Whether nothing is said: absent, blank text, or a list or an object of only such values."""
     if isinstance(value, dict):
         return all(map(is_empty, value.values()))
     if isinstance(value, list):
@@ -54,7 +54,7 @@ def unpacked(value: Any) -> Any:
 
 
 def from_text(value: Any, column: str, at: str) -> Any:
-    """The value, read from JSON where it is text, as in CSV; None where it says nothing.
+    """The value, read from JSON where it is text, as in CSV; None if it says nothing.
 
     Raises:
         UserError: text that is not JSON.

@@ -23,9 +23,9 @@ from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.divergence import label_logp
 
 GradedBy = Literal["choices", "verifier", "exact"]
-EXACT_TOKENS = 32  # longest reference answer that is compared word by word
-VERIFIED_TOKENS = 128  # longest reference answer of a set whose verifier grades what the model writes
-SPARE_TOKENS = 4  # what the model may write beyond the longest reference answer
+EXACT_TOKENS = 32  # longest reference compared as a whole: longer answers are seldom said in the same words
+VERIFIED_TOKENS = 128  # longest reference of a set with a verifier: writing takes a pass a token
+SPARE_TOKENS = 4  # what the model may write beyond the longest reference: a little space, a full stop, the end of turn
 
 
 def response_logp(lm: LanguageModel, rows: Sequence[Encoded], trunk: Trunk | None = None) -> list[NDArray[np.float32]]:
@@ -41,7 +41,7 @@ def response_logp(lm: LanguageModel, rows: Sequence[Encoded], trunk: Trunk | Non
         with torch.inference_mode():
             logits = lm.response_logits(packed, trunk.entering(packed), trunk.first)
             blocks = [label_logp(z, y).cpu().numpy() for z, y, _ in logits]
-        cuts = np.cumsum([int(rows[i].response.sum()) for i in batch])[:-1]
+        cuts = np.cumsum([rows[i].response_tokens for i in batch])[:-1]
         for i, logp_R in zip(batch, np.split(np.concatenate(blocks), cuts), strict=True):
             found[i] = logp_R
     return found
@@ -83,7 +83,7 @@ def written_answers(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]
     assert len(turns) == len(rows), "rows fit: their lengths were measured"
     starts = [int(np.flatnonzero(one.response)[0]) for one in turns]
     prompts = [one.ids[:start] for one, start in zip(turns, starts, strict=True)]
-    limit = max(int(one.response.sum()) for one in turns) + SPARE_TOKENS
+    limit = max(one.response_tokens for one in turns) + SPARE_TOKENS
     if lm.limits.positions is not None:  # what is written needs positions too: long prompts lose their left end
         limit = min(limit, lm.limits.positions - 1)
         prompts = [ids[-(lm.limits.positions - limit) :] for ids in prompts]
@@ -101,7 +101,7 @@ def same_answer(written: str, reference: str) -> bool:
 
 
 class Grades(NamedTuple):
-    """How many answers of a set are right; None where the set has no such grade. Fields as in `SetEvaluation`."""
+    """How many answers of a set are right; None if the set has no such grade. Fields as in `SetEvaluation`."""
 
     measure: GradedBy | None = None
     marked: int = 0
@@ -140,7 +140,7 @@ def _grade_written(
     score: Callable[[Row, str], float],
 ) -> Grades:  # fmt: skip
     references = [_last_turn(one) for one in encoder.encode([_until_answer(row) for row in rows]) if one]
-    if max(int(one.response.sum()) for one in references) > longest:
+    if max(one.response_tokens for one in references) > longest:
         return Grades()
     scores = [float(score(row, said)) for row, said in zip(rows, written_answers(lm, encoder, rows), strict=True)]
     right = float(np.mean([one >= 1 for one in scores]))
@@ -175,7 +175,7 @@ class _Question(NamedTuple):
 
 
 def _question(turns: Sequence[Encoded]) -> _Question | None:
-    """Prompt and options of rows that differ in their last turn; None where their prompts differ, by truncation say."""
+    """Prompt and options of rows that differ in their last turn; None if their prompts differ, by truncation say."""
     starts = [int(np.flatnonzero(one.response)[0]) for one in turns]
     prompt = turns[0].ids[: starts[0]]
     if any(not np.array_equal(one.ids[:start], prompt) for one, start in zip(turns, starts, strict=True)):
@@ -244,7 +244,7 @@ def _plain(text: str) -> str:
 
 
 def _last_turn(row: Encoded) -> Encoded:
-    """The row with the tokens of its last answer alone as the response."""
+    """The row with only the tokens of its last answer as the response."""
     said = np.flatnonzero(row.response)
     start = said[np.flatnonzero(np.diff(said, prepend=-2) > 1)[-1]]
     return Encoded(row.ids, row.response & (np.arange(len(row.ids)) >= start), row.truncated)

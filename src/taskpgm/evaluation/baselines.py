@@ -47,7 +47,7 @@ class Spec(NamedTuple):
 
     @property
     def number(self) -> float:
-        """The argument as a number; infinite where there is none."""
+        """The argument as a number; infinite if there is none."""
         return float(self.argument) if self.argument else math.inf
 
 

@@ -19,8 +19,9 @@ from taskpgm.data.plan import RowPlan, plan_rows, supply_bounds
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.baselines import baseline_mixture, within_supply
+from taskpgm.evaluation.equivalence import Equivalence, budget_equivalence
 from taskpgm.evaluation.result import FinishedRun, Result
-from taskpgm.evaluation.statistics import Comparison, Equivalence, Measurement, budget_equivalence, compare_measurements
+from taskpgm.evaluation.statistics import Comparison, Measurement, compare_measurements
 from taskpgm.files import atomic_folder, digest, write_json
 from taskpgm.system import Clock
 from taskpgm.types import Say
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 OURS = "taskpgm"
 ORDER = "spread"  # how `plan.py` orders rows; another word when that changes, so that measurements stay apart
-FULL_LEARNING_RATE = 5e-5  # peak of the schedule when every weight is trained
-TRUNK_MEMORY = 4 << 30  # bytes of activations of training rows that runs share
+FULL_LEARNING_RATE = 5e-5  # peak when every weight is trained: a tenth of LoRA's 5e-4, as is usual
+TRUNK_MEMORY = 4 << 30  # bytes of activations of training rows that runs share: a guess, small beside a model
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class CompareOptions:
     budgets: tuple[float, ...] = ()  # multiples of the budget at which uniform is trained too, for the equivalence
     trainer: str = "engine"  # or trl
     method: str = "lora"  # or full: every weight of the model
-    learning_rate: float | None = None  # probes.learning_rate where left out; of full fine-tuning FULL_LEARNING_RATE
+    learning_rate: float | None = None  # probes.learning_rate if left out; of full fine-tuning FULL_LEARNING_RATE
     accuracy: bool = True  # grade answers too, which takes options and writing
     keep: bool = False  # adapters stay in the run directory
     rows: int | None = None  # rows a set that are evaluated, at most
@@ -72,7 +73,7 @@ def run_comparison(finished: FinishedRun, options: CompareOptions) -> tuple[Comp
         finished.tell("comparing", len(found), len(worker.runs))
     measurements = {(run.name, run.seed): found[run.name, run.seed] for run in worker.runs}  # in their order
     asked = [m for (name, _), m in measurements.items() if "@" not in name]
-    weights = {target.name: target.weight for target in finished.config.targets}
+    weights = finished.config.target_weights
     comparison = compare_measurements(asked, result.pool.names, [s.name for s in result.pool.targets], weights or None)
     facts: dict[str, Any] = {}
     if options.budgets:
@@ -179,7 +180,7 @@ class _Worker:
         from taskpgm.lm.memory import training_memory
         from taskpgm.parallel import side_by_side
 
-        todo: dict[Path, list[_Run]] = {}  # several where two mixtures are the same
+        todo: dict[Path, list[_Run]] = {}  # several if two mixtures are the same
         for run in self.runs:
             if (path := self.path(run)).exists():
                 yield _measurement(run, json.loads(path.read_text()))
@@ -211,7 +212,7 @@ class _Worker:
         return options.trainer == "engine" and options.method == "lora" and not options.harness
 
     def measure(self, run: _Run, steps: "list[list[Encoded]]", warn: Say) -> dict[str, Any]:
-        """What a run gives: trained, evaluated, and kept where asked for."""
+        """What a run gives: trained, evaluated, and kept if asked for."""
         clock = Clock()
         trained = self.train(run, steps, warn)
         seconds = clock.seconds

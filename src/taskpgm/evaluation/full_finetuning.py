@@ -6,7 +6,7 @@ and gradient once more in the model's precision.
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.probe import Probe, installed
 from taskpgm.probes.training import Trainer
+from taskpgm.types import Say
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def under(lm: LanguageModel, trained: Probe | Finetuned | None) -> Iterator[None
 
 def train_full(
     lm: LanguageModel, name: str, steps: Sequence[Sequence[Encoded]], config: Config,
-    warn: Callable[[str], None] = warnings.warn,
+    warn: Say = warnings.warn,
 ) -> Finetuned:  # fmt: skip
     """The model trained on these rows, step by step, by the optimiser and the schedule that probes have.
 

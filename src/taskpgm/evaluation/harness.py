@@ -65,7 +65,7 @@ def run_harness(
 
 
 def _task_manager(tasks: Sequence[str], include: Path | None) -> Any:
-    """Manager that has all the tasks; the harness's own thousands of files are read only where they are asked for."""
+    """Manager that has all the tasks; the harness's own thousands of files are read only if they are asked for."""
     from lm_eval.tasks import TaskManager
 
     if include is not None and not include.exists():
@@ -86,7 +86,7 @@ def _task_manager(tasks: Sequence[str], include: Path | None) -> Any:
 
 
 def _check_loads(manager: Any, tasks: Sequence[str]) -> None:
-    """Raise UserError where a task's file or data is wrong, before the model runs; data come from the cache later."""
+    """Raise UserError if a task's file or data is wrong, before the model runs; data come from the cache later."""
     for task in tasks:
         try:
             manager.load([task])

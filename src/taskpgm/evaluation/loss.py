@@ -7,7 +7,7 @@ Writing is greedy, so that the same weights always get the same grades.
 Shapes: B rows, L padded length, R response tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,9 +22,9 @@ from taskpgm.evaluation.full_finetuning import Finetuned, under
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.probe import Probe
-from taskpgm.types import Tell, tell_nobody
+from taskpgm.types import Say, Tell, tell_nobody
 
-TRUNK_MEMORY = 2 << 30  # bytes of activations that an evaluator keeps
+TRUNK_MEMORY = 2 << 30  # bytes of activations that an evaluator keeps: a guess, small beside a model
 
 
 @dataclass(frozen=True)
@@ -58,35 +58,11 @@ class Evaluation:
         return cls({name: SetEvaluation(**one) for name, one in data["sets"].items()})
 
 
-def evaluate_probe(
-    lm: LanguageModel,
-    sets: Mapping[str, Sequence[Row]],
-    probe: Probe | Finetuned | None,
-    config: Config,
-    tell: Tell = tell_nobody,
-    generate: bool = True,
-) -> Evaluation:
-    """Evaluation of the base model under an adapter, or of the base model alone, on rows by set.
-
-    Every answer includes its end-of-turn token, in losses, in options and in what may be written. A set's measure is
-    the first of choices and verifier that at least half of its rows carry, else exact comparison where all references
-    are short. Options replace the row's last answer and are compared by the log-likelihood of that turn, summed, and
-    divided by the characters of its text, as in lm-evaluation-harness. An answer with calls or thoughts is not marked.
-
-    Args:
-        lm: the base model; unchanged afterwards.
-        probe: None for the base model.
-        config: its `probes.max_length` counts here; a row that does not fit is left out.
-        generate: False leaves out what needs the model to write.
-
-    Raises:
-        UserError: a set without a row that fits, or a loss that is not finite.
-    """
-    return Evaluator(lm, sets, config).evaluate(probe, tell, generate)
-
-
 class Evaluator:
-    """The sets, encoded once; activations below the adapters are kept for the next adapter while there is memory."""
+    """The sets, encoded once; activations below the adapters are kept for the next adapter while there is memory.
+
+    A row that does not fit into `probes.max_length` is left out; UserError for a set that has no row left.
+    """
 
     def __init__(self, lm: LanguageModel, sets: Mapping[str, Sequence[Row]], config: Config) -> None:
         self.lm = lm
@@ -97,7 +73,21 @@ class Evaluator:
     def evaluate(
         self, probe: Probe | Finetuned | None, tell: Tell = tell_nobody, generate: bool = True, grade: bool = True
     ) -> Evaluation:
-        """As `evaluate_probe`, and of a model that was trained as a whole; without `mark` losses alone."""
+        """Evaluation of the model under an adapter, trained as a whole, or as it is (None).
+
+        Every answer includes its end-of-turn token, in losses, in options and in what may be written. A set's measure
+        is the first of choices and verifier that at least half of its rows carry, else exact comparison if all
+        references are short. Options replace the row's last answer. They are compared by the log-likelihood of that
+        turn, summed, and divided by the characters of its text, as in lm-evaluation-harness. An answer with calls or
+        thoughts is not graded.
+
+        Args:
+            generate: False leaves out what needs the model to write.
+            grade: False leaves out all answers, so that only losses remain.
+
+        Raises:
+            UserError: a loss that is not finite.
+        """
         first = probe.first_layer(len(self.lm.layers)) if probe else 0
         found = {}
         with under(self.lm, probe):
@@ -115,7 +105,7 @@ class Evaluator:
         longest = max(len(one.ids) for kept in self.sets.values() for _, one in kept)
         return self.lm.memory(max(self.lm.token_budget, longest), longest, self.lm.token_budget // 4)
 
-    def fill(self, first: int, warn: Callable[[str], None]) -> None:
+    def fill(self, first: int, warn: Say) -> None:
         """Run what lies below layer `first` now, before processes part that would each do it."""
         for name, kept in self.sets.items():
             self._trunk(name, first).fill([one for _, one in kept], warn)

@@ -1,10 +1,10 @@
 """`Prediction`: what mixtures would reach, without training.
 
-    ensemble    F(p) + κ KL(u‖p), the loss of the probes' ensemble and the prior's price of straying from uniform
+    ensemble    F(p) + κ KL(u‖p), the loss of the probes' ensemble and κ times the divergence from uniform
     gain        the loss that probes start from − Σ p_i Σ_j w_j G_ij + κ KL(u‖p), with the prior of the gain energy
     merged      the loss under the probes merged with weights p: Σ p_i B_i A_i
 
-The first two need the scores alone. All read the contexts of the targets (of the tasks where there are none), and no
+The first two need only the scores. All read the contexts of the targets (of the tasks if there are none), and no
 row that `compare` evaluates.
 """
 
@@ -71,10 +71,10 @@ def run_prediction(
 def predict_losses(
     finished: FinishedRun, weights: Mapping[str, Mapping[str, float]], merged: bool = True
 ) -> list[Prediction]:
-    """Predictions for these weights, on the contexts of the targets, or of the tasks where there are none."""
+    """Predictions for these weights, on the contexts of the targets, or of the tasks if there are none."""
     result = finished.result
     pool = result.pool
-    wanted = {target.name: target.weight for target in finished.config.targets}
+    wanted = finished.config.target_weights
 
     def energy(kind: str) -> Energy:
         plain = EnergyConfig(kind=kind, prior=0.0)
@@ -87,10 +87,10 @@ def predict_losses(
     for done, (name, of_task) in enumerate(weights.items()):
         finished.tell("predicting", done, len(weights))
         p = np.array([of_task.get(task, 0.0) for task in pool.names])
-        straying = _straying(p)
+        divergence = _kl_from_uniform(p)
         losses = {
-            "ensemble": ensemble.loss(p) + usual_prior("likelihood", result.scores) * straying,
-            "gain": start + gain.loss(p) + usual_prior("gain", result.scores) * straying,
+            "ensemble": ensemble.loss(p) + usual_prior("likelihood", result.scores) * divergence,
+            "gain": start + gain.loss(p) + usual_prior("gain", result.scores) * divergence,
             "merged": merger.loss(p) if merger else None,
         }
         found.append(Prediction(name, dict(of_task), **losses))  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def merged_probe(probes: Sequence["Probe"], weights: Sequence[float]) -> "Probe"
     if not alike or not all(is_plain(p.settings, p.weights) for p, _ in used):
         raise UserError(
             "Probes of different layers or scales, or that are no plain LoRA, cannot be merged; predict with "
-            "--no-merged, by the ensemble alone."
+            "--no-merged, by the ensemble only."
         )
     merged = {
         key: torch.cat([p.weights[key] for p, _ in used])
@@ -172,20 +172,20 @@ class _Merger:
         wanted = {name: [probe.name] for name in self.contexts}
         total = 0.0
         for name, blocks in score_sets(self.lm, self.contexts, [probe], wanted):
-            lengths = [int(row.response.sum()) for row in self.contexts[name]]
+            lengths = [row.response_tokens for row in self.contexts[name]]
             parts = np.split(blocks[probe.name, name].logp, np.cumsum(lengths)[:-1])
             total -= self.shares[name] * float(np.mean([part.mean() for part in parts]))
         return total
 
 
-def _straying(p: Floats) -> float:
+def _kl_from_uniform(p: Floats) -> float:
     """KL(u‖p) in nats, u uniform; a share below a thousandth of uniform's counts as that."""
     return -float(np.log(np.maximum(p * len(p), 1e-3)).mean())
 
 
 def _shares(config: Config) -> dict[str, float]:
     """What a macro loss weighs: the targets by their weights, or the tasks alike."""
-    weights = {one.name: one.weight for one in config.targets} or {one.name: 1.0 for one in config.tasks}
+    weights = config.target_weights or {one.name: 1.0 for one in config.tasks}
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 

@@ -14,7 +14,7 @@ from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.selection import Selection
 from taskpgm.mixture.solve import Mixture
 from taskpgm.scores import Scores
-from taskpgm.types import Tell, tell_nobody
+from taskpgm.types import Say, Tell, say_nothing, tell_nobody
 
 if TYPE_CHECKING:
     from taskpgm.probes.probe import Probe
@@ -43,4 +43,4 @@ class FinishedRun:
     probes: "Callable[[], list[Probe]]"  # reads those of the first probe seed, in the order of the tasks
     folder: Path  # measurements are kept in it
     tell: Tell = tell_nobody
-    say: Callable[[str], None] = lambda _: None
+    say: Say = say_nothing

@@ -14,7 +14,6 @@ import numpy as np
 from scipy import stats
 
 from taskpgm.errors import UserError
-from taskpgm.types import Floats
 
 Quantity = Literal["targets", "tasks", "target accuracy", "task accuracy"]
 Outcome = Literal["better", "worse", "no difference", "not tested"]
@@ -71,7 +70,7 @@ class Difference:
     quantity: Quantity
     other: str
     estimate: Estimate
-    relative: float | None  # None where that mean is not positive
+    relative: float | None  # None if that mean is not positive
     relative_low: float | None
     relative_high: float | None
     p_value: float | None
@@ -105,7 +104,7 @@ class Comparison:
 
     @property
     def reference(self) -> str:
-        """Uniform where it was measured, else the judged mixture: what losses of single sets are compared with."""
+        """Uniform if it was measured, else the judged mixture: what losses of single sets are compared with."""
         return UNIFORM if UNIFORM in self.mixtures else self.mixtures[0]
 
     def __getitem__(self, mixture: str) -> Summary:
@@ -113,7 +112,7 @@ class Comparison:
         return self.summaries[self.mixtures.index(mixture)]
 
     def excess(self, mixture: str, one: str) -> Estimate | None:
-        """Loss on set `one` minus the reference's, paired by seed; None where they share no seed."""
+        """Loss on set `one` minus the reference's, paired by seed; None if they share no seed."""
         runs = _by_seed(self.measurements)
         values = _loss_on(one).differences(runs[mixture], runs[self.reference])
         return t_interval(values, self.level) if values else None
@@ -141,8 +140,8 @@ def compare_measurements(
         measurements: each (mixture, seed) once; losses of all tasks and targets.
         tasks: names of the tasks, averaged with equal weights.
         targets: names of the targets; may be empty.
-        weights: of the targets in their average; equal where left out.
-        level: of the intervals; a difference counts where its corrected p-value is below 1 − level.
+        weights: of the targets in their average; equal if left out.
+        level: of the intervals; a difference counts if its corrected p-value is below 1 − level.
 
     Raises:
         UserError: no measurement, one given twice, a set without loss or with one that is not finite, accuracies of
@@ -176,7 +175,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
 
 
 def t_test(values: Sequence[float]) -> float | None:
-    """Two-sided p-value of a mean of zero; None where there is no interval."""
+    """Two-sided p-value of a mean of zero; None if there is no interval."""
     if not _spread(values):
         return None
     n, error = len(values), float(np.std(values, ddof=1)) / math.sqrt(len(values))
@@ -196,87 +195,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (m - k) * p_values[i]))
         corrected[i] = largest
     return corrected
-
-
-@dataclass(frozen=True)
-class Equivalence:
-    """How many rows the reference needs to reach our loss: geometric mean over seeds, with its interval.
-
-    Where some seed's loss lies outside what the reference was measured on, that seed counts at the nearest end:
-    `rows` is then a bound (`beyond`: at least, `below`: at most), the interval is open on that side, and its other
-    end is that of the seeds' own range, since Student's t does not hold.
-    """
-
-    rows: float
-    low: float | None
-    high: float | None
-    seeds: int
-    below: int  # seeds that the reference beats with its fewest rows
-    beyond: int  # seeds that it does not reach with its most
-
-    def times(self, budget: int) -> str:
-        """The rows as multiples of the budget, in words: '2.1x (1.6x to 2.8x)', '>4x', '<0.5x'."""
-        if self.below and self.beyond:
-            return f"unknown: {self.below} of {self.seeds} seeds below and {self.beyond} beyond what was measured"
-        sign = ">" if self.beyond else "<" if self.below else ""
-        text = f"{sign}{self.rows / budget:.2g}x"
-        part = self.beyond or self.below
-        if part and part < self.seeds:
-            return f"{text} ({part} of {self.seeds} seeds outside what was measured)"
-        if self.low is None or self.high is None or part:
-            return text
-        return f"{text} ({self.low / budget:.2g}x to {self.high / budget:.2g}x)"
-
-
-def budget_equivalence(
-    reference_losses: Mapping[int, Mapping[int, float]], ours: Mapping[int, float], level: float = 0.95
-) -> Equivalence:
-    """Rows with which the reference reaches our loss, seed by seed on its own curve of loss against rows.
-
-    A seed's curve is its least loss with so many rows or fewer (more can do harm, and then nobody would take them),
-    linear in log rows between the sizes measured; the answer is where it first comes down to our loss. Nothing is
-    extrapolated. The mean and its t-interval are those of log rows.
-
-    Args:
-        reference_losses: rows -> seed -> loss; at least two sizes, a seed at every size or it is left out.
-        ours: seed -> loss, all at the same budget.
-
-    Raises:
-        UserError: fewer than two sizes, no seed that all have, or a loss that is not finite.
-    """
-    rows = sorted(reference_losses)
-    if len(rows) < 2:
-        raise UserError(f"A curve of loss against rows needs at least two sizes, but {len(rows)} was measured.")
-    seeds = sorted(set(ours).intersection(*reference_losses.values()))
-    if not seeds:
-        raise UserError("No seed was measured at every size and with our mixture; use the same seeds for all.")
-    for where, losses in (("ours", ours), *((f"{size} rows", reference_losses[size]) for size in rows)):
-        for seed in seeds:
-            if not math.isfinite(losses[seed]):
-                raise UserError(f"The loss of seed {seed} ({where}) is {losses[seed]}; train and evaluate it again.")
-    logs = np.log(rows)
-    curves = [np.minimum.accumulate([reference_losses[size][seed] for size in rows]) for seed in seeds]
-    found = [_first_reached(curve, logs, ours[seed]) for curve, seed in zip(curves, seeds, strict=True)]
-    below = sum(ours[seed] > float(curve[0]) for curve, seed in zip(curves, seeds, strict=True))
-    beyond = sum(ours[seed] < float(curve[-1]) for curve, seed in zip(curves, seeds, strict=True))
-    estimate = t_interval(found, level)
-    low, high = (None if end is None else math.exp(end) for end in (estimate.low, estimate.high))
-    if below or beyond:
-        low = 0.0 if below else math.exp(min(found))
-        high = math.inf if beyond else math.exp(max(found))
-    return Equivalence(math.exp(estimate.mean), low, high, len(seeds), below, beyond)
-
-
-def _first_reached(curve: Floats, logs: Floats, loss: float) -> float:
-    """Log rows at which a non-increasing curve first comes down to the loss; the nearest end where it does not."""
-    reached = np.flatnonzero(curve <= loss)
-    if len(reached) == 0:
-        return float(logs[-1])
-    k = int(reached[0])
-    if k == 0:
-        return float(logs[0])
-    part = (curve[k - 1] - loss) / (curve[k - 1] - curve[k])
-    return float(logs[k - 1] + part * (logs[k] - logs[k - 1]))
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from taskpgm.data.chat import Encoded, tokens_of
 from taskpgm.errors import UserError
 from taskpgm.evaluation.full_finetuning import Finetuned
 from taskpgm.lm.model import LanguageModel
-from taskpgm.probes.probe import Probe, lora_settings
-from taskpgm.probes.training import schedule
-from taskpgm.types import Tell, derive_seed, tell_nobody
+from taskpgm.probes.probe import Probe, adapter_seed, lora_settings
+from taskpgm.probes.training import learning_rate_factor
+from taskpgm.types import Tell, tell_nobody
 
 IGNORED = -100  # label of a token that is not to be predicted
 
@@ -58,7 +58,7 @@ def train_with_trl(
     with _as_before(lm.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer_class = _trainer_class()  # its import draws random numbers
-        torch.manual_seed(derive_seed(config.seed, "adapter", str(seed)))
+        torch.manual_seed(adapter_seed(config, seed))
         model = get_peft_model(lm.model, settings)
         try:
             losses = _trained(trainer_class, lm, model, name, steps, config, tell)
@@ -71,7 +71,7 @@ def train_with_trl(
 def train_full_with_trl(
     lm: LanguageModel, name: str, steps: Sequence[Sequence[Encoded]], config: Config, tell: Tell = tell_nobody
 ) -> Finetuned:
-    """The whole model trained by SFTTrainer: float32 weights, and in mixed precision where the model is bfloat16.
+    """The whole model trained by SFTTrainer: float32 weights, and in mixed precision if the model is bfloat16.
 
     Raises:
         UserError: as `train_with_trl`.
@@ -120,7 +120,7 @@ def _trainer_class() -> Any:
             rows = [row for step in steps for row in step]
             trained = [p for p in model.parameters() if p.requires_grad]
             optimiser = torch.optim.AdamW(trained, lr=peak, weight_decay=0.0)
-            rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, len(steps)))
+            rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, len(steps)))
             settings = SFTConfig(
                 output_dir=scratch, max_steps=len(steps), gradient_accumulation_steps=self.microbatches.accumulated,
                 max_grad_norm=1.0, bf16=_mixed(lm, model), fp16=False, gradient_checkpointing=False,

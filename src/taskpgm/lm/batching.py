@@ -9,6 +9,7 @@ from torch import Tensor
 
 from taskpgm.data.chat import Encoded
 from taskpgm.errors import UserError, first_line
+from taskpgm.types import Say
 
 
 def logit_rows(vocabulary: int, device: torch.device, each: int = 1) -> int:
@@ -48,9 +49,7 @@ def padded(rows: Sequence[Encoded], pad: int, device: torch.device) -> tuple[Ten
     return torch.from_numpy(ids).to(device), torch.from_numpy(response).to(device)
 
 
-def split_on_oom(
-    items: Sequence[Encoded], work: Callable[[Sequence[Encoded]], Any], warn: Callable[[str], None]
-) -> list[Any]:
+def split_on_oom(items: Sequence[Encoded], work: Callable[[Sequence[Encoded]], Any], warn: Say) -> list[Any]:
     """Results of `work` on all items, or on halves of them, and halves of these, where memory runs out."""
     try:
         return [work(items)]

@@ -39,7 +39,7 @@ def read_model(config: ModelConfig, **options: Any) -> Any:
     """The causal language model in the folder, every weight as its safetensors files have it, none made up.
 
     Args:
-        options: more for `from_pretrained`; with device_map="meta" shapes alone are read, whatever the size.
+        options: more for `from_pretrained`; with device_map="meta" only shapes are read, whatever the size.
 
     Raises:
         UserError: no such model there, files or weights that are missing, or one that is no causal language model.
@@ -72,7 +72,7 @@ def read_model(config: ModelConfig, **options: Any) -> Any:
 def read_skeleton(config: ModelConfig) -> Any | None:
     """The model without its weights, on the device "meta": shapes and names, in seconds whatever the size.
 
-    None where the folder holds a tokenizer alone, with which rows can be counted.
+    None if the folder holds only a tokenizer, with which rows can be counted.
 
     Raises:
         UserError: what `read_model` would raise otherwise.
@@ -113,7 +113,7 @@ def _check_files(name: str, folder: Path) -> None:
     pickled = sorted(folder.glob("pytorch_model*.bin"))
     if pickled and not any(folder.glob("*.safetensors")):
         raise UserError(
-            f"Model {name!r} has pickled weights alone ({pickled[0].name}), which are not loaded; save it as "
+            f"Model {name!r} has only pickled weights ({pickled[0].name}), which are not loaded; save it as "
             "safetensors with save_pretrained."
         )
     index = folder / "model.safetensors.index.json"
@@ -141,7 +141,7 @@ def _check_model(name: str, model: Any) -> None:
 
 
 def _check_weights(name: str, model: Any, missing: list[str], mismatched: list[tuple[str, Any, Any]]) -> None:
-    """Errors where transformers has put random weights in the place of those that the files lack."""
+    """Errors if transformers has put random weights in the place of those that the files lack."""
     for key, found, wanted in mismatched:
         raise UserError(
             f"The files of model {name!r} have {key!r} of shape {tuple(found)}, but its config.json asks for "

@@ -1,12 +1,11 @@
 """`Engine`: the base model of an experiment, read only as far as it is needed."""
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from taskpgm.config import ModelConfig
 from taskpgm.lm.checkpoint import load_tokenizer, model_fingerprint
-from taskpgm.types import Tell, tell_nobody
+from taskpgm.types import Say, Tell, say_nothing, tell_nobody
 
 if TYPE_CHECKING:
     from taskpgm.lm.model import LanguageModel
@@ -21,15 +20,13 @@ class Engine:
         say: is told in a sentence if the model has to be run the slow way, and why.
     """
 
-    def __init__(
-        self, config: ModelConfig, tell: Tell = tell_nobody, say: Callable[[str], None] = lambda _: None
-    ) -> None:
+    def __init__(self, config: ModelConfig, tell: Tell = tell_nobody, say: Say = say_nothing) -> None:
         self.config = config
         self.tell = tell
         self.say = say
 
     @classmethod
-    def of(cls, lm: "LanguageModel", tell: Tell = tell_nobody, say: Callable[[str], None] = lambda _: None) -> "Engine":
+    def of(cls, lm: "LanguageModel", tell: Tell = tell_nobody, say: Say = say_nothing) -> "Engine":
         """Engine of a model that is in memory."""
         engine = cls(ModelConfig(path=lm.name), tell, say)
         vars(engine).update(lm=lm, tokenizer=lm.tokenizer)

@@ -77,7 +77,7 @@ def _check_finite(name: str, model: Any) -> None:
 def _processes(wanted: int | None, lm: LanguageModel) -> int:
     if (wanted or 1) > 1 and not (lm.device.type == "cpu" and possible()):
         raise UserError(
-            f"model.processes is {wanted}, but work is spread over processes on Linux alone, on a CPU, and not "
+            f"model.processes is {wanted}, but work is spread over processes only on Linux, on a CPU, and not "
             "beside a GPU; leave it out."
         )
     usual = lm.memory(lm.token_budget // 2, USUAL_ROW, lm.token_budget // 8, 0)

@@ -51,7 +51,7 @@ def flatten(weights: Mapping[str, Tensor]) -> Tensor:
 
 
 def low_rank(model: Any, settings: Any, weights: Mapping[str, Tensor], flat: Tensor | None = None) -> LowRank | None:
-    """The updates that PEFT's `weights` make on the model; None where they are not plain LoRA on linear layers.
+    """The updates that PEFT's `weights` make on the model; None if they are not plain LoRA on linear layers.
 
     Args:
         flat: the flat tensor to look into, in the layout of `flatten`; made in the model's precision if left out.
@@ -148,7 +148,7 @@ def _stems(weights: Mapping[str, Tensor]) -> list[str]:
 
 
 def _linear(model: Any, stem: str) -> nn.Module | None:
-    """The linear layer of that name; None where it is another kind of module."""
+    """The linear layer of that name; None if it is another kind of module."""
     try:
         module = model.get_submodule(stem)
     except AttributeError as error:

@@ -14,7 +14,7 @@ from taskpgm.lm.packing import Packed, attending
 
 @contextlib.contextmanager
 def recomputing(lm: LanguageModel, packed: Packed, first: int) -> Iterator[None]:
-    """Within, layers from `first` on keep their input alone for a backward pass, which computes what lies inside of
+    """Within, layers from `first` on keep only their input for a backward pass, which computes what lies inside of
     them again."""
     from torch.utils.checkpoint import checkpoint
 
@@ -41,7 +41,7 @@ class Fit:
 
 
 def fitting(lm: LanguageModel, rows: Sequence[Encoded], first: int, taken: int = 0) -> Fit:
-    """The largest batches that should fit into the machine's memory; activations are kept where a row's then fit.
+    """The largest batches that should fit into the machine's memory; activations are kept if a row's then fit.
 
     Args:
         taken: bytes of that memory that something else will take.
@@ -71,5 +71,5 @@ def _memory_of(lm: LanguageModel, steps: Sequence[Sequence[Encoded]], first: int
     rows = [row for step in steps for row in step]
     fit, longest = fitting(lm, rows, first), max(len(row.ids) for row in rows)
     tokens = min(max(tokens_of([step]) for step in steps), max(fit.tokens, longest))
-    responses = min(tokens, max(sum(int(row.response.sum()) for row in step) for step in steps))
+    responses = min(tokens, max(sum(row.response_tokens for row in step) for step in steps))
     return lm.memory(tokens, longest, responses, first, fit.recompute)

@@ -18,7 +18,7 @@ ROUNDING = 1e-3  # of the norm of logits: 30 layers in float32 differ by 1e-5, t
 
 
 def why_whole(lm: LanguageModel) -> str | None:
-    """Why a model has to be run whole and padded; None where packed trunk, rest and head give its own logits.
+    """Why a model has to be run whole and padded; None if packed trunk, rest and head give its own logits.
 
     Both ways are compared in float32, whatever the model's precision: there rounding is small on every processor, and
     what is left is structure (a cap, a scale, another kind of attention or of state). In bfloat16 two plain ways to the

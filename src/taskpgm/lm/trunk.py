@@ -1,6 +1,6 @@
 """`Trunk`: activations below the adapters, run once a row while there is memory to keep them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from taskpgm.data.chat import Encoded
 from taskpgm.lm.batching import batches, split_on_oom
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, ends, pack
+from taskpgm.types import Say
 
 
 class Trunk:
@@ -25,7 +26,7 @@ class Trunk:
         self.kept: dict[int, tuple[Encoded, Tensor]] = {}  # the row too, so that its id stays its own
         self.prefix: Tensor | None = None
 
-    def fill(self, rows: Sequence[Encoded], warn: Callable[[str], None]) -> None:
+    def fill(self, rows: Sequence[Encoded], warn: Say) -> None:
         """Run these rows now, in full batches: fewer passes than one for every small step that they come in."""
         if self.first == 0 or not self.lm.plain_head:
             return

@@ -1,1 +1,1 @@
-"""From affinities to a certified mixture: NumPy and SciPy alone, nothing of rows or models."""
+"""From affinities to a certified mixture: only NumPy and SciPy, nothing of rows or models."""

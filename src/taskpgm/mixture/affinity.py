@@ -36,7 +36,7 @@ class Affinity:
     kind: str  # ratio, jsd, pmi_own, pmi_base or given
     S: Floats  # (n, n)
     without: Floats  # (B, n, n) S without the contexts of one group
-    only: Floats  # (B, n, n) S on the contexts of one group alone
+    only: Floats  # (B, n, n) S on only the contexts of one group
     seeds: Floats  # (k, n, n) S without one probe seed; empty with a single seed
     matrices: Mapping[str, Floats] = field(default_factory=dict)
     errors: Mapping[str, Floats] = field(default_factory=dict)

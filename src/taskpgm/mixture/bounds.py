@@ -41,7 +41,7 @@ class Bounds:
 
     @property
     def members(self) -> Floats:
-        """(groups, n) 1 where a task belongs to a group."""
+        """(groups, n) 1 if a task belongs to a group."""
         rows = [[float(task in group.tasks) for task in self.tasks] for group in self.groups]
         return np.array(rows).reshape(len(self.groups), len(self.tasks))
 

@@ -15,7 +15,7 @@ from taskpgm.mixture.linalg import convexity_shift, mean_curvature, named_vector
 from taskpgm.scores import Scores
 from taskpgm.types import Floats
 
-PRIOR = {"likelihood": 0.2, "gain": 0.3}  # κ where none is given; docs/decisions.md has what they are chosen by
+PRIOR = {"likelihood": 0.2, "gain": 0.3}  # κ if none is given; docs/decisions.md has what they are chosen by
 WITHOUT_TARGETS = 0.5  # κ of a likelihood where the tasks themselves are served, for which uniform is hard to beat
 
 
@@ -32,11 +32,11 @@ def build_energy(
     ψ = t·S w, K = S.
 
     Args:
-        weights: by name, of the target sets, or of the tasks where there are none; equal where left out.
-        reference: by name, the prior's r (likelihood, gain); uniform where left out.
+        weights: by name, of the target sets, or of the tasks if there are none; equal if left out.
+        reference: by name, the prior's r (likelihood, gain); uniform if left out.
 
     Raises:
-        UserError: scores are missing for a kind that needs them, targets with `affinity`, no t where none is default.
+        UserError: scores are missing for a kind that needs them, targets with `affinity`, no t if none is default.
     """
     weights = weights or {}
     if config.kind == "affinity":
@@ -59,7 +59,7 @@ def build_energy(
 
 
 def usual_prior(kind: str, scores: Scores) -> float:
-    """κ where none is given: that of the kind, but more for a likelihood without targets."""
+    """κ if none is given: that of the kind, but more for a likelihood without targets."""
     targets = len(scores.sets) > len(scores.tasks)
     return PRIOR[kind] if targets or kind != "likelihood" else WITHOUT_TARGETS
 

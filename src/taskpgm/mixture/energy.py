@@ -120,7 +120,7 @@ class Energy:
     def allowing(self, allowed: NDArray[np.bool_]) -> "Energy":
         """The same energy, and its replicates, with a prior that expects nothing of the tasks that are not `allowed`.
 
-        KL(r‖p) is infinite where a task with r_i > 0 is held at zero, so r is renormalised over the others.
+        KL(r‖p) is infinite if a task with r_i > 0 is held at zero, so r is renormalised over the others.
         """
         if self.prior == 0 or not (self.reference[~allowed] > 0).any():
             return self
@@ -156,7 +156,7 @@ class Energy:
 
 
 def field_energy(tasks: tuple[str, ...], psi: Floats, K: Floats) -> Energy:
-    """Quadratic energy −ψᵀp + ½pᵀKp from arrays of your own; K symmetric, shifted where it is not convex."""
+    """Quadratic energy −ψᵀp + ½pᵀKp from arrays of your own; K symmetric, shifted if it is not convex."""
     shift, least = convexity_shift(K)
     K = np.asarray(K, dtype=np.float64) + shift * np.eye(len(K))
     psi = np.asarray(psi, dtype=np.float64)

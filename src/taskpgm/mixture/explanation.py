@@ -48,7 +48,7 @@ class Dropped:
     """What happens without one task: the energy lost, and who takes over its share."""
 
     task: str
-    loss: float | None  # E without it − E; None where the others cannot hold the budget
+    loss: float | None  # E without it − E; None if the others cannot hold the budget
     takers: Mapping[str, float]  # change of every other weight that moves
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def clusters(tasks: tuple[str, ...], K: Floats, threshold: float = INTERCHANGEAB
     """Groups of two or more interchangeable tasks, by complete linkage on d_ij = K_ii + K_jj − 2K_ij.
 
     d_ij is how much the energy bends when mass moves from i to j: zero for copies. `threshold` is relative to the
-    median d. None where tasks are not redundant at all (K = 0, as of a gain energy).
+    median d. None if tasks are not redundant at all (K = 0, as of a gain energy).
     """
     n = len(tasks)
     if n < 2 or not K.any():

@@ -35,12 +35,12 @@ def without_folds(scores: Scores) -> list[Fold]:
 
 
 def only_folds(scores: Scores) -> list[Fold]:
-    """One fold for each group of contexts, which it keeps alone."""
+    """One fold for each group of contexts: only that group is kept."""
     return [Fold(only_group=b) for b in range(scores.groups)] if scores.groups > 1 else []
 
 
 def seed_folds(scores: Scores) -> list[Fold]:
-    """One fold for each probe seed, which it leaves out; none where there is a single seed."""
+    """One fold for each probe seed, which it leaves out; none if there is a single seed."""
     seeds = int(scores.seed.max()) + 1
     return [Fold(without_seed=s) for s in range(seeds)] if seeds > 1 else []
 

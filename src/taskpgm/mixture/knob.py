@@ -1,4 +1,4 @@
-"""The knob t of an affinity energy, chosen by prediction where the user leaves it open."""
+"""The knob t of an affinity energy, chosen by prediction if the user leaves it open."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.optimum import minimise
 from taskpgm.scores import Scores
 
-TRIED = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+TRIED = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # from least redundant to central tasks, denser near uniform
 
 
 def choose_t(scores: Scores, affinity: Affinity, config: EnergyConfig, bounds: Bounds) -> Energy:

@@ -26,8 +26,8 @@ from taskpgm.types import Floats
 
 # Newton goes on to this gap: it is quadratic at the end, so the digits beyond ABSOLUTE_GAP are nearly free.
 _NEWTON_GAP = 1e-10
-_NEWTON_STEPS = 100
-_REFINEMENTS = (1e-10, 1e-11, 1e-12, 1e-13)
+_NEWTON_STEPS = 100  # a guess, far more than the quadratic end needs; the certificate decides
+_REFINEMENTS = (1e-10, 1e-11, 1e-12, 1e-13)  # proximal weights below PROXIMAL, tried in turn until the gap closes
 # A step may shrink a share that the prior keeps positive to this fraction of itself; −log p leaves its model below.
 _SHRINK = 0.02
 
@@ -35,7 +35,7 @@ _SHRINK = 0.02
 def minimise(
     energy: Energy, bounds: Bounds, start: Optimum | None = None, prepared: Quadratic | None = None
 ) -> Optimum:
-    """Minimiser of `energy` over `bounds`, of least norm where there are several.
+    """Minimiser of `energy` over `bounds`, of least norm if there are several.
 
     Args:
         start: optimum of a neighbouring problem; fewer steps, the same result.
@@ -70,7 +70,7 @@ def _with_zeros(optimum: Optimum, kept: NDArray[np.bool_]) -> Optimum:
 
 
 def _quadratic(energy: Energy, bounds: Bounds, start: Optimum | None, quadratic: Quadratic) -> Optimum:
-    """Minimiser of a quadratic energy; with weaker proximal terms where the usual one leaves too large a gap."""
+    """Minimiser of a quadratic energy; with weaker proximal terms if the usual one leaves too large a gap."""
     limits = Constraints.of(bounds)
 
     def measured(p: Floats, active: Active) -> Optimum:

@@ -4,7 +4,7 @@
 
 The primal–dual active set method (Hintermüller, Ito and Kunisch 2002) guesses which variables sit at a bound, solves
 the equality-constrained problem on the rest, and corrects the guess where a variable leaves its bounds or a multiplier
-has the wrong sign. It usually needs a handful of Cholesky factorisations of the free block, one where the guess comes
+has the wrong sign. It usually needs a handful of Cholesky factorisations of the free block, one if the guess comes
 from a neighbouring problem. Where it does not settle, better conditioned problems lead up to this one, with primal
 active set steps between them; where those are too many, PIQP (an interior point method) supplies the guess.
 
@@ -28,11 +28,11 @@ from taskpgm.types import Floats, Ints
 PROXIMAL = 1e-9
 FREE, LOWER, UPPER = 0, -1, 1
 _TOLERANCE = 1e-11  # of signs and bounds, in units of the scaled problem; rounding errors of n = 2,000 stay below
-_ROUNDS = 40
-_PATIENCE = 3
-_DESCENTS = 1000
-_NEIGHBOURLY = 100
-_CONTINUATION = (1e0, 1e-2, 1e-4, 1e-6, 1e-7, 1e-8)
+_ROUNDS = 40  # exchanges of the guess; a guess, one that settles takes a handful
+_PATIENCE = 3  # exchanges in a row without fewer wrong entries: then it cycles
+_DESCENTS = 1000  # primal steps: a guess, each drops or takes up one bound
+_NEIGHBOURLY = 100  # the same from a neighbour's solution: a guess, near ones need few
+_CONTINUATION = (1e0, 1e-2, 1e-4, 1e-6, 1e-7, 1e-8)  # proximal weights that lead up to PROXIMAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,13 +93,13 @@ def solve_qp(
     center: Floats | None = None,
     epsilon: float = PROXIMAL,
 ) -> tuple[Floats, Active]:
-    """Minimiser of ½xᵀKx − ψᵀx, of least norm where there are several, and what is active at it.
+    """Minimiser of ½xᵀKx − ψᵀx, of least norm if there are several, and what is active at it.
 
     The caller checks the result: the constraints must be feasible, and K convex on {v : 1ᵀv = 0}.
 
     Args:
         start: solution of a neighbouring problem (None if it is not feasible here) and what is active at it.
-        center: a nearly optimal x to refine, with an epsilon smaller than PROXIMAL; uniform where left out.
+        center: a nearly optimal x to refine, with an epsilon smaller than PROXIMAL; uniform if left out.
     """
     b = psi - psi.mean() - constraints.total * quadratic.offset
     scale = quadratic.scale or float(np.abs(b).max()) or 1.0

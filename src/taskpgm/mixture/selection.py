@@ -12,7 +12,6 @@ Legend: P the chosen tasks with v > 0, c = b − Kv the gain per unit of mass.
 """
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,26 +23,12 @@ from taskpgm.mixture.bounds import SLACK, Bounds, simplex
 from taskpgm.mixture.certificate import multipliers
 from taskpgm.mixture.energy import Energy, field_energy
 from taskpgm.mixture.linalg import SHIFT_MARGIN, mean_curvature, tangent_basis
+from taskpgm.mixture.maximiser import DEPENDENT, ZERO, Pricing, maximise
 from taskpgm.mixture.optimum import minimise
 from taskpgm.types import Floats, Ints
 
-EXHAUSTIVE_UP_TO = 20
-# A pivot below this, relative to the diagonal, is a task that lies in the span of the chosen ones.
-_DEPENDENT = 1e-10
-_TINY = 1e-300
-_ZERO = 1e-12  # relative to the largest gain or weight
-
-
-@dataclass(frozen=True, eq=False)
-class Pricing:
-    """The quadratic bᵀv − ½vᵀKv of a selection, with K positive semidefinite on all of ℝⁿ."""
-
-    b: Floats  # (n,)
-    K: Floats  # (n, n)
-    p: Floats  # (n,) its maximiser over v ≥ 0: the mixture of all tasks
-    level: float  # c of the c·11ᵀ added to K; it leaves the mixture alone
-    shift: float  # added to K's diagonal, over and above the energy's own shift; it does not
-    gamma: float  # λ_min of K scaled to unit diagonal, ≥ 0
+EXHAUSTIVE_UP_TO = 20  # tasks: 2^20 sets at worst, most of which branch and bound leaves out
+_TINY = 1e-300  # what is smaller cannot be divided by
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +82,7 @@ class Selection:
 def select_tasks(
     energy: Energy, bounds: Bounds | None = None, k: int | None = None, exhaustive: bool | None = None
 ) -> Selection:
-    """Selection of at most k tasks (all where k is None) by greedy, or exactly by branch and bound.
+    """Selection of at most k tasks (all if k is None) by greedy, or exactly by branch and bound.
 
     Tasks with a least share above zero come first, whatever they gain.
 
@@ -125,7 +110,7 @@ def select_tasks(
     else:
         order, values, resolved = _greedy(pricing, min(k, len(allowed)), forced, bounds)
     if values is None:
-        values = np.array([_maximise(pricing, order[: i + 1])[1] for i in range(len(order))])
+        values = np.array([maximise(pricing, order[: i + 1])[1] for i in range(len(order))])
     full = 0.5 * float(pricing.b @ pricing.p)
     upper = float(values[-1]) if exhaustive else _upper_bound(pricing, order, float(values[-1]), k, full)
     chosen = tuple(energy.tasks[i] for i in order)
@@ -158,14 +143,14 @@ def price(energy: Energy, bounds: Bounds | None = None) -> Pricing:
 
 
 def _spectral_shift(K: Floats) -> float:
-    """What K's diagonal lacks to be positive semidefinite on all of ℝⁿ, and a margin; 0 where nothing is lacking."""
+    """What K's diagonal lacks to be positive semidefinite on all of ℝⁿ, and a margin; 0 if nothing is lacking."""
     values = np.linalg.eigvalsh(K)
     scale = float(np.abs(values).max())
     return 0.0 if values[0] >= -1e-12 * len(K) * scale else float(-values[0] + SHIFT_MARGIN * scale)
 
 
 def _level(K: Floats) -> float:
-    """c for which K + c·11ᵀ has mean curvature along 1, seen from the tangent space; 0 where K is semidefinite.
+    """c for which K + c·11ᵀ has mean curvature along 1, seen from the tangent space; 0 if K is semidefinite.
 
     A matrix of PMI is negative along 1 and curved upwards on {v : 1ᵀv = 0}. Adding 11ᵀ repairs that and leaves the
     mixture alone; shifting the whole spectrum would pull the mixture towards uniform.
@@ -200,7 +185,7 @@ def _greedy(pricing: Pricing, k: int, forced: Ints, bounds: Bounds) -> tuple[lis
     for step in range(k):
         if step < len(forced):
             best = int(forced[step])
-            v, value = _maximise(pricing, [*order, best], v)
+            v, value = maximise(pricing, [*order, best], v)
         else:
             candidates = _able(bounds.hi, order, k)
             best, new_v, new_value, count = _best_candidate(pricing, order, candidates, v, value)
@@ -248,13 +233,13 @@ def _best_candidate(
         X = cho_solve(cho_factor(K[np.ix_(positive, positive)], check_finite=False), columns, check_finite=False)
         d = diagonal - np.einsum("pj,pj->j", columns, X)
     scale = float(np.abs(b).max()) or 1.0
-    worth = c_j > _ZERO * scale
-    sound = d > _DEPENDENT * np.maximum(diagonal, 1e-300)
+    worth = c_j > ZERO * scale
+    sound = d > DEPENDENT * np.maximum(diagonal, 1e-300)
     step = np.where(worth & sound, c_j / np.where(sound, d, 1.0), 0.0)
     kept = (v[positive][:, None] - X * step >= 0).all(axis=0)
     if len(idle):
         rise = K[np.ix_(idle, candidates)] - K[np.ix_(idle, positive)] @ X
-        kept &= (c[idle][:, None] - rise * step <= _ZERO * scale).all(axis=0)
+        kept &= (c[idle][:, None] - rise * step <= ZERO * scale).all(axis=0)
     closed = np.where(sound & kept, 0.5 * c_j * step, 0.0)
     best_at = int(np.argmax(closed))
     best_gain, best_v = float(closed[best_at]), None
@@ -263,7 +248,7 @@ def _best_candidate(
     for at in np.argsort(-limit, kind="stable"):
         if limit[at] < best_gain * (1 - 1e-12) or limit[at] == 0:
             break
-        trial, trial_value = _maximise(pricing, [*order, int(candidates[at])], v)
+        trial, trial_value = maximise(pricing, [*order, int(candidates[at])], v)
         count += 1
         gain = trial_value - value
         tie = abs(gain - best_gain) <= 1e-12 * abs(best_gain)
@@ -297,69 +282,6 @@ def _most(
     return np.maximum(dual, 0.0) + 1e-12 * abs(value)
 
 
-def _maximise(pricing: Pricing, chosen: Collection[int], start: Floats | None = None) -> tuple[Floats, float]:
-    """(v, f(A)): the maximiser over v ≥ 0 with support in A, by Lawson and Hanson's active set method.
-
-    `start` is a feasible v to begin at. Singular blocks are solved by least squares, which drops what is dependent.
-    """
-    A = np.array(sorted(chosen), dtype=np.int64)
-    K, b = pricing.K[np.ix_(A, A)], pricing.b[A]
-    x = np.zeros(len(A)) if start is None else np.maximum(start[A], 0.0)
-    support = x > 0
-    tolerance = _ZERO * (float(np.abs(pricing.b).max()) or 1.0)
-    for _ in range(10 * len(A) + 10):
-        x, support = _settle(K, b, x, support)
-        c = np.where(support, -np.inf, b - K @ x)
-        entering = int(np.argmax(c)) if len(A) else 0
-        if not len(A) or c[entering] <= tolerance:
-            break
-        support = support.copy()
-        support[entering] = True
-    v = np.zeros(len(pricing.b))
-    v[A] = x
-    return v, float(b @ x - 0.5 * x @ K @ x)
-
-
-def _settle(K: Floats, b: Floats, x: Floats, support: Any) -> tuple[Floats, Any]:
-    """The maximiser on a support, after walking towards it and dropping what hits zero on the way."""
-    for _ in range(len(b) + 1):
-        on = np.flatnonzero(support)
-        if len(on) == 0:
-            return np.zeros_like(x), support
-        direction, bounded = _ascent(K[np.ix_(on, on)], b[on], x[on])
-        falling = direction < 0
-        ratio = np.divide(x[on], -direction, out=np.full(len(on), np.inf), where=falling)
-        step = float(ratio.min())
-        if bounded and step > 1:
-            x = x.copy()
-            x[on] += direction
-            return x, support
-        if not math.isfinite(step):
-            return x, support
-        x = x.copy()
-        x[on] += step * direction
-        support = support.copy()
-        support[on[ratio <= step * (1 + 1e-12)]] = False
-        x = np.where(support, np.maximum(x, 0.0), 0.0)
-    return x, support
-
-
-def _ascent(K: Floats, b: Floats, x: Floats) -> tuple[Floats, bool]:
-    """(direction, True) to the maximiser of bᵀx − ½xᵀKx, or (ray, False) along which a singular K lets it rise."""
-    try:
-        factor = cho_factor(K, check_finite=False)
-        pivots = np.diag(factor[0]) ** 2
-        if pivots.min() > _DEPENDENT * float(np.diag(K).max()):
-            return np.asarray(cho_solve(factor, b, check_finite=False) - x), True
-    except np.linalg.LinAlgError:
-        pass
-    gain = b - K @ x
-    move = np.asarray(np.linalg.lstsq(K, gain, rcond=1e-10)[0])
-    ray = np.asarray(gain - K @ move)
-    flat = float(np.abs(ray).max()) <= 1e-9 * float(np.abs(b).max())
-    return (move, True) if flat else (np.asarray(ray), False)
-
-
 def _upper_bound(pricing: Pricing, order: list[int], value: float, k: int, full: float) -> float:
     """f(A*) of any k tasks is at most this: from the gains at A_k and the curvature γ diag K, and never above f(all).
 
@@ -368,7 +290,7 @@ def _upper_bound(pricing: Pricing, order: list[int], value: float, k: int, full:
     """
     if pricing.gamma <= 0:
         return full
-    v, _ = _maximise(pricing, order)
+    v, _ = maximise(pricing, order)
     c = np.maximum(pricing.b - pricing.K @ v, 0.0)
     curvature = pricing.gamma * np.diag(pricing.K)
     outside = np.ones(len(v), dtype=bool)
@@ -389,7 +311,7 @@ def _branch_and_bound(pricing: Pricing, k: int, forced: Ints, allowed: Ints) -> 
 
     def visit(pool: frozenset[int], kept: frozenset[int]) -> None:
         nonlocal best_value, best_order
-        v, value = _maximise(pricing, kept if len(kept) == k else pool)
+        v, value = maximise(pricing, kept if len(kept) == k else pool)
         if value <= best_value + 1e-14 * abs(best_value):
             return
         used = kept | {int(i) for i in np.flatnonzero(v > 0)}

@@ -49,8 +49,8 @@ class Mixture:
 
     Attributes:
         weights: (n,) non-negative, sum to one.
-        standard_error: (n,) jackknife over contexts, plus over probe seeds where there are several; None without.
-        interval: (n, 2) 95 % interval by Student's t, cut to the bounds; meaningless where `at_bound`.
+        standard_error: (n,) jackknife over contexts, plus over probe seeds if there are several; None without.
+        interval: (n, 2) 95 % interval by Student's t, cut to the bounds; meaningless if `at_bound`.
         at_bound: (n,) whether the weight sits at one of its bounds, where the jackknife is not valid.
         frequency: (n,) share of the re-solves in which the weight was off its bounds.
         replicates: (B, n) the weights without each group of contexts.
@@ -144,12 +144,12 @@ def solve_mixture(
     references: Mapping[str, Mapping[str, float] | None] | None = None,
     chosen: Sequence[str] | None = None,
 ) -> Mixture:
-    """Mixture that minimises `energy` over `bounds`, certified, with jackknife errors where it has replicates.
+    """Mixture that minimises `energy` over `bounds`, certified, with jackknife errors if it has replicates.
 
     Args:
-        bounds: the plain simplex where left out.
+        bounds: the plain simplex if left out.
         references: mixtures by name to be judged against (None: uniform), each as weights by task name.
-        chosen: names of the only tasks to use; all where left out.
+        chosen: names of the only tasks to use; all if left out.
 
     Raises:
         UserError: no mixture meets the bounds.

@@ -1,4 +1,4 @@
-"""`Verification`: a second opinion on a mixture, from the definitions alone; shares no code with the solver.
+"""`Verification`: a second opinion on a mixture, by the definitions only; shares no code with the solver.
 
 It writes the energy's terms out anew, checks the bounds one by one, bounds the distance to the minimum with SciPy's
 linear programming, and confirms the gradient by differences of the value.

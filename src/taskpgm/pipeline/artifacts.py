@@ -14,6 +14,7 @@ from taskpgm.errors import UserError
 from taskpgm.files import KEY_FILE, Parts, atomic_file, atomic_folder, digest, write_json
 from taskpgm.pipeline.directory import RunDirectory, differing, stale_because
 from taskpgm.system import Clock, environment
+from taskpgm.types import Say
 
 
 class Artifacts:
@@ -25,9 +26,7 @@ class Artifacts:
         say: is told in a sentence what is made again, and why.
     """
 
-    def __init__(
-        self, directory: RunDirectory, header: Callable[[], Mapping[str, Any]], say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, directory: RunDirectory, header: Callable[[], Mapping[str, Any]], say: Say) -> None:
         self.path = directory.path
         self.manifest: dict[str, Any] = directory.manifest()
         self._directory = directory

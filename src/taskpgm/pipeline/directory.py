@@ -59,13 +59,13 @@ class RunDirectory:
 
 
 def stale_because(folder: Path, wanted: Parts) -> str | None:
-    """Why a keyed folder cannot be used: 'missing' or the names of the parts that differ; None where it can."""
+    """Why a keyed folder cannot be used: 'missing' or the names of the parts that differ; None if it can."""
     path = folder / KEY_FILE
     return differing(json.loads(path.read_text()), wanted) if path.is_file() else "missing"
 
 
 def differing(found: Parts, wanted: Parts) -> str | None:
-    """Names of the parts that differ, joined; None where none does."""
+    """Names of the parts that differ, joined; None if none does."""
     names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
     more = f" and {len(names) - 3} more" if len(names) > 4 else ""
     return ", ".join(names[: 3 if more else 4]) + more or None

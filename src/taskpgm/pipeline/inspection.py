@@ -36,6 +36,6 @@ def inspect(config: Config, tell: Tell = tell_nobody) -> Inspection:
     notes = check_adapters(config, skeleton)
     tell("opening the model", 1, 1)
     if skeleton is None:
-        notes.append(f"{config.model.path} holds a tokenizer alone: rows can be counted, but a run needs the model")
+        notes.append(f"{config.model.path} holds only a tokenizer: rows can be counted, but a run needs the model")
     encoder = ChatEncoder(tokenizer, config.probes.max_length, limits_of(skeleton) if skeleton is not None else None)
     return Inspection(load_tasks(config, encoder.lengths, tell), encoder, skeleton is not None, notes)

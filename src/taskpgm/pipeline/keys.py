@@ -94,7 +94,7 @@ def block_keys(config: Config, model: str, pool: TaskPool, adapters: Mapping[str
 def mixture_parts(config: Config, scores: Parts) -> dict[str, str]:
     """What a mixture depends on: the scores, and the settings of all that follows them."""
     bounds = [task.model_dump(include={"min_share", "max_share"}) for task in config.tasks]
-    weights = {target.name: target.weight for target in config.targets}
+    weights = config.target_weights
     return {
         "scores": digest(dict(scores)),
         "affinity": digest(config.affinity.model_dump()),

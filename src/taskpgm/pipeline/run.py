@@ -234,7 +234,7 @@ def load_run(path: Path | str) -> FinishedDirectory:
 def solve_affinity(
     affinity: Affinity, config: EnergyConfig, out: Path | str, k: int | None = None, exhaustive: bool = False
 ) -> tuple[Mixture, Selection | None]:
-    """Mixture, and selection of at most k tasks, from a matrix alone, written to `out`: no model, no rows, no counts.
+    """Mixture, and selection of at most k tasks, from a matrix, written to `out`: no model, no rows, no counts.
 
     Raises:
         UserError: a k that the tasks do not allow, or no value of `config.t`.

@@ -74,7 +74,7 @@ class Session:
 def open_session(
     config: Config, out: Path | str, tell: Tell = tell_nobody, say: Say = say_nothing
 ) -> Iterator[Session]:
-    """Within, this process alone works on the run directory `out`, made if missing.
+    """Within, only this process works on the run directory `out`, made if missing.
 
     Raises:
         UserError: another process works on it, or it is a file.
@@ -322,12 +322,12 @@ def choose_energy(scores: Scores, affinity: Affinity, pool: TaskPool, config: Co
         return choose_t(scores, affinity, config.energy, allowed_shares(pool, config))
     by_size = config.energy.reference == "size"
     reference = size_mixture(pool, config.budget.unit) if by_size else uniform_mixture(pool)
-    weights = {target.name: target.weight for target in config.targets}
+    weights = config.target_weights
     return build_energy(scores, affinity, config.energy, weights, reference)
 
 
 def solve(pool: TaskPool, scores: Scores, config: Config) -> Result:
-    """The certified mixture and the rows that it takes, from scores alone; nothing is written.
+    """The certified mixture and the rows that it takes, from the scores and nothing else; nothing is written.
 
     Raises:
         UserError: a setting that the energy cannot take, or bounds that no mixture keeps.

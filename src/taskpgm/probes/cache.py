@@ -55,7 +55,7 @@ def write_blocks(path: Path, blocks: Mapping[str, tuple[Block, Ints | None, floa
 
 
 def usable(stored: tuple[Block, Ints | None, float] | None, wanted: Ints | None) -> tuple[Block, float] | None:
-    """A stored block with the hidden states at the wanted columns, and its seconds; None where it lacks some."""
+    """A stored block with the hidden states at the wanted columns, and its seconds; None if it lacks some."""
     if stored is None:
         return None
     block, columns, seconds = stored

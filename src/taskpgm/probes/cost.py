@@ -31,21 +31,21 @@ from taskpgm.lm.loading import load_model
 from taskpgm.lm.memory import training_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends
-from taskpgm.parallel import Item, Tick, Warn, side_by_side
+from taskpgm.parallel import Item, side_by_side
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.divergence import jsd_matrix
 from taskpgm.probes.probe import Probe, check_adapters
-from taskpgm.probes.schedule import encoded_steps, training_order, warm_order
+from taskpgm.probes.schedule import Schedule, encoded_steps, probe_schedule, warm_start_schedule
 from taskpgm.probes.scoring import score_sets
 from taskpgm.probes.training import Trainer
 from taskpgm.system import Clock
-from taskpgm.types import Tell, derive_seed, tell_nobody
+from taskpgm.types import Say, Tell, Tick, tell_nobody
 
-TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks
+TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks: an estimate is waited for
 STEPS = 2  # of each task: many tasks show how much memory batches of different sizes take together
 # On a CPU the allocator keeps blocks of many sizes: a run's peak grows beyond its trial's (benchmarks/estimates.py).
 GROWTH = 1.25
-SAMPLED_ROWS = 32  # rows of a task from which its lengths and its shared prefix are read
+SAMPLED_ROWS = 32  # of a task, from which its lengths and its shared prefix are read: a guess
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,12 @@ class Pace:
 
 def model_shape(lm: LanguageModel, config: Config) -> Shape:
     """Sizes of this model under this configuration."""
-    last = config.probes.lora.last_layers
     head = lm.model.get_output_embeddings().weight
     weights = sum(
         m.weight.numel() for m in lm.layers.modules() if getattr(m, "weight", None) is not None and m.weight.ndim == 2
     )
     depth = len(lm.layers)
-    return Shape(weights / depth, depth, 0 if last is None else depth - last, head.shape[1], head.shape[0])
+    return Shape(weights / depth, depth, config.probes.lora.first_layer(depth), head.shape[1], head.shape[0])
 
 
 def run_tokens(lm: LanguageModel, steps: Sequence[Sequence[Encoded]]) -> tuple[int, int, int]:
@@ -136,7 +135,7 @@ def run_tokens(lm: LanguageModel, steps: Sequence[Sequence[Encoded]]) -> tuple[i
     shared = lm.shared_prefix(rows)
     run = sum(_packed_tokens([ends(row) for row in step], shared, lm.token_budget) for step in steps)
     distinct = shared + sum(ends(row) - shared for row in {id(row): row for row in rows}.values())
-    return run, distinct, sum(int(row.response.sum()) for row in rows)
+    return run, distinct, sum(row.response_tokens for row in rows)
 
 
 def context_tokens(lm: LanguageModel, contexts: Mapping[str, Sequence[Encoded]]) -> tuple[int, int]:
@@ -145,7 +144,7 @@ def context_tokens(lm: LanguageModel, contexts: Mapping[str, Sequence[Encoded]])
         _packed_tokens([ends(row) for row in rows], lm.shared_prefix(rows), lm.token_budget)
         for rows in contexts.values()
     )
-    return run, sum(int(row.response.sum()) for rows in contexts.values() for row in rows)
+    return run, sum(row.response_tokens for rows in contexts.values() for row in rows)
 
 
 def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
@@ -172,9 +171,9 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
     peak_scoring = _peak(lm, clock)
 
     n, seeds = len(pool.tasks), config.probes.seeds
-    run = {name: _tokens_to_run(lm, encoder, rows, order) for name, (rows, order) in trainings.items()}
+    run = {name: _tokens_to_run(lm, encoder, rows, schedule) for name, (rows, schedule) in trainings.items()}
     work = {name: seeds * shape.training(*tokens) for name, tokens in run.items()}
-    steps = {name: seeds * len(order) for name, (_, order) in trainings.items()}
+    steps = {name: seeds * len(schedule) for name, (_, schedule) in trainings.items()}
     probes = [name for name in run if name != WARM]
     warm = WARM in trainings
     tokens, responses = context_tokens(lm, contexts)
@@ -191,7 +190,7 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
     seconds["score contexts"] = scoring / scoring_rate
     positions = 0
     if config.affinity.kind == "jsd":
-        columns = sum(int(row.response.sum()) for task in pool.tasks for row in contexts[task.name])
+        columns = sum(row.response_tokens for task in pool.tasks for row in contexts[task.name])
         positions = min(columns, config.affinity.jsd_positions)
         operations["divergences"] = seeds * shape.divergence(positions, n)
         seconds["divergences"] = operations["divergences"] / _try_divergence(lm, shape)
@@ -203,7 +202,7 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
         seconds, int(max(peak_training, peak_scoring + adapters * adapter + kept)), int(disk),
         run_tokens=seeds * sum(tokens for tokens, *_ in run.values()),
         trained_tokens=seeds * sum(
-            rows[int(i)].tokens for rows, order in trainings.values() for step in order for i in step
+            rows[int(i)].tokens for rows, schedule in trainings.values() for step in schedule for i in step
         ),
         scored_tokens=sum(len(r.ids) for rows in contexts.values() for r in rows) * scored,
         tera_operations={k: v / 1e12 for k, v in operations.items()},
@@ -228,12 +227,12 @@ def _try_training(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Confi
     """How fast some steps of one task after another are, as many side by side as in a run, and a probe."""
     trainer = Trainer(lm, config)
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
-    orders = {task.name: _order(pool, task.name, config) for task in pool.tasks}
-    longest = {task.name: _longest(encoder, task.train, orders[task.name]) for task in pool.tasks}
+    schedules = {task.name: _schedule(pool, task.name, config) for task in pool.tasks}
+    longest = {task.name: _longest(encoder, task.train, schedules[task.name]) for task in pool.tasks}
     memory = training_memory(lm, [list(longest.values())], trainer.first)
 
-    def work(task: str, _: Tick, warn: Warn) -> tuple[tuple[float, int, float], Probe]:
-        steps = encoded_steps(encoder, pool[task].train, orders[task][:STEPS])
+    def work(task: str, _: Tick, warn: Say) -> tuple[tuple[float, int, float], Probe]:
+        steps = encoded_steps(encoder, pool[task].train, schedules[task][:STEPS])
         trainer.train("trial", [longest[task]])  # a process's first step allocates; the longest one sets its peak
         started = perf_counter()
         found = trainer.train("trial", steps)
@@ -252,15 +251,13 @@ def _try_training(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Confi
     return Pace.fitted(trials), probe
 
 
-def _try_warm_start(
-    lm: LanguageModel, shape: Shape, training: tuple[Sequence[Row], Sequence[Any]], config: Config
-) -> Pace:
+def _try_warm_start(lm: LanguageModel, shape: Shape, training: tuple[Sequence[Row], Schedule], config: Config) -> Pace:
     """How fast the first steps of the warm start are, which is one training on all cores."""
-    rows, order = training
+    rows, schedule = training
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
-    steps = encoded_steps(encoder, rows, order[: 2 * STEPS])
+    steps = encoded_steps(encoder, rows, schedule[: 2 * STEPS])
     trainer = Trainer(lm, config)
-    trainer.train("trial", [_longest(encoder, rows, order)])
+    trainer.train("trial", [_longest(encoder, rows, schedule)])
     started = perf_counter()
     trainer.train("trial", steps)
     return Pace(shape.training(*run_tokens(lm, steps)) / (perf_counter() - started), 0.0)
@@ -273,9 +270,9 @@ def _alike(sizes: Mapping[str, float], lm: LanguageModel) -> list[list[str]]:
     return [*groups[:1], *groups[1:][-1:], *_spread(groups[1:-1])]
 
 
-def _longest(encoder: ChatEncoder, rows: Sequence[Row], order: Sequence[Any]) -> list[Encoded]:
+def _longest(encoder: ChatEncoder, rows: Sequence[Row], schedule: Schedule) -> list[Encoded]:
     """The rows of the optimiser step that has the most tokens."""
-    step = max(order, key=lambda step: sum(rows[int(i)].tokens for i in step))
+    step = max(schedule, key=lambda step: sum(rows[int(i)].tokens for i in step))
     return _encode(encoder, [rows[int(i)] for i in step])
 
 
@@ -316,34 +313,36 @@ def _try_divergence(lm: LanguageModel, shape: Shape, probes: int = 8, positions:
 
 
 def _tokens_to_run(
-    lm: LanguageModel, encoder: ChatEncoder, train: Sequence[Row], order: Sequence[Any]
+    lm: LanguageModel, encoder: ChatEncoder, train: Sequence[Row], schedule: Schedule
 ) -> tuple[int, int, int]:
     """As `run_tokens` of one probe's training; lengths and the shared prefix are read from some of its rows."""
-    used = [int(i) for step in order for i in step]
+    used = [int(i) for step in schedule for i in step]
     rows = _encode(encoder, [train[i] for i in used[:SAMPLED_ROWS]])
     shared, length = lm.shared_prefix(rows), float(np.mean([ends(row) for row in rows]))
-    per_step = max(1, math.ceil(len(used) / len(order) * (length - shared) / lm.token_budget))
-    run = len(used) * (length - shared) + per_step * len(order) * shared
+    per_step = max(1, math.ceil(len(used) / len(schedule) * (length - shared) / lm.token_budget))
+    run = len(used) * (length - shared) + per_step * len(schedule) * shared
     distinct = len(set(used)) * (length - shared) + shared
     responses = sum(train[i].response_tokens for i in used)
     return round(run), round(distinct), responses
 
 
-def _trainings(pool: TaskPool, config: Config) -> dict[str, tuple[Sequence[Row], Sequence[Any]]]:
-    """Rows of every training of one probe seed, and their order."""
-    found: dict[str, tuple[Sequence[Row], Sequence[Any]]] = {
-        task.name: (pool[task.name].train, _order(pool, task.name, config)) for task in config.tasks if not task.adapter
+def _trainings(pool: TaskPool, config: Config) -> dict[str, tuple[Sequence[Row], Schedule]]:
+    """Rows of every training of one probe seed, and their schedules."""
+    found: dict[str, tuple[Sequence[Row], Schedule]] = {
+        task.name: (pool[task.name].train, _schedule(pool, task.name, config))
+        for task in config.tasks
+        if not task.adapter
     }
     if config.probes.warm_start and len(found) == len(pool.tasks):
         rows = [row for task in pool.tasks for row in task.train]
         costs = [[row.response_tokens for row in task.train] for task in pool.tasks]
-        found[WARM] = (rows, warm_order(costs, config, 0))
+        found[WARM] = (rows, warm_start_schedule(costs, config, seed=0))
     return found
 
 
-def _order(pool: TaskPool, task: str, config: Config) -> list[Any]:
+def _schedule(pool: TaskPool, task: str, config: Config) -> Schedule:
     costs = [row.response_tokens for row in pool[task].train]
-    return training_order(costs, config, derive_seed(config.seed, "order", task, "0"))
+    return probe_schedule(costs, config, task, seed=0)
 
 
 def _packed_tokens(lengths: Sequence[int], shared: int, budget: int) -> int:

@@ -18,12 +18,13 @@ from taskpgm.errors import UserError, first_line
 from taskpgm.lm.batching import out_of_memory
 from taskpgm.lm.lora import HARMLESS, low_rank, patched
 from taskpgm.lm.model import LanguageModel
+from taskpgm.types import derive_seed
 
 WEIGHTS, SETTINGS, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
 # Starts of an adapter that leave the base model's weights alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take theirs out
 # of these, so an adapter that began so means something else on the base itself, and loading it would change the base.
 STARTS = (True, False, "gaussian", "eva", "orthogonal")
-STARTED_BY = {"eva_config", "corda_config", "lora_ga_config", "loftq_config"}  # of use before training alone
+STARTED_BY = {"eva_config", "corda_config", "lora_ga_config", "loftq_config"}  # of use only before training
 BY_PEFT = {"use_dora", "rank_pattern", "alpha_pattern", "lora_bias"}  # what PEFT applies to an adapter on its own
 IDLE = {"qalora_group_size", "megatron_core", "runtime_config"}  # nothing without another setting
 
@@ -45,7 +46,7 @@ class Probe:
         return f"{self.task}__{self.seed}"
 
     def first_layer(self, depth: int) -> int:
-        """Lowest decoder layer that the adapter changes; 0 where it reaches outside of the layers."""
+        """Lowest decoder layer that the adapter changes; 0 if it reaches outside of the layers."""
         found = [re.search(r"\.(?:layers|h|blocks?|layer)\.(\d+)\.", key) for key in self.weights]
         return min((int(m.group(1)) if m else 0 for m in found), default=depth - 1)
 
@@ -166,7 +167,7 @@ def check_adapter(model: Any, name: str, probe: Probe) -> None:
 
 
 def check_adapters(config: Config, model: Any) -> list[str]:
-    """Notes on the adapters that tasks bring, each checked on the model (or its skeleton) where there is one.
+    """Notes on the adapters that tasks bring, each checked on the model (or its skeleton) if there is one.
 
     Raises:
         UserError: an adapter that is none, or that does not fit.
@@ -185,8 +186,13 @@ def check_adapters(config: Config, model: Any) -> list[str]:
     return notes
 
 
+def adapter_seed(config: Config, seed: int) -> int:
+    """Seed of the initial weights that all adapters of one of the `probes.seeds` share."""
+    return derive_seed(config.seed, "adapter", str(seed))
+
+
 def lora_settings(lm: LanguageModel, lora: LoraConfig) -> Any:
-    """PEFT's LoraConfig for this model: explicit module names, and the last layers where asked for.
+    """PEFT's LoraConfig for this model: explicit module names, and the last layers if asked for.
 
     Raises:
         UserError: a target module that no decoder layer has, or more last layers than the model has.
@@ -207,7 +213,7 @@ def lora_settings(lm: LanguageModel, lora: LoraConfig) -> Any:
             f"probes.lora.target_modules names {sorted(unknown)[0]!r}, which no layer of {lm.name!r} has; "
             f"its linear modules are {', '.join(sorted(linear))}."
         )
-    last = None if lora.last_layers is None else list(range(depth - lora.last_layers, depth))
+    last = None if lora.last_layers is None else list(range(lora.first_layer(depth), depth))
     conv = any(type(module).__name__ == "Conv1D" for module in lm.layers.modules())
     return peft.LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, target_modules=sorted(targets), layers_to_transform=last,

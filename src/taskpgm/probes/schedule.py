@@ -1,4 +1,4 @@
-"""Which rows a probe or a warm start is trained on, step by step, drawn from the run seed and names alone."""
+"""Which rows a probe or a warm start is trained on, step by step, drawn from nothing but the run seed and names."""
 
 import heapq
 import math
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import Row
-from taskpgm.types import derive_seed
+from taskpgm.types import Ints, derive_seed
+
+Schedule = list[Ints]  # indices of the rows of every optimiser step
 
 
-def training_order(response_tokens: Sequence[int], config: Config, seed: int) -> list[NDArray[np.int64]]:
+def probe_schedule(response_tokens: Sequence[int], config: Config, task: str, seed: int) -> Schedule:
     """Row indices of every optimiser step: whole shuffled epochs, cut at the probe size, in equal steps.
 
     The size and the steps are counted in the unit of the budget, examples or response tokens, and are the same for
@@ -21,8 +23,10 @@ def training_order(response_tokens: Sequence[int], config: Config, seed: int) ->
 
     Args:
         response_tokens: of each of the task's training rows.
+        task: its name, which the shuffles are drawn from.
+        seed: which of the `probes.seeds`.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(derive_seed(config.seed, "order", task, str(seed)))
     cost = np.ones(len(response_tokens)) if config.budget.unit == "examples" else np.array(response_tokens, dtype=float)
     epochs = math.ceil(config.probe_size / cost.sum())
     order = np.concatenate([rng.permutation(len(cost)) for _ in range(epochs)])
@@ -31,7 +35,7 @@ def training_order(response_tokens: Sequence[int], config: Config, seed: int) ->
     return _equal_steps(order, spent[: len(order)], config.probe_steps)
 
 
-def warm_order(response_tokens: Sequence[Sequence[int]], config: Config, seed: int) -> list[NDArray[np.int64]]:
+def warm_start_schedule(response_tokens: Sequence[Sequence[int]], config: Config, seed: int) -> Schedule:
     """Rows of every optimiser step of a warm start, counted through all tasks one after another.
 
     The next row is always of the task that has spent least so far, ties in random order; a task goes through its rows
@@ -56,15 +60,15 @@ def warm_order(response_tokens: Sequence[Sequence[int]], config: Config, seed: i
     return _equal_steps(np.array(found), np.cumsum(costs), config.steps_of(config.warm_size))
 
 
-def _equal_steps(order: NDArray[np.int64], spent: NDArray[np.float64], steps: int) -> list[NDArray[np.int64]]:
+def _equal_steps(order: Ints, spent: NDArray[np.float64], steps: int) -> Schedule:
     """The order cut into so many steps, equal in what is spent up to each row."""
     steps = min(steps, len(order))
     cuts = np.searchsorted(spent, np.arange(1, steps) * spent[-1] / steps, side="left") + 1
     return [step for step in np.split(order, np.minimum(cuts, len(order))) if len(step)]
 
 
-def encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], order: Sequence[NDArray[np.int64]]) -> list[list[Encoded]]:
+def encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], schedule: Sequence[Ints]) -> list[list[Encoded]]:
     """Encoded rows of every optimiser step; a row that comes again is the same object."""
-    used = sorted({int(i) for step in order for i in step})
+    used = sorted({int(i) for step in schedule for i in step})
     encoded = dict(zip(used, encoder.encode([rows[i].conversation for i in used]), strict=True))
-    return [[row for i in step if (row := encoded[int(i)]) is not None] for step in order]
+    return [[row for i in step if (row := encoded[int(i)]) is not None] for step in schedule]

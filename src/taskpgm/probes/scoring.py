@@ -22,16 +22,16 @@ from taskpgm.lm.batching import batches, split_on_oom
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, ends, pack
-from taskpgm.parallel import Tick, Warn, side_by_side
+from taskpgm.parallel import side_by_side
 from taskpgm.probes.cache import BASE, WARM, Block, BlockCache, Blocks
 from taskpgm.probes.divergence import jsd_matrix, label_logp
 from taskpgm.probes.probe import Probe, Use, installed
 from taskpgm.scores import Divergences, Scores
 from taskpgm.system import Clock, release_memory
-from taskpgm.types import Floats, Ints, Tell, derive_seed, tell_nobody
+from taskpgm.types import Floats, Ints, Say, Tell, Tick, derive_seed, tell_nobody
 
 Hidden = NDArray[np.float32]  # (P, d) last hidden states at the sampled positions of a set
-ADAPTER_MEMORY = 2 << 30  # bytes of adapters that the model carries at a time
+ADAPTER_MEMORY = 2 << 30  # bytes of adapters that the model carries at a time: a guess
 
 
 def score_sets(
@@ -41,7 +41,7 @@ def score_sets(
     missing: Mapping[str, Sequence[str]],
     sampled: Mapping[str, Ints] | None = None,
     tell: Tell = tell_nobody,
-    warn: Callable[[str], None] = warnings.warn,
+    warn: Say = warnings.warn,
 ) -> Iterator[tuple[str, Blocks]]:
     """Blocks of one set after another, as they are done; a set may come several times, with other probes.
 
@@ -62,7 +62,7 @@ def score_sets(
         names = [name for name in contexts if wanted[name]]
         with installed(lm, chunk) as use:
 
-            def work(name: str, _: Tick, warn: Warn, use: Use = use, wanted: Any = wanted) -> tuple[str, Blocks]:
+            def work(name: str, _: Tick, warn: Say, use: Use = use, wanted: Any = wanted) -> tuple[str, Blocks]:
                 kept = sampled.get(name) if sampled else None
                 blocks = _score_set(lm, use, name, contexts[name], wanted[name], kept, warn)
                 release_memory()
@@ -189,7 +189,7 @@ def assemble(
     Contexts fall into B = min(16, contexts of the smallest set) groups, in turn within each set.
     """
     sets = tuple(contexts)
-    counts = [[int(row.response.sum()) for row in rows] for rows in contexts.values()]
+    counts = [[row.response_tokens for row in rows] for rows in contexts.values()]
     logp = [
         np.stack([np.concatenate([blocks[name, s].logp for s in sets]) for name in (start, *of_seed)])
         for start, of_seed in zip(base or [BASE] * len(names), names, strict=True)
@@ -223,11 +223,11 @@ def sample_positions(
 
     Each set gets an equal part of `positions`. Where it has no more columns than that, all are taken with weight ω;
     else they are drawn with probability ω, once for all pairs: unbiased, and ln 2 − JSD stays positive semidefinite.
-    The draw depends on the set alone, so a new task only shortens it.
+    The draw depends only on the set, so a new task only shortens it.
     """
     sample = {}
     for name, rows in contexts.items():
-        lengths = np.array([int(row.response.sum()) for row in rows])
+        lengths = np.array([row.response_tokens for row in rows])
         omega = np.repeat(1 / (len(rows) * lengths), lengths)
         part = max(1, positions // len(contexts))
         if len(omega) <= part:
@@ -254,12 +254,12 @@ def measure_divergences(
         hidden: last hidden states of a set at its sampled positions, by probe; asked for set by set.
     """
     head = lm.model.get_output_embeddings()
-    counts = [[int(row.response.sum()) for row in rows] for rows in contexts.values()]
+    counts = [[row.response_tokens for row in rows] for rows in contexts.values()]
     groups = int(max(context_groups(len(c), counts).max() for c in counts)) + 1
     n = len(names[0])
     total, weight = np.zeros((len(names), groups, n, n)), np.zeros(groups)
     for done, (name, (columns, weights)) in enumerate(sample.items()):
-        lengths = [int(row.response.sum()) for row in contexts[name]]
+        lengths = [row.response_tokens for row in contexts[name]]
         group = np.repeat(context_groups(len(lengths), counts), lengths)[columns]
         weight_PB = np.zeros((len(columns), groups))
         weight_PB[np.arange(len(columns)), group] = weights
@@ -289,7 +289,7 @@ def check_divergences_possible(lm: LanguageModel, probes: Sequence[Probe]) -> No
 
 def _score_set(
     lm: LanguageModel, use: Use, name: str, rows: list[Encoded], probes: Sequence[Probe | None],
-    kept: Ints | None, warn: Callable[[str], None],
+    kept: Ints | None, warn: Say,
 ) -> Blocks:  # fmt: skip
     """Blocks of one set: every batch runs the shared layers once, then the rest under each probe."""
     order = {id(row): i for i, row in enumerate(rows)}
@@ -298,7 +298,7 @@ def _score_set(
     shared = lm.shared_prefix(rows)
 
     def run(batch: Sequence[Encoded]) -> None:
-        cuts = np.cumsum([int(row.response.sum()) for row in batch])[:-1]
+        cuts = np.cumsum([row.response_tokens for row in batch])[:-1]
         places = [order[id(row)] for row in batch]
         packed = pack(batch, shared, lm.device)
         for k, (logp_R, hidden_Rd) in enumerate(_score_batch(lm, use, packed, probes, kept is not None)):
@@ -358,7 +358,7 @@ def _chunks(probes: Sequence[Probe]) -> Iterator[Sequence[Probe]]:
 def _memory(lm: LanguageModel, contexts: Mapping[str, list[Encoded]]) -> float:
     """Bytes, roughly, that scoring the set of the most tokens takes beyond the model."""
     tokens = max(sum(ends(row) for row in rows) for rows in contexts.values())
-    responses = max(sum(int(row.response.sum()) for row in rows) for rows in contexts.values())
+    responses = max(sum(row.response_tokens for row in rows) for rows in contexts.values())
     longest = max(ends(row) for rows in contexts.values() for row in rows)
     return lm.memory(min(tokens, max(lm.token_budget, longest)), longest, min(responses, lm.token_budget))
 

@@ -1,22 +1,22 @@
 """`train_probes`: one adapter a task, all trained alike from the same base and the same start, side by side.
 
 Sources: LoRA (arXiv 2106.09685) as PEFT implements it; AdamW, linear warm-up over a twentieth of the steps, linear
-decay to zero, gradient norm clipped at one. The model stays in evaluation mode: no dropout, so a probe depends on its
-rows, their order and the run seed alone.
+decay to zero, gradient norm clipped at one. The model stays in evaluation mode: no dropout, so a probe depends only on
+its rows, their order and the run seed.
 """
 
 import contextlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from taskpgm.config import Config, LoraConfig
+from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError, first_line
@@ -26,12 +26,12 @@ from taskpgm.lm.memory import Fit, fitting, recomputing, training_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends, pack
 from taskpgm.lm.trunk import Trunk
-from taskpgm.parallel import Tick, Warn, side_by_side
+from taskpgm.parallel import side_by_side
 from taskpgm.probes.cache import WARM
-from taskpgm.probes.probe import Probe, lora_settings, peft_quiet
-from taskpgm.probes.schedule import encoded_steps, training_order, warm_order
+from taskpgm.probes.probe import Probe, adapter_seed, lora_settings, peft_quiet
+from taskpgm.probes.schedule import encoded_steps, probe_schedule, warm_start_schedule
 from taskpgm.system import release_memory
-from taskpgm.types import Tell, derive_seed, tell_nobody
+from taskpgm.types import Say, Tell, Tick, tell_nobody
 
 
 def train_probes(
@@ -40,7 +40,7 @@ def train_probes(
     config: Config,
     seed: int = 0,
     tell: Tell = tell_nobody,
-    warn: Callable[[str], None] = warnings.warn,
+    warn: Say = warnings.warn,
     start: Probe | None = None,
 ) -> Iterator[Probe]:
     """One probe for each task in `rows`, yielded as its training ends: side by side on a CPU's cores.
@@ -48,24 +48,23 @@ def train_probes(
     Args:
         lm: the base model; unchanged when the iterator is exhausted or closed.
         rows: training rows by task; a task with fewer than the probe size repeats its own.
-        seed: which of the `probes.seeds`: draws the initialisation, shared by all tasks, and the orders.
-        start: the adapter that they all start from, see `train_warm_start`; a fresh one where left out.
+        seed: which of the `probes.seeds`: draws the initialisation, shared by all tasks, and the schedules.
+        start: the adapter that they all start from, see `train_warm_start`; a fresh one if left out.
 
     Raises:
         UserError: a loss that is not finite, with the task and the step.
     """
     trainer = Trainer(lm, config, seed, warn, start)
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
-    orders = {
-        task: training_order(
-            [row.response_tokens for row in of_task], config, derive_seed(config.seed, "order", task, str(seed))
+    steps = {
+        task: encoded_steps(
+            encoder, task_rows, probe_schedule([row.response_tokens for row in task_rows], config, task, seed)
         )
-        for task, of_task in rows.items()
+        for task, task_rows in rows.items()
     }
-    steps = {task: encoded_steps(encoder, rows[task], order) for task, order in orders.items()}
     total, done = sum(map(len, steps.values())), itertools.count(1)
 
-    def work(task: str, tick: Tick, warn: Warn) -> Probe:
+    def work(task: str, tick: Tick, warn: Say) -> Probe:
         trainer.warn = warn
         return trainer.train(task, steps[task], tick)
 
@@ -82,7 +81,7 @@ def train_warm_start(
     config: Config,
     seed: int = 0,
     tell: Tell = tell_nobody,
-    warn: Callable[[str], None] = warnings.warn,
+    warn: Say = warnings.warn,
 ) -> Probe:
     """An adapter trained on a uniform sample of all tasks, three times as long as a probe.
 
@@ -93,9 +92,10 @@ def train_warm_start(
     Raises:
         UserError: a loss that is not finite, with the step.
     """
-    every = [row for of_task in rows.values() for row in of_task]
-    order = warm_order([[row.response_tokens for row in of_task] for of_task in rows.values()], config, seed)
-    steps = encoded_steps(ChatEncoder(lm.tokenizer, config.probes.max_length), every, order)
+    all_rows = [row for task_rows in rows.values() for row in task_rows]
+    costs = [[row.response_tokens for row in task_rows] for task_rows in rows.values()]
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+    steps = encoded_steps(encoder, all_rows, warm_start_schedule(costs, config, seed))
     done = itertools.count(1)
     trainer = Trainer(replace(lm, processes=1), config, seed, warn)  # alone, on all cores
     return trainer.train(WARM, steps, lambda: tell("training the warm start", next(done), len(steps)))
@@ -109,22 +109,21 @@ class Trainer:
     """
 
     def __init__(
-        self, lm: LanguageModel, config: Config, seed: int = 0, warn: Callable[[str], None] = warnings.warn,
+        self, lm: LanguageModel, config: Config, seed: int = 0, warn: Say = warnings.warn,
         start: Probe | None = None,
     ) -> None:  # fmt: skip
         self.lm = lm
         self.config = config.probes
         self.seed = seed
         self.warn = warn
-        self.first = _first_adapted(config.probes.lora, len(lm.layers))
+        self.first = config.probes.lora.first_layer(len(lm.layers))
         self.settings = lora_settings(lm, config.probes.lora)
-        fresh = derive_seed(config.seed, "adapter", str(seed))
-        self.initial = start.weights if start else _initial_weights(lm, self.settings, fresh)
+        self.initial = start.weights if start else _initial_weights(lm, self.settings, adapter_seed(config, seed))
         self.limit = lm.token_budget  # tokens of a batch; shrinks when memory runs out
         self.recompute = False  # True when memory ran out with single rows
 
     def train(
-        self, name: str, steps: Sequence[Sequence[Encoded]], tell: Callable[[], None] = lambda: None,
+        self, name: str, steps: Sequence[Sequence[Encoded]], tell: Tick = lambda: None,
         trunk: Trunk | None = None,
     ) -> Probe:  # fmt: skip
         """The adapter trained on these rows, step by step; `tell` is called after each.
@@ -148,7 +147,7 @@ class Trainer:
 
     def descend(
         self, name: str, steps: Sequence[Sequence[Encoded]], trunk: Trunk, master: torch.nn.Parameter, flat: Tensor,
-        gradient: Tensor, tell: Callable[[], None] = lambda: None,
+        gradient: Tensor, tell: Tick = lambda: None,
     ) -> tuple[float, ...]:  # fmt: skip
         """Mean loss of every step, while `master` is moved by AdamW.
 
@@ -165,7 +164,7 @@ class Trainer:
         optimiser = torch.optim.AdamW([master], lr=self.config.learning_rate, weight_decay=0.0, fused=True)
         losses = []
         for number, rows in enumerate(steps):
-            optimiser.param_groups[0]["lr"] = self.config.learning_rate * schedule(number, len(steps))
+            optimiser.param_groups[0]["lr"] = self.config.learning_rate * learning_rate_factor(number, len(steps))
             master.grad = torch.zeros_like(master) if master.grad is None else master.grad.zero_()
             loss = self._gradient(rows, trunk, fit, master.grad, gradient, f"{_titled(name)}, step {number + 1}")
             norm = float(torch.nn.utils.clip_grad_norm_([master], 1.0))
@@ -221,7 +220,7 @@ class Trainer:
             of_batch.zero_()
 
 
-def schedule(step: int, steps: int) -> float:
+def learning_rate_factor(step: int, steps: int) -> float:
     """Share of the peak learning rate at a step: up over a twentieth of the steps, then down to zero."""
     warm = max(1, steps // 20)
     return (step + 1) / warm if step < warm else (steps - step) / max(1, steps - warm)
@@ -231,7 +230,7 @@ def _accumulate(
     lm: LanguageModel, rows: Sequence[Encoded], trunk: Trunk, fit: Fit, total: Tensor, of_batch: Tensor
 ) -> float:
     """Mean loss over the response tokens of `rows`; its gradient is added to `total`, through `of_batch`."""
-    labels = sum(int(row.response.sum()) for row in rows)
+    labels = sum(row.response_tokens for row in rows)
     loss_sum = 0.0
     for batch in batches([ends(row) for row in rows], fit.tokens, trunk.shared):
         packed = pack([rows[i] for i in batch], trunk.shared, lm.device)
@@ -262,10 +261,6 @@ def _initial_weights(lm: LanguageModel, settings: Any, seed: int) -> dict[str, T
     peft_model.unload()
     lm.model.requires_grad_(False)
     return weights
-
-
-def _first_adapted(lora: LoraConfig, depth: int) -> int:
-    return 0 if lora.last_layers is None else depth - lora.last_layers
 
 
 def _titled(name: str) -> str:
