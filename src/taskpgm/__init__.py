@@ -11,7 +11,7 @@ Names are loaded when they are first used, so that importing the package loads n
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Config": "config", "load_config": "config", "parse_config": "config", "UserError": "errors",
