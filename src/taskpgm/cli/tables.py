@@ -31,8 +31,8 @@ VERDICT_STYLE = {"better": "green", "worse": "red"}
 
 @dataclass(frozen=True)
 class Listing:
-    """A table whose first column names things. No name is ever broken or cut: where the table is wider than the
-    terminal, each name stands on a line of its own above its numbers."""
+    """A table whose first column names things. No name is ever broken or cut: if the table is wider than the terminal,
+    columns without a heading (bars) are left out, then each name stands on a line of its own above its numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str | Text]]
@@ -40,10 +40,13 @@ class Listing:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table, as wide as it has to be; print it with crop=False."""
-        whole = self._table(self.header, self.rows)
-        if _wanted(whole, console, options) <= options.max_width:
-            yield whole
-            return
+        kept = [i for i, name in enumerate(self.header) if name or i == 0]
+        narrow = [self.header[i] for i in kept], [[row[i] for i in kept] for row in self.rows]
+        for header, rows in ((self.header, self.rows), narrow):
+            table = self._table(header, rows)
+            if _wanted(table, console, options) <= options.max_width:
+                yield table
+                return
         header = self.header[1:]
         widths = [max(_width(row[i]) for row in (self.header, *self.rows)) for i in range(1, len(self.header))]
         bare = {"show_edge": False}
@@ -158,10 +161,10 @@ def selection_table(selection: Selection) -> RenderableType:
 def explanation_table(explanation: Explanation) -> RenderableType:
     """What is lost without each task and who takes over its share, dearest first; then interchangeable tasks."""
     rows = []
-    for one in sorted(explanation.dropped, key=lambda one: -(np.inf if one.loss is None else one.loss)):
-        takers = sorted(one.takers.items(), key=lambda item: -item[1])[:3]
-        loss = "cannot" if one.loss is None else f"{one.loss:.4g}"
-        rows.append([one.task, loss, "\n".join(f"{name} {change:+.1%}" for name, change in takers if change > 0)])
+    for dropped in sorted(explanation.dropped, key=lambda dropped: -(np.inf if dropped.loss is None else dropped.loss)):
+        takers = sorted(dropped.takers.items(), key=lambda item: -item[1])[:3]
+        loss = "cannot" if dropped.loss is None else f"{dropped.loss:.4g}"
+        rows.append([dropped.task, loss, "\n".join(f"{name} {change:+.1%}" for name, change in takers if change > 0)])
     table = Listing(["without", "energy lost", "who takes over"], rows, frozenset({"who takes over"}))
     return Group(table, *(Text(f"interchangeable: {', '.join(group)}") for group in explanation.clusters))
 
@@ -181,9 +184,9 @@ def comparison_view(comparison: Comparison) -> RenderableType:
     for quantity in comparison.quantities:
         lines += [Text()] * bool(comparison.differences)
         lines += [
-            Text(verdict_sentence(one, comparison.level), style=VERDICT_STYLE.get(one.verdict, ""))
-            for one in comparison.differences
-            if one.quantity == quantity
+            Text(verdict_sentence(difference, comparison.level), style=VERDICT_STYLE.get(difference.verdict, ""))
+            for difference in comparison.differences
+            if difference.quantity == quantity
         ]
     return Group(table, *below, *(Text(note, style="dim") for note in _comparison_notes(comparison)), *lines)
 
@@ -207,7 +210,7 @@ def _comparison_notes(comparison: Comparison) -> list[str]:
     if comparison.tasks:
         what = "loss" if comparison.reference != "uniform" else "loss increase over uniform"
         notes.append(f"worst task: the one with the largest {what}")
-    if any(one.corrected is not None for one in comparison.differences):
+    if any(difference.corrected is not None for difference in comparison.differences):
         notes.append("differences paired by seed; p after Holm's correction for the number of mixtures compared")
     return notes
 
@@ -280,9 +283,9 @@ def _interval(task: Mapping[str, Any]) -> str:
 def prediction_table(predictions: "Sequence[Prediction]") -> RenderableType:
     """Predicted losses of every mixture, lowest ensemble first, beside the measured ones if there are any."""
     rows = []
-    for one in sorted(predictions, key=lambda one: one.ensemble):
-        values = (one.ensemble, one.gain, one.merged, one.measured)
-        rows.append([one.mixture, *("" if value is None else f"{value:.4f}" for value in values)])
+    for prediction in sorted(predictions, key=lambda prediction: prediction.ensemble):
+        values = (prediction.ensemble, prediction.gain, prediction.merged, prediction.measured)
+        rows.append([prediction.mixture, *("" if value is None else f"{value:.4f}" for value in values)])
     table = Listing(["mixture", "ensemble", "gain", "merged probes", "measured"], rows)
     return Group(table, Text("loss in nats a token; predictions on the contexts, measured on rows for evaluation"))
 

@@ -129,7 +129,7 @@ class TaskPool:
     @property
     def sets(self) -> tuple[str, ...]:
         """Names of the tasks, then of the targets."""
-        return tuple(one.name for one in self.all)
+        return tuple(task_set.name for task_set in self.all)
 
     def __getitem__(self, name: str) -> TaskSet:
         """The task or target of that name."""
@@ -143,10 +143,10 @@ class TaskPool:
         """Write rows.jsonl and pool.json into the folder (not atomic; the store does that)."""
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "rows.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-            for one in self.all:
+            for task_set in self.all:
                 for side in SIDES:
-                    for r in getattr(one, side):
-                        file.write(json.dumps([one.name, side, *_stored(r)], ensure_ascii=False) + "\n")
+                    for r in getattr(task_set, side):
+                        file.write(json.dumps([task_set.name, side, *_stored(r)], ensure_ascii=False) + "\n")
         described = [
             {key: getattr(s, key) for key in ("name", "kind", "layout", "columns", "notes")}
             | {"counts": asdict(s.counts)}
@@ -236,7 +236,7 @@ def load_tasks(config: Config, lengths_of: LengthsOf, tell: Tell = tell_nobody) 
         sides = _split(ranked, kind, config.contexts, _ranked(validation, rows, other) if other else None)
         notes = (*reading.notes, *_other_notes(reading, other), *_losses({*own, *validation}, lost))
         sets.append(TaskSet(source.name, kind, reading.layout, reading.columns, *sides, counts, notes))
-    members = [{row.key for side in SIDES for row in getattr(one, side)} for one in sets]
+    members = [{row.key for side in SIDES for row in getattr(task_set, side)} for task_set in sets]
     overlap = np.array([[len(a & b) for b in members] for a in members], dtype=np.int64)
     return _pool(_without_leaks(sets), overlap)
 
@@ -336,24 +336,25 @@ def _split(
 
 def _without_leaks(sets: list[TaskSet]) -> list[TaskSet]:
     """The sets without validation rows that are contexts, and without training rows that are held out anywhere."""
-    contexts = {row.key for one in sets for row in one.contexts}
-    held = contexts | {row.key for one in sets for row in one.validation}
+    contexts = {row.key for task_set in sets for row in task_set.contexts}
+    held = contexts | {row.key for task_set in sets for row in task_set.validation}
     clean = []
-    for one in sets:
-        validation = tuple(row for row in one.validation if row.key not in contexts)
-        train = tuple(row for row in one.train if row.key not in held)
-        if one.train and not train:
+    for task_set in sets:
+        validation = tuple(row for row in task_set.validation if row.key not in contexts)
+        train = tuple(row for row in task_set.train if row.key not in held)
+        if task_set.train and not train:
             raise UserError(
-                f"Task {one.name!r} has no training row left: all {len(one.train)} equal held-out rows of its own or "
-                "other sets; lower contexts.per_set, add data, or leave out the task or the set that it repeats."
+                f"Task {task_set.name!r} has no training row left: all {len(task_set.train)} equal held-out rows of "
+                "its own or other sets; lower contexts.per_set, add data, or leave out the task or the set that it "
+                "repeats."
             )
         counts = replace(
-            one.counts,
-            validation_dropped=len(one.validation) - len(validation),
-            train_dropped=len(one.train) - len(train),
-            truncated=sum(row.truncated for side in (train, one.contexts, validation) for row in side),
+            task_set.counts,
+            validation_dropped=len(task_set.validation) - len(validation),
+            train_dropped=len(task_set.train) - len(train),
+            truncated=sum(row.truncated for side in (train, task_set.contexts, validation) for row in side),
         )
-        clean.append(replace(one, train=train, validation=validation, counts=counts))
+        clean.append(replace(task_set, train=train, validation=validation, counts=counts))
     return clean
 
 
@@ -374,8 +375,8 @@ def _check_enough(name: str, kind: str, rows: int, counts: Counts, contexts: Con
 
 def _pool(sets: list[TaskSet], overlap: NDArray[np.int64]) -> TaskPool:
     overlap.setflags(write=False)
-    tasks = tuple(one for one in sets if one.kind == "task")
-    return TaskPool(tasks, tuple(one for one in sets if one.kind == "target"), overlap)
+    tasks = tuple(task_set for task_set in sets if task_set.kind == "task")
+    return TaskPool(tasks, tuple(task_set for task_set in sets if task_set.kind == "target"), overlap)
 
 
 def _key_of(rows: Iterable[Row]) -> str:

@@ -34,7 +34,7 @@ def response_logp(lm: LanguageModel, rows: Sequence[Encoded], trunk: Trunk | Non
     Args:
         trunk: of a set that the rows belong to, below the adapter's layers.
     """
-    found: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(rows)
+    logp: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(rows)
     trunk = trunk or Trunk(lm, 0, lm.shared_prefix(rows))
     for batch in batches([ends(row) for row in rows], lm.token_budget, trunk.shared):
         packed = pack([rows[i] for i in batch], trunk.shared, lm.device)
@@ -43,33 +43,33 @@ def response_logp(lm: LanguageModel, rows: Sequence[Encoded], trunk: Trunk | Non
             blocks = [label_logp(z, y).cpu().numpy() for z, y, _ in logits]
         cuts = np.cumsum([rows[i].response_tokens for i in batch])[:-1]
         for i, logp_R in zip(batch, np.split(np.concatenate(blocks), cuts), strict=True):
-            found[i] = logp_R
-    return found
+            logp[i] = logp_R
+    return logp
 
 
 def option_logp(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]) -> list[NDArray[np.float64] | None]:
-    """(options,) log-likelihood of every option as the last answer, end-of-turn token included; None: one is too long.
+    """(options,) log-likelihood of each option as the last answer, with its end-of-turn token; None if one is too long.
 
     The rows carry choices; turns behind the last answer do not count. A prompt runs once for all its options where they
     leave its tokens as they are, which is nearly always.
     """
     encoded = [encoder.encode([row.conversation.until_answer(choice) for choice in row.choices or ()]) for row in rows]
-    found: list[NDArray[np.float64] | None] = [None] * len(rows)
+    by_row: list[NDArray[np.float64] | None] = [None] * len(rows)
     asked: dict[int, _Question] = {}
-    for i, of_row in enumerate(encoded):
-        turns = [_last_turn(one) for one in of_row if one]
-        if len(turns) < len(of_row):
+    for i, options in enumerate(encoded):
+        turns = [_last_turn(option) for option in options if option]
+        if len(turns) < len(options):
             continue
         if question := _question(turns):
             asked[i] = question
         else:
-            found[i] = np.array([logp_R.sum(dtype=np.float64) for logp_R in response_logp(lm, turns)])
+            by_row[i] = np.array([logp_R.sum(dtype=np.float64) for logp_R in response_logp(lm, turns)])
     places = list(asked)
     for batch in batches([asked[i].cost for i in places], lm.token_budget):
         chosen = [places[k] for k in batch]
         for i, logp in zip(chosen, _batch_of_options(lm, [asked[i] for i in chosen]), strict=True):
-            found[i] = logp
-    return found
+            by_row[i] = logp
+    return by_row
 
 
 def written_answers(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]) -> list[str]:
@@ -79,20 +79,20 @@ def written_answers(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]
     behind the length of the longest reference.
     """
     references = encoder.encode([_until_answer(row) for row in rows])
-    turns = [_last_turn(one) for one in references if one]
+    turns = [_last_turn(row) for row in references if row]
     assert len(turns) == len(rows), "rows fit: their lengths were measured"
-    starts = [int(np.flatnonzero(one.response)[0]) for one in turns]
-    prompts = [one.ids[:start] for one, start in zip(turns, starts, strict=True)]
-    limit = max(one.response_tokens for one in turns) + SPARE_TOKENS
+    starts = [int(np.flatnonzero(turn.response)[0]) for turn in turns]
+    prompts = [turn.ids[:start] for turn, start in zip(turns, starts, strict=True)]
+    limit = max(turn.response_tokens for turn in turns) + SPARE_TOKENS
     if lm.limits.positions is not None:  # what is written needs positions too: long prompts lose their left end
         limit = min(limit, lm.limits.positions - 1)
         prompts = [ids[-(lm.limits.positions - limit) :] for ids in prompts]
     ends = _ends(lm, turns)
-    found = [""] * len(rows)
+    answers = [""] * len(rows)
     for batch in batches([len(prompt) + limit for prompt in prompts], lm.token_budget):
         for i, ids in zip(batch, _greedy(lm, [prompts[i] for i in batch], limit, ends), strict=True):
-            found[i] = lm.tokenizer.decode(ids, skip_special_tokens=True)
-    return found
+            answers[i] = lm.tokenizer.decode(ids, skip_special_tokens=True)
+    return answers
 
 
 def same_answer(written: str, reference: str) -> bool:
@@ -139,11 +139,11 @@ def _grade_written(
     lm: LanguageModel, encoder: ChatEncoder, measure: GradedBy, rows: list[Row], longest: int,
     score: Callable[[Row, str], float],
 ) -> Grades:  # fmt: skip
-    references = [_last_turn(one) for one in encoder.encode([_until_answer(row) for row in rows]) if one]
-    if max(one.response_tokens for one in references) > longest:
+    references = [_last_turn(row) for row in encoder.encode([_until_answer(row) for row in rows]) if row]
+    if max(turn.response_tokens for turn in references) > longest:
         return Grades()
     scores = [float(score(row, said)) for row, said in zip(rows, written_answers(lm, encoder, rows), strict=True)]
-    right = float(np.mean([one >= 1 for one in scores]))
+    right = float(np.mean([score >= 1 for score in scores]))
     return Grades(measure, len(rows), right, score=float(np.mean(scores)) if measure == "verifier" else None)
 
 
@@ -176,12 +176,12 @@ class _Question(NamedTuple):
 
 def _question(turns: Sequence[Encoded]) -> _Question | None:
     """Prompt and options of rows that differ in their last turn; None if their prompts differ, by truncation say."""
-    starts = [int(np.flatnonzero(one.response)[0]) for one in turns]
+    starts = [int(np.flatnonzero(turn.response)[0]) for turn in turns]
     prompt = turns[0].ids[: starts[0]]
-    if any(not np.array_equal(one.ids[:start], prompt) for one, start in zip(turns, starts, strict=True)):
+    if any(not np.array_equal(turn.ids[:start], prompt) for turn, start in zip(turns, starts, strict=True)):
         return None
-    ends = [int(np.flatnonzero(one.response)[-1]) + 1 for one in turns]
-    return _Question(prompt, [one.ids[a:b] for one, a, b in zip(turns, starts, ends, strict=True)])
+    ends = [int(np.flatnonzero(turn.response)[-1]) + 1 for turn in turns]
+    return _Question(prompt, [turn.ids[a:b] for turn, a, b in zip(turns, starts, ends, strict=True)])
 
 
 def _batch_of_options(lm: LanguageModel, questions: Sequence[_Question]) -> list[NDArray[np.float64]]:
@@ -191,9 +191,9 @@ def _batch_of_options(lm: LanguageModel, questions: Sequence[_Question]) -> list
     """
     from transformers import DynamicCache
 
-    ids_QP, seen_QP = _left_padded(lm, [one.prompt for one in questions])
-    options = [ids for one in questions for ids in one.options]
-    owner_O = torch.tensor([q for q, one in enumerate(questions) for _ in one.options], device=lm.device)
+    ids_QP, seen_QP = _left_padded(lm, [question.prompt for question in questions])
+    options = [ids for question in questions for ids in question.options]
+    owner_O = torch.tensor([q for q, question in enumerate(questions) for _ in question.options], device=lm.device)
     ids_OL = torch.full((len(options), max(map(len, options))), lm.tokenizer.pad_token_id, device=lm.device)
     for o, ids in enumerate(options):
         ids_OL[o, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
@@ -217,7 +217,7 @@ def _batch_of_options(lm: LanguageModel, questions: Sequence[_Question]) -> list
             ).logits  # fmt: skip
             for o, ids in enumerate(options):
                 sums_O[o] += label_logp(logits_OLV[o, : len(ids) - 1], ids_OL[o, 1 : len(ids)]).double().sum()
-    cuts = np.cumsum([len(one.options) for one in questions])[:-1]
+    cuts = np.cumsum([len(question.options) for question in questions])[:-1]
     return list(np.split(sums_O.cpu().numpy(), cuts))
 
 
@@ -254,7 +254,7 @@ def _ends(lm: LanguageModel, turns: Sequence[Encoded]) -> list[int]:
     """Tokens that end a turn: the tokenizer's, the model's own, and the special token that ends every reference."""
     own = lm.model.generation_config.eos_token_id
     ends = {lm.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    last = {int(one.ids[one.response][-1]) for one in turns}
+    last = {int(turn.ids[turn.response][-1]) for turn in turns}
     special = set(lm.tokenizer.get_added_vocab().values())
     return sorted(ends | (last if len(last) == 1 and last <= special else set()))
 

@@ -56,7 +56,7 @@ def run_prediction(
     result = finished.result
     weights = mixture_weights(finished.config, result, mixtures, seed=0)
     measured = _trained_mixtures(finished, _shares(finished.config), weights)
-    weights |= {name: of_task for name, (of_task, _) in measured.items()}
+    weights |= {name: shares for name, (shares, _) in measured.items()}
     found = [
         replace(one, measured=measured[one.mixture][1] if one.mixture in measured else None)
         for one in predict_losses(finished, weights, merged)
@@ -84,31 +84,31 @@ def predict_losses(
     start = -float(result.scores.target_weights(wanted) @ mean_logp(result.scores)[0])
     found = []
     merger = _Merger(finished) if merged else None
-    for done, (name, of_task) in enumerate(weights.items()):
+    for done, (name, shares) in enumerate(weights.items()):
         finished.tell("predicting", done, len(weights))
-        p = np.array([of_task.get(task, 0.0) for task in pool.names])
+        p = np.array([shares.get(task, 0.0) for task in pool.names])
         divergence = _kl_from_uniform(p)
         losses = {
             "ensemble": ensemble.loss(p) + usual_prior("likelihood", result.scores) * divergence,
             "gain": start + gain.loss(p) + usual_prior("gain", result.scores) * divergence,
             "merged": merger.loss(p) if merger else None,
         }
-        found.append(Prediction(name, dict(of_task), **losses))  # type: ignore[arg-type]
+        found.append(Prediction(name, dict(shares), **losses))  # type: ignore[arg-type]
     finished.tell("predicting", len(weights), len(weights))
     return found
 
 
 def rank_correlations(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Spearman's correlation of either prediction with the measured losses; {} for fewer than three of these."""
-    known = [one for one in predictions if one.measured is not None]
+    known = [prediction for prediction in predictions if prediction.measured is not None]
     if len(known) < 3:
         return {}
-    measured = [one.measured for one in known]
+    measured = [prediction.measured for prediction in known]
     ranks: dict[str, Any] = {"mixtures": len(known)}
     for name in ("ensemble", "gain"):
-        ranks[name] = _spearman([getattr(one, name) for one in known], measured)
-    if all(one.merged is not None for one in known):
-        ranks["merged"] = _spearman([one.merged for one in known], measured)
+        ranks[name] = _spearman([getattr(prediction, name) for prediction in known], measured)
+    if all(prediction.merged is not None for prediction in known):
+        ranks["merged"] = _spearman([prediction.merged for prediction in known], measured)
     return ranks
 
 
@@ -185,7 +185,7 @@ def _kl_from_uniform(p: Floats) -> float:
 
 def _shares(config: Config) -> dict[str, float]:
     """What a macro loss weighs: the targets by their weights, or the tasks alike."""
-    weights = config.target_weights or {one.name: 1.0 for one in config.tasks}
+    weights = config.target_weights or {task.name: 1.0 for task in config.tasks}
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 
@@ -200,7 +200,7 @@ def _trained_mixtures(
     setting = json.loads(last.read_text()).get("setting") if last.exists() else None
     if setting is None:
         return {}
-    taken = {name: digest(dict(of_task)) for name, of_task in now.items()}
+    taken = {name: digest(dict(weights)) for name, weights in now.items()}
     losses: dict[tuple[str, str], list[float]] = {}
     weights: dict[tuple[str, str], dict[str, float]] = {}
     for path in sorted((finished.folder / "compare").glob("*.json")):
@@ -209,7 +209,7 @@ def _trained_mixtures(
             continue
         name = f"random, seed {record['seed']}" if record["mixture"] == "random" else record["mixture"].split("@")[0]
         key = (name, digest(record["weights"]))
-        macro = sum(share * record["sets"][one]["token_loss"] for one, share in shares.items())
+        macro = sum(share * record["sets"][name]["token_loss"] for name, share in shares.items())
         losses.setdefault(key, []).append(macro)
         weights[key] = record["weights"]
     found: dict[str, tuple[dict[str, float], float]] = {}
