@@ -12,7 +12,7 @@ test: .venv/ready-dev
 	$(BIN)/python -m pytest
 check: .venv/ready-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 # The experiments of docs/results.md with all variants, some hours on two cores; a stopped run goes on.
 results: .venv/ready-dev
 	$(BIN)/python benchmarks/results.py runs/results
