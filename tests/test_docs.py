@@ -1,0 +1,38 @@
+"""The documents keep up with the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import taskpgm
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_api_page_has_every_public_name_once() -> None:
+    listed = re.findall(r"^::: taskpgm\.(\S+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.M)
+    assert sorted(listed) == sorted(f"{module}.{name}" for name, module in taskpgm._HOME.items())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:[\w-]+/)+[\w-]+\.py)\b", text)
+    places = (ROOT, ROOT / "src" / "taskpgm")
+    assert not [name for name in named if not any((place / name).is_file() for place in places)]
+
+
+def test_links_out_of_the_site_lead_somewhere() -> None:
+    """`mkdocs build --strict` checks those inside."""
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+        links += re.findall(r'(?:src|srcset)="([^"]+)"', page.read_text(encoding="utf-8"))
+        assert not [link for link in links if not (ROOT / link).exists()], page
+
+
+def test_every_decision_says_what_why_and_instead_of_what() -> None:
+    decisions = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8").split("\n### ")[1:]
+    for decision in decisions:
+        assert re.findall(r"^- \*\*(\w[\w ]*):\*\*", decision, re.M) == ["Chosen", "Because", "Instead of"], decision
