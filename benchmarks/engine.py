@@ -114,6 +114,8 @@ class Bench:
         self.args = args
         self.config: Config = parse_config(data)
         self.lm = load_model(self.config.model)
+        if args.whole:
+            self.lm = replace(self.lm, whole_because="asked for by --whole")
         self.encoder = ChatEncoder(self.lm.tokenizer, self.config.probes.max_length)
         self.pool = load_tasks(self.config, self.encoder.lengths)
         self.vocabulary = self.lm.model.get_input_embeddings().weight.shape[0]
@@ -693,6 +695,7 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=3, help="tasks that are trained both ways")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--lengths", default="64,128,256,512,1024,2048", help="lengths: tokens of a row")
+    parser.add_argument("--whole", action="store_true", help="ours runs whole and padded, as what cannot be packed")
     parser.add_argument("--shared", type=float, default=0.0, help="lengths: share of the tokens that rows begin with")
     parser.add_argument("--parts", default="training,scoring")
     parser.add_argument("--out", type=Path, default=Path("engine.json"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import re
 
 import numpy as np
 import pytest
@@ -109,8 +110,7 @@ def test_others_are_run_whole_and_say_why(kind, tmp_path, monkeypatch):
     folder = write_model(tmp_path, kind, settings)
     for dtype in ("float32", "bfloat16"):
         lm = loaded(folder, dtype)
-        with pytest.raises(AssertionError, match=why):
-            raise AssertionError(lm.whole_because)
+        assert re.search(why, lm.whole_because or "")
     with another_processor(monkeypatch):
         assert loaded(folder, "bfloat16").whole_because
     if kind == "granite":

@@ -437,6 +437,11 @@ def test_a_command_that_reads_leaves_the_mixture_as_it_is(copied):
     after = times(out, "*.json*") | times(out, "*.npz")
     assert {name: t for name, t in after.items() if name != "explanation.json"} == before
     assert folder == out / "selections" / "k2"
+    with open_session(config, out) as session:
+        best, searched, _ = select_run(session, 2, exhaustive=True)
+    assert searched.exhaustive
+    assert {name for name, share in best.mixture.shares.items() if share > 0} == set(searched.chosen)
+    assert json.loads((folder / "selection.json").read_text())["exhaustive"]
     assert sum(w > 0 for w in result.mixture.weights) == len(selection.chosen) == 2
     chosen = {json.loads(line)["task"] for line in (folder / "train.jsonl").read_text().splitlines()}
     assert chosen == set(selection.chosen)

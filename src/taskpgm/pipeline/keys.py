@@ -91,21 +91,6 @@ def block_keys(config: Config, model: str, pool: TaskPool, adapters: Mapping[str
     }
 
 
-def mixture_parts(config: Config, scores: Parts) -> dict[str, str]:
-    """What a mixture depends on: the scores, and the settings of all that follows them."""
-    bounds = [task.model_dump(include={"min_share", "max_share"}) for task in config.tasks]
-    weights = config.target_weights
-    return {
-        "scores": digest(dict(scores)),
-        "affinity": digest(config.affinity.model_dump()),
-        "energy": digest(config.energy.model_dump()),
-        "target weights": digest(weights),
-        "bounds": digest([bounds, [group.model_dump() for group in config.groups]]),
-        "budget": digest(config.budget.model_dump()),
-        "selection": digest(config.selection.model_dump()),
-    }
-
-
 def _source_settings(source: Source) -> dict[str, Any]:
     settings = source.model_dump(include={"subset", "split", "columns"})
     return settings | ({"refused": source.refused} if source.refused != "error" else {})

@@ -28,10 +28,8 @@ from taskpgm.mixture.explanation import explain as explain_mixture
 from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.directory import RunDirectory
-from taskpgm.pipeline.keys import mixture_parts
 from taskpgm.pipeline.stages import (
     Session,
-    allowed_shares,
     counted,
     finished_run,
     keep_mixture,
@@ -96,11 +94,12 @@ def solve_run(session: Session) -> Result:
 
 
 def sample_run(session: Session) -> Result:
-    """The run's training set; its mixture is written again only if a setting that it depends on changed."""
+    """The run's training set; its mixture is written again only if it is another one than the directory holds."""
     clock = Clock()
     result = solved(session)
-    wanted = mixture_parts(session.config, session.artifacts.recorded("score")["parts"])
-    if session.artifacts.differs("solve", wanted):
+    written = session.artifacts / "mixture.json"
+    same = json.loads(json.dumps(counted(result.mixture, result.plan)))
+    if not written.exists() or json.loads(written.read_text(encoding="utf-8")) != same:
         keep_mixture(session, result, clock)
     keep_training_set(session, result, Clock())
     return result
@@ -117,10 +116,8 @@ def select_run(
     """
     settings = session.config.model_copy(update={"selection": session.config.selection.model_copy(update={"k": k})})
     pool = recorded_pool(session)
-    result = solve(pool, recorded_scores(session, pool), settings)
+    result = solve(pool, recorded_scores(session, pool), settings, exhaustive)
     selection = result.selection
-    if exhaustive:
-        selection = select_tasks(result.energy, allowed_shares(pool, settings), k, exhaustive=True)
     assert selection is not None, "k is given"
     artifacts, folder = session.artifacts, f"selections/k{k}"
     artifacts.write_json(f"{folder}/selection.json", selection.to_dict())

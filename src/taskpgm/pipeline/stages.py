@@ -22,6 +22,7 @@ from taskpgm.data.plan import RowPlan, plan_rows, size_mixture, supply_bounds, u
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.result import FinishedRun, Result
+from taskpgm.files import digest
 from taskpgm.lm.engine import Engine
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.bounds import Bounds, Group, make_bounds
@@ -37,7 +38,6 @@ from taskpgm.pipeline.keys import (
     block_keys,
     data_parts,
     has_warm_start,
-    mixture_parts,
     probe_parts,
     score_parts,
     warm_parts,
@@ -156,7 +156,6 @@ def _make_warm_start(session: Session, pool: TaskPool, seed: int) -> None:
     from taskpgm.probes.training import train_warm_start
 
     clock = Clock()
-    artifacts.forget("probe")
     rows = {task.name: task.train for task in pool.tasks}
     probe = train_warm_start(session.engine.lm, rows, session.config, seed, session.tell, session.say)
     with artifacts.folder(folder, parts, "probe") as scratch:
@@ -169,7 +168,6 @@ def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], 
     from taskpgm.probes.training import train_probes
 
     config, artifacts, engine = session.config, session.artifacts, session.engine
-    artifacts.forget("probe")
     clock = Clock()
 
     def save(task: TaskConfig, probe: "Probe") -> None:
@@ -326,8 +324,11 @@ def choose_energy(scores: Scores, affinity: Affinity, pool: TaskPool, config: Co
     return build_energy(scores, affinity, config.energy, weights, reference)
 
 
-def solve(pool: TaskPool, scores: Scores, config: Config) -> Result:
+def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = False) -> Result:
     """The certified mixture and the rows that it takes, from the scores and nothing else; nothing is written.
+
+    Args:
+        exhaustive: if tasks are selected, look at every set of them.
 
     Raises:
         UserError: a setting that the energy cannot take, or bounds that no mixture keeps.
@@ -335,7 +336,8 @@ def solve(pool: TaskPool, scores: Scores, config: Config) -> Result:
     affinity = measure_affinity(scores, config.affinity)
     energy = choose_energy(scores, affinity, pool, config)
     bounds = allowed_shares(pool, config)
-    selection = select_tasks(energy, bounds, config.selection.k) if config.selection.k else None
+    k = config.selection.k
+    selection = select_tasks(energy, bounds, k, exhaustive) if k else None
     references = {
         "uniform": uniform_mixture(pool),
         "size-proportional": size_mixture(pool, config.budget.unit),
@@ -355,7 +357,7 @@ def keep_mixture(session: Session, result: Result, clock: Clock) -> None:
     else:
         (artifacts / "selection.json").unlink(missing_ok=True)
     artifacts.write_json("mixture.json", counted(result.mixture, result.plan))
-    artifacts.record("solve", mixture_parts(session.config, artifacts.recorded("score")["parts"]), clock)
+    artifacts.record("solve", {"scores": digest(artifacts.recorded("score")["parts"])}, clock)
 
 
 def keep_training_set(session: Session, result: Result, clock: Clock, name: str = "train.jsonl") -> None:
@@ -367,13 +369,9 @@ def keep_training_set(session: Session, result: Result, clock: Clock, name: str 
         write_train_jsonl(path, result.pool, result.plan, layout)
     if name == "train.jsonl":
         tokens = sum(task.tokens for task in result.plan.tasks)
-        artifacts.record("sample", {"solve": _shares_key(result)}, clock, rows=len(result.plan), response_tokens=tokens)
-
-
-def _shares_key(result: Result) -> str:
-    from taskpgm.files import digest
-
-    return digest(result.mixture.shares)
+        artifacts.record(
+            "sample", {"solve": digest(result.mixture.shares)}, clock, rows=len(result.plan), response_tokens=tokens
+        )
 
 
 def counted(mixture: Mixture, plan: RowPlan) -> dict[str, Any]:
