@@ -106,7 +106,7 @@ class ModelConfig(Section):
     processes: PositiveInt | None = Field(
         None,
         description="On a CPU under Linux, processes that train and score side by side, one core each; 1: none, all "
-        "cores for one after another. Left out: one a core, where memory allows.",
+        "cores for one after another. Left out: one a core, if memory allows.",
     )
     trust_remote_code: bool = Field(False, description="Run code that a hub repository ships. Off unless you trust it.")
 
@@ -307,7 +307,7 @@ class ExportConfig(Section):
         "auto",
         description="Columns of train.jsonl; prompt_completion: lists of messages if the model has a chat template, "
         "else text. auto: messages if the model has a chat template or a row has several turns, else "
-        "prompt_completion; that too where answers are context and every row learns only its last turn.",
+        "prompt_completion; that too if answers are context and every row learns only its last turn.",
     )
 
 
@@ -416,7 +416,7 @@ def load_config(path: str | Path) -> Config:
 
 
 def _text_of(path: Path) -> str:
-    """Text of a configuration: UTF-8, or UTF-16 where its first bytes say so."""
+    """Text of a configuration: UTF-8, or UTF-16 if its first bytes say so."""
     try:
         data = path.read_bytes()
         return data.decode(json.detect_encoding(data[:4]))
@@ -462,7 +462,7 @@ def resolve_paths(config: Config, folder: Path) -> Config:
 
 
 def local_path(path: str) -> Path:
-    """The path, with a home folder for the ~ that it begins with; ~.jsonl, where nobody has that home, is a file.
+    """The path, with a home folder for the ~ that it begins with; ~.jsonl is a file if nobody has that home.
 
     Raises:
         UserError: no file can be called that.

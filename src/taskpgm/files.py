@@ -68,7 +68,7 @@ def files_digest(paths: Sequence[Path]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Hash of a file's content; of size, time, first and last megabyte where it is larger than 256 MiB."""
+    """Hash of a file's content; of size, time, first and last megabyte if it is larger than 256 MiB."""
     stat = path.stat()
     found = hashlib.blake2b(str(stat.st_size).encode(), digest_size=12)
     with path.open("rb") as file:

@@ -153,7 +153,7 @@ def _serve(work: Any, items: Sequence[Any], pipe: Connection, inherited: Sequenc
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or where it does not survive pickling, one that says the same."""
+    """The error, or if it does not survive pickling, one that says the same."""
     with contextlib.suppress(Exception):
         if type(pickle.loads(pickle.dumps(error))) is type(error):
             return error

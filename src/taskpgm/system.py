@@ -83,13 +83,13 @@ def _processor() -> str:
 
 
 def _reset_peak_memory() -> None:
-    """Start measuring `peak_memory` anew, where the system can (Linux)."""
+    """Start measuring `peak_memory` anew, if the system can (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory() -> int:
-    """Largest resident memory of this process in bytes, since the last reset where the system can."""
+    """Largest resident memory of this process in bytes, since the last reset if the system can."""
     if (peak := _bytes("/proc/self/status", "VmHWM:")) is not None:
         return peak
     import resource
@@ -103,7 +103,7 @@ def resident_memory() -> int:
 
 
 def release_memory() -> None:
-    """Give the system back what the C allocator holds and nothing uses, where it can (glibc)."""
+    """Give the system back what the C allocator holds and nothing uses, if it can (glibc)."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -34,7 +34,7 @@ TARGET_ROWS = 60  # 12 contexts, the rest to evaluate on
 
 
 def write_demo(folder: Path) -> Config:
-    """Config of the demo, after writing its data and `mix.yaml` to `folder` where they are missing.
+    """Config of the demo, after writing its data and `mix.yaml` to `folder` if they are missing.
 
     Raises:
         UserError: reasoning-gym is not installed.
@@ -69,7 +69,7 @@ def demo_settings() -> str:
 
 
 def write_data(folder: Path) -> None:
-    """Write the rows of every task and target to `folder` as JSON Lines, where they are missing."""
+    """Write the rows of every task and target to `folder` as JSON Lines, if they are missing."""
     for name, rows in {**ROWS, **dict.fromkeys(TARGETS, TARGET_ROWS)}.items():
         path = folder / f"{name}.jsonl"
         if not path.exists():
@@ -80,7 +80,7 @@ def write_data(folder: Path) -> None:
 def generate(name: str, rows: int, words: int | None = None) -> list[str]:
     """Distinct rows of one generator as JSON Lines, seeded by its name, with what its verifier needs to grade them.
 
-    Left out: rows without an answer, and prompts of more than so many words. Fewer rows come back where four times as
+    Left out: rows without an answer, and prompts of more than so many words. Fewer rows come back if four times as
     many draws do not yield them.
     """
     import reasoning_gym
@@ -99,7 +99,7 @@ def generate(name: str, rows: int, words: int | None = None) -> list[str]:
 
 
 def _verifier(name: str, item: dict[str, Any], score: Callable[..., float]) -> dict[str, Any]:
-    """The column `reasoning_gym`, where what JSON keeps of an item is enough for a full score of its own answer.
+    """The column `reasoning_gym`, if what JSON keeps of an item is enough for a full score of its own answer.
 
     Of reasoning-gym's generators, a few have no single answer, and a few compare tuples or fractions, which JSON does
     not know.

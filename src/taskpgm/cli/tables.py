@@ -70,7 +70,7 @@ class Listing:
 
 
 def _wanted(table: Table, console: Console, options: ConsoleOptions) -> int:
-    """Cells that the table takes where there is room for all of it."""
+    """Cells that the table takes if there is room for all of it."""
     return Measurement.get(console, options.update(max_width=100_000), table).maximum
 
 
@@ -102,7 +102,7 @@ def mixture_table(data: Mapping[str, Any]) -> Listing:
 
 
 def knob_lines(data: Mapping[str, Any]) -> list[str]:
-    """What a knob was chosen by, where it was left open."""
+    """What a knob was chosen by, if it was left open."""
     settings = data["energy"]["settings"]
     if "tried" not in settings:
         return []
@@ -120,7 +120,7 @@ def verdict_lines(data: Mapping[str, Any]) -> list[str]:
         p = "" if v["p_value"] is None else f", p = {v['p_value']:.2g}"
         lines.append(f"{verdict} {v['reference']}: {v['gain']:+.4f}{error}{unit}, cross-fitted{p}")
     if lines:
-        lines.append("(errors and intervals cover the choice of contexts, and of probes where probes.seeds > 1)")
+        lines.append("(errors and intervals cover the choice of contexts, and of probes if probes.seeds > 1)")
     return lines
 
 
@@ -252,7 +252,7 @@ def pool_view(pool: TaskPool, config: Config) -> RenderableType:
 
 
 def rows_view(pool: TaskPool, encoder: "ChatEncoder", most: int, marked: bool) -> RenderableType:
-    """The first rows of every set as the model sees them: learned text in green, in «» where `marked`."""
+    """The first rows of every set as the model sees them: learned text in green, in «» if `marked`."""
     parts = []
     for s in pool.all:
         rows = (s.train or s.contexts)[:most]

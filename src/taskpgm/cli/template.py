@@ -177,7 +177,7 @@ def _contexts(name: str, field: FieldInfo, rows: Sequence[int]) -> list[str]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """A name for each path, all different: its own, behind its folder's where two have the same, and then numbered."""
+    """A name for each path, all different: its own, behind its folder's if two have the same, and then numbered."""
     short = [_name(_stem(path)) for path in paths]
     keys = [name_key(name) for name in short]
     names: list[str] = []

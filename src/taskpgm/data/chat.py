@@ -126,7 +126,7 @@ class ChatEncoder:
         return self._template.write(row) if self._template else _plain(row, self._end)
 
     def _tokenise(self, written: Sequence[Rendered]) -> list[Encoded | None]:
-        """Ids of the rendered texts; a token is a response token where it overlaps a span."""
+        """Ids of the rendered texts; a token is a response token if it overlaps a span."""
         if not written:
             return []
         batch = self.tokenizer(

@@ -27,7 +27,7 @@ EDGE = 1024  # letters at either end of a text that have stand-ins; what lies be
 NOTHING = 0x10FFFF  # what the stand-in of an empty answer stands for
 BLANK = np.array([chr(i).isspace() or i < 32 for i in range(0x3001)] + [False])  # white space by code point
 THOUGHT, TEXT, CALL, NAME = range(4)
-QUOTES = ('"', "\\")  # escaped where a call is written as JSON
+QUOTES = ('"', "\\")  # escaped if a call is written as JSON
 
 _GENERATION = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
 _CLOSER = re.compile(r"</[\w:]*think(?:ing)?>|\[/THINK\]|◁/think▷|<channel\|>")
@@ -45,7 +45,7 @@ class Rendered(NamedTuple):
 
 
 class Form(NamedTuple):
-    """How a row is handed to a template, where the usual way does not suit it."""
+    """How a row is handed to a template, if the usual way does not suit it."""
 
     blocks: bool = False  # contents as [{type: text, text: …}]
     text_arguments: bool = False  # arguments of calls as JSON text
@@ -178,7 +178,7 @@ class Template:
 class Trace:
     """The stand-ins of a row's letters, in the order of the row, and where a text has them.
 
-    `kept` are words that stay as they are; so do white space and, where `names` is false, the names of functions.
+    `kept` are words that stay as they are; so do white space and, if `names` is false, the names of functions.
     """
 
     def __init__(self, kept: tuple[str, ...], names: bool) -> None:
@@ -188,7 +188,7 @@ class Trace:
         self.count = 0
 
     def hide(self, text: str, message: int, part: int) -> str:
-        """The text with stand-ins for its letters, or for those at its ends where it is long."""
+        """The text with stand-ins for its letters, or for those at its ends if it is long."""
         if part == NAME and not self.names:
             return text
         codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").copy()
@@ -502,7 +502,7 @@ def _call(call: dict[str, Any], form: Form, hide: Callable[[str, int], str]) -> 
 
 
 def _object(text: str) -> Any:
-    """The object that a JSON text is, or the text where it is none (or holds half a surrogate pair)."""
+    """The object that a JSON text is, or the text if it is none (or holds half a surrogate pair)."""
     try:
         found = json.loads(text)
         json.dumps(found, ensure_ascii=False).encode()

@@ -152,7 +152,7 @@ def _column(field: str, table: Table, mapped: dict[str, str]) -> str | None:
 
 
 def _conversation_columns(table: Table, mapped: dict[str, str]) -> list[str]:
-    """Columns that hold whole conversations; under another name than `messages`, where their first value is one."""
+    """Columns that hold whole conversations; under another name than `messages`, if their first value is one."""
     if "messages" in mapped:
         return [mapped["messages"]] if mapped["messages"] else []
     others = [name for name in ALIASES["messages"] if name in table.columns and mapped.get(name) != ""]
@@ -183,7 +183,7 @@ def _refuse_unread(table: Table, shape: _Shape, mapped: dict[str, str], who: str
 
 
 def _remedy(column: str, shape: _Shape) -> str:
-    """How the column can be read, where it can."""
+    """How the column can be read, if it can."""
     if column == "input":
         return "map instruction, input and output to read it, or "
     field = "tools" if column == "available_tools" else "reasoning_content"

@@ -37,7 +37,7 @@ def trainer_units(plan: RowPlan) -> dict[str, TrainerUnits]:
 def choose_format(
     pool: TaskPool, plan: RowPlan, asked: Literal["auto", "messages", "prompt_completion"], has_chat_template: bool
 ) -> Format:
-    """Columns of the whole file: those asked for; auto takes `messages` where the model has a chat template or a
+    """Columns of the whole file: those asked for; auto takes `messages` if the model has a chat template or a
     planned row is more than one question and its answer.
 
     With a template and an answer that is not learned, auto takes prompt_completion if all rows fit: trainers that
@@ -81,8 +81,8 @@ def write_train_jsonl(path: Path, pool: TaskPool, plan: RowPlan, format: Format)
     """Write the planned rows in training order, one object a line, every line with the same columns.
 
     messages: `messages` and `task`, with `weight: 0` at answers that are not learned; prompt_completion: `prompt`,
-    `completion` (both lists of messages) and `task`; text: the same as text, where a prompt ends with white space, a
-    newline unless it has its own, as in the plain template: trainers join the two as they stand. Where a planned row
+    `completion` (both lists of messages) and `task`; text: the same as text, if a prompt ends with white space, a
+    newline unless it has its own, as in the plain template: trainers join the two as they stand. If a planned row
     has tools there is also `tools`, null for rows without. UTF-8 and \\n on every system: the same plan gives the same
     bytes. Not atomic; the store does that.
     """

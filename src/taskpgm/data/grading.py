@@ -8,14 +8,14 @@ from taskpgm.errors import UserError
 
 
 class Grading(NamedTuple):
-    """What an answer to a row is graded by, where its source says so."""
+    """What an answer to a row is graded by, if its source says so."""
 
     choices: tuple[str, ...] | None = None  # every answer that may be given; the row's own is one of them
     verifier: dict[str, Any] | None = None  # reasoning-gym: {dataset, answer, metadata}
 
 
 def read_grading(columns: dict[str, str], record: dict[str, Any], row: Conversation, at: str) -> Grading:
-    """Grading of one row from the columns of `choices` and `reasoning_gym`, where it has them.
+    """Grading of one row from the columns of `choices` and `reasoning_gym`, if it has them.
 
     Raises:
         UserError: a column that does not say how the row's answer is graded.

@@ -48,7 +48,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The turns of one row in order, and the tools that may be called in it (JSON schemas; none where empty)."""
+    """The turns of one row in order, and the tools that may be called in it (JSON schemas; none if empty)."""
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = field(default=(), hash=False)
@@ -74,7 +74,7 @@ class Conversation:
         return not self.tools and all(set(message.to_dict()) == {"role", "content"} for message in self.messages)
 
     def until_answer(self, content: str | None = None) -> "Conversation":
-        """The turns up to the last answer, with another text in its place where one is given."""
+        """The turns up to the last answer, with another text in its place if one is given."""
         last = self.last_answer
         said = self.messages[last] if content is None else replace(self.messages[last], content=content)
         return replace(self, messages=(*self.messages[:last], said))

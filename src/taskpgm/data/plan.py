@@ -160,7 +160,7 @@ def round_shares(
 ) -> dict[str, int]:
     """Integers summing to `total`, at most `supply`, that are nearest to shares · total (largest remainder).
 
-    Bounds on shares that the shares themselves keep hold for the integers too, or where whole numbers do not allow it
+    Bounds on shares that the shares themselves keep hold for the integers too, or if whole numbers do not allow it
     (three tasks of at most a third each, ten rows) to less than one; a share of zero stays zero likewise. Ties go to
     the first name.
 

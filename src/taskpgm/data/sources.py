@@ -129,7 +129,7 @@ def _read_file(file: _File, source: Source) -> Table:
 
 @contextmanager
 def _opened(file: _File, newline: str | None) -> Iterator[TextIO]:
-    """The text of a file: UTF-8, or UTF-16 or UTF-32 where its first bytes are of such."""
+    """The text of a file: UTF-8, or UTF-16 or UTF-32 if its first bytes are of such."""
     with (
         _unpacked(file) as data,
         io.TextIOWrapper(data, json.detect_encoding(data.peek(4)[:4]), newline=newline) as text,

@@ -1,6 +1,6 @@
 """Which files a source reads: one file, a folder's files of one split, or what a pattern matches.
 
-The split of a file is told by its name and by those of its folders, by the words that `datasets` goes by. Where they
+The split of a file is told by its name and by those of its folders, by the words that `datasets` goes by. If they
 do not tell, the user is asked: nobody trains on a test set because it lay beside the training set.
 """
 
@@ -281,7 +281,7 @@ def _remedy(asked: Asked, file: _Found) -> str:
 
 
 def _one_set(chosen: list[_Found], asked: Asked) -> list[_Found]:
-    """The files, where they are parts of one set; of a folder those that are called exactly like the split, if any."""
+    """The files, if they are parts of one set; of a folder those that are called exactly like the split, if any."""
     sets = {_folders_of(file): file for file in reversed(chosen)}
     if len(sets) == 1:
         called = [file for file in chosen if _called(file, asked.split)]

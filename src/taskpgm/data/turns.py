@@ -98,7 +98,7 @@ def read_tools(value: Any, spot: Spot) -> tuple[dict[str, Any], ...]:
 
 
 def _rows(value: Any) -> Any:
-    """A list of objects, where the value is an object of lists: {role: [...], content: [...]}."""
+    """A list of objects, if the value is an object of lists: {role: [...], content: [...]}."""
     if not isinstance(value, dict) or not any(key in value for key in ROLE):
         return value
     if not all(isinstance(part, list) for part in value.values()):
@@ -243,7 +243,7 @@ def _arguments(given: Any, name: str, spot: Spot) -> dict[str, Any]:
 
 
 def _learned(turn: dict[str, Any], role: str, spot: Spot) -> bool:
-    """Whether the turn's flag, where it has one, has it learned."""
+    """Whether the turn's flag, if it has one, has it learned."""
     given = {key: value for key in FLAGS if key in turn and not is_empty(value := turn.pop(key))}
     flags = {key: _flag(key, value, spot) for key, value in given.items()}
     if len(set(flags.values())) > 1:

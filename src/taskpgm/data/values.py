@@ -34,7 +34,7 @@ def text_of(value: Any, column: str, at: str) -> str:
         UserError: it is missing, a list or an object.
     """
     if isinstance(value, str):
-        return str(value)  # plain text, where it was a number of a JSON file
+        return str(value)  # plain text, though it was a number in a JSON file
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
@@ -54,7 +54,7 @@ def unpacked(value: Any) -> Any:
 
 
 def from_text(value: Any, column: str, at: str) -> Any:
-    """The value, read from JSON where it is text, as in CSV; None if it says nothing.
+    """The value, read from JSON if it is text, as in CSV; None if it says nothing.
 
     Raises:
         UserError: text that is not JSON.

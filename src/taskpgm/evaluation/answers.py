@@ -50,7 +50,7 @@ def response_logp(lm: LanguageModel, rows: Sequence[Encoded], trunk: Trunk | Non
 def option_logp(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]) -> list[NDArray[np.float64] | None]:
     """(options,) log-likelihood of each option as the last answer, with its end-of-turn token; None if one is too long.
 
-    The rows carry choices; turns behind the last answer do not count. A prompt runs once for all its options where they
+    The rows carry choices; turns behind the last answer do not count. A prompt runs once for all its options if they
     leave its tokens as they are, which is nearly always.
     """
     encoded = [encoder.encode([row.conversation.until_answer(choice) for choice in row.choices or ()]) for row in rows]

@@ -128,7 +128,7 @@ def baseline_mixture(
 def capped_mixture(pool: TaskPool, config: Config, most: float = math.inf) -> dict[str, float]:
     """Examples-proportional mixing with an artificial limit: p_i ∝ min(N_i, K), K in the unit of the budget.
 
-    Source: T5, arXiv 1910.10683, section 3.5.2. Counting response tokens where the budget does is ours.
+    Source: T5, arXiv 1910.10683, section 3.5.2. Counting response tokens if the budget does is ours.
     """
     return _shares({name: min(size, most) for name, size in _sizes(pool, config).items()})
 
@@ -159,14 +159,14 @@ def smart_mixture(pool: TaskPool, affinity: Affinity | None, objective: str = ""
     Source: Renduchintala, Bhatia and Ramakrishnan, arXiv 2403.08370, and their public code: f is the graph cut with
     λ = 0.4 (their choice for tasks) or facility location, on cosines between tasks; gains enter the Taylor-softmax of
     second order at temperature 1. Ours: cosines are S_ij/√(S_ii S_jj) of a measured affinity (theirs are between means
-    of prompt embeddings); greedy takes all tasks, where they may stop at a subset; supply is met by `within_supply`
+    of prompt embeddings); greedy takes all tasks, while they may stop at a subset; supply is met by `within_supply`
     instead of by handing out what is over row by row; and rows are drawn at random, as for every mixture compared
     here, where their second stage selects them by facility location.
 
     Args:
-        affinity: its S where that is a Gram matrix (ratio, jsd) or given by the user; its ratio matrix where S is pmi,
+        affinity: its S if that is a Gram matrix (ratio, jsd) or given by the user; its ratio matrix if S is pmi,
             whose diagonal is zero or of either sign.
-        objective: graph_cut where empty, or facility_location.
+        objective: graph_cut if empty, or facility_location.
 
     Raises:
         UserError: no affinity, one of other tasks, or one whose diagonal is not positive.

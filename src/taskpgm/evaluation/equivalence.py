@@ -15,7 +15,7 @@ from taskpgm.types import Floats
 class Equivalence:
     """How many rows the reference needs to reach our loss: geometric mean over seeds, with its interval.
 
-    Where some seed's loss lies outside what the reference was measured on, that seed counts at the nearest end:
+    If some seed's loss lies outside what the reference was measured on, that seed counts at the nearest end:
     `rows` is then a bound (`beyond`: at least, `below`: at most), the interval is open on that side, and its other
     end is that of the seeds' own range, since Student's t does not hold.
     """

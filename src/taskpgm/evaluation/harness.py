@@ -39,7 +39,7 @@ def run_harness(
         include: a YAML file or a folder of them; a task in it goes before the harness's own of that name.
         limit: at most so many rows a task; all when None.
         few_shot: examples before each question; what the task says when None.
-        chat: render questions with the model's chat template; where it has one when None.
+        chat: render questions with the model's chat template; None: if it has one.
         seed: of the few-shot examples.
 
     Raises:

@@ -39,7 +39,7 @@ class SetEvaluation:
     marked: int = 0  # rows that accuracies are over: those that carry the set's measure
     accuracy: float | None = None  # choices: the most likely answer is right; otherwise what the model wrote is
     accuracy_norm: float | None = None  # choices: the same by log-likelihood per character of the answer's text
-    score: float | None = None  # verifier: mean score, where a wrong answer may earn a part
+    score: float | None = None  # verifier: mean score; a wrong answer may earn a part
 
 
 @dataclass(frozen=True)

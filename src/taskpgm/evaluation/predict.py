@@ -39,7 +39,7 @@ class Prediction:
     ensemble: float  # −E log Σ p_i P_i + κ KL(u‖p)
     gain: float  # −E Σ p_i log P_i + κ KL(u‖p)
     merged: float | None  # loss under Σ p_i B_i A_i
-    measured: float | None = None  # mean over seeds of the macro loss on the evaluation rows, where compared
+    measured: float | None = None  # mean over seeds of the macro loss on the evaluation rows, if compared
 
 
 def run_prediction(

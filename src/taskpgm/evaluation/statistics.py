@@ -34,7 +34,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over seeds and its interval by Student's t; no interval from one seed, or where all give the same."""
+    """Mean over seeds and its interval by Student's t; no interval from one seed, or if all give the same."""
 
     mean: float
     low: float | None
@@ -46,8 +46,8 @@ class Estimate:
 class Summary:
     """What one mixture reached: macro averages by quantity, and where it did worst.
 
-    `worst` is the task of the largest mean loss increase over uniform where uniform was measured, else of the largest
-    mean loss; its interval is that of this task, as if it had been named beforehand. None without tasks, or where no
+    `worst` is the task of the largest mean loss increase over uniform if uniform was measured, else of the largest
+    mean loss; its interval is that of this task, as if it had been named beforehand. None without tasks, or if no
     seed is shared with uniform.
     """
 
@@ -163,7 +163,7 @@ def compare_measurements(
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
-    """Mean ± t_{n−1} s/√n of independent values; no interval from one of them, nor where all are equal.
+    """Mean ± t_{n−1} s/√n of independent values; no interval from one of them, nor if all are equal.
 
     Equal ones come of accuracies on few rows, and say nothing of how they would spread.
     """
@@ -352,7 +352,7 @@ def _amount(quantity: Quantity, x: float) -> str:
 
 
 def _range(quantity: Quantity, e: Estimate) -> str:
-    """The interval as two magnitudes where both ends have the sign of the mean, else with signs."""
+    """The interval as two magnitudes if both ends have the sign of the mean, else with signs."""
     assert e.low is not None
     assert e.high is not None
     unit, digits = (100, 1) if quantity.endswith("accuracy") else (1, 3)

@@ -1,4 +1,4 @@
-"""Rows grouped into batches, and halves of batches where memory runs out."""
+"""Rows grouped into batches, and halves of batches if memory runs out."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -50,7 +50,7 @@ def padded(rows: Sequence[Encoded], pad: int, device: torch.device) -> tuple[Ten
 
 
 def split_on_oom(items: Sequence[Encoded], work: Callable[[Sequence[Encoded]], Any], warn: Say) -> list[Any]:
-    """Results of `work` on all items, or on halves of them, and halves of these, where memory runs out."""
+    """Results of `work` on all items, or on halves of them, and halves of these, if memory runs out."""
     try:
         return [work(items)]
     except (RuntimeError, MemoryError) as error:

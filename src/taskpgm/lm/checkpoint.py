@@ -1,6 +1,6 @@
 """Where a model's files are, and the model in them: a folder, a hub snapshot, or a GGUF file converted once.
 
-Imports torch only where a model is read.
+Imports torch only when a model is read.
 """
 
 import contextlib
@@ -93,7 +93,7 @@ def limits_of(model: Any) -> Limits:
 
 
 def _no_adapter(name: str, folder: Path) -> Path:
-    """The folder, where it is not that of an adapter, for which transformers would load the base that it names."""
+    """The folder, if it is not that of an adapter, for which transformers would load the base that it names."""
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         raise UserError(

@@ -50,7 +50,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
 
 
 def _keep_padding_known(tokenizer: Any, vocabulary: int) -> None:
-    """Have another token pad where the tokenizer's own was added behind the model's embeddings."""
+    """Have another token pad if the tokenizer's own was added behind the model's embeddings."""
     if tokenizer.pad_token_id >= vocabulary:
         end = tokenizer.eos_token_id
         known = end if end is not None and end < vocabulary else 0

@@ -1,6 +1,6 @@
 """Low-rank updates on the model's own linear layers: y = Wx + s·B(Ax), switched by pointing at other A and B.
 
-The update runs in the model's precision, fused into one addition, where PEFT runs it in float32 beside the layer; the
+The update runs in the model's precision, fused into one addition, while PEFT runs it in float32 beside the layer; the
 weights that are trained stay float32. What is not a plain LoRA (DoRA, embeddings, ranks by pattern) is left to PEFT.
 
 Shapes: r rank, in and out the layer's sizes.

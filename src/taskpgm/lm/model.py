@@ -114,7 +114,7 @@ class LanguageModel:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Blocks of (logits (r, V), labels (r,), last hidden states (r, d)) over the response tokens, row by row.
 
-        A label at position t is predicted from position t-1. No hidden states where the head is not plain.
+        A label at position t is predicted from position t-1. No hidden states if the head is not plain.
         """
         if not self.plain_head:
             yield from self._whole(packed)

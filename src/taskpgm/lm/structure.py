@@ -38,7 +38,7 @@ def why_whole(lm: LanguageModel) -> str | None:
                 difference = float((whole - parts).norm() / (whole - whole.mean(-1, keepdim=True)).norm())
                 if not difference <= ROUNDING:
                     return (
-                        f"run in parts, its logits differ by {difference:.2%} in norm, where rounding explains "
+                        f"run in parts, its logits differ by {difference:.2%} in norm, while rounding explains "
                         f"{ROUNDING:.1%} (float32, from layer {first} of {len(lm.layers)})"
                     )
     except Exception as error:  # of code that is not ours: another kind of attention, cache or position

@@ -26,7 +26,7 @@ LN2 = float(np.log(2))
 class Affinity:
     """The chosen affinity S with its jackknife replicates, and every matrix that was measured.
 
-    `matrices` holds M (n+1, sets), G (n, sets), pmi_own, pmi_base, ratio and, where divergences were scored, jsd (the
+    `matrices` holds M (n+1, sets), G (n, sets), pmi_own, pmi_base, ratio and, if divergences were scored, jsd (the
     divergences D in nats, not the affinity 1 − D/ln 2), each (n, n); `errors` holds their standard errors. A user's
     own matrix has no replicates and only `matrices["given"]`.
     """

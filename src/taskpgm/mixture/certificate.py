@@ -97,7 +97,7 @@ def _curvature(energy: Energy, p: Floats, kept: NDArray[np.bool_]) -> float:
 def multipliers(g: Floats, optimum: Optimum, bounds: Bounds) -> Floats:
     """(1 + groups,) ν and the multipliers of groups, y with g + Eᵀy ≈ 0 on the free tasks (least squares).
 
-    Where no task is free, or the free ones do not settle y, they come from the dual of the linear program of the gap.
+    If no task is free, or the free ones do not settle y, they come from the dual of the linear program of the gap.
     """
     free = optimum.active.variables == FREE
     on = optimum.active.rows != FREE

@@ -16,7 +16,7 @@ from taskpgm.scores import Scores
 from taskpgm.types import Floats
 
 PRIOR = {"likelihood": 0.2, "gain": 0.3}  # κ if none is given; docs/decisions.md has what they are chosen by
-WITHOUT_TARGETS = 0.5  # κ of a likelihood where the tasks themselves are served, for which uniform is hard to beat
+WITHOUT_TARGETS = 0.5  # κ of a likelihood if the tasks themselves are served, for which uniform is hard to beat
 
 
 def build_energy(

@@ -44,7 +44,7 @@ class Energy:
     t: float = 1.0
     prior: float = 0.0
     shift: float = 0.0  # added to K's diagonal so that K is convex on the simplex
-    least: float | None = None  # smallest eigenvalue of K on {v : 1ᵀv = 0}, where it is known already
+    least: float | None = None  # smallest eigenvalue of K on {v : 1ᵀv = 0}, if it is known already
     settings: Mapping[str, Any] = field(default_factory=dict)
     without: tuple["Energy", ...] = ()  # one a group of contexts, left out
     only: tuple["Energy", ...] = ()  # one a group of contexts, alone: for held-out values, not for minimising

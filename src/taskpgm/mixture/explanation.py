@@ -156,7 +156,7 @@ def strongest_pairs(affinity: Affinity, count: int = 3) -> dict[str, list[dict[s
 
     redundancies: pairs of tasks of highest correlation in S centred on the simplex (1: copies). interferences: task i
     and set j ≠ i with the most negative G_ij, in nats a token, of those more than two standard errors below zero; none
-    where no probe is seen to hurt, or with a given matrix.
+    if no probe is seen to hurt, or with a given matrix.
     """
     n = len(affinity.tasks)
     J = np.eye(n) - 1 / n

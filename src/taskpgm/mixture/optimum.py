@@ -39,7 +39,7 @@ def minimise(
 
     Args:
         start: optimum of a neighbouring problem; fewer steps, the same result.
-        prepared: `Quadratic.of(energy.K)`, where many energies share K.
+        prepared: `Quadratic.of(energy.K)`, if many energies share K.
 
     Raises:
         NotCertifiedError: the gap of what was found exceeds its tolerance.
@@ -89,7 +89,7 @@ def _quadratic(energy: Energy, bounds: Bounds, start: Optimum | None, quadratic:
 
 
 def _newton(energy: Energy, bounds: Bounds, start: Optimum | None) -> Optimum:
-    """Minimiser of an energy with a likelihood or a prior; stops at _NEWTON_GAP, or where rounding stops it."""
+    """Minimiser of an energy with a likelihood or a prior; stops at _NEWTON_GAP, or when rounding stops it."""
     n = len(bounds.tasks)
     p = bounds.spread if start is None else start.p
     active = start.active if start else Active(np.full(n, FREE), np.full(len(bounds.groups), FREE))

@@ -3,12 +3,12 @@
     minimise ½ xᵀKx − ψᵀx   subject to   1ᵀx = 1 (or 0),  lo ≤ x ≤ hi,  group_lo ≤ Ax ≤ group_hi
 
 The primal–dual active set method (Hintermüller, Ito and Kunisch 2002) guesses which variables sit at a bound, solves
-the equality-constrained problem on the rest, and corrects the guess where a variable leaves its bounds or a multiplier
+the equality-constrained problem on the rest, and corrects the guess when a variable leaves its bounds or a multiplier
 has the wrong sign. It usually needs a handful of Cholesky factorisations of the free block, one if the guess comes
-from a neighbouring problem. Where it does not settle, better conditioned problems lead up to this one, with primal
-active set steps between them; where those are too many, PIQP (an interior point method) supplies the guess.
+from a neighbouring problem. If it does not settle, better conditioned problems lead up to this one, with primal
+active set steps between them; if those are too many, PIQP (an interior point method) supplies the guess.
 
-Where K is singular the proximal term ½ε‖x − c‖², first around c = uniform, picks the optimum of least norm; steps with
+If K is singular the proximal term ½ε‖x − c‖², first around c = uniform, picks the optimum of least norm; steps with
 c = the last solution then remove the error that ε made elsewhere.
 
 Legend: H, b the centred and scaled K and ψ; F free variables; E the equality rows (1 and the active groups).

@@ -217,7 +217,7 @@ def _best_candidate(
 ) -> tuple[int, Floats, float, int]:
     """(candidate, v, f, exact re-solves) of the largest f(A ∪ {j}).
 
-    Where adding j leaves the earlier v non-negative, and the earlier tasks with v = 0 still not worth having, the gain
+    If adding j leaves the earlier v non-negative, and the earlier tasks with v = 0 still not worth having, the gain
     is the closed form c_j²/(2d_j), d_j the Schur complement. The others are re-solved, the most promising first, until
     no upper bound of the rest exceeds the best gain found.
     """
@@ -268,7 +268,7 @@ def _most(
     """An upper bound on the gain of each candidate j.
 
     By duality f(A) = min {½xᵀKx : Kx ≥ b on A}. x = (1−s)v + s p* with s = c_j/(c_j + (Kp* − b)_j) is feasible for
-    A ∪ {j}, because Kv ≥ b on A and Kp* ≥ b everywhere. Where all of A has v > 0, c_j²/(2d_j) bounds it as well: it
+    A ∪ {j}, because Kv ≥ b on A and Kp* ≥ b everywhere. If all of A has v > 0, c_j²/(2d_j) bounds it as well: it
     lets the others go negative.
     """
     slack = np.maximum((pricing.K @ pricing.p - pricing.b)[candidates], 0.0)

@@ -27,7 +27,7 @@ class Verdict:
 
     gain is the mean over groups b of E_b(r) − E_b(p without b), energies without their prior; p_value is one-sided,
     by a t-test over groups. It covers the choice of contexts only, not other probe seeds or another training run.
-    Where r is optimal, the gain is a degenerate U-statistic with a heavier right tail than Student's: measured on
+    If r is optimal, the gain is a degenerate U-statistic with a heavier right tail than Student's: measured on
     synthetic nulls, p < 0.05 happens in up to a tenth of the draws (strong prior), so `better` asks for p < 0.025.
     """
 

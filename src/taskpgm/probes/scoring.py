@@ -1,6 +1,6 @@
 """Makes `Scores`: every probe's label log-probabilities on the shared contexts.
 
-The unit of work is a block: one context set under one probe, (T_set,) log-probabilities and, where divergences are
+The unit of work is a block: one context set under one probe, (T_set,) log-probabilities and, if divergences are
 asked for, the last hidden states at the set's sampled positions. Blocks do not depend on each other, so without
 a warm start a new task costs its own probe on all sets and all probes on its own set.
 """
@@ -221,7 +221,7 @@ def sample_positions(
 ) -> dict[str, tuple[Ints, Floats]]:
     """For every task set, indices into its columns and their weights: the sample on which divergences are computed.
 
-    Each set gets an equal part of `positions`. Where it has no more columns than that, all are taken with weight ω;
+    Each set gets an equal part of `positions`. If it has no more columns than that, all are taken with weight ω;
     else they are drawn with probability ω, once for all pairs: unbiased, and ln 2 − JSD stays positive semidefinite.
     The draw depends only on the set, so a new task only shortens it.
     """
@@ -278,7 +278,7 @@ def measure_divergences(
 
 
 def check_divergences_possible(lm: LanguageModel, probes: Sequence[Probe]) -> None:
-    """Raise UserError where last hidden states do not determine a probe's distribution."""
+    """Raise UserError if last hidden states do not determine a probe's distribution."""
     for probe in probes:
         if probe.changes_head or not lm.plain_head:
             raise UserError(
