@@ -124,9 +124,71 @@ def check(
 
 
 @app.command()
-def run(config: ConfigFile, out: Out) -> None:
+def run(
+    config: ConfigFile,
+    out: Out,
+    trial: Annotated[
+        bool,
+        typer.Option("--trial", help="Then train uniform and this mixture once each and correct it: refine --runs 2."),
+    ] = False,
+) -> None:
     """Everything: probes, scores, mixture, training set."""
     _run(load_config(config), out)
+    if trial:
+        refine(config, out, runs=2)
+
+
+@app.command()
+def refine(
+    out: Out,
+    config: OptionalConfig = None,
+    runs: Annotated[int, typer.Option(help="Trial runs: uniform, the default, then where it is least sure.")] = 8,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Size of a trial, in the unit of the budget; the budget itself if left out.", min=1),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Fresh seeds that confirm the choice against uniform.")] = 3,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Runs you have, CSV: a column a task, and metrics. Nothing is trained.", metavar="CSV"
+        ),
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="With --from, columns: loss, or accuracy:max; several with weights: a:max:2,b:min:1.")
+    ] = "loss",
+) -> None:
+    """Spend a few trial runs, correct the mixture by what they measure, and confirm it on fresh seeds and rows.
+
+    Written to DIR/refined; the run's own mixture stays as it is.
+    """
+    from taskpgm.cli.refine import choice_line, refinement_lines, task_lines, trials_table
+    from taskpgm.evaluation.refine import RefineOptions
+    from taskpgm.pipeline.refine import refine_run
+
+    if results is not None:
+        surface, lines = _refine_results(out, config, results, metric)
+    else:
+        with _session(_required(config), out) as session:
+            found = refine_run(session, RefineOptions(runs, rows, seeds))
+        surface, lines = found.surface(), refinement_lines(found, out)
+    _show_mixture(out / "refined")
+    screen.print(trials_table(surface), crop=False)
+    for line in (choice_line(surface), *task_lines(surface), *lines):
+        screen.print(line, markup=False, highlight=False)
+
+
+def _refine_results(out: Path, config: Path | None, results: Path, metric: str) -> tuple[dict[str, Any], list[str]]:
+    from contextlib import nullcontext
+
+    from taskpgm.mixture.trials import parse_metrics
+    from taskpgm.pipeline.refine import refine_results
+
+    metrics = parse_metrics(metric)
+    with _session(load_config(config), out) if config else nullcontext() as session:
+        surface, _ = refine_results(results, metrics, session, out)
+    probes = "" if config else "; without probes: with MIX.YAML of a run, theirs would be used too"
+    return surface, [f"fitted to {len(surface['trials'])} runs, nothing trained{probes}", f"{out}/refined"]
 
 
 @app.command()
@@ -369,11 +431,17 @@ def _run(config: Config, out: Path) -> None:
 
 
 def _show(out: Path, affinity: Any) -> None:
-    from taskpgm.cli.tables import knob_lines, mixture_table, relation_lines, verdict_lines
+    from taskpgm.cli.tables import relation_lines
+
+    _show_mixture(out, relation_lines(affinity))
+
+
+def _show_mixture(out: Path, more: list[str] | None = None) -> None:
+    from taskpgm.cli.tables import knob_lines, mixture_table, verdict_lines
 
     data = json.loads((out / "mixture.json").read_text(encoding="utf-8"))
     screen.print(mixture_table(data), crop=False)
-    for line in (*knob_lines(data), *verdict_lines(data), *relation_lines(affinity)):
+    for line in (*knob_lines(data), *verdict_lines(data), *(more or ())):
         screen.print(line, highlight=False)
     certificate = data["certificate"]
     screen.print(
