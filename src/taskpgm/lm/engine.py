@@ -55,7 +55,7 @@ class Engine:
         self.tell("loading the model", 1, 1)
         if not lm.plain_head:
             self.say(
-                f"{self.config.path!r} is run whole and padded, which takes two to three times as long: "
+                f"{self.config.path!r} is run whole and padded, which takes two to four times as long: "
                 f"{lm.whole_because}."
             )
         return lm
