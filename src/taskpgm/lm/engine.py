@@ -50,7 +50,7 @@ class Engine:
             lm = load_model(self.config)
         if not lm.plain_head:
             self.progress.say(
-                f"{self.config.path!r} is run whole and padded, which takes two to three times as long: "
+                f"{self.config.path!r} is run whole and padded, which takes two to four times as long: "
                 f"{lm.whole_because}."
             )
         return lm
