@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from taskpgm.config import Config
 from taskpgm.evaluation.refine import Refinement, RefineOptions, run_features, run_kappa, run_refinement
 from taskpgm.files import write_json
 from taskpgm.mixture.bounds import Bounds, simplex
@@ -14,7 +15,8 @@ from taskpgm.mixture.surrogate import Features, fit_surrogate, pooled_noise
 from taskpgm.mixture.trials import Metric, Trials, describe_surface, read_trials
 from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.run import run_session, solved
-from taskpgm.pipeline.stages import Session, counted, finished_run, keep_training_set
+from taskpgm.pipeline.stages import Session, counted, finished_run, keep_training_set, open_session
+from taskpgm.progress import Progress
 from taskpgm.system import Clock
 
 FOLDER, SURFACE = "refined", "response_surface.json"
@@ -31,6 +33,24 @@ def refine_run(session: Session, options: RefineOptions) -> Refinement:
     chosen = replace(result, mixture=found.mixture, plan=found.plan)
     keep_training_set(session, chosen, Clock(), f"{FOLDER}/train.jsonl")
     return found
+
+
+def refine(
+    config: Config, out: Path | str, options: RefineOptions | None = None, progress: Progress | None = None
+) -> Refinement:
+    """A refinement on the run directory `out`, as `taskpgm refine` makes it.
+
+    Args:
+        config: the experiment.
+        out: run directory, made if missing.
+        options: eight trials of the budget, three fresh seeds, if left out.
+        progress: hears of it.
+
+    Raises:
+        UserError: as `run` raises, fewer than two trials, or a set with a single row to evaluate.
+    """
+    with open_session(config, out, progress or Progress()) as session:
+        return refine_run(session, options or RefineOptions())
 
 
 def refine_results(
