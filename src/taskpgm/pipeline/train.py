@@ -169,7 +169,11 @@ def _parts(
         )
     keys = [finished.pool.tasks[task].train[row].key for task, row in rows]
     lora = settings.lora.model_dump(mode="json") if settings.lora else "all weights"
-    given: dict[str, Any] = {"learning rate": settings.learning_rate, "batch": settings.batch, "epochs": settings.epochs}
+    given: dict[str, Any] = {
+        "learning rate": settings.learning_rate,
+        "batch": settings.batch,
+        "epochs": settings.epochs,
+    }
     given |= {"method": lora, "shuffling": settings.shuffle, "seed": settings.seed}
     given |= {"rows": keys, "longest row": finished.config.probes.max_length, "model": engine.fingerprint}
     return {name: digest(value) for name, value in given.items()}
