@@ -21,7 +21,7 @@ from taskpgm.evaluation.predict import Prediction, run_prediction
 from taskpgm.evaluation.result import Result
 from taskpgm.evaluation.statistics import Comparison
 from taskpgm.files import write_json
-from taskpgm.mixture.affinity import Affinity
+from taskpgm.mixture.affinity import Affinity, Gains
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.explanation import Explanation
 from taskpgm.mixture.explanation import explain as explain_mixture
@@ -168,7 +168,7 @@ class FinishedDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.manifest: dict[str, Any] = self._json("manifest.json")
+        self.manifest: dict[str, Any] = self.read_json("manifest.json")
 
     def __repr__(self) -> str:
         return f"FinishedDirectory({str(self.path)!r}, stages={list(self.manifest.get('stages', {}))})"
@@ -193,10 +193,15 @@ class FinishedDirectory:
         """Gains, and how alike tasks are."""
         return Affinity.load(self._there("affinity.npz"))
 
+    @property
+    def gains(self) -> Gains:
+        """What each probe gains on each set, against what it started from."""
+        return self.affinity.gains
+
     @cached_property
     def mixture(self) -> Mixture:
         """The run's mixture."""
-        return Mixture.from_dict(self._json("mixture.json"))
+        return Mixture.from_dict(self.read_json("mixture.json"))
 
     @cached_property
     def plan(self) -> RowPlan:
@@ -206,14 +211,15 @@ class FinishedDirectory:
     @cached_property
     def comparison(self) -> dict[str, Any]:
         """What `taskpgm compare` measured, as plain data."""
-        return self._json("comparison.json")
+        return self.read_json("comparison.json")
 
     def _there(self, name: str) -> Path:
         if not (self.path / name).exists():
             raise UserError(f"{self.path} has no {name}; it is no run directory, or its run has not come so far.")
         return self.path / name
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the directory as plain data."""
         return dict(json.loads(self._there(name).read_text(encoding="utf-8")))
 
 
