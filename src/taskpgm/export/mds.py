@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from taskpgm.errors import UserError
 from taskpgm.export.carry import Form
 from taskpgm.export.handover import Handover, Written, columns, exact
 
@@ -25,7 +26,10 @@ def dataset(batch_size=8, shuffle=True):
 
 def write_mds(handover: Handover, folder: Path) -> Written:
     """`mds/<task>/` with columns `messages` and `tools` (JSON), and `loader.py`, which chooses the counts."""
-    from streaming import MDSWriter
+    try:
+        from streaming import MDSWriter
+    except ImportError as error:
+        raise UserError(f"mosaicml-streaming cannot be loaded here ({error}); install it with all that it needs.") from error
 
     encodings = {"messages": "json"} | ({"tools": "json"} if handover.has_tools else {})
     for task in handover.tasks:
