@@ -20,7 +20,7 @@ from taskpgm.config import Config, ContextConfig, Source, TargetConfig
 from taskpgm.data.conversations import Layout, Reading, read_source, title_of
 from taskpgm.data.messages import Conversation
 from taskpgm.errors import UserError
-from taskpgm.types import Tell, tell_nobody
+from taskpgm.progress import QUIET, Progress
 
 CHUNK = 512  # rows measured at a time: often enough for a progress bar
 SIDES = ("train", "contexts", "validation")
@@ -185,7 +185,7 @@ def _restored(data: list[Any], tokens: int, response: int, truncated: bool, key:
     return Row(Conversation.from_data(data), tokens, response, truncated, key, chosen, verifier)
 
 
-def load_tasks(config: Config, lengths_of: LengthsOf, tell: Tell = tell_nobody) -> TaskPool:
+def load_tasks(config: Config, lengths_of: LengthsOf, progress: Progress = QUIET) -> TaskPool:
     """Pool of the tasks and targets that the configuration names.
 
     Within a set, equal rows are merged and ranked by key. The lowest `contexts.per_set` are its contexts; of a target
@@ -198,7 +198,7 @@ def load_tasks(config: Config, lengths_of: LengthsOf, tell: Tell = tell_nobody) 
         config: its seed, tasks, targets and contexts count here.
         lengths_of: lengths of conversations, None if the completion does not fit, or why a row cannot be used;
             sees every distinct row once.
-        tell: hears of progress.
+        progress: hears of files read and rows tokenised.
 
     Raises:
         UserError: a source that cannot be read, rows that the chat template refuses, or a set with too few rows.
@@ -206,19 +206,19 @@ def load_tasks(config: Config, lengths_of: LengthsOf, tell: Tell = tell_nobody) 
     sources = (*config.tasks, *config.targets)
     read: list[Reading] = []
     given: list[Reading | None] = []
-    for i, source in enumerate(sources):
-        tell("reading", i, len(sources))
-        read.append(read_source(source))
-        path = getattr(source, "validation", None)
-        given.append(read_source(source, path) if path else None)
-    tell("reading", len(sources), len(sources))
+    with progress.stage("reading", len(sources), "sets"):
+        for source in sources:
+            read.append(read_source(source))
+            path = getattr(source, "validation", None)
+            given.append(read_source(source, path) if path else None)
+            progress.advance()
 
     keys = [[row_key(config.seed, m) for m in reading.rows] for reading in read]
     given_keys = [[row_key(config.seed, m) for m in reading.rows] if reading else [] for reading in given]
     distinct: dict[str, Conversation] = {}
     for found, reading in zip(keys + given_keys, [*read, *given], strict=True):
         distinct.update(zip(found, reading.rows if reading else (), strict=True))
-    measured, lost = _measured(distinct, lengths_of, tell)
+    measured, lost = _measured(distinct, lengths_of, progress)
     for source, reading, found in [
         *zip(sources, read, keys, strict=True),
         *zip(sources, given, given_keys, strict=True),
@@ -253,23 +253,23 @@ def row_key(seed: int, row: Conversation) -> str:
 
 
 def _measured(
-    distinct: dict[str, Conversation], lengths_of: LengthsOf, tell: Tell
+    distinct: dict[str, Conversation], lengths_of: LengthsOf, progress: Progress
 ) -> tuple[dict[str, Row | Refused | None], dict[str, tuple[str, ...]]]:
     """Every row with its cost, or why it has none; and what the template leaves out of rows."""
     rows: dict[str, Row | Refused | None] = {}
     lost: dict[str, tuple[str, ...]] = {}
     keys = list(distinct)
-    for start in range(0, len(keys), CHUNK):
-        tell("tokenising", start, len(keys))
-        chunk = keys[start : start + CHUNK]
-        for key, length in zip(chunk, lengths_of([distinct[key] for key in chunk]), strict=True):
-            if isinstance(length, Length):
-                assert length.response_tokens > 0
-                lost[key] = length.lost
-                rows[key] = Row(distinct[key], length.tokens, length.response_tokens, length.truncated, key)
-            else:
-                rows[key] = length
-    tell("tokenising", len(keys), len(keys))
+    with progress.stage("tokenising", len(keys), "rows"):
+        for start in range(0, len(keys), CHUNK):
+            chunk = keys[start : start + CHUNK]
+            for key, length in zip(chunk, lengths_of([distinct[key] for key in chunk]), strict=True):
+                if isinstance(length, Length):
+                    assert length.response_tokens > 0
+                    lost[key] = length.lost
+                    rows[key] = Row(distinct[key], length.tokens, length.response_tokens, length.truncated, key)
+                else:
+                    rows[key] = length
+            progress.advance(len(chunk))
     return rows, lost
 
 

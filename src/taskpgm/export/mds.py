@@ -29,7 +29,7 @@ def write_mds(handover: Handover, folder: Path) -> Written:
     try:
         from streaming import MDSWriter
     except ImportError as error:
-        raise UserError(f"mosaicml-streaming cannot be loaded here ({error}); install it with all that it needs.") from error
+        raise UserError(f"mosaicml-streaming cannot be loaded ({error}); install it with all that it needs.") from error
 
     encodings = {"messages": "json"} | ({"tools": "json"} if handover.has_tools else {})
     for task in handover.tasks:

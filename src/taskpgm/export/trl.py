@@ -49,7 +49,8 @@ def write_trl(handover: Handover, folder: Path) -> Written:
         "use_peft": True, "lora_r": 16, "lora_alpha": 32, "seed": handover.seed, "output_dir": "output",
     })  # fmt: skip
     keeps.append("`num_train_epochs: 1`: repeats are in the files already.")
-    return Written(sees, "```sh\ntrl sft --config sft.yaml   # without a GPU: --use_cpu true --bf16 false\n```", tuple(keeps))
+    keeps.append("Without a GPU add --use_cpu true --bf16 false.")
+    return Written(sees, "```sh\ntrl sft --config sft.yaml\n```", tuple(keeps))
 
 
 def _layout(handover: Handover) -> Format:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from taskpgm.config import Config
 from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.lm.checkpoint import limits_of, read_skeleton
-from taskpgm.types import Tell, tell_nobody
+from taskpgm.progress import QUIET, Progress
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import ChatEncoder
@@ -20,7 +20,7 @@ class Inspection(NamedTuple):
     notes: list[str]  # on the model, and on the adapters that were brought
 
 
-def inspect(config: Config, tell: Tell = tell_nobody) -> Inspection:
+def inspect(config: Config, progress: Progress = QUIET) -> Inspection:
     """All rows and their lengths, the model by its shapes, and brought adapters on it; no weight of the model is read.
 
     Raises:
@@ -30,12 +30,11 @@ def inspect(config: Config, tell: Tell = tell_nobody) -> Inspection:
     from taskpgm.lm.checkpoint import load_tokenizer
     from taskpgm.probes.probe import check_adapters
 
-    tell("opening the model", 0, 1)
-    tokenizer = load_tokenizer(config.model)
-    skeleton = read_skeleton(config.model)
-    notes = check_adapters(config, skeleton)
-    tell("opening the model", 1, 1)
+    with progress.stage("opening the model"):
+        tokenizer = load_tokenizer(config.model)
+        skeleton = read_skeleton(config.model)
+        notes = check_adapters(config, skeleton)
     if skeleton is None:
         notes.append(f"{config.model.path} holds only a tokenizer: rows can be counted, but a run needs the model")
     encoder = ChatEncoder(tokenizer, config.probes.max_length, limits_of(skeleton) if skeleton is not None else None)
-    return Inspection(load_tasks(config, encoder.lengths, tell), encoder, skeleton is not None, notes)
+    return Inspection(load_tasks(config, encoder.lengths, progress), encoder, skeleton is not None, notes)
