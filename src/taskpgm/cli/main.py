@@ -341,19 +341,32 @@ def solve(
         str | None,
         typer.Option(help="Also solve for these knob values (t or prior) into path.json: 0.1,1,10."),
     ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(help="Also show what targets gain and tasks lose at these balances: 0,0.25,0.5,0.75,1."),
+    ] = None,
 ) -> None:
     """Find the mixture, from a run's scores or from an affinity matrix of your own; takes no model."""
     from taskpgm.files import write_json
     from taskpgm.mixture.path import trace_path
 
     if affinity is not None:
+        if balance is not None:
+            raise UserError("--balance weighs targets against tasks by a run's scores; a matrix has none.")
         energy, bounds = _solve_matrix(out, config, affinity, _energy(t, ridge), None, False), None
     else:
-        from taskpgm.pipeline.run import solve_run
+        from taskpgm.cli.tables import balance_table
+        from taskpgm.pipeline.run import balance_run, solve_run
 
-        with _session(_required(config), out) as session:
+        settings = _required(config)
+        if knob is not None and settings.energy.limited:
+            raise UserError("--knob keeps no energy.max_loss or max_task_loss; leave out one of the two.")
+        with _session(settings, out) as session:
+            curve = balance_run(session, _values(balance, "--balance")) if balance is not None else None
             result = solve_run(session)
         _show(out, result.affinity)
+        if curve:
+            screen.print(balance_table(curve), crop=False)
         energy, bounds = result.energy, result.mixture.bounds
     if knob is not None:
         path = trace_path(energy, _values(knob, "--knob"), bounds)
@@ -473,11 +486,11 @@ def _show(out: Path, affinity: Any) -> None:
 
 
 def _show_mixture(out: Path, more: list[str] | None = None) -> None:
-    from taskpgm.cli.tables import knob_lines, mixture_table, verdict_lines
+    from taskpgm.cli.tables import knob_lines, limit_lines, mixture_table, verdict_lines
 
     data = json.loads((out / "mixture.json").read_text(encoding="utf-8"))
     screen.print(mixture_table(data), crop=False)
-    for line in (*knob_lines(data), *verdict_lines(data), *(more or ())):
+    for line in (*knob_lines(data), *limit_lines(data), *verdict_lines(data), *(more or ())):
         screen.print(line, highlight=False)
     certificate = data["certificate"]
     screen.print(
