@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -97,7 +97,7 @@ def check(
 ) -> None:
     """Read and tokenise everything, train nothing; show what a run would use."""
     from taskpgm.cli.tables import pool_view, rows_view
-    from taskpgm.data.export import check_format
+    from taskpgm.export.train_file import check_format
     from taskpgm.pipeline.inspection import inspect
     from taskpgm.pipeline.stages import allowed_shares
 
@@ -220,6 +220,28 @@ def estimate(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="A run directory, or two to see side by side.", metavar="DIR [DIR]")
+    ],
+    figures: Annotated[
+        Path | None, typer.Option(help="Also write every figure there, as SVG for papers.", metavar="FOLDER")
+    ] = None,
+) -> None:
+    """One self-contained page of a finished run: what to train on, how sure, how tasks relate, why, and how it ran."""
+    from taskpgm.cli.report import check_installed
+
+    if len(runs) > 2:
+        raise UserError(f"A report shows one run, or two side by side, not {len(runs)}; give at most two folders.")
+    check_installed()
+    from taskpgm.report.build import summary, write_figures, write_report
+
+    screen.print(str(write_report(*runs)), markup=False, highlight=False, soft_wrap=True)
+    for run_folder in runs[: 1 if figures else 0]:
+        screen.print(summary(write_figures(run_folder, figures or run_folder)), markup=False, highlight=False)
+
+
+@app.command()
 def compare(
     config: ConfigFile,
     out: Out,
@@ -250,7 +272,7 @@ def compare(
     ] = None,
 ) -> None:
     """Does it work? Train every mixture at the same budget, evaluate it on held-out rows, and say what differs."""
-    from taskpgm.cli.html import write_picture
+    from taskpgm.cli.report import report_line
     from taskpgm.cli.tables import comparison_view
     from taskpgm.evaluation.baselines import parse_mixtures
     from taskpgm.evaluation.compare import CompareOptions
@@ -271,12 +293,8 @@ def compare(
     screen.print(comparison_view(comparison), crop=False)
     if equivalence := facts.get("budget equivalence"):
         screen.print(f"budget equivalence: {equivalence['sentence']}", markup=False, highlight=False)
-    pictured = _has("plotly")
-    if pictured:
-        write_picture(comparison, out / "comparison.html")
-    screen.print(
-        f"{out}/comparison.json" + (f", {out}/comparison.html" if pictured else ""), markup=False, highlight=False
-    )
+    for line in (f"{out}/comparison.json", report_line(out)):
+        screen.print(line, markup=False, highlight=False)
 
 
 @app.command()
@@ -341,19 +359,32 @@ def solve(
         str | None,
         typer.Option(help="Also solve for these knob values (t or prior) into path.json: 0.1,1,10."),
     ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(help="Also show what targets gain and tasks lose at these balances: 0,0.25,0.5,0.75,1."),
+    ] = None,
 ) -> None:
     """Find the mixture, from a run's scores or from an affinity matrix of your own; takes no model."""
     from taskpgm.files import write_json
     from taskpgm.mixture.path import trace_path
 
     if affinity is not None:
+        if balance is not None:
+            raise UserError("--balance weighs targets against tasks by a run's scores; a matrix has none.")
         energy, bounds = _solve_matrix(out, config, affinity, _energy(t, ridge), None, False), None
     else:
-        from taskpgm.pipeline.run import solve_run
+        from taskpgm.cli.tables import balance_table
+        from taskpgm.pipeline.run import balance_run, solve_run
 
-        with _session(_required(config), out) as session:
+        settings = _required(config)
+        if knob is not None and settings.energy.limited:
+            raise UserError("--knob keeps no energy.max_loss or max_task_loss; leave out one of the two.")
+        with _session(settings, out) as session:
+            curve = balance_run(session, _values(balance, "--balance")) if balance is not None else None
             result = solve_run(session)
         _show(out, result.affinity)
+        if curve:
+            screen.print(balance_table(curve), crop=False)
         energy, bounds = result.energy, result.mixture.bounds
     if knob is not None:
         path = trace_path(energy, _values(knob, "--knob"), bounds)
@@ -421,13 +452,51 @@ def sample(config: ConfigFile, out: Out) -> None:
     screen.print(f"{len(result.plan)} rows: {out}/train.jsonl", markup=False)
 
 
+@app.command()
+def export(
+    run: Annotated[Path | None, typer.Argument(help="A finished run directory.", metavar="RUN")] = None,
+    to: Annotated[str, typer.Option(help="The trainer or format; --list has them.", metavar="TARGET")] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder that is not there yet.", metavar="DIR")
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="rows: files hold the planned rows; counts, shares: the trainer draws them.")
+    ] = "rows",
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Leave out parts of rows that the format has no place for.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the targets.")] = False,
+) -> None:
+    """Hand the mixture to a trainer: its rows, the trainer's own config, and how to start."""
+    from taskpgm.cli.handover import export_table, targets_table
+    from taskpgm.export.handover import By
+    from taskpgm.pipeline.run import export_run
+
+    if show:
+        screen.print(targets_table(), crop=False)
+        return
+    if run is None or not to or out is None:
+        raise UserError("Give a run directory, --to and --out: taskpgm export runs/first --to trl --out exports/trl.")
+    if by not in ("rows", "counts", "shares"):
+        raise UserError(f"--by is rows, counts or shares, not {by!r}.")
+    found = export_run(run, to, out, cast(By, by), lossy, force)
+    screen.print(export_table(found), crop=False)
+    screen.print(f"{to}: {found.sees}", markup=False, highlight=False, soft_wrap=True)
+    for note in found.notes:
+        screen.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    screen.print(f"how to start: {out}/HOWTO.md", markup=False, highlight=False, soft_wrap=True)
+
+
 def _run(config: Config, out: Path) -> None:
+    from taskpgm.cli.report import report_line
     from taskpgm.pipeline.run import run_session
 
     with _session(config, out) as session:
         result = run_session(session)
     _show(out, result.affinity)
     screen.print(f"{len(result.plan)} rows: {out}/train.jsonl", markup=False)
+    screen.print(report_line(out), markup=False, highlight=False)
 
 
 def _show(out: Path, affinity: Any) -> None:
@@ -437,11 +506,11 @@ def _show(out: Path, affinity: Any) -> None:
 
 
 def _show_mixture(out: Path, more: list[str] | None = None) -> None:
-    from taskpgm.cli.tables import knob_lines, mixture_table, verdict_lines
+    from taskpgm.cli.tables import knob_lines, limit_lines, mixture_table, verdict_lines
 
     data = json.loads((out / "mixture.json").read_text(encoding="utf-8"))
     screen.print(mixture_table(data), crop=False)
-    for line in (*knob_lines(data), *verdict_lines(data), *(more or ())):
+    for line in (*knob_lines(data), *limit_lines(data), *verdict_lines(data), *(more or ())):
         screen.print(line, highlight=False)
     certificate = data["certificate"]
     screen.print(
@@ -490,12 +559,6 @@ def _values(text: str, option: str) -> list[float]:
         return [float(value) for value in text.split(",")]
     except ValueError:
         raise UserError(f"{option} takes numbers with commas between, such as 0.1,1,10, not {text!r}.") from None
-
-
-def _has(package: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(package) is not None
 
 
 @contextmanager

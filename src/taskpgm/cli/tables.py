@@ -17,6 +17,7 @@ from taskpgm.config import Config
 from taskpgm.data.pool import TaskPool
 from taskpgm.evaluation.statistics import Comparison, Estimate, Summary, verdict_sentence
 from taskpgm.mixture.affinity import Affinity
+from taskpgm.mixture.balance import BalanceCurve
 from taskpgm.mixture.explanation import Explanation, strongest_pairs
 from taskpgm.mixture.selection import Selection
 
@@ -156,6 +157,33 @@ def selection_table(selection: Selection) -> RenderableType:
         else f"at least {selection.certified:.1%} of the best set's value"
     )
     return Group(table, f"{len(selection.chosen)} tasks: {found}")
+
+
+def balance_table(curve: BalanceCurve) -> RenderableType:
+    """What the targets gain and the tasks lose at every balance, against uniform, and the heaviest tasks."""
+    rows = []
+    for point in curve.points:
+        heaviest = sorted(point.weights, key=lambda task: -point.weights[task])[:1]
+        shares = " ".join(f"{task} {point.weights[task]:.0%}" for task in heaviest)
+        changes = [f"{100 * x:+.1f} %" for x in (point.targets, point.tasks, point.worst)]
+        rows.append([f"{point.balance:g}", *changes, point.worst_task, shares])
+    header = ["balance", "targets", "tasks", "worst", "task", "heaviest"]
+    note = "losses against uniform's, as the probes' ensemble predicts them, not as trained"
+    return Group(Listing(header, rows, frozenset({"task", "heaviest"})), note)
+
+
+def limit_lines(data: Mapping[str, Any]) -> list[str]:
+    """The limits on the tasks' losses, and which of them hold the mixture back."""
+    limits = data["energy"]["settings"].get("limits", [])
+    held = [one for one in limits if one["price"] > 0]
+    lines = [
+        f"limit: {escape(one['name'])} {one['loss'] / one['uniform'] - 1:+.1%} against uniform as predicted; 1 % more "
+        f"would lower the energy by {data['prices'][one['name'] + '.max_loss']:.4f}"
+        for one in held
+    ]
+    if limits and not held:
+        lines.append("no limit on the tasks' losses holds the mixture back")
+    return lines
 
 
 def explanation_table(explanation: Explanation) -> RenderableType:

@@ -20,8 +20,11 @@ from taskpgm.evaluation.compare import CompareOptions, run_comparison
 from taskpgm.evaluation.predict import Prediction, run_prediction
 from taskpgm.evaluation.result import Result
 from taskpgm.evaluation.statistics import Comparison
+from taskpgm.export.handover import By, Handover, trainers_model
+from taskpgm.export.write import Export, export_plan
 from taskpgm.files import write_json
-from taskpgm.mixture.affinity import Affinity, Gains
+from taskpgm.mixture.affinity import Affinity, Gains, measure_affinity
+from taskpgm.mixture.balance import BalanceCurve, balanced, trace_balance
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.explanation import Explanation
 from taskpgm.mixture.explanation import explain as explain_mixture
@@ -30,6 +33,8 @@ from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.stages import (
     Session,
+    allowed_shares,
+    choose_energy,
     counted,
     finished_run,
     keep_mixture,
@@ -91,6 +96,23 @@ def solve_run(session: Session) -> Result:
     result = solved(session)
     keep_mixture(session, result, clock)
     return result
+
+
+def balance_run(session: Session, values: Sequence[float]) -> BalanceCurve:
+    """Mixtures at these balances of targets and tasks, by the scores that the run holds, written to `balance.json`.
+
+    Raises:
+        UserError: no targets, a value outside of 0 to 1, or no scores.
+    """
+    pool, config = recorded_pool(session), session.config
+    scores = recorded_scores(session, pool)
+    affinity, energies = measure_affinity(scores, config.affinity), []
+    for value in values:
+        own = config.model_copy(update={"energy": balanced(config.energy, value)})
+        energies.append((value, choose_energy(scores, affinity, pool, own)))
+    curve = trace_balance(scores, energies, allowed_shares(pool, config), scores.target_weights(config.target_weights))
+    session.artifacts.write_json("balance.json", curve.to_dict())
+    return curve
 
 
 def sample_run(session: Session) -> Result:
@@ -230,6 +252,23 @@ def load_run(path: Path | str) -> FinishedDirectory:
         UserError: no run directory there, or it lacks what is asked for.
     """
     return FinishedDirectory(path)
+
+
+def export_run(
+    path: Path | str, to: str, out: Path | str, by: By = "rows", lossy: bool = False, force: bool = False
+) -> Export:
+    """A finished run's training set in the form of a trainer, in the folder `out`; see `export_plan`.
+
+    Raises:
+        UserError: no finished run there, no such target, rows that it cannot carry, or `out` is there already.
+    """
+    run = load_run(path)
+    settings = run.config
+    handover = Handover(
+        run.pool, run.plan, by, trainers_model(settings.model.path), settings.probes.max_length, settings.seed,
+        run.manifest["stages"]["pool"]["chat_template"],
+    )  # fmt: skip
+    return export_plan(handover, to, Path(out), lossy, force)
 
 
 def solve_affinity(

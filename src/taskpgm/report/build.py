@@ -7,6 +7,7 @@ from typing import Any
 from taskpgm.errors import UserError
 from taskpgm.pipeline.run import FinishedDirectory, load_run
 from taskpgm.report import choices, gains, history, outcome, reasons, relations, rows, shares, sides
+from taskpgm.report.field import Field
 from taskpgm.report.material import Material
 from taskpgm.report.page import write_page
 from taskpgm.report.parts import Section, joined, some
@@ -28,7 +29,9 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
     names = sides.names_of(folder, other)
     path = folder / f"report-beside-{other.resolve().name}.html"
     lead = f"{folder} beside {other}"
-    write_page(path, f"{names[0]} beside {names[1]}", lead, sides.sections(Material(run), Material(load_run(other)), names))
+    write_page(
+        path, f"{names[0]} beside {names[1]}", lead, sides.sections(Material(run), Material(load_run(other)), names)
+    )
     return path
 
 
@@ -43,7 +46,7 @@ def _lead(run: FinishedDirectory) -> str:
 
 def sections(material: Material) -> list[Section]:
     """The eight questions in order; one that cannot be answered says why."""
-    field = relations.Relations(material.affinity)
+    field = Field(material.affinity)
     makers: dict[str, Make] = {
         "What should I train on, and how sure is it?": lambda: shares.section(material),
         "How do the tasks relate?": lambda: relations.section(material, field),

@@ -61,21 +61,42 @@ def path_figure(material: Material, path: KnobPath, losses: Floats) -> Any:
     made = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.7, 0.3], vertical_spacing=0.06)
     spread = np.ptp(path.weights, axis=0) + path.weights.max(axis=0)
     for k, i in enumerate(np.argsort(-spread, kind="stable")[:LINES]):
-        made.add_trace(Scatter(
-            x=path.values, y=path.weights[:, i], mode="lines+markers", name=short(path.tasks[i], 24),
-            line={"color": COLOURS[k % 8]}, marker={"symbol": SYMBOLS[k % 8], "size": 7},
-            hovertemplate=f"{text(path.tasks[i])}: %{{y:.1%}} at {path.knob} %{{x:.3g}}<extra></extra>",
-        ), row=1, col=1)  # fmt: skip
-    made.add_trace(Scatter(x=path.values, y=losses, mode="lines+markers", line={"color": GREY, "dash": "dot"},
-                           showlegend=False, hovertemplate=f"loss %{{y:.4f}} at {path.knob} %{{x:.3g}}<extra></extra>"),
-                   row=2, col=1)  # fmt: skip
+        made.add_trace(
+            Scatter(
+                x=path.values,
+                y=path.weights[:, i],
+                mode="lines+markers",
+                name=short(path.tasks[i], 24),
+                line={"color": COLOURS[k % 8]},
+                marker={"symbol": SYMBOLS[k % 8], "size": 7},
+                hovertemplate=f"{text(path.tasks[i])}: %{{y:.1%}} at {path.knob} %{{x:.3g}}<extra></extra>",
+            ),
+            row=1,
+            col=1,
+        )
+    made.add_trace(
+        Scatter(
+            x=path.values,
+            y=losses,
+            mode="lines+markers",
+            line={"color": GREY, "dash": "dot"},
+            showlegend=False,
+            hovertemplate=f"loss %{{y:.4f}} at {path.knob} %{{x:.3g}}<extra></extra>",
+        ),
+        row=2,
+        col=1,
+    )
     made.add_vline(x=material.energy.knob, line={"color": GREY, "width": 1, "dash": "dash"})
     made.update_xaxes(type="log")
     made.update_xaxes(title=f"{path.knob} (dashed: this run)", row=2, col=1)
     made.update_yaxes(tickformat=".0%", title="share", row=1, col=1)
     made.update_yaxes(title="loss", row=2, col=1)
-    made.update_layout(template="plotly_white", height=520, margin={"t": 30, "b": 50, "r": 20, "l": 10},
-                       legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0})  # fmt: skip
+    made.update_layout(
+        template="plotly_white",
+        height=520,
+        margin={"t": 30, "b": 50, "r": 20, "l": 10},
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+    )
     return made
 
 
@@ -96,8 +117,12 @@ def _selection(material: Material) -> tuple[str, Picture | None]:
     enough = int(np.argmax(order.values >= 0.95 * full)) + 1
     line = f"{enough} of {n} tasks reach 95 % of what all reach; the first: {', '.join(order.chosen[:3])}."
     table = {"task": list(order.chosen), "value": order.values.tolist(), "part_of_all": (order.values / full).tolist()}
-    return line, Picture("selection", "What the first k tasks reach of all tasks' value, and what any k could",
-                         selection_figure(selections, order), table)  # fmt: skip
+    return line, Picture(
+        "selection",
+        "What the first k tasks reach of all tasks' value, and what any k could",
+        selection_figure(selections, order),
+        table,
+    )
 
 
 def _possible(material: Material, k: int) -> bool:
@@ -110,15 +135,29 @@ def selection_figure(selections: list[Selection], order: Selection) -> Any:
     """Value after each task of greedy's order, and bounds on the best set of a few sizes."""
     full = order.full_value or 1.0
     made = blank(380, xaxis={"title": "tasks selected"}, yaxis={"title": "of all tasks' value", "tickformat": ".0%"})
-    made.add_trace(Scatter(
-        x=list(range(1, len(order.chosen) + 1)), y=order.values / full, mode="lines+markers", name="greedy's order",
-        customdata=[text(t) for t in order.chosen], hovertemplate="%{x}: %{customdata}, %{y:.1%}<extra></extra>",
-        line={"color": COLOURS[0]},
-    ))  # fmt: skip
+    made.add_trace(
+        Scatter(
+            x=list(range(1, len(order.chosen) + 1)),
+            y=order.values / full,
+            mode="lines+markers",
+            name="greedy's order",
+            customdata=[text(t) for t in order.chosen],
+            hovertemplate="%{x}: %{customdata}, %{y:.1%}<extra></extra>",
+            line={"color": COLOURS[0]},
+        )
+    )
     at = [len(one.chosen) for one in selections]
     most = [min(1.0, one.upper_bound / full) for one in selections]
-    made.add_trace(Scatter(x=at, y=most, mode="lines+markers", name="certified: no k tasks reach more",
-                           line={"color": COLOURS[1], "dash": "dash"}, marker={"symbol": "triangle-down", "size": 9}))  # fmt: skip
+    made.add_trace(
+        Scatter(
+            x=at,
+            y=most,
+            mode="lines+markers",
+            name="certified: no k tasks reach more",
+            line={"color": COLOURS[1], "dash": "dash"},
+            marker={"symbol": "triangle-down", "size": 9},
+        )
+    )
     return made
 
 
@@ -135,7 +174,14 @@ def _seeds(material: Material) -> tuple[str, Picture | None]:
     table |= {f"without seed {s}": p[material.order].tolist() for s, p in enumerate(found)}
     made = blank(90 + LINE * len(names), xaxis={"title": "share of the budget", "tickformat": ".0%"})
     for k, (name, values) in enumerate(list(table.items())[1:]):
-        made.add_trace(Scatter(x=values, y=list(range(len(names))), mode="markers", name=name,
-                               marker={"symbol": SYMBOLS[k % 8], "size": 9, "color": COLOURS[k % 8]}))  # fmt: skip
+        made.add_trace(
+            Scatter(
+                x=values,
+                y=list(range(len(names))),
+                mode="markers",
+                name=name,
+                marker={"symbol": SYMBOLS[k % 8], "size": 9, "color": COLOURS[k % 8]},
+            )
+        )
     made.update_yaxes(**name_axis(names))
     return line, Picture("seeds", "Shares without each probe seed", made, table)

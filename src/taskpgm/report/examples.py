@@ -37,15 +37,20 @@ class Rows:
         self.encoder, self.note = _encoder(material)
         self.gain_NT = scores.logp[1:] - scores.logp[0]
         count = np.bincount(scores.context, minlength=len(self.rows))
-        self.gain_NC = np.stack([np.bincount(scores.context, g, minlength=len(self.rows)) for g in self.gain_NT])
-        self.gain_NC = self.gain_NC / np.maximum(count, 1)
+        sums = [np.bincount(scores.context, g, minlength=len(self.rows)) for g in self.gain_NT]
+        self.gain_NC: Floats = np.array(sums) / np.maximum(count, 1)
         self.position, self.seed = scores.position, scores.seed
 
     def example(self, task: int, context: int) -> tuple[str, str, str, str]:
         """One row for the page."""
         name, conversation = self.rows[context]
         prompt, answer = _texts(conversation)
-        return name, _cut(prompt), _cut(answer), f"{self.gain_NC[task, context]:+.2f} nats a token{self._token(task, context)}"
+        return (
+            name,
+            _cut(prompt),
+            _cut(answer),
+            f"{self.gain_NC[task, context]:+.2f} nats a token{self._token(task, context)}",
+        )
 
     def _token(self, task: int, context: int) -> str:
         """The token that changed most, among its neighbours."""
@@ -61,7 +66,11 @@ class Rows:
         place = int(self.position[at[most]])
         before, own, after = (
             self.encoder.tokenizer.decode(part.tolist(), clean_up_tokenization_spaces=False)
-            for part in (ids[max(0, place - AROUND) : place], ids[place : place + 1], ids[place + 1 : place + 1 + AROUND])
+            for part in (
+                ids[max(0, place - AROUND) : place],
+                ids[place : place + 1],
+                ids[place + 1 : place + 1 + AROUND],
+            )
         )
         return f"; most at {before}«{own}»{after} ({change[most]:+.2f})"
 
@@ -79,9 +88,10 @@ def of_tasks(material: Material) -> tuple[dict[str, Examples], list[str]]:
     for i, task in enumerate(material.tasks):
         own, order = np.flatnonzero(rows.sets == i), served[np.argsort(-rows.gain_NC[i, served], kind="stable")]
         named = {
-            "Its own rows": own[:each], f"The {what} that it helps most": order[:each],
+            "Its own rows": own[:each],
+            f"The {what} that it helps most": order[:each],
             f"The {what} that it hurts most, or helps least": order[::-1][:each],
-        }  # fmt: skip
+        }
         found[task] = Examples([(title, [rows.example(i, int(c)) for c in at]) for title, at in named.items()])
     return found, [rows.note] if rows.note else []
 
@@ -109,5 +119,3 @@ def _texts(conversation: Conversation) -> tuple[str, str]:
 def _cut(value: Any) -> str:
     whole = str(value)
     return whole if len(whole) <= LONGEST else f"{whole[: LONGEST // 2]} … {whole[-LONGEST // 2 :]}"
-
-

@@ -20,9 +20,11 @@ def section(material: Material) -> Section:
     lines = [] if material.targets else ["No targets were given, so these are the tasks' gains on each other."]
     lines += _sentences(material, gains, error, sets)
     picture = Picture(
-        "gains-picture", "Nats a token gained (blue) or lost (red) on each set, against where probes start",
-        figure(material), _columns(material, gains, error, sets),
-    )  # fmt: skip
+        "gains-picture",
+        "Nats a token gained (blue) or lost (red) on each set, against where probes start",
+        figure(material),
+        _columns(material, gains, error, sets),
+    )
     return Section("gains", title, lines, [picture])
 
 
@@ -80,15 +82,32 @@ def figure(material: Material) -> Any:
     e = None if error is None else error[np.ix_(shown, columns)]
     more = "" if e is None else " ± %{customdata:.3f}"
     made = blank(150 + 24 * len(shown))
-    made.add_trace(Heatmap(
-        z=z, x=[text(a) for a in above], y=[text(a) for a in names], customdata=e, zmin=-top, zmax=top, xgap=1, ygap=1,
-        colorscale=LESS_IS_RED, colorbar={"title": {"text": "nats"}, "thickness": 12},
-        texttemplate="%{z:+.2f}" if z.size <= NUMBERED and z.shape[1] <= 16 else "",
-        hovertemplate=f"%{{y}} on %{{x}}: %{{z:+.4f}}{more}<extra></extra>",
-    ))  # fmt: skip
-    made.update_xaxes(tickvals=[text(a) for a in above], ticktext=[short(a, 20) for a in above], side="top", fixedrange=True)
-    made.update_yaxes(tickvals=[text(a) for a in names], ticktext=[short(a) for a in names], autorange="reversed",
-                      automargin=True, fixedrange=True)  # fmt: skip
+    made.add_trace(
+        Heatmap(
+            z=z,
+            x=[text(a) for a in above],
+            y=[text(a) for a in names],
+            customdata=e,
+            zmin=-top,
+            zmax=top,
+            xgap=1,
+            ygap=1,
+            colorscale=LESS_IS_RED,
+            colorbar={"title": {"text": "nats"}, "thickness": 12},
+            texttemplate="%{z:+.2f}" if z.size <= NUMBERED and z.shape[1] <= 16 else "",
+            hovertemplate=f"%{{y}} on %{{x}}: %{{z:+.4f}}{more}<extra></extra>",
+        )
+    )
+    made.update_xaxes(
+        tickvals=[text(a) for a in above], ticktext=[short(a, 20) for a in above], side="top", fixedrange=True
+    )
+    made.update_yaxes(
+        tickvals=[text(a) for a in names],
+        ticktext=[short(a) for a in names],
+        autorange="reversed",
+        automargin=True,
+        fixedrange=True,
+    )
     return made
 
 
@@ -96,7 +115,8 @@ def _columns(material: Material, gains: Floats, error: Floats | None, sets: tupl
     """Long form, of at most 20000 pairs; `load_run(…).gains.frame()` has all."""
     pairs = [(i, j) for j in range(len(sets)) for i in range(len(gains))][:20_000]
     return {
-        "task": [material.tasks[i] for i, _ in pairs], "set": [sets[j] for _, j in pairs],
+        "task": [material.tasks[i] for i, _ in pairs],
+        "set": [sets[j] for _, j in pairs],
         "gain": [round(float(gains[i, j]), 6) for i, j in pairs],
         "standard_error": [None if error is None else round(float(error[i, j]), 6) for i, j in pairs],
-    }  # fmt: skip
+    }

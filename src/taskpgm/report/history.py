@@ -22,15 +22,18 @@ def section(material: Material) -> Section:
     curves, manifest = read_curves(material.run.path), material.run.manifest
     lines, pictures = [_doubts(curves)], []
     if curves:
-        table = {"probe": [name for name, curve in curves.items() for _ in curve],
-                 "step": [k + 1 for curve in curves.values() for k in range(len(curve))],
-                 "loss": [value for curve in curves.values() for value in curve]}  # fmt: skip
+        table: dict[str, list[Any]] = {
+            "probe": [name for name, curve in curves.items() for _ in curve],
+            "step": [k + 1 for curve in curves.values() for k in range(len(curve))],
+            "loss": [value for curve in curves.values() for value in curve],
+        }
         pictures.append(Picture("curves", "Loss of every probe by step, in nats a token", figure(curves), table))
     stages = manifest.get("stages", {})
     pictures.append(_time(stages))
     lines.append(cost(stages))
-    return Section("history", "How did it run?", lines, pictures, [_stages(stages), _versions(manifest)],
-                   texts=_texts(material))  # fmt: skip
+    return Section(
+        "history", "How did it run?", lines, pictures, [_stages(stages), _versions(manifest)], texts=_texts(material)
+    )
 
 
 def read_curves(folder: Path) -> dict[str, list[float]]:
@@ -72,35 +75,58 @@ def figure(curves: Curves) -> Any:
     made = blank(420, xaxis={"title": "step"}, yaxis={"title": "loss, nats a token"}, hovermode="closest")
     for k, (name, curve) in enumerate(curves.items()):
         dash = "dash" if exploding(curve) else "dot" if flat(curve) else "solid"
-        made.add_trace(Scatter(
-            x=list(range(1, len(curve) + 1)), y=[float(f"{v:.5g}") for v in curve], mode="lines", name=text(name),
-            showlegend=len(curves) <= 16, line={"dash": dash, "width": 1.5 if dash == "solid" else 3, "color": COLOURS[k % 8]},
-            hovertemplate=f"{text(name)}: %{{y:.3f}} at step %{{x}}<extra></extra>",
-        ))  # fmt: skip
+        made.add_trace(
+            Scatter(
+                x=list(range(1, len(curve) + 1)),
+                y=[float(f"{v:.5g}") for v in curve],
+                mode="lines",
+                name=text(name),
+                showlegend=len(curves) <= 16,
+                line={"dash": dash, "width": 1.5 if dash == "solid" else 3, "color": COLOURS[k % 8]},
+                hovertemplate=f"{text(name)}: %{{y:.3f}} at step %{{x}}<extra></extra>",
+            )
+        )
     return made
 
 
 def _time(stages: Mapping[str, Any]) -> Picture:
     names, seconds = list(stages), [float(one["seconds"]) for one in stages.values()]
     made = blank(110 + 26 * len(names), xaxis={"title": "seconds"}, yaxis={"automargin": True, "autorange": "reversed"})
-    made.add_trace(Bar(x=seconds, y=names, orientation="h", marker={"color": COLOURS[0]}, hovertemplate="%{y}: %{x:.1f} s<extra></extra>"))
+    made.add_trace(
+        Bar(
+            x=seconds,
+            y=names,
+            orientation="h",
+            marker={"color": COLOURS[0]},
+            hovertemplate="%{y}: %{x:.1f} s<extra></extra>",
+        )
+    )
     return Picture("time", "Seconds of each stage", made, {"stage": names, "seconds": seconds})
 
 
 def cost(stages: Mapping[str, Any]) -> str:
+    """Time, memory and tokens of a run, in a sentence."""
     seconds = sum(float(one["seconds"]) for one in stages.values())
     memory = max((float(one.get("peak_memory") or 0) for one in stages.values()), default=0.0)
     trained = stages.get("probe", {}).get("trained_tokens", 0)
     scored = stages.get("score", {}).get("scored_tokens", 0)
-    return f"It took {seconds:,.0f} s and {memory / 2**30:.1f} GiB at most: {trained:,} tokens trained, {scored:,} scored."
+    return (
+        f"It took {seconds:,.0f} s and {memory / 2**30:.1f} GiB at most: {trained:,} tokens trained, {scored:,} scored."
+    )
 
 
 def _stages(stages: Mapping[str, Any]) -> Table:
     facts = [
-        [name, f"{one['seconds']:.1f} s", f"{(one.get('peak_memory') or 0) / 2**20:,.0f} MiB",
-         ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in one.items() if k not in ("parts", "seconds", "peak_memory"))]
+        [
+            name,
+            f"{one['seconds']:.1f} s",
+            f"{(one.get('peak_memory') or 0) / 2**20:,.0f} MiB",
+            ", ".join(
+                f"{k.replace('_', ' ')} {v}" for k, v in one.items() if k not in ("parts", "seconds", "peak_memory")
+            ),
+        ]
         for name, one in stages.items()
-    ]  # fmt: skip
+    ]
     return Table("Stages", ["stage", "time", "memory at most", "facts"], facts)
 
 

@@ -39,14 +39,25 @@ class Material:
 
     @cached_property
     def energy(self) -> Energy:
-        """What the mixture minimises, from the scores, with the knob that the run used."""
-        energy = choose_energy(self.run.scores, self.affinity, self.run.pool, self.run.config)
-        return energy.allowing(self.bounds.usable)
+        """What the mixture minimises, from the scores.
+
+        Raises:
+            UserError: it is not what mixture.json records.
+        """
+        made = choose_energy(self.run.scores, self.affinity, self.run.pool, self.run.config)
+        energy, recorded = made.allowing(self.bounds.usable), float(self.mixture.energy["value"])
+        if not np.isclose(energy.value(self.mixture.weights), recorded, rtol=1e-6):
+            raise UserError(
+                f"The energy of the mixture is {energy.value(self.mixture.weights):.6g} by the scores, but "
+                f"{recorded:.6g} in mixture.json: another version made it; `taskpgm sample {self.command}` makes "
+                "it anew."
+            )
+        return energy
 
     @cached_property
     def order(self) -> list[int]:
         """Tasks, heaviest first."""
-        return [int(i) for i in np.lexsort((self.tasks, -self.mixture.weights))]
+        return [int(i) for i in np.lexsort((np.array(self.tasks), -self.mixture.weights))]
 
     @cached_property
     def unit(self) -> str:

@@ -14,9 +14,11 @@ from taskpgm.report.style import COLOURS, GREY, NUMBERED, SHOWN, blank, short, t
 
 # Shape and colour say the same, for those who see one of them.
 MARK = {
-    "better": (COLOURS[0], "triangle-left"), "worse": (COLOURS[1], "triangle-right"), "no difference": (GREY, "circle"),
+    "better": (COLOURS[0], "triangle-left"),
+    "worse": (COLOURS[1], "triangle-right"),
+    "no difference": (GREY, "circle"),
     "not tested": (GREY, "circle-open"),
-}  # fmt: skip
+}
 
 
 def section(material: Material) -> Section:
@@ -27,13 +29,24 @@ def section(material: Material) -> Section:
         return Section("outcome", title, [found])
     pictures = [Picture("losses", _cells_title(comparison), cells_figure(comparison), losses_table(comparison))]
     if comparison.differences:
-        pictures.insert(0, Picture(
-            "differences", f"Differences paired by seed, with {100 * comparison.level:g} % intervals; left is less",
-            differences_figure(comparison), _differences_table(comparison),
-        ))  # fmt: skip
+        pictures.insert(
+            0,
+            Picture(
+                "differences",
+                f"Differences paired by seed, with {100 * comparison.level:g} % intervals; left is less",
+                differences_figure(comparison),
+                _differences_table(comparison),
+            ),
+        )
     if any(m.accuracy for m in comparison.measurements):
-        pictures.append(Picture("accuracies", "Accuracy of every mixture on every set that is graded",
-                                accuracy_figure(comparison), _accuracy_table(comparison)))  # fmt: skip
+        pictures.append(
+            Picture(
+                "accuracies",
+                "Accuracy of every mixture on every set that is graded",
+                accuracy_figure(comparison),
+                _accuracy_table(comparison),
+            )
+        )
     lines = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in comparison.sentences] or [
         f"Only {comparison.mixtures[0]} was trained, so there is nothing to compare it with."
     ]
@@ -49,17 +62,26 @@ def differences_figure(comparison: Comparison) -> Any:
     """Paired differences of the losses, one panel for targets and one for tasks, one row for each other mixture."""
     panels = [q for q in comparison.quantities if not q.endswith("accuracy")]
     others = comparison.mixtures[1:]
-    made = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.16,
-                         subplot_titles=[f"{q}: {text(comparison.mixtures[0])} minus …" for q in panels])  # fmt: skip
+    made = make_subplots(
+        rows=len(panels),
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.16,
+        subplot_titles=[f"{q}: {text(comparison.mixtures[0])} minus …" for q in panels],
+    )
     for row, quantity in enumerate(panels, start=1):
         for d in (d for d in comparison.differences if d.quantity == quantity):
             made.add_trace(_dot(d, others.index(d.other)), row=row, col=1)
         made.add_vline(x=0, line={"color": GREY, "width": 1}, row=row, col=1)
     names = [short(name, 30) for name in others]
-    made.update_yaxes(tickvals=list(range(len(others))), ticktext=names, range=[len(others) - 0.5, -0.5], automargin=True)
+    made.update_yaxes(
+        tickvals=list(range(len(others))), ticktext=names, range=[len(others) - 0.5, -0.5], automargin=True
+    )
     made.update_xaxes(title="nats a token (left: lower loss)", row=len(panels), col=1)
     height = 120 + len(panels) * (60 + 34 * len(others))
-    made.update_layout(template="plotly_white", showlegend=False, height=height, margin={"t": 40, "b": 50, "r": 20, "l": 10})
+    made.update_layout(
+        template="plotly_white", showlegend=False, height=height, margin={"t": 40, "b": 50, "r": 20, "l": 10}
+    )
     return made
 
 
@@ -69,9 +91,13 @@ def _dot(d: Difference, row: int) -> Scatter:
     if e.low is not None and e.high is not None:
         bars = {"type": "data", "array": [e.high - e.mean], "arrayminus": [e.mean - e.low], "width": 6, "thickness": 2}
     return Scatter(
-        x=[e.mean], y=[row], error_x=bars, mode="markers", marker={"size": 13, "color": colour, "symbol": symbol},
+        x=[e.mean],
+        y=[row],
+        error_x=bars,
+        mode="markers",
+        marker={"size": 13, "color": colour, "symbol": symbol},
         hovertemplate=f"{text(d.other)}: %{{x:.4f}}<extra>{d.verdict}</extra>",
-    )  # fmt: skip
+    )
 
 
 def _cells_title(comparison: Comparison) -> str:
@@ -108,16 +134,34 @@ def _cells(values: Any, rows: Sequence[str], columns: Sequence[str], scale: str,
     limits = {"zmid": 0, "zmin": -(top or 1.0), "zmax": top or 1.0} if signed else {"zmin": 0, "zmax": 1}
     number = "%{z:+.2f}" if signed else "%{z:.0%}"
     made = blank(150 + 24 * len(rows))
-    made.add_trace(Heatmap(
-        z=values, colorscale=scale, xgap=2, ygap=2, colorbar={"thickness": 12}, **limits,
-        texttemplate=number if values.size <= NUMBERED else "",
-        customdata=[[f"{text(row)}, {text(column)}" for column in columns] for row in rows],
-        hovertemplate=f"%{{customdata}}: {number}<extra></extra>",
-    ))  # fmt: skip
-    made.update_xaxes(tickvals=list(range(len(columns))), ticktext=[short(c, 18) for c in columns], side="top", showgrid=False,
-                      zeroline=False)  # fmt: skip
-    made.update_yaxes(tickvals=list(range(len(rows))), ticktext=[short(r) for r in rows], autorange="reversed", automargin=True,
-                      showgrid=False, zeroline=False)  # fmt: skip
+    made.add_trace(
+        Heatmap(
+            z=values,
+            colorscale=scale,
+            xgap=2,
+            ygap=2,
+            colorbar={"thickness": 12},
+            **limits,
+            texttemplate=number if values.size <= NUMBERED else "",
+            customdata=[[f"{text(row)}, {text(column)}" for column in columns] for row in rows],
+            hovertemplate=f"%{{customdata}}: {number}<extra></extra>",
+        )
+    )
+    made.update_xaxes(
+        tickvals=list(range(len(columns))),
+        ticktext=[short(c, 18) for c in columns],
+        side="top",
+        showgrid=False,
+        zeroline=False,
+    )
+    made.update_yaxes(
+        tickvals=list(range(len(rows))),
+        ticktext=[short(r) for r in rows],
+        autorange="reversed",
+        automargin=True,
+        showgrid=False,
+        zeroline=False,
+    )
     return made
 
 
@@ -128,17 +172,25 @@ def _predictions(material: Material) -> tuple[str, Picture] | None:
     if not found:
         return None
     ranks = data.get("rank correlation", {}) if data else {}
-    said = ", ".join(f"{name} {ranks[name]:.2f}" for name in ("ensemble", "gain", "merged") if ranks.get(name) is not None)
+    said = ", ".join(
+        f"{name} {ranks[name]:.2f}" for name in ("ensemble", "gain", "merged") if ranks.get(name) is not None
+    )
     line = f"Prediction against measurement over {len(found)} mixtures, rank correlation: {said or 'too few mixtures'}."
     made = blank(420, xaxis={"title": "measured loss, nats a token"}, yaxis={"title": "predicted"})
     names = [one["mixture"] for one in found]
     kinds = [kind for kind in ("ensemble", "gain", "merged") if all(one[kind] is not None for one in found)]
     for k, kind in enumerate(kinds):
-        made.add_trace(Scatter(
-            x=[one["measured"] for one in found], y=[one[kind] for one in found], mode="markers", name=kind,
-            marker={"symbol": ("circle", "diamond", "square")[k], "size": 10, "color": COLOURS[k]},
-            customdata=[text(n) for n in names], hovertemplate="%{customdata}: measured %{x:.4f}, predicted %{y:.4f}<extra></extra>",
-        ))  # fmt: skip
+        made.add_trace(
+            Scatter(
+                x=[one["measured"] for one in found],
+                y=[one[kind] for one in found],
+                mode="markers",
+                name=kind,
+                marker={"symbol": ("circle", "diamond", "square")[k], "size": 10, "color": COLOURS[k]},
+                customdata=[text(n) for n in names],
+                hovertemplate="%{customdata}: measured %{x:.4f}, predicted %{y:.4f}<extra></extra>",
+            )
+        )
     table: dict[str, Any] = {"mixture": names, "measured": [one["measured"] for one in found]}
     table |= {kind: [one[kind] for one in found] for kind in kinds}
     return line, Picture("predictions", "Predicted against measured losses", made, table)
@@ -158,11 +210,14 @@ def _accuracy_table(comparison: Comparison) -> Mapping[str, Sequence[Any]]:
 def _differences_table(comparison: Comparison) -> Mapping[str, Sequence[Any]]:
     found = comparison.differences
     return {
-        "quantity": [d.quantity for d in found], "other": [d.other for d in found],
-        "difference": [d.estimate.mean for d in found], "low": [d.estimate.low for d in found],
-        "high": [d.estimate.high for d in found], "p_corrected": [d.corrected for d in found],
+        "quantity": [d.quantity for d in found],
+        "other": [d.other for d in found],
+        "difference": [d.estimate.mean for d in found],
+        "low": [d.estimate.low for d in found],
+        "high": [d.estimate.high for d in found],
+        "p_corrected": [d.corrected for d in found],
         "verdict": [d.verdict for d in found],
-    }  # fmt: skip
+    }
 
 
 def _averages(comparison: Comparison) -> Table:
@@ -174,4 +229,6 @@ def _averages(comparison: Comparison) -> Table:
             half = "" if e.high is None else f" ± {unit * (e.high - e.mean):.3g}"
             cells.append(f"{unit * e.mean:.4g}{half}{' %' * (unit > 1)}")
         rows.append([summary.mixture, *cells])
-    return Table("Averages over sets, mean over seeds ± half of the interval", ["mixture", *comparison.quantities], rows)
+    return Table(
+        "Averages over sets, mean over seeds ± half of the interval", ["mixture", *comparison.quantities], rows
+    )

@@ -29,12 +29,20 @@ def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -
     pictures = [picture for section in sections for picture in section.pictures]
     script, style = _asset("page.js"), _asset("page.css")
     plotly = get_plotlyjs()
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     template = environment.from_string(_asset("page.html.j2"))
     text = template.render(
-        title=title, lead=lead, sections=sections, style=style, script=script, plotly=_packed(plotly),
-        data=_packed(_data(pictures)), policy=_policy(script, plotly),
-    )  # fmt: skip
+        title=title,
+        lead=lead,
+        sections=sections,
+        style=style,
+        script=script,
+        plotly=_packed(plotly),
+        data=_packed(_data(pictures)),
+        policy=_policy(script, plotly),
+    )
     with atomic_file(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
@@ -51,11 +59,14 @@ def _data(pictures: Sequence[Picture]) -> str:
     """JSON of all figures and tables."""
     found = {
         picture.name: {
-            "figure": json.loads(picture.figure.to_json()), "table": picture.table, "names": picture.names,
-            "title": picture.title, "follows": picture.follows,
+            "figure": json.loads(picture.figure.to_json()),
+            "table": picture.table,
+            "names": picture.names,
+            "title": picture.title,
+            "follows": picture.follows,
         }
         for picture in pictures
-    }  # fmt: skip
+    }
     return json.dumps(found, ensure_ascii=False, default=_plain)
 
 

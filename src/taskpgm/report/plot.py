@@ -6,6 +6,7 @@ from taskpgm.pipeline.run import FinishedDirectory
 from taskpgm.report import gains as _gains
 from taskpgm.report import relations as _relations
 from taskpgm.report import shares as _shares
+from taskpgm.report.field import Field
 from taskpgm.report.material import Material
 
 
@@ -19,12 +20,12 @@ def graph(run: FinishedDirectory) -> Any:
 
     Relations within two standard errors of nothing are left out; a slider leaves the strongest.
     """
-    return _relations.graph(Material(run), _relations.Relations(run.affinity))
+    return _relations.graph(Material(run), Field(run.affinity))
 
 
 def matrix(run: FinishedDirectory) -> Any:
     """Figure of the measured matrices over the tasks in the order of their dendrogram, with a switch between them."""
-    return _relations.matrix(_relations.Relations(run.affinity))
+    return _relations.matrix(Field(run.affinity))
 
 
 def gains(run: FinishedDirectory) -> Any:

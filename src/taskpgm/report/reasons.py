@@ -23,19 +23,29 @@ def section(material: Material) -> Section:
             f"{len(material.tasks)} tasks are more than the {EXPLAINED} that a report explains; "
             f"`taskpgm explain {material.command}` does."
         )
-        return Section("reasons", title, [found, *notes], panels=[_panel(t, None, None, examples) for t in material.tasks])
+        return Section(
+            "reasons", title, [found, *notes], panels=[_panel(t, None, None, examples) for t in material.tasks]
+        )
     dropped = {one.task: one for one in explanation.dropped}
     lines = [_dearest(material, list(dropped.values()))]
     lines += [f"Interchangeable: {joined(group, 12)}." for group in explanation.clusters[:5]]
     margins = {one.task: one for one in explanation.margins}
     ordered = [material.tasks[i] for i in material.order]
     pictures = [
-        Picture("margin", "How the marginal energy of the chosen task adds up to zero",
-                margin_figure([margins[t] for t in ordered], explanation.nu, material.unit),
-                _margin_table(list(margins.values()), explanation.nu), follows=True),
-        Picture("dropped", f"What is lost without each task, in {material.unit}", dropped_figure(material, dropped),
-                _dropped_table(list(dropped.values()))),
-    ]  # fmt: skip
+        Picture(
+            "margin",
+            "How the marginal energy of the chosen task adds up to zero",
+            margin_figure([margins[t] for t in ordered], explanation.nu, material.unit),
+            _margin_table(list(margins.values()), explanation.nu),
+            follows=True,
+        ),
+        Picture(
+            "dropped",
+            f"What is lost without each task, in {material.unit}",
+            dropped_figure(material, dropped),
+            _dropped_table(list(dropped.values())),
+        ),
+    ]
     panels = [_panel(t, margins[t], dropped.get(t), examples) for t in ordered]
     return Section("reasons", title, [*lines, *notes], pictures, panels=panels)
 
@@ -47,11 +57,16 @@ def _dearest(material: Material, dropped: list[Dropped]) -> str:
     first = max(dropped, key=lambda one: one.loss or 0.0)
     takers = [f"{name} ({change:+.1%})" for name, change in _takers(first)]
     over = f"; {joined(takers)} would take over" if takers else ""
-    return f"The task that is missed most is {first.task}: without it, {first.loss or 0:.4f} {material.unit} are lost{over}."
+    lost = f"{first.loss or 0:.4f} {material.unit}"
+    return f"The task that is missed most is {first.task}: without it, {lost} are lost{over}."
 
 
 def _takers(one: Dropped) -> list[tuple[str, float]]:
     return [(name, change) for name, change in one.takers.items() if change > 0.0005][:3]
+
+
+def _over(one: Dropped) -> str:
+    return joined([f"{name} {change:+.1%}" for name, change in _takers(one)]) or "nobody"
 
 
 def _parts(one: Margin, nu: float) -> list[tuple[str, float]]:
@@ -71,11 +86,18 @@ def margin_figure(margins: list[Margin], nu: float, unit: str) -> Any:
     made = blank(420, showlegend=False, yaxis={"title": f"{unit} per share", "zeroline": True})
     for k, one in enumerate(margins):
         parts = _parts(one, nu)
-        made.add_trace(Waterfall(
-            x=[short(name, 26) for name, _ in parts], y=[value for _, value in parts], visible=k == 0, name=text(one.task),
-            increasing={"marker": {"color": COLOURS[0]}}, decreasing={"marker": {"color": COLOURS[1]}},
-            connector={"line": {"width": 1, "color": COLOURS[7]}}, hovertemplate="%{x}: %{delta:+.4f}<extra></extra>",
-        ))  # fmt: skip
+        made.add_trace(
+            Waterfall(
+                x=[short(name, 26) for name, _ in parts],
+                y=[value for _, value in parts],
+                visible=k == 0,
+                name=text(one.task),
+                increasing={"marker": {"color": COLOURS[0]}},
+                decreasing={"marker": {"color": COLOURS[1]}},
+                connector={"line": {"width": 1, "color": COLOURS[7]}},
+                hovertemplate="%{x}: %{delta:+.4f}<extra></extra>",
+            )
+        )
     seen = [[{"visible": [j == k for j in range(len(margins))]}] for k in range(len(margins))]
     made.update_layout(updatemenus=[buttons([one.task for one in margins], seen, "dropdown")])
     return made
@@ -85,11 +107,18 @@ def dropped_figure(material: Material, dropped: dict[str, Dropped]) -> Any:
     """Bars of what is lost without each task, dearest on top."""
     ordered = sorted((one for one in dropped.values() if one.loss is not None), key=lambda one: -(one.loss or 0.0))
     names = [one.task for one in ordered]
-    said = [f"{text(one.task)}: {one.loss:.4f}; {text(joined([f'{n} {c:+.1%}' for n, c in _takers(one)])) or 'nobody'} takes over"
-            for one in ordered]  # fmt: skip
+    said = [f"{text(one.task)}: {one.loss:.4f}; {text(_over(one))} would take over" for one in ordered]
     made = blank(90 + LINE * len(names), xaxis={"title": material.unit})
-    made.add_trace(Bar(x=[one.loss for one in ordered], y=list(range(len(names))), orientation="h", hovertext=said,
-                       hoverinfo="text", marker={"color": COLOURS[0]}))  # fmt: skip
+    made.add_trace(
+        Bar(
+            x=[one.loss for one in ordered],
+            y=list(range(len(names))),
+            orientation="h",
+            hovertext=said,
+            hoverinfo="text",
+            marker={"color": COLOURS[0]},
+        )
+    )
     made.update_yaxes(**name_axis(names))
     return made
 
@@ -101,9 +130,10 @@ def _margin_table(margins: list[Margin], nu: float) -> dict[str, list[Any]]:
 
 def _dropped_table(dropped: list[Dropped]) -> dict[str, list[Any]]:
     return {
-        "task": [one.task for one in dropped], "lost": [one.loss for one in dropped],
+        "task": [one.task for one in dropped],
+        "lost": [one.loss for one in dropped],
         "takers": ["; ".join(f"{name} {change:+.4f}" for name, change in _takers(one)) for one in dropped],
-    }  # fmt: skip
+    }
 
 
 def _panel(task: str, margin: Margin | None, dropped: Dropped | None, examples: dict[str, Examples]) -> Panel:
@@ -113,9 +143,6 @@ def _panel(task: str, margin: Margin | None, dropped: Dropped | None, examples: 
         most = [f"{name} ({value:.3f})" for name, value in pulls if name != task][:3]
         lines += [f"Utility {margin.utility:.3f}; what it says is said most by {joined(most)}."] if most else []
     if dropped is not None and dropped.loss is not None:
-        takers = joined([f"{name} {change:+.1%}" for name, change in _takers(dropped)])
-        lines.append(f"Without it {dropped.loss:.4f} are lost; {takers or 'nobody'} would take over.")
+        lines.append(f"Without it {dropped.loss:.4f} are lost; {_over(dropped)} would take over.")
     shown = examples.get(task)
     return Panel(task, task, lines, shown.parts if shown else ())
-
-

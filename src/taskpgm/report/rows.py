@@ -20,9 +20,13 @@ def section(material: Material) -> Section:
     lines = [_sizes(pool), _losses(pool), *_contamination(pool)]
     pictures = [
         Picture("rows-picture", "Rows of each set by what they are used for", rows_figure(shown), _counts(pool)),
-        Picture("lengths", "Tokens of the rows of each set: quartiles, and all but the longest and shortest twentieth",
-                lengths_figure(shown), _lengths(pool)),
-    ]  # fmt: skip
+        Picture(
+            "lengths",
+            "Tokens of the rows of each set: quartiles, and all but the longest and shortest twentieth",
+            lengths_figure(shown),
+            _lengths(pool),
+        ),
+    ]
     return Section("rows", "Is the data all right?", lines, pictures, _tables(pool))
 
 
@@ -87,9 +91,17 @@ def rows_figure(sets: list[TaskSet]) -> Any:
     for k, use in enumerate(USES):
         values = [_dropped(s) if use == "dropped" else len(getattr(s, use)) for s in sets]
         pattern = ("", "/", ".", "x")[k]
-        made.add_trace(Bar(x=values, y=list(range(len(sets))), orientation="h", name=use, customdata=[text(s.name) for s in sets],
-                           marker={"color": COLOURS[(0, 5, 4, 7)[k]], "pattern": {"shape": pattern}},
-                           hovertemplate=f"%{{customdata}}, {use}: %{{x}}<extra></extra>"))  # fmt: skip
+        made.add_trace(
+            Bar(
+                x=values,
+                y=list(range(len(sets))),
+                orientation="h",
+                name=use,
+                customdata=[text(s.name) for s in sets],
+                marker={"color": COLOURS[(0, 5, 4, 7)[k]], "pattern": {"shape": pattern}},
+                hovertemplate=f"%{{customdata}}, {use}: %{{x}}<extra></extra>",
+            )
+        )
     made.update_yaxes(**name_axis([s.name for s in sets]))
     return made
 
@@ -103,8 +115,18 @@ def lengths_figure(sets: list[TaskSet]) -> Any:
     """Boxes of row lengths in tokens."""
     low, q1, median, q3, high = np.array([_quantiles(s) for s in sets]).T
     made = blank(90 + LINE * len(sets), xaxis={"title": "tokens a row", "type": "log"}, showlegend=False)
-    made.add_trace(Box(y=list(range(len(sets))), lowerfence=low, q1=q1, median=median, q3=q3, upperfence=high,
-                       orientation="h", line={"color": COLOURS[0]}))  # fmt: skip
+    made.add_trace(
+        Box(
+            y=list(range(len(sets))),
+            lowerfence=low,
+            q1=q1,
+            median=median,
+            q3=q3,
+            upperfence=high,
+            orientation="h",
+            line={"color": COLOURS[0]},
+        )
+    )
     made.update_yaxes(**name_axis([s.name for s in sets]))
     return made
 
@@ -126,7 +148,9 @@ def _lengths(pool: TaskPool) -> dict[str, list[Any]]:
 def _tables(pool: TaskPool) -> list[Table]:
     tables = []
     if pairs := _pairs(pool)[:100]:
-        tables.append(Table("Rows that two sets share", ["rows", "set", "set"], [[f"{c:,}", a, b] for c, a, b in pairs]))
+        tables.append(
+            Table("Rows that two sets share", ["rows", "set", "set"], [[f"{c:,}", a, b] for c, a, b in pairs])
+        )
     notes = [[s.name, note] for s in pool.all for note in s.notes]
     if notes:
         tables.append(Table("What was noticed while reading, columns without a use among it", ["set", "note"], notes))

@@ -16,9 +16,12 @@ LABEL = {"size-proportional": "by size"}
 def section(material: Material) -> Section:
     """Shares with intervals beside the references, rows and epochs, bounds that bind, and what is predicted."""
     return Section(
-        "shares", "What should I train on, and how sure is it?",
-        [_headline(material), *_verdicts(material)], [_picture(material)], _tables(material),
-    )  # fmt: skip
+        "shares",
+        "What should I train on, and how sure is it?",
+        [_headline(material), *_verdicts(material)],
+        [_picture(material)],
+        _tables(material),
+    )
 
 
 def _headline(material: Material) -> str:
@@ -58,24 +61,35 @@ def _verdicts(material: Material) -> list[str]:
 
 def _picture(material: Material) -> Picture:
     return Picture(
-        "shares-picture", "Share of each task with its 95 % interval, beside uniform and size-proportional shares",
-        figure(material), _columns(material),
-    )  # fmt: skip
+        "shares-picture",
+        "Share of each task with its 95 % interval, beside uniform and size-proportional shares",
+        figure(material),
+        _columns(material),
+    )
 
 
 def figure(material: Material) -> Any:
     """Shares with intervals, heaviest on top, beside every reference mixture; of many tasks the heaviest."""
     mixture, shown = material.mixture, material.order[:SHOWN]
     names = [material.tasks[i] for i in shown]
-    made = blank(90 + LINE * len(shown), xaxis={"title": "share of the budget", "tickformat": ".0%", "rangemode": "tozero"})
+    made = blank(
+        90 + LINE * len(shown), xaxis={"title": "share of the budget", "tickformat": ".0%", "rangemode": "tozero"}
+    )
     rows = list(range(len(shown)))
     for (reference, r), (symbol, colour) in zip(mixture.references.items(), MARKS, strict=False):
         label = LABEL.get(reference, reference)
         marker = {"symbol": symbol, "size": 11, "color": colour, "line": {"width": 2, "color": colour}}
-        made.add_trace(Scatter(
-            x=r[shown], y=rows, mode="markers", marker=marker, name=text(label), customdata=[text(n) for n in names],
-            hovertemplate=f"%{{customdata}}, {text(label)}: %{{x:.1%}}<extra></extra>",
-        ))  # fmt: skip
+        made.add_trace(
+            Scatter(
+                x=r[shown],
+                y=rows,
+                mode="markers",
+                marker=marker,
+                name=text(label),
+                customdata=[text(n) for n in names],
+                hovertemplate=f"%{{customdata}}, {text(label)}: %{{x:.1%}}<extra></extra>",
+            )
+        )
     made.add_trace(_own(material, shown))
     made.update_yaxes(**name_axis(names))
     return made
@@ -87,15 +101,28 @@ def _own(material: Material, shown: list[int]) -> Scatter:
     bars = None
     if mixture.interval is not None:
         low, high = mixture.interval[shown].T
-        bars = {"type": "data", "array": np.where(inside, high - w, 0), "arrayminus": np.where(inside, w - low, 0),
-                "width": 4, "color": OWN}  # fmt: skip
+        bars = {
+            "type": "data",
+            "array": np.where(inside, high - w, 0),
+            "arrayminus": np.where(inside, w - low, 0),
+            "width": 4,
+            "color": OWN,
+        }
     marker = {"size": 10, "color": OWN, "symbol": ["circle" if one else "circle-open" for one in inside]}
-    said = [f"{text(material.tasks[i])}: {_share(material, i)}{'' if inside[k] else ', at a bound'}"
-            for k, i in enumerate(shown)]  # fmt: skip
+    said = [
+        f"{text(material.tasks[i])}: {_share(material, i)}{'' if inside[k] else ', at a bound'}"
+        for k, i in enumerate(shown)
+    ]
     return Scatter(
-        x=w, y=list(range(len(shown))), error_x=bars, mode="markers", marker=marker, name="this mixture",
-        customdata=said, hovertemplate="%{customdata}<extra></extra>",
-    )  # fmt: skip
+        x=w,
+        y=list(range(len(shown))),
+        error_x=bars,
+        mode="markers",
+        marker=marker,
+        name="this mixture",
+        customdata=said,
+        hovertemplate="%{customdata}<extra></extra>",
+    )
 
 
 def _columns(material: Material) -> dict[str, list[Any]]:
@@ -117,10 +144,23 @@ def _tables(material: Material) -> list[Table]:
     rows = []
     for k, i in enumerate(material.order):
         low = columns["low"][k]
-        interval = "at a bound" if columns["at_bound"][k] else f"{low:.1%} – {columns['high'][k]:.1%}" if low is not None else ""
+        interval = (
+            "at a bound"
+            if columns["at_bound"][k]
+            else f"{low:.1%} – {columns['high'][k]:.1%}"
+            if low is not None
+            else ""
+        )
         counts = [f"{columns['rows'][k]:,}", f"{columns['epochs'][k]:.2f}"] if "rows" in columns else []
-        rows.append([material.tasks[i], f"{columns['weight'][k]:.2%}", interval, *counts,
-                     *(f"{columns[r][k]:.2%}" for r in references)])  # fmt: skip
+        rows.append(
+            [
+                material.tasks[i],
+                f"{columns['weight'][k]:.2%}",
+                interval,
+                *counts,
+                *(f"{columns[r][k]:.2%}" for r in references),
+            ]
+        )
     tables = [Table("All shares", [*header, *(LABEL.get(r, r) for r in references)], rows, folded=True)]
     if prices := material.mixture.shadow_prices:
         priced = sorted(prices.items(), key=lambda item: -item[1])[:50]

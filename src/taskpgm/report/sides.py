@@ -37,25 +37,48 @@ def _shares(first: Material, second: Material, names: Names) -> Section:
     for material, name in zip((first, second), names, strict=True):
         for v in material.mixture.verdicts[:1]:
             found = "better" if v.better else "not shown to be better"
-            lines.append(f"{name}: predicted {found} than {v.reference}, by {v.gain:+.3f} ± {v.standard_error:.3f} {material.unit}.")
+            lines.append(
+                f"{name}: predicted {found} than {v.reference}, by {v.gain:+.3f} ± {v.standard_error:.3f} "
+                f"{material.unit}."
+            )
     table = {"task": tasks, names[0]: p.tolist(), names[1]: q.tolist()}
-    picture = Picture("both-shares", f"Shares in {names[0]} and in {names[1]}, most apart on top",
-                      _pairs([tasks[i] for i in order[:SHOWN]], p[order[:SHOWN]], q[order[:SHOWN]], names), table)  # fmt: skip
+    picture = Picture(
+        "both-shares",
+        f"Shares in {names[0]} and in {names[1]}, most apart on top",
+        _pairs([tasks[i] for i in order[:SHOWN]], p[order[:SHOWN]], q[order[:SHOWN]], names),
+        table,
+    )
     return Section("both-shares-section", "How do the shares differ?", lines, [picture])
 
 
 def _pairs(tasks: list[str], p: Floats, q: Floats, names: Names) -> Any:
     rows = list(range(len(tasks)))
-    made = blank(90 + LINE * len(tasks), xaxis={"title": "share of the budget", "tickformat": ".0%", "rangemode": "tozero"})
+    made = blank(
+        90 + LINE * len(tasks), xaxis={"title": "share of the budget", "tickformat": ".0%", "rangemode": "tozero"}
+    )
     bridge = [value for a, b in zip(p, q, strict=True) for value in (a, b, None)]
-    made.add_trace(Scatter(x=bridge, y=[y for row in rows for y in (row, row, None)], mode="lines", hoverinfo="skip",
-                           line={"color": GREY, "width": 2}, showlegend=False))  # fmt: skip
+    made.add_trace(
+        Scatter(
+            x=bridge,
+            y=[y for row in rows for y in (row, row, None)],
+            mode="lines",
+            hoverinfo="skip",
+            line={"color": GREY, "width": 2},
+            showlegend=False,
+        )
+    )
     for k, values in enumerate((p, q)):
-        made.add_trace(Scatter(
-            x=values, y=rows, mode="markers", name=text(names[k]), customdata=[text(t) for t in tasks],
-            marker={"size": 11, "color": COLOURS[k], "symbol": ("circle", "diamond")[k]},
-            hovertemplate=f"%{{customdata}}, {text(names[k])}: %{{x:.1%}}<extra></extra>",
-        ))  # fmt: skip
+        made.add_trace(
+            Scatter(
+                x=values,
+                y=rows,
+                mode="markers",
+                name=text(names[k]),
+                customdata=[text(t) for t in tasks],
+                marker={"size": 11, "color": COLOURS[k], "symbol": ("circle", "diamond")[k]},
+                hovertemplate=f"%{{customdata}}, {text(names[k])}: %{{x:.1%}}<extra></extra>",
+            )
+        )
     made.update_yaxes(**name_axis(tasks))
     return made
 
@@ -69,16 +92,31 @@ def _gains(first: Material, second: Material, names: Names) -> Section:
         return Section("both-gains-section", title, ["The runs have no tasks and sets in common."])
     x, y = (np.array([one[pair] for pair in both]) for one in found)
     line = f"Over {some(len(both), 'pair')} of a task and a set the gains correlate by {np.corrcoef(x, y)[0, 1]:.2f}."
-    made = blank(520, hovermode="closest", xaxis={"title": f"gain in {text(names[0])}, nats a token"},
-                 yaxis={"title": f"gain in {text(names[1])}"})  # fmt: skip
+    made = blank(
+        520,
+        hovermode="closest",
+        xaxis={"title": f"gain in {text(names[0])}, nats a token"},
+        yaxis={"title": f"gain in {text(names[1])}"},
+    )
     ends = [float(min(x.min(), y.min())), float(max(x.max(), y.max()))]
-    made.add_trace(Scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dot"}, hoverinfo="skip", showlegend=False))
-    made.add_trace(Scatter(
-        x=x, y=y, mode="markers", marker={"color": COLOURS[0], "size": 6, "opacity": 0.7}, showlegend=False,
-        customdata=[f"{text(a)} on {text(b)}" for a, b in both], hovertemplate="%{customdata}: %{x:.3f}, %{y:.3f}<extra></extra>",
-    ))  # fmt: skip
+    made.add_trace(
+        Scatter(x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dot"}, hoverinfo="skip", showlegend=False)
+    )
+    made.add_trace(
+        Scatter(
+            x=x,
+            y=y,
+            mode="markers",
+            marker={"color": COLOURS[0], "size": 6, "opacity": 0.7},
+            showlegend=False,
+            customdata=[f"{text(a)} on {text(b)}" for a, b in both],
+            hovertemplate="%{customdata}: %{x:.3f}, %{y:.3f}<extra></extra>",
+        )
+    )
     table = {"task": [a for a, _ in both], "set": [b for _, b in both], names[0]: x.tolist(), names[1]: y.tolist()}
-    return Section("both-gains-section", title, [line], [Picture("both-gains", "Gains of every task on every set", made, table)])
+    return Section(
+        "both-gains-section", title, [line], [Picture("both-gains", "Gains of every task on every set", made, table)]
+    )
 
 
 def _pairs_of(material: Material) -> dict[tuple[str, str], float]:

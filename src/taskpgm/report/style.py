@@ -21,9 +21,14 @@ def blank(height: int, **layout: Any) -> Figure:
     """A figure without traces."""
     figure = Figure()
     figure.update_layout(
-        template="plotly_white", height=height, margin={"t": 30, "b": 50, "r": 20, "l": 10}, hoverlabel={"align": "left"},
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0}, colorway=COLOURS, **layout,
-    )  # fmt: skip
+        template="plotly_white",
+        height=height,
+        margin={"t": 30, "b": 50, "r": 20, "l": 10},
+        hoverlabel={"align": "left"},
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
+        colorway=COLOURS,
+        **layout,
+    )
     return figure
 
 
@@ -41,9 +46,14 @@ def name_axis(names: Any, **more: Any) -> dict[str, Any]:
     """An axis of tasks in their order, the first on top."""
     places = list(range(len(names)))
     return {
-        "tickvals": places, "ticktext": [short(name) for name in names], "range": [len(names) - 0.5, -0.5],
-        "automargin": True, "zeroline": False, "showgrid": False, **more,
-    }  # fmt: skip
+        "tickvals": places,
+        "ticktext": [short(name) for name in names],
+        "range": [len(names) - 0.5, -0.5],
+        "automargin": True,
+        "zeroline": False,
+        "showgrid": False,
+        **more,
+    }
 
 
 def buttons(labels: Any, args: Any, kind: str = "buttons") -> dict[str, Any]:
