@@ -278,6 +278,36 @@ def test_a_run_is_estimated_compared_and_predicted(call, tmp_path, model_folders
         assert (code, sentence in err) == (2, True), err
 
 
+def test_a_run_is_tried_and_refined(call, tmp_path, model_folders):
+    config, out = experiment(tmp_path, model_folders["llama"]), tmp_path / "out"
+    code, text, err = call("run", config, "--out", out, "--trial")
+    assert code == 0, err
+    assert "50 rows: " in text
+    assert "trials ended after 2 runs, as asked for" in text
+    surface = json.loads((out / "refined" / "response_surface.json").read_text())
+    assert [trial["name"] for trial in surface["trials"]] == ["uniform", "taskpgm"]
+    assert surface["verdict"] in text
+    assert len((out / "refined" / "train.jsonl").read_text().splitlines()) == 50
+
+    (tmp_path / "mine.csv").write_text("sums,sky,words,score\n1,1,1,5\n2,1,0,7\n0,1,2,3\n2,0,1,6.5\n")
+    options = ("--from", tmp_path / "mine.csv", "--metric", "score:max")
+    for arguments in ((), (config,)):
+        code, text, err = call("refine", *arguments, "--out", tmp_path / "out", *options)
+        assert code == 0, err
+        assert "nothing trained" in text
+        assert ("without probes" in text) == (not arguments)
+    for arguments, sentence in {
+        ("--runs", 4): "Give the experiment's MIX.YAML",
+        ("--from", tmp_path / "none.csv"): "Cannot read results from",
+        ("--from", tmp_path / "mine.csv"): "no column 'loss'",
+        ("--metric", "score:max"): "--metric is for --from",
+        (config, "--from", tmp_path / "mine.csv", "--metric", "score:max", "--rows", 5): "--from trains nothing",
+        (config, "--runs", 1): "at least 2 runs",
+    }.items():
+        code, _, err = call("refine", *arguments, "--out", tmp_path / "out")
+        assert (code, sentence in err) == (2, True), err
+
+
 def test_the_demos_data_does_not_depend_on_the_hash_seed(tmp_path, monkeypatch):
     from taskpgm.cli.demo import write_demo
 

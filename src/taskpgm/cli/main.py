@@ -116,9 +116,79 @@ def check(
 
 
 @app.command()
-def run(config: ConfigFile, out: Out) -> None:
+def run(
+    config: ConfigFile,
+    out: Out,
+    trial: Annotated[
+        bool,
+        typer.Option("--trial", help="Then train uniform and this mixture once each and correct it: refine --runs 2."),
+    ] = False,
+) -> None:
     """Everything: probes, scores, mixture, training set."""
     _run(load_config(config), out)
+    if trial:
+        refine(out, config, runs=2)
+
+
+@app.command()
+def refine(
+    out: Out,
+    config: OptionalConfig = None,
+    runs: Annotated[
+        int | None, typer.Option(help="Trial runs: uniform, the default, then where it is least sure (8).")
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Size of a trial, in the unit of the budget; the budget itself if left out.", min=1),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Fresh seeds that confirm the choice against uniform (3).")] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Runs you have, CSV: a column a task, and metrics. Nothing is trained.", metavar="CSV"
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="With --from, columns: loss (default), or accuracy:max; several: a:max:2,b:min:1."),
+    ] = None,
+) -> None:
+    """Spend a few trial runs, correct the mixture by what they measure, and confirm it on fresh seeds and rows.
+
+    Written to DIR/refined; the run's own mixture stays as it is.
+    """
+    from taskpgm.cli.refine import choice_line, refinement_lines, task_lines, trials_table
+    from taskpgm.evaluation.refine import RefineOptions
+    from taskpgm.pipeline.refine import refine_run
+
+    if results is not None:
+        if any(given is not None for given in (runs, rows, seeds)):
+            raise UserError("--from trains nothing; leave out --runs, --rows and --seeds, or --from.")
+        surface, lines = _refine_results(out, config, results, metric or "loss")
+    else:
+        if metric is not None:
+            raise UserError("--metric is for --from; trials are judged by their loss.")
+        options = RefineOptions(8 if runs is None else runs, rows, 3 if seeds is None else seeds)
+        with _session(_required(config), out) as session:
+            found = refine_run(session, options)
+        surface, lines = found.surface(), refinement_lines(found, out)
+    _show_mixture(out / "refined")
+    screen.print(trials_table(surface), crop=False)
+    for line in (choice_line(surface), *task_lines(surface), *lines):
+        screen.print(line, markup=False, highlight=False)
+
+
+def _refine_results(out: Path, config: Path | None, results: Path, metric: str) -> tuple[dict[str, Any], list[str]]:
+    from contextlib import nullcontext
+
+    from taskpgm.mixture.trials import parse_metrics
+    from taskpgm.pipeline.refine import refine_results
+
+    metrics = parse_metrics(metric)
+    with _session(load_config(config), out) if config else nullcontext() as session:
+        surface, _ = refine_results(results, metrics, session, out)
+    probes = "" if config else "; without probes: with MIX.YAML of a run, theirs would be used too"
+    return surface, [f"fitted to {len(surface['trials'])} runs, nothing trained{probes}", f"{out}/refined"]
 
 
 @app.command()
@@ -361,11 +431,17 @@ def _run(config: Config, out: Path) -> None:
 
 
 def _show(out: Path, affinity: Any) -> None:
-    from taskpgm.cli.tables import knob_lines, mixture_table, relation_lines, verdict_lines
+    from taskpgm.cli.tables import relation_lines
+
+    _show_mixture(out, relation_lines(affinity))
+
+
+def _show_mixture(out: Path, more: list[str] | None = None) -> None:
+    from taskpgm.cli.tables import knob_lines, mixture_table, verdict_lines
 
     data = json.loads((out / "mixture.json").read_text(encoding="utf-8"))
     screen.print(mixture_table(data), crop=False)
-    for line in (*knob_lines(data), *verdict_lines(data), *relation_lines(affinity)):
+    for line in (*knob_lines(data), *verdict_lines(data), *(more or ())):
         screen.print(line, highlight=False)
     certificate = data["certificate"]
     screen.print(
@@ -377,7 +453,9 @@ def _show(out: Path, affinity: Any) -> None:
 
 def _required(config: Path | None) -> Config:
     if config is None:
-        raise UserError("Give the experiment's MIX.YAML, or a matrix with --affinity FILE.")
+        raise UserError(
+            "Give the experiment's MIX.YAML, or a file of your own: a matrix (--affinity) or results (--from)."
+        )
     return load_config(config)
 
 

@@ -40,6 +40,7 @@ class SetEvaluation:
     accuracy: float | None = None  # choices: the most likely answer is right; otherwise what the model wrote is
     accuracy_norm: float | None = None  # choices: the same by log-likelihood per character of the answer's text
     score: float | None = None  # verifier: mean score; a wrong answer may earn a part
+    halves: tuple[float, float] | None = None  # token_loss of every other row, and of the rest: one may choose by one
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Evaluation:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":
         """Evaluation from what `to_dict` gave."""
-        return cls({name: SetEvaluation(**one) for name, one in data["sets"].items()})
+        halves = {name: one.get("halves") and tuple(one["halves"]) for name, one in data["sets"].items()}
+        return cls({name: SetEvaluation(**{**one, "halves": halves[name]}) for name, one in data["sets"].items()})
 
 
 class Evaluator:
@@ -138,5 +140,7 @@ def _loss(lm: LanguageModel, name: str, kept: Sequence[tuple[Row, Encoded]], tru
         raise UserError(
             f"The loss on {name!r} is not finite; use model.dtype bfloat16 or float32, or a lower probes.learning_rate."
         )
-    losses = {"token_loss": float(sums.sum() / tokens.sum()), "row_loss": float((sums / tokens).mean())}
+    losses: dict[str, Any] = {"token_loss": float(sums.sum() / tokens.sum()), "row_loss": float((sums / tokens).mean())}
+    if len(kept) > 1:
+        losses["halves"] = tuple(float(sums[k::2].sum() / tokens[k::2].sum()) for k in range(2))
     return {"rows": len(kept), "tokens": int(tokens.sum()), **losses}

@@ -30,6 +30,7 @@ class Measurement:
     accuracy: Mapping[str, float] = field(default_factory=dict)  # 0 to 1, by set; any sets, alike in all measurements
     rows: int = 0
     seconds: float = 0.0
+    halves: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # loss of either half of the rows, by set
 
 
 @dataclass(frozen=True)

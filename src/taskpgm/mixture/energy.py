@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from taskpgm.mixture.linalg import convexity_shift, tangent_spectrum
 from taskpgm.types import Floats
 
-KNOBS = {"likelihood": "prior", "gain": "prior", "affinity": "t"}
+KNOBS = {"likelihood": "prior", "gain": "prior", "affinity": "t", "surrogate": "prior"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Energy:
     column maximum of one, `log_scale` the logarithm of that scale. Quadratic energies have T = 0, a likelihood K = 0.
     """
 
-    kind: str  # likelihood, gain or affinity
+    kind: str  # likelihood, gain, affinity or surrogate
     tasks: tuple[str, ...]
     unary: Floats  # (n,)
     utility: Floats  # (n,) the user's own
