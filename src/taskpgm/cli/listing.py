@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+
 @dataclass(frozen=True)
 class Listing:
     """A table whose first column names things. No name is ever broken or cut: if the table is wider than the terminal,

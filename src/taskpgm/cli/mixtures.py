@@ -17,16 +17,27 @@ from taskpgm.mixture.selection import Selection
 COLUMN = {"size-proportional": "by size"}
 MOST = 20  # rows of a table of tasks, as many as a terminal shows at once; with --all every one
 NATS = ("likelihood", "gain")  # energies in nats a token
+REDUNDANT = 0.5  # correlation worth a line; below, two tasks share less than a quarter of their variance
 LEAST_PRICE = 1e-6  # of a hundredth of the budget; below, a bound binds by rounding
 
 
-def mixture_view(data: Mapping[str, Any], affinity: Affinity, everything: bool = False) -> RenderableType:
-    """All of it; `data` is mixture.json."""
-    lines = (
-        *left_out_lines(data), *bound_lines(data), *knob_lines(data), *relation_lines(affinity), *verdict_lines(data),
-        *doubt_lines(data), *certificate_lines(data),
+def mixture_view(
+    data: Mapping[str, Any], affinity: Affinity | None = None, everything: bool = False, doubts: Sequence[str] = ()
+) -> RenderableType:
+    """All of it.
+
+    Args:
+        data: mixture.json.
+        affinity: for the relations between tasks.
+        everything: all tasks, however many there are.
+        doubts: why the errors may be too small.
+    """
+    relations = relation_lines(affinity) if affinity else []
+    lines = (*left_out_lines(data), *bound_lines(data), *knob_lines(data), *relations, *verdict_lines(data))
+    return Group(
+        Text(headline(data), style="bold"), mixture_table(data, everything), *map(Text, lines),
+        *(Text(doubt, style="yellow") for doubt in doubts), *map(Text, certificate_lines(data)),
     )  # fmt: skip
-    return Group(Text(headline(data), style="bold"), mixture_table(data, everything), *map(Text, lines))
 
 
 def headline(data: Mapping[str, Any]) -> str:
@@ -35,7 +46,8 @@ def headline(data: Mapping[str, Any]) -> str:
     used = [task for task in tasks if task["weight"] > 0.0005]
     size = f"{data['budget']['rows']} rows" if "budget" in data else "the budget"
     if len(used) > 1 and used[0]["weight"] < 1.5 * used[-1]["weight"]:
-        what = f"Spread {size} nearly evenly over {len(used)} tasks, {used[-1]['weight']:.0%} to {used[0]['weight']:.0%} each"
+        least, most = used[-1]["weight"], used[0]["weight"]
+        what = f"Spread {size} nearly evenly over {len(used)} tasks, {least:.0%} to {most:.0%} each"
     else:
         named = [f"{task['name']} ({task['weight']:.0%})" for task in used[:3]]
         what = f"Spend {size} {'' if len(used) <= 3 else 'mostly '}on {_joined(named)}"
@@ -45,7 +57,8 @@ def headline(data: Mapping[str, Any]) -> str:
 def _how_sure(data: Mapping[str, Any]) -> str:
     verdict = next((v for v in data["verdicts"] if v["reference"] == "uniform"), None)
     if verdict is None:
-        return "what the energy asks for, with no contexts to judge it by"
+        surrogate = data["energy"]["kind"] == "surrogate"
+        return "what the trials speak for" if surrogate else "what the energy asks for, with no contexts to judge it by"
     size = f"{abs(verdict['gain']):.3f}{_error(verdict)}{_unit(data)}"
     if verdict["better"]:
         few = " (from few contexts, see below)" if few_contexts(verdict["groups"]) else ""
@@ -120,7 +133,9 @@ def bound_lines(data: Mapping[str, Any], most: int = 5) -> list[str]:
             least = f"the min_share of {task['name']}"
             prices.append((task.get("multiplier_lower", 0.0), least, task["min_share"], "less"))
     for group in data.get("groups", ()):
-        side, share = ("max_share", group["max_share"]) if group["multiplier"] > 0 else ("min_share", group["min_share"])
+        side, share = (
+            ("max_share", group["max_share"]) if group["multiplier"] > 0 else ("min_share", group["min_share"])
+        )
         bound = f"the {side} of group {group['name']}"
         prices.append((abs(group["multiplier"]), bound, share, "more" if side == "max_share" else "less"))
     binding = sorted((one for one in prices if 0.01 * one[0] > LEAST_PRICE), key=lambda one: -one[0])
@@ -160,13 +175,6 @@ def _p(p: float, groups: int) -> str:
     return f"< {least_p(groups):.2g}" if p < least_p(groups) else f"= {p:.2g}"
 
 
-def doubt_lines(data: Mapping[str, Any]) -> list[str]:
-    """Why to trust the intervals less than they say, if there is a reason in the number of contexts."""
-    groups = len(data["replicates"]) if data["replicates"] is not None else None
-    doubt = few_contexts(groups) if groups else None
-    return [f"few contexts: {doubt}"] if doubt else []
-
-
 def certificate_lines(data: Mapping[str, Any]) -> list[str]:
     """How far the mixture can be from the optimum of its energy."""
     certificate = data["certificate"]
@@ -176,11 +184,14 @@ def certificate_lines(data: Mapping[str, Any]) -> list[str]:
 def relation_lines(affinity: Affinity, most: int = 3) -> list[str]:
     """The strongest redundancies and interferences of different tasks, in words."""
     pairs = strongest_pairs(affinity, most)
+    alike = [pair for pair in pairs["redundancies"] if pair["correlation"] >= REDUNDANT]
     lines = [
         f"redundant: {first} and {second}, correlation {pair['correlation']:.2f}"
-        for pair in pairs["redundancies"]
+        for pair in alike
         for first, second in [pair["tasks"]]
     ]
+    if not alike:
+        lines.append(f"no two tasks are redundant: all correlations are below {REDUNDANT:g}")
     for pair in pairs["interferences"]:
         error = "" if pair["standard_error"] is None else f" ± {pair['standard_error']:.2f}"
         others = len(pair["others"])
@@ -218,18 +229,27 @@ def explanation_view(explanation: Explanation, kind: str, everything: bool = Fal
         kind: of the energy, which says its unit.
         everything: all tasks, or the ten dearest.
     """
-    dropped = sorted(explanation.dropped, key=lambda dropped: -(np.inf if dropped.loss is None else dropped.loss))
+    dropped = sorted(
+        explanation.dropped, key=lambda one: (-(np.inf if one.loss is None else round(one.loss, 6)), -one.share)
+    )
     shown = dropped if everything or len(dropped) <= 12 else dropped[:10]
     rows = []
     for one in shown:
         takers = sorted(one.takers.items(), key=lambda item: -item[1])[:3]
         loss = "cannot" if one.loss is None else f"{one.loss:.4f}" if kind in NATS else f"{one.loss:.4g}"
-        rows.append([one.task, loss, "\n".join(f"{name} {change:+.1%}" for name, change in takers if change > 0)])
+        rows.append(
+            [
+                one.task,
+                f"{one.share:.1%}",
+                loss,
+                "\n".join(f"{name} {change:+.1%}" for name, change in takers if change > 0),
+            ]
+        )
     unit = "nats a\ntoken lost" if kind in NATS else "energy\nlost"
-    table = Listing(["without", unit, "who takes over"], rows, frozenset({"who takes over"}))
+    table = Listing(["without", "weight", unit, "who takes over"], rows, frozenset({"who takes over"}))
     groups = [Text(f"interchangeable: {_some(group, 12)}") for group in explanation.clusters]
     more = [Text(f"{len(dropped) - len(shown)} more tasks lose less (--all)")] if len(shown) < len(dropped) else []
-    same = "energy with its prior on the others, on both sides; 0: the others do as well"
+    same = "energy with its prior on the other tasks, on both sides; 0: only the prior keeps the task in"
     return Group(*groups[:10], table, *more, Text(same, style="dim"))
 
 

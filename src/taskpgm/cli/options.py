@@ -5,14 +5,17 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from taskpgm.config import EnergyConfig
 from taskpgm.errors import UserError
-from taskpgm.evaluation.baselines import parse_mixtures
-from taskpgm.evaluation.compare import CompareOptions
+
+if TYPE_CHECKING:
+    from taskpgm.evaluation.compare import CompareOptions
+    from taskpgm.evaluation.refine import RefineOptions
+    from taskpgm.mixture.trials import Metric
 
 ConfigFile = Annotated[
     Path, typer.Argument(help="The experiment's YAML file; `taskpgm init` writes one.", metavar="MIX.YAML")
@@ -27,8 +30,8 @@ All = Annotated[bool, typer.Option("--all", help="Show every task, however many 
 Mixtures = Annotated[
     str,
     typer.Option(
-        help="The first is judged against the others: taskpgm, uniform, size, size:CAP, temperature:T, random, smart, or "
-        "a weights file (.json, .yaml)."
+        help="The first is judged against the others: taskpgm, uniform, size, size:CAP, temperature:T, random, smart, "
+        "or a weights file (.json, .yaml)."
     ),
 ]
 
@@ -96,23 +99,76 @@ class Comparing:
     ] = None
 
     @property
-    def options(self) -> CompareOptions:
+    def options(self) -> "CompareOptions":
         """The same, parsed.
 
         Raises:
             UserError: a mixture, a trainer, a method, a rate or a budget that is none.
         """
+        from taskpgm.evaluation.baselines import parse_mixtures
+        from taskpgm.evaluation.compare import CompareOptions
+
         if self.trainer not in ("engine", "trl"):
             raise UserError(f"--trainer is engine or trl, not {self.trainer!r}.")
         if self.learning_rate == 0:
             raise UserError("--learning-rate 0 trains nothing; give a positive one, or leave it out.")
         if self.method not in ("lora", "full"):
             raise UserError(f"--method is lora or full, not {self.method!r}.")
+        budgets = tuple(numbers(self.budgets, "--budgets")) if self.budgets else ()
         return CompareOptions(
-            parse_mixtures(self.mixtures), self.seeds, tuple(numbers(self.budgets, "--budgets")) if self.budgets else (),
-            self.trainer, self.method, self.learning_rate, self.accuracy, self.keep, self.rows,
-            tuple(task for task in self.harness.split(",") if task), self.include,
+            parse_mixtures(self.mixtures), self.seeds, budgets, self.trainer, self.method, self.learning_rate,
+            self.accuracy, self.keep, self.rows, tuple(task for task in self.harness.split(",") if task), self.include,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Refining:
+    """How trials are spent, or which results take their place."""
+
+    runs: Annotated[
+        int | None, typer.Option(help="Trial runs: uniform, the default, then where it is least sure (8).")
+    ] = None
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Size of a trial, in the unit of the budget; the budget itself if left out.", min=1),
+    ] = None
+    seeds: Annotated[int | None, typer.Option(help="Fresh seeds that confirm the choice against uniform (3).")] = None
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Runs you have, CSV: a column a task, and metrics. Nothing is trained.", metavar="CSV"
+        ),
+    ] = None
+    metric: Annotated[
+        str | None,
+        typer.Option(help="With --from, columns: loss (default), or accuracy:max; several: a:max:2,b:min:1."),
+    ] = None
+
+    @property
+    def options(self) -> "RefineOptions":
+        """How trials are spent.
+
+        Raises:
+            UserError: a metric, which is for results.
+        """
+        from taskpgm.evaluation.refine import RefineOptions
+
+        if self.metric is not None:
+            raise UserError("--metric is for --from; trials are judged by their loss.")
+        return RefineOptions(8 if self.runs is None else self.runs, self.rows, 3 if self.seeds is None else self.seeds)
+
+    @property
+    def metrics(self) -> "tuple[Metric, ...]":
+        """What results are judged by.
+
+        Raises:
+            UserError: none that there is, or a number of trials, of which there are none.
+        """
+        from taskpgm.mixture.trials import parse_metrics
+
+        if any(given is not None for given in (self.runs, self.rows, self.seeds)):
+            raise UserError("--from trains nothing; leave out --runs, --rows and --seeds, or --from.")
+        return parse_metrics(self.metric or "loss")
 
 
 def numbers(text: str, option: str) -> list[float]:
@@ -130,11 +186,12 @@ def numbers(text: str, option: str) -> list[float]:
 def bundled(command: Callable[..., None]) -> Callable[..., None]:
     """The command with one option for each field of those of its parameters that are dataclasses."""
     hints = get_type_hints(command, include_extras=True)
-    bundles = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    bundles: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     flat: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         if name in bundles:
-            flat += map(functools.partial(_parameter, get_type_hints(bundles[name], include_extras=True)), fields(bundles[name]))
+            of_fields = get_type_hints(bundles[name], include_extras=True)
+            flat += [_parameter(field, of_fields[field.name]) for field in fields(bundles[name])]
         else:
             flat.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
 
@@ -149,6 +206,6 @@ def bundled(command: Callable[..., None]) -> Callable[..., None]:
     return typed
 
 
-def _parameter(hints: dict[str, Any], field: "Field[Any]") -> inspect.Parameter:
+def _parameter(field: "Field[Any]", hint: Any) -> inspect.Parameter:
     default = inspect.Parameter.empty if field.default is MISSING else field.default
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)

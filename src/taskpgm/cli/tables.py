@@ -1,31 +1,26 @@
 """What a person reads at the end of a stage: tables and sentences for the terminal."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
+from taskpgm.cli.listing import Listing
 from taskpgm.config import Config
 from taskpgm.data.pool import TaskPool
 from taskpgm.evaluation.statistics import Comparison, Estimate, Summary, verdict_sentence
-from taskpgm.mixture.affinity import Affinity
-from taskpgm.mixture.explanation import Explanation, strongest_pairs
-from taskpgm.mixture.selection import Selection
+from taskpgm.mixture.doubts import few_contexts
+from taskpgm.progress import duration
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import ChatEncoder, Encoded
     from taskpgm.evaluation.predict import Prediction
     from taskpgm.probes.cost import RunEstimate
 
-COLUMN = {"size-proportional": "by size"}
+FEW_SETS = 22  # of a kind, up to which `check` shows every one; of more, the ten largest and the ten smallest
+FEW_NOTES = 24  # on sets, which `check` shows
 VERDICT_STYLE = {"better": "green", "worse": "red"}
 
 
@@ -75,8 +70,11 @@ def _comparison_notes(comparison: Comparison) -> list[str]:
     return notes
 
 
-def pool_view(pool: TaskPool, config: Config) -> RenderableType:
-    """What was read and where it went, one row a set; then what was left out, and rows that sets share."""
+def pool_view(pool: TaskPool, config: Config, everything: bool = False) -> RenderableType:
+    """What was read and where it went, one row a set; then what was left out, and rows that sets share.
+
+    Of many sets the largest and the smallest, unless `everything` is asked for.
+    """
     layouts: dict[str, list[str]] = {}
     for s in pool.all:
         layouts.setdefault(s.layout.replace("_", "+"), []).append(s.name)
@@ -99,6 +97,8 @@ def pool_view(pool: TaskPool, config: Config) -> RenderableType:
         lines += [f"{s.name}: {note}" for note in s.notes]
         if found := ", ".join(f"{count} {what}" for what, count in notes.items() if count):
             lines.append(f"{s.name}: {found}")
+    if not everything:
+        cells, lines = _ends(cells), _first(lines)
     table = Listing(header, cells, frozenset({"kind"}))
     names, shared = pool.sets, pool.overlap
     pairs = sorted(((int(shared[i, j]), names[j], names[i]) for i in range(len(names)) for j in range(i)), reverse=True)
@@ -108,7 +108,27 @@ def pool_view(pool: TaskPool, config: Config) -> RenderableType:
         f"budget {config.budget.size} {unit}; probes {config.probe_size} {unit} each in {config.probe_steps} steps, "
         f"{len(pool.tasks) * config.probes.seeds} of them" + (" from a warm start" if config.probes.warm_start else "")
     )
-    return Group(table, *map(Text, lines))
+    doubt = few_contexts(min(len(s.contexts) for s in pool.all))
+    return Group(table, *map(Text, lines), *([Text(doubt, style="yellow")] if doubt else []))
+
+
+def _ends(cells: list[list[str]]) -> list[list[str]]:
+    """Of many sets of a kind those with the most rows and those with the fewest, and how many lie between."""
+    kept: list[list[str]] = []
+    for kind in dict.fromkeys(row[1] for row in cells):
+        rows = [row for row in cells if row[1] == kind]
+        if len(rows) > FEW_SETS:
+            rows.sort(key=lambda row: -int(row[2]))
+            between = rows[10:-10]
+            read = str(sum(int(row[2]) for row in between))
+            rows[10:-10] = [[f"{len(between)} more (--all)", kind, read, *[""] * (len(cells[0]) - 3)]]
+        kept += rows
+    return kept
+
+
+def _first(lines: list[str]) -> list[str]:
+    more = [f"{len(lines) - FEW_NOTES} more notes (--all)"] if len(lines) > FEW_NOTES + 1 else []
+    return [*lines[:FEW_NOTES], *more] if more else lines
 
 
 def rows_view(pool: TaskPool, encoder: "ChatEncoder", most: int, marked: bool) -> RenderableType:
@@ -143,33 +163,23 @@ def prediction_table(predictions: "Sequence[Prediction]") -> RenderableType:
     return Group(table, Text("loss in nats a token; predictions on the contexts, measured on rows for evaluation"))
 
 
-def estimate_table(estimate: "RunEstimate") -> Table:
+def estimate_view(estimate: "RunEstimate") -> RenderableType:
     """Time by stage, memory and disk, as they are predicted."""
-    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    table.add_column("stage")
-    for name in ("time", "operations", "rate on this machine"):
-        table.add_column(name, justify="right")
+    rows = []
     for stage, seconds in estimate.seconds.items():
         work = estimate.tera_operations.get(stage)
         rate = estimate.giga_operations_per_second.get(stage)
-        table.add_row(
-            stage, _duration(seconds), f"{work:,.1f} T" if work else "", f"{rate:,.0f} GFLOP/s" if rate else ""
-        )
-    table.add_section()
-    table.add_row("[bold]all", f"[bold]{_duration(estimate.total)}")
-    table.add_row("memory", _bytes(estimate.memory))
-    table.add_row("disk", _bytes(estimate.disk))
-    table.caption = (
+        done = [f"{work:,.1f} T" if work else "", f"{rate:,.0f} GFLOP/s" if rate else ""]
+        rows.append([stage, duration(seconds), *done])
+    rows += [["all", duration(estimate.total), "", ""], ["memory", _bytes(estimate.memory), "", ""]]
+    rows.append(["disk", _bytes(estimate.disk), "", ""])
+    caption = (
         f"{estimate.trained_tokens:,} tokens to train on, {estimate.run_tokens:,} of them run (what rows begin with is "
         f"shared); {estimate.scored_tokens:,} to score"
     )
-    return table
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    table = Listing(["stage", "time", "operations", "rate on this machine"], rows)
+    headline = f"About {duration(estimate.total)} and {_bytes(estimate.memory)} of memory on this machine."
+    return Group(Text(headline, style="bold"), table, Text(caption))
 
 
 def _bytes(count: float) -> str:

@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 
 from taskpgm.errors import UserError
 from taskpgm.mixture.linalg import named_vector
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 # Two shares closer than this count as equal.
 SLACK = 1e-12
@@ -29,8 +29,8 @@ class Group:
     hi: float = 1.0
 
 
-@dataclass(frozen=True, eq=False)
-class Bounds:
+@dataclass(frozen=True, eq=False, repr=False)
+class Bounds(Brief):
     """Shares that are allowed: bounds on each task and on groups of tasks. A fixed share has lo = hi."""
 
     tasks: tuple[str, ...]

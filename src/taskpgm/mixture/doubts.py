@@ -25,11 +25,11 @@ def few_contexts(contexts: int) -> str | None:
             "One context a set gives no intervals and no verdict against uniform; contexts.per_set: "
             f"{MANY_CONTEXTS} gives both."
         )
-    low, high = stats.chi2.ppf([0.05, 0.95], contexts - 1)
+    low, high = (float(stats.chi2.ppf(part, contexts - 1)) for part in (0.05, 0.95))
     narrower = 1 - half_width(MANY_CONTEXTS) / half_width(contexts)
     return (
-        f"{contexts} contexts a set are few: the width of an interval is luck, {math.sqrt(high / low):.1f} times as wide "
-        f"in one draw of contexts as in another. contexts.per_set: {MANY_CONTEXTS} would narrow the intervals by "
+        f"{contexts} contexts a set are few: the width of an interval is luck, {math.sqrt(high / low):.1f} times as "
+        f"wide in one draw of contexts as in another. contexts.per_set: {MANY_CONTEXTS} would narrow the intervals by "
         f"{narrower:.0%}."
     )
 

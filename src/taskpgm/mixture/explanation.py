@@ -15,7 +15,7 @@ from taskpgm.mixture.certificate import Optimum, certify
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.solve import Mixture
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 # Tasks are interchangeable when swapping mass between them bends the energy by less than this part of the median pair.
 # A guess: on the 14 task pool's scale it joins near copies and nothing else.
@@ -48,16 +48,17 @@ class Dropped:
     """What happens without one task: the energy lost, and who takes over its share."""
 
     task: str
+    share: float  # that it has
     loss: float | None  # energy lost, see `leave_out`; None if the others cannot hold the budget
     takers: Mapping[str, float]  # change of every other weight that moves
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"task": self.task, "loss": self.loss, "takers": dict(self.takers)}
+        return {"task": self.task, "share": self.share, "loss": self.loss, "takers": dict(self.takers)}
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Brief):
     """Marginal energies, leave-one-out and clusters of interchangeable tasks."""
 
     nu: float  # multiplier of 1ᵀp = 1: what mass costs everywhere
@@ -126,7 +127,7 @@ def leave_out(energy: Energy, bounds: Bounds, optimum: Optimum, i: int) -> Dropp
     try:
         others.check()
     except UserError:
-        return Dropped(task, None, {})
+        return Dropped(task, float(optimum.p[i]), None, {})
     without = energy.allowing(others.usable)
     p = minimise(without, others, optimum if energy.quadratic else None).p
     with_it = optimum.p if energy.prior == 0 else minimise(without, bounds, optimum).p
@@ -135,7 +136,7 @@ def leave_out(energy: Energy, bounds: Bounds, optimum: Optimum, i: int) -> Dropp
         loss = max(loss, 0.0)  # what is below is rounding: the mixtures without it are among those with it
     change = p - optimum.p
     moved = {energy.tasks[j]: float(change[j]) for j in np.argsort(-change) if j != i and abs(change[j]) > 1e-9}
-    return Dropped(task, float(loss), moved)
+    return Dropped(task, float(optimum.p[i]), float(loss), moved)
 
 
 def clusters(tasks: tuple[str, ...], K: Floats, threshold: float = INTERCHANGEABLE) -> tuple[tuple[str, ...], ...]:
