@@ -11,7 +11,7 @@ import pytest
 from support.models import CHATML, make_tokenizer
 from support.runs import experiment, write_rows
 
-from taskpgm import __version__, load_config
+from taskpgm import __version__, load_config, load_run
 from taskpgm.cli import main as cli
 from taskpgm.probes.probe import Probe
 
@@ -284,6 +284,14 @@ def test_a_run_is_estimated_compared_and_predicted(call, tmp_path, model_folders
             assert found["mean"] == pytest.approx(sum(run[name] for run in graded) / len(graded))
     kept = list((tmp_path / "out" / "compare").glob("*/adapter_config.json"))
     assert len(kept) == 2 * 2 * (3 + 2)
+    before = (tmp_path / "out" / "mixture.json").read_bytes()
+    code, out, err = call("solve", config, "--out", tmp_path / "out", "--balance", "0,0.5,1")
+    assert code == 0, err
+    assert "not as trained" in out
+    assert (tmp_path / "out" / "mixture.json").read_bytes() == before
+    curve = json.loads((tmp_path / "out" / "balance.json").read_text())["points"]
+    assert [point["balance"] for point in curve] == [0, 0.5, 1]
+    assert curve[0]["weights"] == load_run(tmp_path / "out").mixture.shares
     code, out, err = call("predict", config, "--out", tmp_path / "out", "--mixtures", "taskpgm,size")
     assert code == 0, err
     assert "rank correlation of merged with what was measured" in out

@@ -13,13 +13,13 @@ from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.bounds import make_bounds, simplex
 from taskpgm.mixture.certificate import certify
 from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.optimum import nearest_to_uniform
 from taskpgm.mixture.refinement import (
     choose,
     default_coefficients,
     fitted_prior,
     left_out,
     next_trial,
-    uniform_within,
     usual_prior,
 )
 from taskpgm.mixture.surrogate import (
@@ -163,7 +163,7 @@ def test_next_trials_differ_and_stay_within_bounds():
     assert min(np.abs(a - b).sum() for i, a in enumerate(tried) for b in tried[:i]) > 1e-4
     again = fit_surrogate(of, mixtures, losses, 0.01, usual_prior(of, KAPPA))
     np.testing.assert_array_equal(tried[0], next_trial(again, bounds, 0))
-    np.testing.assert_allclose(uniform_within(of, bounds), [0.8 / 3, 0.8 / 3, 0.2, 0.8 / 3], atol=1e-7)
+    np.testing.assert_allclose(nearest_to_uniform(bounds), [0.8 / 3, 0.8 / 3, 0.2, 0.8 / 3], atol=1e-7)
 
 
 def test_evidence_is_the_density_of_differences():

@@ -53,9 +53,9 @@ def test_trials_begin_with_uniform_and_the_default_and_are_judged_by_half_of_the
 
 def test_the_choice_is_that_of_the_surrogate_of_these_trials(refined):
     _, finished, found = refined
-    features = run_features(finished.result, finished.config.target_weights)
+    features = run_features(finished.config, finished.result)
     noise = USUAL_NOISE * np.mean(found.trials.losses)
-    prior = usual_prior(features, run_kappa(finished.result))
+    prior = usual_prior(features, run_kappa(finished.config, finished.result))
     fit = fit_surrogate(features, found.trials.mixtures, found.trials.losses, noise, prior, finished.config.seed)
     np.testing.assert_allclose(found.mixture.weights, choose(fit, finished.result.mixture.bounds).p)
     assert found.mixture.certificate.passed

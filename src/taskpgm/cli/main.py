@@ -302,17 +302,30 @@ def solve(
         str | None,
         typer.Option(help="Also solve for these knob values (t or prior) into path.json: 0.1,1,10."),
     ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(help="Also show what targets gain and tasks lose at these balances: 0,0.25,0.5,0.75,1."),
+    ] = None,
     everything: All = False,
 ) -> None:
     """Find the mixture, from a run's scores or from an affinity matrix of your own; takes no model."""
     if matrix.affinity is not None:
+        if balance is not None:
+            raise UserError("--balance weighs targets against tasks by a run's scores; a matrix has none.")
         _, energy, bounds = _solve_matrix(out, config, matrix, None, everything)
     else:
-        from taskpgm.pipeline.run import solve_run
+        from taskpgm.cli.mixtures import balance_view
+        from taskpgm.pipeline.run import balance_run, solve_run
 
-        with _session(_required(config), out) as session:
+        settings = _required(config)
+        if knob is not None and settings.energy.limited:
+            raise UserError("--knob keeps no energy.max_loss or max_task_loss; leave out one of the two.")
+        with _session(settings, out) as session:
+            curve = balance_run(session, numbers(balance, "--balance")) if balance is not None else None
             result = solve_run(session)
         _show(out, result.affinity, everything, out)
+        if curve:
+            screen.print(balance_view(curve), crop=False)
         energy, bounds = result.energy, result.mixture.bounds
     if knob is not None:
         _trace(out, energy, numbers(knob, "--knob"), bounds, everything)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from taskpgm.cli.listing import Listing
 from taskpgm.mixture.affinity import Affinity
+from taskpgm.mixture.balance import BalanceCurve
 from taskpgm.mixture.doubts import few_contexts, least_p
 from taskpgm.mixture.explanation import Explanation, strongest_pairs
 from taskpgm.mixture.path import KnobPath
@@ -33,7 +34,8 @@ def mixture_view(
         doubts: why the errors may be too small.
     """
     relations = relation_lines(affinity) if affinity else []
-    lines = (*left_out_lines(data), *bound_lines(data), *knob_lines(data), *relations, *verdict_lines(data))
+    bounds = (*left_out_lines(data), *bound_lines(data), *limit_lines(data))
+    lines = (*bounds, *knob_lines(data), *relations, *verdict_lines(data))
     return Group(
         Text(headline(data), style="bold"), mixture_table(data, everything), *map(Text, lines),
         *(Text(doubt, style="yellow") for doubt in doubts), *map(Text, certificate_lines(data)),
@@ -146,6 +148,20 @@ def bound_lines(data: Mapping[str, Any], most: int = 5) -> list[str]:
     return lines + ([f"{len(binding) - most} more bounds bind (mixture.json: prices)"] if len(binding) > most else [])
 
 
+def limit_lines(data: Mapping[str, Any]) -> list[str]:
+    """The limits on the tasks' losses, and which of them hold the mixture back."""
+    limits = data["energy"]["settings"].get("limits", [])
+    held = [one for one in limits if one["price"] > 0]
+    lines = [
+        f"limit: {one['name']} {one['loss'] / one['uniform'] - 1:+.1%} against uniform as predicted; 1 % more "
+        f"would lower the energy by {data['prices'][one['name'] + '.max_loss']:.4f}"
+        for one in held
+    ]
+    if limits and not held:
+        lines.append("no limit on the tasks' losses holds the mixture back")
+    return lines
+
+
 def knob_lines(data: Mapping[str, Any]) -> list[str]:
     """What a knob was chosen by, if it was left open."""
     settings = data["energy"]["settings"]
@@ -251,6 +267,19 @@ def explanation_view(explanation: Explanation, kind: str, everything: bool = Fal
     more = [Text(f"{len(dropped) - len(shown)} more tasks lose less (--all)")] if len(shown) < len(dropped) else []
     same = "energy with its prior on the other tasks, on both sides; 0: only the prior keeps the task in"
     return Group(*groups[:10], table, *more, Text(same, style="dim"))
+
+
+def balance_view(curve: BalanceCurve) -> RenderableType:
+    """What the targets gain and the tasks lose at every balance, against uniform, and the heaviest tasks."""
+    rows = []
+    for point in curve.points:
+        heaviest = sorted(point.weights, key=lambda task: -point.weights[task])[:1]
+        shares = " ".join(f"{task} {point.weights[task]:.0%}" for task in heaviest)
+        changes = [f"{100 * x:+.1f} %" for x in (point.targets, point.tasks, point.worst)]
+        rows.append([f"{point.balance:g}", *changes, point.worst_task, shares])
+    header = ["balance", "targets", "tasks", "worst", "task", "heaviest"]
+    note = "losses against uniform's, as the probes' ensemble predicts them, not as trained"
+    return Group(Listing(header, rows, frozenset({"task", "heaviest"})), Text(note))
 
 
 def path_view(path: KnobPath, everything: bool = False) -> RenderableType:

@@ -13,7 +13,7 @@ import numpy as np
 
 from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.energy import Energy
-from taskpgm.mixture.optimum import minimise
+from taskpgm.mixture.optimum import minimise, nearest_to_uniform
 from taskpgm.mixture.surrogate import SCALE, Features, Prior, Surrogate, evidence, fit_surrogate, surrogate_energy
 from taskpgm.types import Floats
 
@@ -48,11 +48,6 @@ def default_coefficients(features: Features, kappa: float) -> Floats:
     """(D,) of the default, F(p) + κ KL(u‖p), or κ KL(u‖p) without probes."""
     n = len(features.tasks)
     return np.r_[0.0, float(features.energy is not None), 0.0, kappa, np.zeros(n)]
-
-
-def uniform_within(features: Features, bounds: Bounds) -> Floats:
-    """(n,) the mixture within bounds that is nearest to uniform, by KL(u‖p)."""
-    return least(surrogate_energy(features, _only_divergence(features)), bounds)
 
 
 def least(energy: Energy, bounds: Bounds) -> Floats:
@@ -113,7 +108,7 @@ def hoped_for(surrogate: Surrogate, bounds: Bounds) -> tuple[float, float]:
 def choose(surrogate: Surrogate, bounds: Bounds) -> Choice:
     """The optimum of the posterior mean; uniform if its gain is less than half a standard error."""
     features = surrogate.features
-    energy, u = surrogate.energy(), uniform_within(features, bounds)
+    energy, u = surrogate.energy(), nearest_to_uniform(bounds)
     p = least(energy, bounds)
     gain, error = surrogate.loss(u) - surrogate.loss(p), surrogate.error(p, u)
     if gain < TOLD_APART * error or not gain > 0:

@@ -85,6 +85,7 @@ class Mixture:
         """What one more hundredth of the budget at a binding bound would lower the energy by, by the bound's name.
 
         `a.max_share` or `a.supply`: if the bound rose; `a.min_share`: if it fell; groups as `group.max_share`.
+        `a.max_loss`: if task a, or all tasks, might lose one hundredth of uniform's loss more.
         """
         certificate, bounds = self.certificate, self.bounds
         reasons = bounds.hi_reason or ("max_share",) * len(self.tasks)
@@ -95,6 +96,9 @@ class Mixture:
         for group, z in zip(bounds.groups, certificate.group, strict=True):
             if z != 0:
                 prices[f"{group.name}.{'max_share' if z > 0 else 'min_share'}"] = abs(z)
+        # A limit that rose by a hundredth of uniform's loss.
+        limits = self.energy["settings"].get("limits", ())
+        prices |= {f"{one['name']}.max_loss": one["price"] * abs(one["uniform"]) for one in limits if one["price"] > 0}
         return {name: 0.01 * float(z) for name, z in prices.items()}
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from taskpgm.evaluation.refine import Refinement, RefineOptions, run_features, r
 from taskpgm.files import write_json
 from taskpgm.mixture.bounds import Bounds, simplex
 from taskpgm.mixture.energies import PRIOR
-from taskpgm.mixture.refinement import choose, fitted_prior, uniform_within
+from taskpgm.mixture.optimum import nearest_to_uniform
+from taskpgm.mixture.refinement import choose, fitted_prior
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.mixture.surrogate import Features, fit_surrogate, pooled_noise
 from taskpgm.mixture.trials import Metric, Trials, describe_surface, read_trials
@@ -72,9 +73,11 @@ def refine_results(
                 directory / FOLDER, trials, Features(trials.tasks), simplex(trials.tasks), PRIOR["likelihood"]
             )
     result = solved(session)
-    features = run_features(result, session.config.target_weights)
+    features = run_features(session.config, result)
     trials = read_trials(file, metrics, features.tasks)
-    return _written(session.artifacts / FOLDER, trials, features, result.mixture.bounds, run_kappa(result))
+    return _written(
+        session.artifacts / FOLDER, trials, features, result.mixture.bounds, run_kappa(session.config, result)
+    )
 
 
 def _written(
@@ -95,4 +98,4 @@ def surface_of(trials: Trials, features: Features, bounds: Bounds, kappa: float)
     surrogate = fit_surrogate(features, trials.mixtures, trials.losses, noise, prior)
     choice = choose(surrogate, bounds)
     mixture = solve_mixture(choice.energy, bounds, {"uniform": None})
-    return describe_surface(trials, surrogate, prior, choice, uniform_within(features, bounds)), mixture
+    return describe_surface(trials, surrogate, prior, choice, nearest_to_uniform(bounds)), mixture

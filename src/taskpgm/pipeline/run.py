@@ -23,7 +23,8 @@ from taskpgm.evaluation.predict import Prediction, run_prediction
 from taskpgm.evaluation.result import Result
 from taskpgm.evaluation.statistics import Comparison
 from taskpgm.files import write_json
-from taskpgm.mixture.affinity import Affinity
+from taskpgm.mixture.affinity import Affinity, measure_affinity
+from taskpgm.mixture.balance import BalanceCurve, balanced, trace_balance
 from taskpgm.mixture.doubts import few_contexts, unfinished_probes
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.explanation import Explanation
@@ -33,6 +34,8 @@ from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.stages import (
     Session,
+    allowed_shares,
+    choose_energy,
     counted,
     finished_run,
     keep_mixture,
@@ -95,6 +98,23 @@ def solve_run(session: Session) -> Result:
     result = solved(session)
     keep_mixture(session, result, clock)
     return result
+
+
+def balance_run(session: Session, values: Sequence[float]) -> BalanceCurve:
+    """Mixtures at these balances of targets and tasks, by the scores that the run holds, written to `balance.json`.
+
+    Raises:
+        UserError: no targets, a value outside of 0 to 1, or no scores.
+    """
+    pool, config = recorded_pool(session), session.config
+    scores = recorded_scores(session, pool)
+    affinity, energies = measure_affinity(scores, config.affinity), []
+    for value in values:
+        own = config.model_copy(update={"energy": balanced(config.energy, value)})
+        energies.append((value, choose_energy(scores, affinity, pool, own)))
+    curve = trace_balance(scores, energies, allowed_shares(pool, config), scores.target_weights(config.target_weights))
+    session.artifacts.write_json("balance.json", curve.to_dict())
+    return curve
 
 
 def sample_run(session: Session) -> Result:

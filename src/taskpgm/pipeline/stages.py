@@ -29,6 +29,7 @@ from taskpgm.mixture.bounds import Bounds, Group, make_bounds
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.knob import choose_t
+from taskpgm.mixture.limits import keep_tasks
 from taskpgm.mixture.selection import select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.artifacts import Artifacts
@@ -312,8 +313,8 @@ def choose_energy(scores: Scores, affinity: Affinity, pool: TaskPool, config: Co
         return choose_t(scores, affinity, config.energy, allowed_shares(pool, config))
     by_size = config.energy.reference == "size"
     reference = size_mixture(pool, config.budget.unit) if by_size else uniform_mixture(pool)
-    weights = config.target_weights
-    return build_energy(scores, affinity, config.energy, weights, reference)
+    energy = build_energy(scores, affinity, config.energy, config.target_weights, reference)
+    return keep_tasks(energy, scores, config.energy, allowed_shares(pool, config))
 
 
 def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = False) -> Result:
@@ -329,6 +330,8 @@ def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = Fal
     energy = choose_energy(scores, affinity, pool, config)
     bounds = allowed_shares(pool, config)
     k = config.selection.k
+    if k and config.energy.limited:
+        raise UserError("A selection of k tasks keeps no energy.max_loss or max_task_loss; leave out one of the two.")
     selection = select_tasks(energy, bounds, k, exhaustive) if k else None
     references = {
         "uniform": uniform_mixture(pool),
