@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ from taskpgm.cli.options import (
     Choice,
     Comparing,
     ConfigFile,
+    Exporting,
     Matrix,
     Mixtures,
     OptionalConfig,
@@ -127,7 +128,7 @@ def check(
 ) -> None:
     """Read and tokenise everything, train nothing; show what a run would use."""
     from taskpgm.cli.tables import pool_view, rows_view
-    from taskpgm.data.export import check_format
+    from taskpgm.export.train_file import check_format
     from taskpgm.pipeline.inspection import inspect
     from taskpgm.pipeline.stages import allowed_shares
 
@@ -401,6 +402,33 @@ def sample(config: ConfigFile, out: Out, everything: All = False) -> None:
         result = sample_run(session)
     _show(out, result.affinity, everything, out)
     _print(f"{len(result.plan)} rows: {out}/train.jsonl")
+
+
+@app.command()
+@bundled
+def export(
+    exporting: Exporting,
+    run: Annotated[Path | None, typer.Argument(help="A finished run directory.", metavar="RUN")] = None,
+) -> None:
+    """Hand the mixture to a trainer: its rows, the trainer's own config, and how to start."""
+    from taskpgm.cli.handover import export_table, targets_table
+    from taskpgm.export.handover import By
+    from taskpgm.pipeline.run import export_run
+
+    if exporting.show:
+        screen.print(targets_table(), crop=False)
+        return
+    to, out, by = exporting.to, exporting.out, exporting.by
+    if run is None or not to or out is None:
+        raise UserError("Give a run directory, --to and --out: taskpgm export runs/first --to trl --out exports/trl.")
+    if by not in ("rows", "counts", "shares"):
+        raise UserError(f"--by is rows, counts or shares, not {by!r}.")
+    found = export_run(run, to, out, cast(By, by), exporting.lossy, exporting.force)
+    screen.print(export_table(found), crop=False)
+    _print(f"{to}: {found.sees}")
+    for note in found.notes:
+        screen.print(note, style="yellow", markup=False, highlight=False)
+    _print(f"how to start: {out}/HOWTO.md")
 
 
 def _run(config: Config, out: Path, everything: bool) -> None:

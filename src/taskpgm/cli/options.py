@@ -122,6 +122,22 @@ class Comparing:
 
 
 @dataclass(frozen=True)
+class Exporting:
+    """To which trainer, and how."""
+
+    to: Annotated[str, typer.Option(help="The trainer or format; --list has them.", metavar="TARGET")] = ""
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder that is not there yet.", metavar="DIR")] = None
+    by: Annotated[
+        str, typer.Option(help="rows: files hold the planned rows; counts, shares: the trainer draws them.")
+    ] = "rows"
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Leave out parts of rows that the format has no place for.")
+    ] = False
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False
+    show: Annotated[bool, typer.Option("--list", help="List the targets.")] = False
+
+
+@dataclass(frozen=True)
 class Refining:
     """How trials are spent, or which results take their place."""
 
