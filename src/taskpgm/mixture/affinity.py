@@ -18,7 +18,7 @@ from taskpgm.frames import frame
 from taskpgm.mixture import jackknife
 from taskpgm.mixture.jackknife import EVERYTHING, Fold
 from taskpgm.scores import Scores
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 LN2 = float(np.log(2))
 
@@ -37,8 +37,8 @@ class Gains:
         return _pairs(self.tasks, self.sets, {"gain": self.G}, {"gain": self.standard_error})
 
 
-@dataclass(frozen=True, eq=False)
-class Affinity:
+@dataclass(frozen=True, eq=False, repr=False)
+class Affinity(Brief):
     """The chosen affinity S with its jackknife replicates, and every matrix that was measured.
 
     `matrices` holds M (n+1, sets), G (n, sets), pmi_own, pmi_base, ratio and, if divergences were scored, jsd (the
