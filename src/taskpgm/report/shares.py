@@ -18,7 +18,7 @@ def section(material: Material) -> Section:
     return Section(
         "shares",
         "What should I train on, and how sure is it?",
-        [_headline(material), *_verdicts(material)],
+        [_headline(material), *_verdicts(material), *material.run.doubts],
         [_picture(material)],
         _tables(material),
     )
