@@ -114,14 +114,18 @@ def knob_lines(data: Mapping[str, Any]) -> list[str]:
 def verdict_lines(data: Mapping[str, Any]) -> list[str]:
     """One sentence for each reference mixture: is it worse, on contexts that did not choose the mixture?"""
     unit = " nats a token" if data["energy"]["kind"] in ("likelihood", "gain") else ""
+    name = {"likelihood": "the probes' ensemble loss", "gain": "the probes' mean loss"}.get(
+        data["energy"]["kind"], "the energy"
+    )
     lines = []
     for v in data["verdicts"]:
-        verdict = "predicted better than" if v["better"] else "not shown to be better than"
+        verdict = "lower" if v["better"] else "not shown to be lower"
+        by = f"{v['gain']:.4f}" if v["better"] else f"{v['gain']:+.4f}"
         error = "" if v["standard_error"] is None else f" ± {v['standard_error']:.4f}"
-        p = "" if v["p_value"] is None else f", p = {v['p_value']:.2g}"
-        lines.append(f"{verdict} {v['reference']}: {v['gain']:+.4f}{error}{unit}, cross-fitted{p}")
+        lines.append(f"{name} on held-out contexts: {verdict} than {v['reference']}'s by {by}{error}{unit}")
     if lines:
         lines.append("(errors and intervals cover the choice of contexts, and of probes if probes.seeds > 1)")
+        lines.append("a ranking, not a gain in training: `taskpgm run --trial` measures that")
     return lines
 
 
