@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -97,7 +97,7 @@ def check(
 ) -> None:
     """Read and tokenise everything, train nothing; show what a run would use."""
     from taskpgm.cli.tables import pool_view, rows_view
-    from taskpgm.data.export import check_format
+    from taskpgm.export.train_file import check_format
     from taskpgm.pipeline.inspection import inspect
     from taskpgm.pipeline.stages import allowed_shares
 
@@ -432,6 +432,42 @@ def sample(config: ConfigFile, out: Out) -> None:
         result = sample_run(session)
     _show(out, result.affinity)
     screen.print(f"{len(result.plan)} rows: {out}/train.jsonl", markup=False)
+
+
+@app.command()
+def export(
+    run: Annotated[Path | None, typer.Argument(help="A finished run directory.", metavar="RUN")] = None,
+    to: Annotated[str, typer.Option(help="The trainer or format; --list has them.", metavar="TARGET")] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder that is not there yet.", metavar="DIR")
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help="rows: files hold the planned rows; counts, shares: the trainer draws them.")
+    ] = "rows",
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Leave out parts of rows that the format has no place for.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the targets.")] = False,
+) -> None:
+    """Hand the mixture to a trainer: its rows, the trainer's own config, and how to start."""
+    from taskpgm.cli.handover import export_table, targets_table
+    from taskpgm.export.handover import By
+    from taskpgm.pipeline.run import export_run
+
+    if show:
+        screen.print(targets_table(), crop=False)
+        return
+    if run is None or not to or out is None:
+        raise UserError("Give a run directory, --to and --out: taskpgm export runs/first --to trl --out exports/trl.")
+    if by not in ("rows", "counts", "shares"):
+        raise UserError(f"--by is rows, counts or shares, not {by!r}.")
+    found = export_run(run, to, out, cast(By, by), lossy, force)
+    screen.print(export_table(found), crop=False)
+    screen.print(f"{to}: {found.sees}", markup=False, highlight=False, soft_wrap=True)
+    for note in found.notes:
+        screen.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    screen.print(f"how to start: {out}/HOWTO.md", markup=False, highlight=False, soft_wrap=True)
 
 
 def _run(config: Config, out: Path) -> None:

@@ -20,6 +20,8 @@ from taskpgm.evaluation.compare import CompareOptions, run_comparison
 from taskpgm.evaluation.predict import Prediction, run_prediction
 from taskpgm.evaluation.result import Result
 from taskpgm.evaluation.statistics import Comparison
+from taskpgm.export.handover import By, Handover, trainers_model
+from taskpgm.export.write import Export, export_plan
 from taskpgm.files import write_json
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.balance import BalanceCurve, balanced, trace_balance
@@ -244,6 +246,23 @@ def load_run(path: Path | str) -> FinishedDirectory:
         UserError: no run directory there, or it lacks what is asked for.
     """
     return FinishedDirectory(path)
+
+
+def export_run(
+    path: Path | str, to: str, out: Path | str, by: By = "rows", lossy: bool = False, force: bool = False
+) -> Export:
+    """A finished run's training set in the form of a trainer, in the folder `out`; see `export_plan`.
+
+    Raises:
+        UserError: no finished run there, no such target, rows that it cannot carry, or `out` is there already.
+    """
+    run = load_run(path)
+    settings = run.config
+    handover = Handover(
+        run.pool, run.plan, by, trainers_model(settings.model.path), settings.probes.max_length, settings.seed,
+        run.manifest["stages"]["pool"]["chat_template"],
+    )  # fmt: skip
+    return export_plan(handover, to, Path(out), lossy, force)
 
 
 def solve_affinity(

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskpgm.config import Config, TaskConfig
-from taskpgm.data.export import check_format, choose_format, trainer_units, write_train_jsonl
 from taskpgm.data.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.result import FinishedRun, Result
+from taskpgm.export.train_file import check_format, choose_format, trainer_units, write_train_jsonl
 from taskpgm.files import digest
 from taskpgm.lm.engine import Engine
 from taskpgm.mixture.affinity import Affinity, measure_affinity
