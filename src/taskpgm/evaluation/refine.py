@@ -25,7 +25,7 @@ from taskpgm.mixture.refinement import usual_prior as prior_of
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.mixture.surrogate import Features, Prior, Surrogate, fit_surrogate
 from taskpgm.mixture.trials import Trials, describe_surface
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 USUAL_NOISE = 0.005  # of the loss: how far trainings of one mixture are apart, their seeds' common part left aside
 # A trial whose expected gain is below so many standard errors of the choice's gain is not made: in simulation 3 to
@@ -44,8 +44,8 @@ class RefineOptions:
     seeds: int = 3  # fresh ones, of the choice and of uniform
 
 
-@dataclass(frozen=True, eq=False)
-class Refinement:
+@dataclass(frozen=True, eq=False, repr=False)
+class Refinement(Brief):
     """What trials chose. `comparison` is None if uniform was chosen, which needs no confirmation."""
 
     trials: Trials

@@ -17,13 +17,13 @@ from taskpgm.errors import UserError
 from taskpgm.mixture import jackknife
 from taskpgm.mixture.jackknife import EVERYTHING, Fold
 from taskpgm.scores import Scores
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 LN2 = float(np.log(2))
 
 
-@dataclass(frozen=True, eq=False)
-class Affinity:
+@dataclass(frozen=True, eq=False, repr=False)
+class Affinity(Brief):
     """The chosen affinity S with its jackknife replicates, and every matrix that was measured.
 
     `matrices` holds M (n+1, sets), G (n, sets), pmi_own, pmi_base, ratio and, if divergences were scored, jsd (the

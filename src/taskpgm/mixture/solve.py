@@ -43,7 +43,7 @@ class Verdict:
         return self.p_value < 0.025
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mixture:
     """Weights of `tasks` that minimise an energy within bounds, with their certificate.
 
@@ -68,6 +68,12 @@ class Mixture:
     frequency: Floats | None = None
     replicates: Floats | None = None
     verdicts: tuple[Verdict, ...] = ()
+
+    def __repr__(self) -> str:
+        heaviest = sorted(self.shares.items(), key=lambda item: -item[1])[:4]
+        shares = ", ".join(f"{task} {weight:.1%}" for task, weight in heaviest)
+        more = f" and {len(self.tasks) - 4} more" if len(self.tasks) > 4 else ""
+        return f"Mixture({shares}{more}; gap {self.certificate.gap:.1e})"
 
     @property
     def shares(self) -> dict[str, float]:

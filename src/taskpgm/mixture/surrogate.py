@@ -25,7 +25,7 @@ from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.certificate import Optimum
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.optimum import minimise
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 LEAST_SHARE = 1e-3  # of uniform's: a smaller share counts as that in KL(u‖p) of a mixture that was trained
 SIGNED = slice(1, 4)  # θ₁, θ₂, θ₃
@@ -34,8 +34,8 @@ DRAWS = 1000  # of the posterior: errors are then good to 2 %
 SWEEPS = 60  # of Gibbs' sampler over three coefficients, far more than it takes to forget its start
 
 
-@dataclass(frozen=True, eq=False)
-class Features:
+@dataclass(frozen=True, eq=False, repr=False)
+class Features(Brief):
     """What a mixture is described by: the probes' ensemble and gains, the divergence from uniform, its shares.
 
     `energy` is the likelihood energy of the wanted sets with prior 0, or None without probes; `gains` (n,) is what a
@@ -72,8 +72,8 @@ class Prior:
         return Prior(self.mean * by, self.error * by)
 
 
-@dataclass(frozen=True, eq=False)
-class Surrogate:
+@dataclass(frozen=True, eq=False, repr=False)
+class Surrogate(Brief):
     """L̂ as it is believed after some trainings: mean and draws of its coefficients.
 
     Attributes:

@@ -44,12 +44,12 @@ def refine(
         config: the experiment.
         out: run directory, made if missing.
         options: eight trials of the budget, three fresh seeds, if left out.
-        progress: hears of it.
+        progress: as of `run`.
 
     Raises:
         UserError: as `run` raises, fewer than two trials, or a set with a single row to evaluate.
     """
-    with open_session(config, out, progress or Progress()) as session:
+    with open_session(config, out, progress) as session:
         return refine_run(session, options or RefineOptions())
 
 

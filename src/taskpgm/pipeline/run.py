@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from taskpgm.config import Config, EnergyConfig, parse_config
 from taskpgm.data.plan import RowPlan, plan_rows
 from taskpgm.data.pool import TaskPool
@@ -25,6 +27,7 @@ from taskpgm.export.write import Export, export_plan
 from taskpgm.files import write_json
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.balance import BalanceCurve, balanced, trace_balance
+from taskpgm.mixture.doubts import few_contexts, unfinished_probes
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.explanation import Explanation
 from taskpgm.mixture.explanation import explain as explain_mixture
@@ -47,6 +50,7 @@ from taskpgm.pipeline.stages import (
     recorded_scores,
     solve,
 )
+from taskpgm.probes.cache import TRAINING
 from taskpgm.progress import Progress
 from taskpgm.scores import Scores
 from taskpgm.system import Clock
@@ -224,6 +228,18 @@ class FinishedDirectory:
     def plan(self) -> RowPlan:
         """The rows of the training set."""
         return plan_rows(self.pool, self.mixture.shares, self.config)
+
+    @cached_property
+    def doubts(self) -> list[str]:
+        """Why the mixture may be less sure than its errors say, and what more would buy: contexts, probes."""
+        contexts = few_contexts(min(np.bincount(self.scores.context_set)))
+        records = [json.loads(path.read_text()) for path in sorted(self.path.glob(f"adapters/*/{TRAINING}"))]
+        names = {task.name for task in self.config.tasks}
+        losses = {one["task"]: one["losses"] for one in records if one["losses"] and one["task"] in names}
+        seconds = sum(record["seconds"] for record in records)
+        setting = f"probes.{self.config.budget.unit}"
+        probes = unfinished_probes(losses, setting, self.config.probe_size, seconds)
+        return [doubt for doubt in (contexts, probes) if doubt]
 
     @cached_property
     def comparison(self) -> dict[str, Any]:
