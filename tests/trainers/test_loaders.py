@@ -75,8 +75,8 @@ def test_counts_are_the_plans(to: str, tmp_path: Path, tokenizer: Path) -> None:
     assert by_task(handover, read) == COUNTS
 
 
-@pytest.mark.parametrize("to", ["axolotl", "verl"])
-def test_tokens_and_masks_are_ours(to: str, tmp_path: Path, tokenizer: Path) -> None:
+@pytest.mark.parametrize("to", ["axolotl", "verl", "llama-factory"])
+def test_tokens_and_masks_are_ours(to: str, tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids of every row are those of the chat template, as often as the plan has them; answers alone are learned."""
     from transformers import AutoTokenizer
 
@@ -91,12 +91,13 @@ def test_tokens_and_masks_are_ours(to: str, tmp_path: Path, tokenizer: Path) -> 
         (encoded,) = encoder.encode([row])
         assert encoded is not None
         learned = encoded.response.tolist()
-        if to == "verl":  # it also learns what the template writes behind the end of a turn, ChatML's line break
+        if to != "axolotl":  # they also learn what the template writes behind the end of a turn, ChatML's line break
             ends = (encoded.ids[:-1] == known.eos_token_id) & encoded.response[:-1]
             learned = [before or now for before, now in zip([False, *ends.tolist()], learned, strict=True)]
         ours[tuple(encoded.ids.tolist()), tuple(learned)] += 1
     theirs: Counter[Any] = Counter()
-    for ids, marks in read_by(to, tmp_path / "out", tokenizer):
-        learned = [mark != -100 for mark in marks] if to == "axolotl" else [bool(mark) for mark in marks]
+    monkeypatch.setenv("TOKENS", "yes")
+    for ids, marks in read_by(to.replace("-", "_"), tmp_path / "out", tokenizer):
+        learned = [bool(mark) for mark in marks] if to == "verl" else [mark != -100 for mark in marks]
         theirs[tuple(ids), tuple(learned)] += 1
     assert theirs == ours
