@@ -47,7 +47,7 @@ def test_the_first_sentence_says_what_to_do_and_how_sure_it_is():
     assert "not shown to be better than uniform: by the probes worse by 0.001" in headline(unsure)
     even = {**data, "tasks": [{"name": f"t{i}", "weight": 0.25 + 0.01 * i} for i in range(-1, 3)]}
     assert headline(even).startswith("Spread the budget nearly evenly over 4 tasks, 24% to 27% each")
-    assert "no contexts are there to judge it" in headline({**data, "verdicts": []})
+    assert "no contexts to judge it by" in headline({**data, "verdicts": []})
 
 
 def test_what_held_out_contexts_say_has_its_name_and_no_p():
