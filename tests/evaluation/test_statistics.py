@@ -259,22 +259,6 @@ def test_json_and_table_hold_everything():
     assert all(" ".join(sentence.split()) in words for sentence in c.sentences)
 
 
-def test_the_picture_needs_no_network(tmp_path):
-    pytest.importorskip("plotly")
-    from taskpgm.cli.html import write_picture
-
-    changes = {"taskpgm": -0.1, "uniform": 0.0, "a/<b>/weights.json": 0.1}
-    c = compare_measurements(runs(changes), TASKS, TARGETS)
-    write_picture(c, tmp_path / "comparison.html")
-    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
-    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
-    assert "<b>/weights" not in page
-    assert page.count("Plotly.newPlot(") == 2
-    assert "lower than uniform by" in page
-    write_picture(compare_measurements(runs({"taskpgm": 0.0}), TASKS, TARGETS), tmp_path / "one.html")
-    assert "0 other mixtures, 5 seeds" in (tmp_path / "one.html").read_text(encoding="utf-8")
-
-
 ROWS = (144, 288, 576, 1152)
 
 

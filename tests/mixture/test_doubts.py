@@ -1,14 +1,12 @@
 """Small samples: what a simulation shows of them, and what is said."""
 
-import itertools
-
 import numpy as np
 import pytest
 from scipy import stats
 from support.numerics import names, random_truth
 
 from taskpgm.config import EnergyConfig
-from taskpgm.mixture.doubts import FEW_CONTEXTS, falling, few_contexts, half_width, least_p, unfinished_probes
+from taskpgm.mixture.doubts import FEW_CONTEXTS, falling, few_contexts, half_width, unfinished_probes
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
 from taskpgm.scores import Scores
@@ -64,13 +62,6 @@ def test_what_is_said_of_few_contexts_is_what_normal_contexts_do():
     assert half_width(9) * values.std(ddof=1) == pytest.approx((high - low) / 2)
     assert few_contexts(FEW_CONTEXTS) is None
     assert "no verdict" in few_contexts(1)
-
-
-@pytest.mark.parametrize("groups", [2, 6, 8])
-def test_the_least_p_is_that_of_all_changes_of_signs(groups):
-    gains = np.random.default_rng(groups).random(groups) + 10
-    signs = np.array(list(itertools.product([-1, 1], repeat=groups)))
-    assert least_p(groups) == np.mean(signs @ gains >= gains.sum())
 
 
 def test_probes_whose_loss_still_falls_are_named_and_others_are_not():

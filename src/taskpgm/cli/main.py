@@ -228,10 +228,32 @@ def estimate(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="A run directory, or two to see side by side.", metavar="DIR [DIR]")
+    ],
+    figures: Annotated[
+        Path | None, typer.Option(help="Also write every figure there, as SVG for papers.", metavar="FOLDER")
+    ] = None,
+) -> None:
+    """One self-contained page of a finished run: what to train on, how sure, how tasks relate, why, and how it ran."""
+    from taskpgm.cli.report import check_installed
+
+    if len(runs) > 2:
+        raise UserError(f"A report shows one run, or two side by side, not {len(runs)}; give at most two folders.")
+    check_installed()
+    from taskpgm.report.build import summary, write_figures, write_report
+
+    screen.print(str(write_report(*runs)), markup=False, highlight=False, soft_wrap=True)
+    for run_folder in runs[: 1 if figures else 0]:
+        screen.print(summary(write_figures(run_folder, figures or run_folder)), markup=False, highlight=False)
+
+
+@app.command()
 @bundled
 def compare(config: ConfigFile, out: Out, comparing: Comparing) -> None:
     """Does it work? Train every mixture at the same budget, evaluate it on held-out rows, and say what differs."""
-    from taskpgm.cli.html import write_picture
+    from taskpgm.cli.report import report_line
     from taskpgm.cli.tables import comparison_view
     from taskpgm.pipeline.run import compare_run
 
@@ -241,10 +263,7 @@ def compare(config: ConfigFile, out: Out, comparing: Comparing) -> None:
     screen.print(comparison_view(comparison), crop=False)
     if equivalence := facts.get("budget equivalence"):
         _print(f"budget equivalence: {equivalence['sentence']}")
-    pictured = _has("plotly")
-    if pictured:
-        write_picture(comparison, out / "comparison.html")
-    _print(f"{out}/comparison.json" + (f", {out}/comparison.html" if pictured else ""))
+    _print(f"{out}/comparison.json", report_line(out))
 
 
 @app.command()
@@ -432,12 +451,14 @@ def export(
 
 
 def _run(config: Config, out: Path, everything: bool) -> None:
+    from taskpgm.cli.report import report_line
     from taskpgm.pipeline.run import run_session
 
     with _session(config, out) as session:
         result = run_session(session)
     _show(out, result.affinity, everything, out)
     _print(f"{len(result.plan)} rows: {out}/train.jsonl")
+    _print(report_line(out))
 
 
 def _show(out: Path, affinity: Any, everything: bool = False, run: Path | None = None) -> None:
@@ -485,12 +506,6 @@ def _solve_matrix(
         screen.print(selection_view(selection, everything), crop=False)
     _show(out, affinity, everything)
     return mixture, build_energy(None, affinity, settings), mixture.bounds
-
-
-def _has(package: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(package) is not None
 
 
 @contextmanager

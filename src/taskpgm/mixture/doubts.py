@@ -39,15 +39,6 @@ def half_width(contexts: int) -> float:
     return float(stats.t.ppf(0.975, contexts - 1)) / math.sqrt(contexts)
 
 
-def least_p(groups: int) -> float:
-    """2^−B: the least p-value that B differences can show without assuming how they are distributed.
-
-    It is that of the test of all 2^B changes of their signs, if every one of them is in favour. Student's t goes far
-    below it, by the tail of a normal distribution that nobody has seen.
-    """
-    return float(0.5**groups)
-
-
 def falling(losses: Mapping[str, Sequence[float]]) -> tuple[float, float] | None:
     """(mean fall, its one-sided p-value) of the loss of probes from the middle third of their steps to the last.
 

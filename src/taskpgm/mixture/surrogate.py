@@ -176,21 +176,6 @@ def evidence(
     return float(-np.log(np.diag(root)).sum() - 0.5 * np.log(one @ one) - 0.5 * squares)
 
 
-def pooled_noise(mixtures: Sequence[Floats], losses: Sequence[float], usual: float, weight: float = 4.0) -> float:
-    """Standard deviation of one training: that of repeated mixtures, pooled with what is usual.
-
-    Args:
-        usual: a standard deviation known from elsewhere.
-        weight: how many degrees of freedom it is worth.
-    """
-    groups: dict[bytes, list[float]] = {}
-    for p, loss in zip(mixtures, losses, strict=True):
-        groups.setdefault(np.round(p, 9).tobytes(), []).append(loss)
-    squares = sum(float(np.var(group)) * len(group) for group in groups.values())
-    freedom = sum(len(group) - 1 for group in groups.values())
-    return float(np.sqrt((weight * usual**2 + squares) / (weight + freedom)))
-
-
 def _free(prior: Prior) -> Any:
     """(D,) which coefficients are not held; θ₀ never is."""
     free = prior.error > 0

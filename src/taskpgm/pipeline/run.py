@@ -25,7 +25,7 @@ from taskpgm.evaluation.statistics import Comparison
 from taskpgm.export.handover import By, Handover, trainers_model
 from taskpgm.export.write import Export, export_plan
 from taskpgm.files import write_json
-from taskpgm.mixture.affinity import Affinity, measure_affinity
+from taskpgm.mixture.affinity import Affinity, Gains, measure_affinity
 from taskpgm.mixture.balance import BalanceCurve, balanced, trace_balance
 from taskpgm.mixture.doubts import few_contexts, unfinished_probes
 from taskpgm.mixture.energies import build_energy
@@ -194,7 +194,7 @@ class FinishedDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.manifest: dict[str, Any] = self._json("manifest.json")
+        self.manifest: dict[str, Any] = self.read_json("manifest.json")
 
     def __repr__(self) -> str:
         return f"FinishedDirectory({str(self.path)!r}, stages={list(self.manifest.get('stages', {}))})"
@@ -219,10 +219,15 @@ class FinishedDirectory:
         """Gains, and how alike tasks are."""
         return Affinity.load(self._there("affinity.npz"))
 
+    @property
+    def gains(self) -> Gains:
+        """What each probe gains on each set, against what it started from."""
+        return self.affinity.gains
+
     @cached_property
     def mixture(self) -> Mixture:
         """The run's mixture."""
-        return Mixture.from_dict(self._json("mixture.json"))
+        return Mixture.from_dict(self.read_json("mixture.json"))
 
     @cached_property
     def plan(self) -> RowPlan:
@@ -244,14 +249,15 @@ class FinishedDirectory:
     @cached_property
     def comparison(self) -> dict[str, Any]:
         """What `taskpgm compare` measured, as plain data."""
-        return self._json("comparison.json")
+        return self.read_json("comparison.json")
 
     def _there(self, name: str) -> Path:
         if not (self.path / name).exists():
             raise UserError(f"{self.path} has no {name}; it is no run directory, or its run has not come so far.")
         return self.path / name
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the directory as plain data."""
         return dict(json.loads(self._there(name).read_text(encoding="utf-8")))
 
 
