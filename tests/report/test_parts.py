@@ -137,7 +137,7 @@ def test_figures_are_written_as_svg(folder, tmp_path):
         assert ET.parse(path).getroot().tag.endswith("svg")
 
 
-def test_figures_without_kaleido_or_a_browser_say_what_to_install(folder, tmp_path, monkeypatch):
+def test_figures_without_kaleido_say_what_to_install(folder, tmp_path, monkeypatch):
     kept = builtins.__import__
 
     def without(name, *rest, **more):
@@ -146,8 +146,21 @@ def test_figures_without_kaleido_or_a_browser_say_what_to_install(folder, tmp_pa
         return kept(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    sys.modules.pop("kaleido", None)
-    with pytest.raises(UserError, match="kaleido"):
+    monkeypatch.delitem(sys.modules, "kaleido", raising=False)
+    with pytest.raises(UserError, match="need kaleido"):
+        build.write_figures(folder, tmp_path)
+
+
+def test_figures_without_a_browser_say_what_to_install(folder, tmp_path, monkeypatch):
+    import plotly.io
+
+    pytest.importorskip("kaleido")
+
+    def no_browser(*_):
+        raise RuntimeError("Kaleido requires Google Chrome")
+
+    monkeypatch.setattr(plotly.io, "write_images", no_browser)
+    with pytest.raises(UserError, match="Chrome or Chromium"):
         build.write_figures(folder, tmp_path)
 
 
