@@ -21,6 +21,9 @@ from taskpgm.yamls import read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Percent = Annotated[
+    float, pydantic.BeforeValidator(lambda value: _fraction(value)), Field(gt=0, le=1, allow_inf_nan=False)
+]
 Positive = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 GRADING_COLUMNS = ("choices", "reasoning_gym")  # columns that say how an answer is graded; only evaluation reads them
 EXTRAS = ("system", "history", "tools", "reasoning_content")  # what a row may have beside its question and answer
@@ -159,6 +162,11 @@ class TargetConfig(Source):
     """One set that the mixture should serve; it never enters training."""
 
     weight: Positive = Field(1.0, description="Weight among the targets; normalised to sum to one.")
+    score: Literal["tokens", "options"] = Field(
+        "tokens",
+        description="What the mixture is chosen by: tokens, the answer's loss; options, how likely the right one of a "
+        "row's `choices` is among them, which asks for right answers and not for their form.",
+    )
 
 
 class GroupConfig(Section):
@@ -289,9 +297,25 @@ class EnergyConfig(Section):
     ridge: NonNegative = Field(
         0.0, description="affinity: adds ridge times K's mean curvature on the simplex to its diagonal."
     )
+    balance: Share = Field(
+        0.0,
+        description="likelihood, gain, with targets: how much the tasks themselves count beside the targets; 0 the "
+        "targets alone, 1 the tasks alone.",
+    )
+    max_loss: Percent | None = Field(
+        None,
+        description="likelihood: by how much the tasks' mean loss may be above uniform's, as the probes' ensemble "
+        "predicts it, such as 5%.",
+    )
+    max_task_loss: Percent | None = Field(None, description="likelihood: the same of every single task.")
     utility: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
         default_factory=dict, description="Your own utility of a task, added to its ψ: {task: value}."
     )
+
+    @property
+    def limited(self) -> tuple[str, ...]:
+        """The limits on the tasks' losses that are set."""
+        return tuple(name for name in ("max_loss", "max_task_loss") if getattr(self, name) is not None)
 
 
 class SelectionConfig(Section):
@@ -349,6 +373,11 @@ class Config(Section):
             raise ValueError(
                 f"probes.{other} is given but the budget counts {self.budget.unit}; give probes.{self.budget.unit}"
             )
+        if self.energy.balance and not self.targets:
+            raise ValueError("energy.balance weighs tasks against targets, and there are none; leave it out")
+        if self.energy.limited and self.energy.kind != "likelihood":
+            limit = self.energy.limited[0]
+            raise ValueError(f"energy.{limit} is for energy.kind likelihood alone, not for {self.energy.kind!r}")
         if self.energy.kind == "affinity" and self.targets:
             raise ValueError("energy.kind 'affinity' takes no targets: S has no such columns; use likelihood or gain")
         return self
@@ -357,6 +386,11 @@ class Config(Section):
     def target_weights(self) -> dict[str, float]:
         """Weight of each target by name, as given; empty without targets."""
         return {target.name: target.weight for target in self.targets}
+
+    @property
+    def option_targets(self) -> tuple[str, ...]:
+        """Targets that are scored by options."""
+        return tuple(target.name for target in self.targets if target.score == "options")
 
     @property
     def probe_size(self) -> int:
@@ -383,6 +417,13 @@ class Config(Section):
     def step_size(self) -> int:
         """Examples or response tokens of an optimiser step, in the unit of the budget."""
         return self.probes.batch or (16 if self.budget.unit == "examples" else 1024)
+
+
+def _fraction(value: object) -> object:
+    """5% as 0.05; a number as it is."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return float(value.strip()[:-1]) / 100
+    return value
 
 
 def name_key(name: str) -> str:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskpgm.config import Config, TaskConfig
-from taskpgm.data.export import check_format, choose_format, trainer_units, write_train_jsonl
 from taskpgm.data.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.result import FinishedRun, Result
+from taskpgm.export.train_file import check_format, choose_format, trainer_units, write_train_jsonl
 from taskpgm.files import digest
 from taskpgm.lm.engine import Engine
 from taskpgm.mixture.affinity import Affinity, measure_affinity
@@ -29,6 +29,7 @@ from taskpgm.mixture.bounds import Bounds, Group, make_bounds
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.knob import choose_t
+from taskpgm.mixture.limits import keep_tasks
 from taskpgm.mixture.selection import select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.artifacts import Artifacts
@@ -42,7 +43,8 @@ from taskpgm.pipeline.keys import (
     score_parts,
     warm_parts,
 )
-from taskpgm.probes.cache import BASE, WARM, BlockCache
+from taskpgm.probes.cache import BASE, TRAINING, WARM, BlockCache
+from taskpgm.probes.options import check_options
 from taskpgm.progress import Progress, plain_lines
 from taskpgm.scores import Scores
 from taskpgm.system import Clock, wait_passively
@@ -125,6 +127,7 @@ def make_probes(session: Session, pool: TaskPool) -> None:
     config, artifacts, model = session.config, session.artifacts, session.engine.fingerprint
     allowed_shares(pool, config)  # what cannot be solved or written later is said before anything is trained
     check_format(pool, config.export.format, artifacts.recorded("pool")["chat_template"])
+    check_options(pool, config)
     for seed in range(config.probes.seeds):
         if has_warm_start(config):
             _make_warm_start(session, pool, seed)
@@ -184,8 +187,6 @@ def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], 
 
 
 def _record_probes(session: Session) -> None:
-    from taskpgm.probes.probe import TRAINING
-
     artifacts = session.artifacts
     folders = _adapter_folders(session)
     records = [json.loads((folder / TRAINING).read_text()) for folder in folders]
@@ -314,8 +315,8 @@ def choose_energy(scores: Scores, affinity: Affinity, pool: TaskPool, config: Co
         return choose_t(scores, affinity, config.energy, allowed_shares(pool, config))
     by_size = config.energy.reference == "size"
     reference = size_mixture(pool, config.budget.unit) if by_size else uniform_mixture(pool)
-    weights = config.target_weights
-    return build_energy(scores, affinity, config.energy, weights, reference)
+    energy = build_energy(scores, affinity, config.energy, config.target_weights, reference)
+    return keep_tasks(energy, scores, config.energy, allowed_shares(pool, config))
 
 
 def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = False) -> Result:
@@ -331,6 +332,8 @@ def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = Fal
     energy = choose_energy(scores, affinity, pool, config)
     bounds = allowed_shares(pool, config)
     k = config.selection.k
+    if k and config.energy.limited:
+        raise UserError("A selection of k tasks keeps no energy.max_loss or max_task_loss; leave out one of the two.")
     selection = select_tasks(energy, bounds, k, exhaustive) if k else None
     references = {
         "uniform": uniform_mixture(pool),
