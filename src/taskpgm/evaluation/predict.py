@@ -161,9 +161,8 @@ class _Merger:
         self.lm = finished.engine.lm
         self.shares = _shares(finished.config)
         encoder = ChatEncoder(self.lm.tokenizer, finished.config.probes.max_length)
-        self.contexts = {
-            name: rows for name, rows in encode_contexts(encoder, finished.result.pool).items() if name in self.shares
-        }
+        contexts = encode_contexts(encoder, finished.result.pool, finished.config.contexts.positions)
+        self.contexts = {name: rows for name, rows in contexts.items() if name in self.shares}
 
     def loss(self, p: Any) -> float:
         """Mean over targets, then contexts, then positions, of −log P_merged."""

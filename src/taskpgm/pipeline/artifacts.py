@@ -47,6 +47,11 @@ class Artifacts:
         """Hash of what a folder was made from."""
         return digest(json.loads((folder / KEY_FILE).read_text()))
 
+    def parts(self, folder: Path) -> Parts | None:
+        """What a folder was made from; None if it is not there."""
+        path = folder / KEY_FILE
+        return dict(json.loads(path.read_text())) if path.is_file() else None
+
     def name(self, folder: Path) -> str:
         """The folder as the manifest names it."""
         return str(folder.relative_to(self.path))

@@ -22,7 +22,7 @@ from taskpgm.data.plan import RowPlan, plan_rows, size_mixture, supply_bounds, u
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.result import FinishedRun, Result
-from taskpgm.files import digest
+from taskpgm.files import Parts, digest
 from taskpgm.lm.engine import Engine
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.bounds import Bounds, Group, make_bounds
@@ -35,9 +35,11 @@ from taskpgm.pipeline.artifacts import Artifacts
 from taskpgm.pipeline.directory import RunDirectory, differing, stale_because
 from taskpgm.pipeline.inspection import inspect
 from taskpgm.pipeline.keys import (
+    ROWS_OF,
     block_keys,
     data_parts,
     has_warm_start,
+    is_frozen,
     probe_parts,
     score_parts,
     warm_parts,
@@ -122,7 +124,7 @@ def recorded_pool(session: Session) -> TaskPool:
 
 def make_probes(session: Session, pool: TaskPool) -> None:
     """One finished adapter for every task and probe seed; those are trained that are missing or out of date."""
-    config, artifacts, model = session.config, session.artifacts, session.engine.fingerprint
+    config, artifacts = session.config, session.artifacts
     allowed_shares(pool, config)  # what cannot be solved or written later is said before anything is trained
     check_format(pool, config.export.format, artifacts.recorded("pool")["chat_template"])
     for seed in range(config.probes.seeds):
@@ -133,7 +135,7 @@ def make_probes(session: Session, pool: TaskPool) -> None:
             for task in config.tasks
             if artifacts.is_stale(
                 f"the probe of {task.name!r}", adapter_folder(artifacts, task.name, seed),
-                probe_parts(config, model, pool, task, seed),
+                parts_of_probe(session, pool, task, seed),
             )
         ]  # fmt: skip
         if stale:
@@ -144,8 +146,11 @@ def make_probes(session: Session, pool: TaskPool) -> None:
 def _make_warm_start(session: Session, pool: TaskPool, seed: int) -> None:
     """The adapter that the probes of a seed start from."""
     artifacts, folder = session.artifacts, adapter_folder(session.artifacts, WARM, seed)
-    parts = warm_parts(session.config, session.engine.fingerprint, pool, seed)
+    parts = parts_of_warm_start(session, pool, seed)
+    assert parts is not None, "there is to be one"
     if not artifacts.is_stale("the warm start", folder, parts):
+        if unseen := added_tasks(session, pool, seed):
+            session.progress.say(kept_sentence(unseen))
         return
     from taskpgm.probes.training import train_warm_start
 
@@ -154,6 +159,37 @@ def _make_warm_start(session: Session, pool: TaskPool, seed: int) -> None:
     probe = train_warm_start(session.engine.lm, rows, session.config, seed, session.progress)
     with artifacts.folder(folder, parts, "probe") as scratch:
         probe.save(scratch, seconds=clock.seconds, peak_memory=clock.peak())
+
+
+def parts_of_warm_start(session: Session, pool: TaskPool, seed: int) -> Parts | None:
+    """What the warm start of a seed is made of: as it lies there if tasks were added and it is kept; None without."""
+    config, artifacts = session.config, session.artifacts
+    if not has_warm_start(config):
+        return None
+    wanted = warm_parts(config, session.engine.fingerprint, pool, seed)
+    found = artifacts.parts(adapter_folder(artifacts, WARM, seed))
+    return found if found is not None and is_frozen(config, found, wanted) else wanted
+
+
+def parts_of_probe(session: Session, pool: TaskPool, task: TaskConfig, seed: int) -> Parts:
+    """What a task's probe is made of."""
+    warm = parts_of_warm_start(session, pool, seed)
+    return probe_parts(session.config, session.engine.fingerprint, pool, task, seed, warm)
+
+
+def added_tasks(session: Session, pool: TaskPool, seed: int = 0) -> list[str]:
+    """Tasks that the warm start in the run directory was not trained on, if it is kept."""
+    parts = parts_of_warm_start(session, pool, seed)
+    return [] if parts is None else [name for name in pool.names if f"{ROWS_OF}{name!r}" not in parts]
+
+
+def kept_sentence(unseen: Sequence[str]) -> str:
+    """That a warm start is kept which has not seen some tasks, and how to have another."""
+    some = ", ".join(map(repr, unseen[:3])) + (f" and {len(unseen) - 3} more" if len(unseen) > 3 else "")
+    return (
+        f"the warm start is kept: it was trained without {some}, whose probes start from it like all others; "
+        "`probes: {freeze_warm_start: false}` trains it and all probes again"
+    )
 
 
 def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], seed: int) -> None:
@@ -165,7 +201,7 @@ def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], 
     clock = Clock()
 
     def save(task: TaskConfig, probe: "Probe") -> None:
-        parts = probe_parts(config, engine.fingerprint, pool, task, seed)
+        parts = parts_of_probe(session, pool, task, seed)
         with artifacts.folder(adapter_folder(artifacts, task.name, seed), parts, "probe") as scratch:
             probe.save(scratch, seconds=clock.seconds, peak_memory=clock.peak())
 
@@ -275,16 +311,17 @@ def _adapter_keys(session: Session) -> dict[str, str]:
 
 
 def _check_probes(session: Session, pool: TaskPool) -> None:
-    config, artifacts, model = session.config, session.artifacts, session.engine.fingerprint
+    config, artifacts = session.config, session.artifacts
     for seed in range(config.probes.seeds):
         warm = adapter_folder(artifacts, WARM, seed)
-        if has_warm_start(config) and (why := stale_because(warm, warm_parts(config, model, pool, seed))):
+        wanted = parts_of_warm_start(session, pool, seed)
+        if wanted is not None and (why := stale_because(warm, wanted)):
             raise UserError(
                 f"The warm start in {artifacts.path} is not up to date ({why}); run `taskpgm probe`, then "
                 "`taskpgm score`."
             )
         for task in config.tasks:
-            parts = probe_parts(config, model, pool, task, seed)
+            parts = parts_of_probe(session, pool, task, seed)
             if why := stale_because(adapter_folder(artifacts, task.name, seed), parts):
                 raise UserError(
                     f"The probe of task {task.name!r} in {artifacts.path} is not up to date ({why}); "
