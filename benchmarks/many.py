@@ -4,8 +4,8 @@
     python benchmarks/many.py run FOLDER                     # taskpgm estimate, then run --out FOLDER/run; resumable
     python benchmarks/many.py check FOLDER                   # takes a finished run and no model
 
-Tasks are reasoning-gym's generators under many settings (families), from 5,000 to 30 rows. Every twentieth is a copy: the
-file of another task once more. The last one is harmful: questions as the targets ask them, with the answers of others.
+Tasks are reasoning-gym's generators under many settings (families), from 5,000 to 30 rows. Every twentieth is a copy:
+the file of another task once more. One is harmful: questions as the targets ask them, with the answers of others.
 `check` says whether every copy is named as redundant and what it gets with its original beside what the original gets
 alone, where the harmful task stands, and what the best 40 reach.
 """
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,15 +191,71 @@ def run(folder: Path) -> None:
 
 def check(folder: Path) -> None:
     """What was planted against what the run found."""
-    from taskpgm.config import AffinityConfig, load_config
-    from taskpgm.evaluation.predict import run_prediction  # noqa: F401 (named so that the reader finds it)
+    from taskpgm.config import load_config
     from taskpgm.mixture.affinity import measure_affinity
     from taskpgm.mixture.energies import build_energy
-    from taskpgm.mixture.selection import select_tasks
     from taskpgm.mixture.solve import solve_mixture
+    from taskpgm.pipeline.run import load_run
 
     planted = json.loads((folder / "planted.json").read_text())
-    del load_config, AffinityConfig, measure_affinity, build_energy, select_tasks, solve_mixture, planted
+    config, found = load_config(folder / "mix.yaml"), load_run(folder / "run")
+    copies, shares = planted["copies"], found.mixture.shares
+    command = [sys.executable, "-m", "taskpgm"]
+    rest = [str(folder / "mix.yaml"), "--out", str(folder / "run")]
+    for words in (["explain", *rest], ["select", *rest, "-k", "40"]):
+        subprocess.run([*command, *words], check=True, stdout=subprocess.DEVNULL)
+    clusters = json.loads((folder / "run" / "explanation.json").read_text())["clusters"]
+    together = [any({copy, original} <= set(cluster) for cluster in clusters) for copy, original in copies.items()]
+    S = found.affinity.S
+    correlation = S / np.sqrt(np.outer(np.diag(S), np.diag(S)))
+    np.fill_diagonal(correlation, -1)
+    names = list(found.affinity.tasks)
+    nearest = [names[int(correlation[names.index(copy)].argmax())] == original for copy, original in copies.items()]
+    print(f"{sum(together)} of {len(copies)} copies named as interchangeable with their original")
+    print(f"{sum(nearest)} of {len(copies)} have their original as the most similar task")
+
+    kept = [i for i, name in enumerate(names) if name not in copies]
+    part = without_tasks(found.scores, kept)
+    energy = build_energy(part, measure_affinity(part, config.affinity), config.energy, config.target_weights)
+    alone = solve_mixture(energy)  # no bounds: none is met by tasks of a thousandth each, which `check` says below
+    ratios = []
+    for original in sorted(set(copies.values())):
+        both = shares[original] + sum(shares[copy] for copy, of in copies.items() if of == original)
+        ratios.append(both / alone.shares[original])
+        print(
+            f"  {original}: {both:.4f} with its copies, {shares[original]:.4f} of it its own; "
+            f"{alone.shares[original]:.4f} without them"
+        )
+    print(f"with copies / without: {min(ratios):.2f} to {max(ratios):.2f}, median {np.median(ratios):.2f}")
+    ranked = sorted(shares, key=lambda name: shares[name])
+    print(
+        f"harmful task: place {ranked.index(planted['harmful']) + 1} of {len(ranked)} from below, share "
+        f"{shares[planted['harmful']]:.6f}; the least is {ranked[0]} with {shares[ranked[0]]:.6f}"
+    )
+    selection = json.loads((folder / "run" / "selections" / "k40" / "selection.json").read_text())
+    print({key: selection[key] for key in selection if not isinstance(selection[key], list | dict)})
+    mixtures = f"taskpgm,{folder / 'run' / 'selections' / 'k40' / 'mixture.json'},uniform"
+    subprocess.run([*command, "predict", *rest, "--mixtures", mixtures, "--no-merged"], check=True)
+    stages = json.loads((folder / "run" / "manifest.json").read_text())["stages"]
+    for name, stage in stages.items():
+        print(name, {key: stage[key] for key in ("seconds", "peak_memory") if key in stage})
+
+
+def without_tasks(scores: Any, kept: list[int]) -> Any:
+    """The scores of these probes only, on the contexts of theirs and of the targets."""
+    n = len(scores.tasks)
+    sets = [*kept, *range(n, len(scores.sets))]
+    number = {old: new for new, old in enumerate(sets)}
+    kept_C = np.isin(scores.context_set, sets)
+    kept_T = kept_C[scores.context]
+    context = np.cumsum(kept_C) - 1
+    return replace(
+        scores, tasks=tuple(scores.tasks[i] for i in kept), sets=tuple(scores.sets[i] for i in sets),
+        logp=scores.logp[[0, *(i + 1 for i in kept)]][:, kept_T], context=context[scores.context[kept_T]],
+        position=scores.position[kept_T], seed=scores.seed[kept_T],
+        context_set=np.array([number[int(old)] for old in scores.context_set[kept_C]]),
+        context_group=scores.context_group[kept_C],
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -210,9 +266,10 @@ def main() -> None:
     args = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":  # some generators draw from sets of strings
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONHASHSEED": "0"})
-    {"write": lambda: write(args.folder, args.tasks), "run": lambda: run(args.folder), "check": lambda: check(args.folder)}[
-        args.what
-    ]()
+    if args.what == "write":
+        write(args.folder, args.tasks)
+    else:
+        {"run": run, "check": check}[args.what](args.folder)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ from taskpgm.yamls import read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Percent = Annotated[
+    float, pydantic.BeforeValidator(lambda value: _fraction(value)), Field(gt=0, le=1, allow_inf_nan=False)
+]
 Positive = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 GRADING_COLUMNS = ("choices", "reasoning_gym")  # columns that say how an answer is graded; only evaluation reads them
 EXTRAS = ("system", "history", "tools", "reasoning_content")  # what a row may have beside its question and answer
@@ -238,6 +241,11 @@ class ProbeConfig(Section):
         description="When tasks are added to a finished run, keep its warm start, which has not seen them: their "
         "probes alone are trained. false: train the warm start and all probes again.",
     )
+    early_stop: bool = Field(
+        False,
+        description="End a probe once its task's rows have been seen, none of them twice, or, in the second half of "
+        "its steps, once its loss is flat: that of the last quarter less than 2 % below the quarter before.",
+    )
     learning_rate: Positive = Field(
         5e-4, description="Peak of the schedule: a short linear warm-up, then down to zero."
     )
@@ -309,9 +317,25 @@ class EnergyConfig(Section):
     ridge: NonNegative = Field(
         0.0, description="affinity: adds ridge times K's mean curvature on the simplex to its diagonal."
     )
+    balance: Share = Field(
+        0.0,
+        description="likelihood, gain, with targets: how much the tasks themselves count beside the targets; 0 the "
+        "targets alone, 1 the tasks alone.",
+    )
+    max_loss: Percent | None = Field(
+        None,
+        description="likelihood: by how much the tasks' mean loss may be above uniform's, as the probes' ensemble "
+        "predicts it, such as 5%.",
+    )
+    max_task_loss: Percent | None = Field(None, description="likelihood: the same of every single task.")
     utility: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
         default_factory=dict, description="Your own utility of a task, added to its ψ: {task: value}."
     )
+
+    @property
+    def limited(self) -> tuple[str, ...]:
+        """The limits on the tasks' losses that are set."""
+        return tuple(name for name in ("max_loss", "max_task_loss") if getattr(self, name) is not None)
 
 
 class SelectionConfig(Section):
@@ -379,6 +403,11 @@ class Config(Section):
                 f"contexts.total {self.contexts.total} gives {len(self.tasks)} tasks "
                 f"{self.task_contexts.per_set} each; every task needs two: give {2 * len(self.tasks)} or more"
             )
+        if self.energy.balance and not self.targets:
+            raise ValueError("energy.balance weighs tasks against targets, and there are none; leave it out")
+        if self.energy.limited and self.energy.kind != "likelihood":
+            limit = self.energy.limited[0]
+            raise ValueError(f"energy.{limit} is for energy.kind likelihood alone, not for {self.energy.kind!r}")
         if self.energy.kind == "affinity" and self.targets:
             raise ValueError("energy.kind 'affinity' takes no targets: S has no such columns; use likelihood or gain")
         return self
@@ -412,7 +441,7 @@ class Config(Section):
         """Optimiser steps of each probe: the same for every task."""
         return self.steps_of(self.probe_size)
 
-    def steps_of(self, size: int) -> int:
+    def steps_of(self, size: float) -> int:
         """Optimiser steps of a training on so many examples or response tokens."""
         return max(1, round(size / self.step_size))
 
@@ -425,6 +454,13 @@ class Config(Section):
     def step_size(self) -> int:
         """Examples or response tokens of an optimiser step, in the unit of the budget."""
         return self.probes.batch or (16 if self.budget.unit == "examples" else 1024)
+
+
+def _fraction(value: object) -> object:
+    """5% as 0.05; a number as it is."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return float(value.strip()[:-1]) / 100
+    return value
 
 
 def name_key(name: str) -> str:

@@ -13,13 +13,14 @@ from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.bounds import make_bounds, simplex
 from taskpgm.mixture.certificate import certify
 from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.optimum import nearest_to_uniform
 from taskpgm.mixture.refinement import (
     choose,
     default_coefficients,
     fitted_prior,
     left_out,
+    likely_noise,
     next_trial,
-    uniform_within,
     usual_prior,
 )
 from taskpgm.mixture.surrogate import (
@@ -29,7 +30,6 @@ from taskpgm.mixture.surrogate import (
     evidence,
     fit_surrogate,
     most_likely,
-    pooled_noise,
 )
 
 KAPPA = 0.2
@@ -163,7 +163,7 @@ def test_next_trials_differ_and_stay_within_bounds():
     assert min(np.abs(a - b).sum() for i, a in enumerate(tried) for b in tried[:i]) > 1e-4
     again = fit_surrogate(of, mixtures, losses, 0.01, usual_prior(of, KAPPA))
     np.testing.assert_array_equal(tried[0], next_trial(again, bounds, 0))
-    np.testing.assert_allclose(uniform_within(of, bounds), [0.8 / 3, 0.8 / 3, 0.2, 0.8 / 3], atol=1e-7)
+    np.testing.assert_allclose(nearest_to_uniform(bounds), [0.8 / 3, 0.8 / 3, 0.2, 0.8 / 3], atol=1e-7)
 
 
 def test_evidence_is_the_density_of_differences():
@@ -180,11 +180,14 @@ def test_evidence_is_the_density_of_differences():
     np.testing.assert_allclose(wanted, wanted[0], rtol=1e-8)
 
 
-def test_noise_is_pooled_from_repeats():
-    p, q = np.array([0.5, 0.5]), np.array([0.2, 0.8])
-    assert pooled_noise([p, q], [1.0, 2.0], 0.1) == pytest.approx(0.1)
-    found = pooled_noise([p, p, q, q, q], [1.0, 1.2, 3.0, 3.1, 3.2], 0.1, 0.0)
-    assert found == pytest.approx(np.sqrt((0.02 + 0.02) / 3))
+def test_repeats_tell_the_noise():
+    of, random = features(), np.random.default_rng(4)
+    prior = usual_prior(of, KAPPA)
+    for noise in (0.005, 0.01, 0.04):
+        mixtures, losses, _ = trained(of, 6, 0.0)
+        mixtures, losses = mixtures * 6, [loss + noise * random.standard_normal() for loss in losses * 6]
+        assert likely_noise(of, mixtures, losses, 0.01, prior) == pytest.approx(noise, rel=0.45)
+    assert likely_noise(of, mixtures[:1], losses[:1], 0.01, prior) == 0.01  # nothing known: what is usual
 
 
 @pytest.mark.parametrize("unit", [1.0, 250.0])

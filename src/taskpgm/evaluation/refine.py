@@ -7,23 +7,25 @@ that is what is reported.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from taskpgm.config import EnergyConfig
+from taskpgm.config import Config, EnergyConfig
 from taskpgm.data.plan import RowPlan, plan_rows
 from taskpgm.errors import UserError
 from taskpgm.evaluation.compare import CompareOptions, Trainings, training_run
 from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.evaluation.statistics import Comparison, Difference, Measurement, compare_measurements
-from taskpgm.mixture.energies import build_energy, usual_prior
-from taskpgm.mixture.refinement import Choice, choose, hoped_for, next_trial, uniform_within
+from taskpgm.mixture.energies import build_energy, usual_prior, wanted_sets
+from taskpgm.mixture.energy import Energy
+from taskpgm.mixture.optimum import nearest_to_uniform
+from taskpgm.mixture.refinement import Choice, choose, hoped_for, likely_noise, next_trial
 from taskpgm.mixture.refinement import usual_prior as prior_of
 from taskpgm.mixture.solve import Mixture, solve_mixture
-from taskpgm.mixture.surrogate import Features, Prior, Surrogate, fit_surrogate, pooled_noise
+from taskpgm.mixture.surrogate import Features, Prior, Surrogate, fit_surrogate
 from taskpgm.mixture.trials import Trials, describe_surface
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 USUAL_NOISE = 0.005  # of the loss: how far trainings of one mixture are apart, their seeds' common part left aside
 # A trial whose expected gain is below so many standard errors of the choice's gain is not made: in simulation 3 to
@@ -42,8 +44,8 @@ class RefineOptions:
     seeds: int = 3  # fresh ones, of the choice and of uniform
 
 
-@dataclass(frozen=True, eq=False)
-class Refinement:
+@dataclass(frozen=True, eq=False, repr=False)
+class Refinement(Brief):
     """What trials chose. `comparison` is None if uniform was chosen, which needs no confirmation."""
 
     trials: Trials
@@ -64,7 +66,7 @@ class Refinement:
 
     def surface(self) -> dict[str, Any]:
         """JSON-ready: the surrogate's losses of mixtures with their errors, and the confirmation."""
-        uniform = uniform_within(self.surrogate.features, self.mixture.bounds)
+        uniform = nearest_to_uniform(self.mixture.bounds)
         found = describe_surface(self.trials, self.surrogate, self.prior, self.choice, uniform)
         confirmation = self.comparison.to_dict() if self.comparison else None
         return {**found, "ended": self.ended, "verdict": self.sentence, "confirmation": confirmation}
@@ -81,6 +83,8 @@ def run_refinement(finished: FinishedRun, options: RefineOptions) -> Refinement:
             f"refine takes at least 2 runs (uniform and the default) and 1 fresh seed, not {options.runs} and "
             f"{options.seeds}."
         )
+    if finished.config.energy.limited:
+        raise UserError("refine keeps no energy.max_loss and no max_task_loss; leave them out, or use energy.balance.")
     trained = _of_size(finished, options.size)
     worker = _Worker(trained, finished.result)
     ended = worker.search(options.runs)
@@ -91,18 +95,27 @@ def run_refinement(finished: FinishedRun, options: RefineOptions) -> Refinement:
     return Refinement(worker.trials, worker.fit(), worker.prior, choice, mixture, plan, ended, comparison)
 
 
-def run_features(result: Result, weights: Mapping[str, float]) -> Features:
-    """The probes' ensemble and gains on the wanted sets of a run."""
+def run_shares(config: Config, result: Result) -> dict[str, float]:
+    """What each set of a run counts, by name, summing to one; sets that count nothing are left out."""
+    w = wanted_sets(result.scores, config.target_weights, config.energy.balance)
+    return {name: float(share) for name, share in zip(result.scores.sets, w, strict=True) if share > 0}
 
-    def plain(kind: str) -> Any:
-        return build_energy(result.scores, result.affinity, EnergyConfig(kind=kind, prior=0.0), weights)
+
+def run_features(config: Config, result: Result) -> Features:
+    """The probes' ensemble and gains on the sets that count in a run."""
+
+    def plain(kind: Literal["likelihood", "gain"]) -> Energy:
+        wanted = EnergyConfig(kind=kind, prior=0.0, balance=config.energy.balance)
+        return build_energy(result.scores, result.affinity, wanted, config.target_weights)
 
     return Features(result.scores.tasks, plain("likelihood"), plain("gain").psi)
 
 
-def run_kappa(result: Result) -> float:
+def run_kappa(config: Config, result: Result) -> float:
     """The default's prior: the run's own if its energy is a likelihood."""
-    return result.energy.prior if result.energy.kind == "likelihood" else usual_prior("likelihood", result.scores)
+    energy = result.energy
+    own = energy.kind == "likelihood"
+    return energy.prior if own else usual_prior("likelihood", result.scores, config.energy.balance)
 
 
 def confirmed_sentence(comparison: Comparison) -> str:
@@ -136,15 +149,14 @@ class _Worker:
         self.finished, self.result, self.bounds = finished, result, result.mixture.bounds
         self.trainings = Trainings(finished, CompareOptions(accuracy=False), halves=True)
         _check_halves({name: len(rows) for name, rows in self.trainings.sets.items()})
-        weights = config.target_weights or dict.fromkeys(result.pool.names, 1.0)
-        self.shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
-        self.features = run_features(result, config.target_weights)
-        self.prior = prior_of(self.features, run_kappa(result))
+        self.shares = run_shares(finished.config, result)
+        self.features = run_features(config, result)
+        self.prior = prior_of(self.features, run_kappa(config, result))
         self.trials = Trials(result.pool.names, (), (), ())
 
     def search(self, runs: int) -> str:
         """Make the trials; why the last one was the last."""
-        self.train({UNIFORM: uniform_within(self.features, self.bounds), "taskpgm": self.result.mixture.weights})
+        self.train({UNIFORM: nearest_to_uniform(self.bounds), "taskpgm": self.result.mixture.weights})
         while (done := len(self.trials.losses)) < runs:
             improvement, error = hoped_for(self.fit(), self.bounds)
             if improvement < WORTH * error:
@@ -178,12 +190,13 @@ class _Worker:
     def fit(self) -> Surrogate:
         """What the trials so far say."""
         mixtures, losses = self.trials.mixtures, self.trials.losses
-        noise = pooled_noise(mixtures, losses, USUAL_NOISE * abs(float(np.mean(losses))))
+        usual = USUAL_NOISE * abs(float(np.mean(losses)))
+        noise = likely_noise(self.features, mixtures, losses, usual, self.prior)
         return fit_surrogate(self.features, mixtures, losses, noise, self.prior, self.finished.config.seed)
 
     def confirm(self, p: Floats, seeds: int) -> Comparison:
         """The choice against uniform, with fresh seeds, on the rows that did not choose it."""
-        mixtures = {REFINED: p, UNIFORM: uniform_within(self.features, self.bounds)}
+        mixtures = {REFINED: p, UNIFORM: nearest_to_uniform(self.bounds)}
         found = self.measure(mixtures, range(1, seeds + 1), "confirming")
         fresh = [replace(m, loss={name: half[CONFIRMING] for name, half in m.halves.items()}) for m in found]
         pool = self.result.pool

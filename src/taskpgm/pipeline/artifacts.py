@@ -29,6 +29,7 @@ class Artifacts:
     def __init__(self, directory: RunDirectory, header: Callable[[], Mapping[str, Any]], progress: Progress) -> None:
         self.path = directory.path
         self.manifest: dict[str, Any] = directory.manifest()
+        self.made: set[str] = set()  # stages of which something was made anew by this process
         self._directory = directory
         self._header = header
         self._progress = progress
@@ -92,6 +93,7 @@ class Artifacts:
 
     def forget(self, stage: str) -> None:
         """Take a stage out of the manifest before its files change, so that a crash leaves none that does not match."""
+        self.made.add(stage)
         if self.manifest.get("stages", {}).pop(stage, None) is not None:
             self._directory.write_manifest(self.manifest)
 

@@ -72,6 +72,7 @@ def probe_parts(config: Config, model: str, pool: TaskPool, task: TaskConfig, se
         return {"model": model, "adapter": path_digest(Path(task.adapter))}
     settings = config.probes.model_dump(include={"lora", "learning_rate"})
     settings |= {"unit": config.budget.unit, "size": config.probe_size, "steps": config.probe_steps}
+    settings |= {"early_stop": True} if config.probes.early_stop else {}
     return {
         "model": model,
         "training rows": pool[task.name].train_key,

@@ -17,34 +17,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskpgm.config import Config, TaskConfig
-from taskpgm.data.export import check_format, choose_format, trainer_units, write_train_jsonl
 from taskpgm.data.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.result import FinishedRun, Result
-from taskpgm.files import Parts, digest
+from taskpgm.export.train_file import check_format, choose_format, trainer_units, write_train_jsonl
+from taskpgm.files import digest
 from taskpgm.lm.engine import Engine
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.bounds import Bounds, Group, make_bounds
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.knob import choose_t
+from taskpgm.mixture.limits import keep_tasks
 from taskpgm.mixture.selection import select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.artifacts import Artifacts
 from taskpgm.pipeline.directory import RunDirectory, differing, stale_because
 from taskpgm.pipeline.inspection import inspect
-from taskpgm.pipeline.keys import (
-    ROWS_OF,
-    block_keys,
-    data_parts,
-    has_warm_start,
-    is_frozen,
-    probe_parts,
-    score_parts,
-    warm_parts,
-)
-from taskpgm.probes.cache import BASE, WARM, BlockCache
+from taskpgm.pipeline.keys import block_keys, data_parts, has_warm_start, score_parts
+from taskpgm.pipeline.starts import adapter_folder, ended_sentence, kept_sentence, parts_of_probe, parts_of_warm_start
+from taskpgm.probes.cache import BASE, TRAINING, WARM, BlockCache
 from taskpgm.progress import Progress, plain_lines
 from taskpgm.scores import Scores
 from taskpgm.system import Clock, wait_passively
@@ -149,8 +142,8 @@ def _make_warm_start(session: Session, pool: TaskPool, seed: int) -> None:
     parts = parts_of_warm_start(session, pool, seed)
     assert parts is not None, "there is to be one"
     if not artifacts.is_stale("the warm start", folder, parts):
-        if unseen := added_tasks(session, pool, seed):
-            session.progress.say(kept_sentence(unseen))
+        if said := kept_sentence(pool, parts):
+            session.progress.say(said)
         return
     from taskpgm.probes.training import train_warm_start
 
@@ -159,37 +152,6 @@ def _make_warm_start(session: Session, pool: TaskPool, seed: int) -> None:
     probe = train_warm_start(session.engine.lm, rows, session.config, seed, session.progress)
     with artifacts.folder(folder, parts, "probe") as scratch:
         probe.save(scratch, seconds=clock.seconds, peak_memory=clock.peak())
-
-
-def parts_of_warm_start(session: Session, pool: TaskPool, seed: int) -> Parts | None:
-    """What the warm start of a seed is made of: as it lies there if tasks were added and it is kept; None without."""
-    config, artifacts = session.config, session.artifacts
-    if not has_warm_start(config):
-        return None
-    wanted = warm_parts(config, session.engine.fingerprint, pool, seed)
-    found = artifacts.parts(adapter_folder(artifacts, WARM, seed))
-    return found if found is not None and is_frozen(config, found, wanted) else wanted
-
-
-def parts_of_probe(session: Session, pool: TaskPool, task: TaskConfig, seed: int) -> Parts:
-    """What a task's probe is made of."""
-    warm = parts_of_warm_start(session, pool, seed)
-    return probe_parts(session.config, session.engine.fingerprint, pool, task, seed, warm)
-
-
-def added_tasks(session: Session, pool: TaskPool, seed: int = 0) -> list[str]:
-    """Tasks that the warm start in the run directory was not trained on, if it is kept."""
-    parts = parts_of_warm_start(session, pool, seed)
-    return [] if parts is None else [name for name in pool.names if f"{ROWS_OF}{name!r}" not in parts]
-
-
-def kept_sentence(unseen: Sequence[str]) -> str:
-    """That a warm start is kept which has not seen some tasks, and how to have another."""
-    some = ", ".join(map(repr, unseen[:3])) + (f" and {len(unseen) - 3} more" if len(unseen) > 3 else "")
-    return (
-        f"the warm start is kept: it was trained without {some}, whose probes start from it like all others; "
-        "`probes: {freeze_warm_start: false}` trains it and all probes again"
-    )
 
 
 def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], seed: int) -> None:
@@ -214,14 +176,16 @@ def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], 
     if trained:
         start = load_probe(adapter_folder(artifacts, WARM, seed), WARM, seed) if has_warm_start(config) else None
         rows = {name: pool[name].train for name in trained}
+        ended: dict[str, str] = {}
         for probe in train_probes(engine.lm, rows, config, seed, start, session.progress):
             save(trained[probe.task], probe)
+            ended |= {probe.task: probe.ended} if probe.ended else {}
             clock = Clock()
+        if ended:
+            session.progress.say(ended_sentence(ended, len(trained)))
 
 
 def _record_probes(session: Session) -> None:
-    from taskpgm.probes.probe import TRAINING
-
     artifacts = session.artifacts
     folders = _adapter_folders(session)
     records = [json.loads((folder / TRAINING).read_text()) for folder in folders]
@@ -230,12 +194,6 @@ def _record_probes(session: Session) -> None:
         seconds=sum(r["seconds"] for r in records), peak_memory=max(r["peak_memory"] for r in records),
         trained_tokens=sum(r["trained_tokens"] for r in records),
     )  # fmt: skip
-
-
-def adapter_folder(artifacts: Artifacts, task: str, seed: int) -> Path:
-    """Where the adapter of a task, or the warm start, of a probe seed lies."""
-    number = f".{seed}" if seed else ""
-    return artifacts / f"warm{number}" if task == WARM else artifacts / f"adapters{number}" / task
 
 
 def _adapter_folders(session: Session) -> list[Path]:
@@ -351,8 +309,8 @@ def choose_energy(scores: Scores, affinity: Affinity, pool: TaskPool, config: Co
         return choose_t(scores, affinity, config.energy, allowed_shares(pool, config))
     by_size = config.energy.reference == "size"
     reference = size_mixture(pool, config.budget.unit) if by_size else uniform_mixture(pool)
-    weights = config.target_weights
-    return build_energy(scores, affinity, config.energy, weights, reference)
+    energy = build_energy(scores, affinity, config.energy, config.target_weights, reference)
+    return keep_tasks(energy, scores, config.energy, allowed_shares(pool, config))
 
 
 def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = False) -> Result:
@@ -368,6 +326,8 @@ def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = Fal
     energy = choose_energy(scores, affinity, pool, config)
     bounds = allowed_shares(pool, config)
     k = config.selection.k
+    if k and config.energy.limited:
+        raise UserError("A selection of k tasks keeps no energy.max_loss or max_task_loss; leave out one of the two.")
     selection = select_tasks(energy, bounds, k, exhaustive) if k else None
     references = {
         "uniform": uniform_mixture(pool),
@@ -381,6 +341,8 @@ def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = Fal
 def keep_mixture(session: Session, result: Result, clock: Clock) -> None:
     """Write the mixture as the run's own: `affinity.npz`, `mixture.json`, `selection.json` if tasks were selected."""
     artifacts = session.artifacts
+    if not mixture_is_there(session, result):
+        artifacts.forget("solve")
     with artifacts.file("affinity.npz") as path:
         result.affinity.save(path)
     if result.selection:
@@ -391,11 +353,20 @@ def keep_mixture(session: Session, result: Result, clock: Clock) -> None:
     artifacts.record("solve", {"scores": digest(artifacts.recorded("score")["parts"])}, clock)
 
 
+def mixture_is_there(session: Session, result: Result) -> bool:
+    """Whether the run directory has this mixture and the rows that it takes."""
+    written = session.artifacts / "mixture.json"
+    same = json.loads(json.dumps(counted(result.mixture, result.plan)))
+    return written.exists() and json.loads(written.read_text(encoding="utf-8")) == same
+
+
 def keep_training_set(session: Session, result: Result, clock: Clock, name: str = "train.jsonl") -> None:
     """Write the rows of the plan; the run's own, `train.jsonl`, is recorded."""
     artifacts = session.artifacts
     has_template = artifacts.recorded("pool")["chat_template"]
     layout = choose_format(result.pool, result.plan, session.config.export.format, has_template)
+    if not (artifacts / name).exists():
+        artifacts.made.add("sample")
     with artifacts.file(name) as path:
         write_train_jsonl(path, result.pool, result.plan, layout)
     if name == "train.jsonl":
