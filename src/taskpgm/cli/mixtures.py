@@ -53,20 +53,22 @@ def headline(data: Mapping[str, Any]) -> str:
     else:
         named = [f"{task['name']} ({task['weight']:.0%})" for task in used[:3]]
         what = f"Spend {size} {'' if len(used) <= 3 else 'mostly '}on {_joined(named)}"
-    return f"{what}: {_how_sure(data)}."
+    return f"{what}. {_how_sure(data)}."
 
 
 def _how_sure(data: Mapping[str, Any]) -> str:
     verdict = next((v for v in data["verdicts"] if v["reference"] == "uniform"), None)
     if verdict is None:
         surrogate = data["energy"]["kind"] == "surrogate"
-        return "what the trials speak for" if surrogate else "what the energy asks for, with no contexts to judge it by"
+        return (
+            "The trials speak for it" if surrogate else "The energy asks for it; there are no contexts to judge it by"
+        )
     size = f"{abs(verdict['gain']):.3f}{_error(verdict)}{_unit(data)}"
     if verdict["better"]:
-        few = " (from few contexts, see below)" if few_contexts(verdict["groups"]) else ""
-        return f"predicted to be better than uniform by {size}{few}"
+        few = ", which are few (see below)" if few_contexts(verdict["groups"]) else ""
+        return f"By the probes it is better than uniform, by {size} on held-out contexts{few}; not measured by training"
     side = "better" if verdict["gain"] > 0 else "worse"
-    return f"not shown to be better than uniform, predicted {side} by {size}"
+    return f"It is not shown to be better than uniform: by the probes {side} by {size} on held-out contexts"
 
 
 def mixture_table(data: Mapping[str, Any], everything: bool = False) -> Listing:
@@ -205,9 +207,11 @@ def relation_lines(affinity: Affinity, most: int = 3) -> list[str]:
     for pair in pairs["interferences"]:
         error = "" if pair["standard_error"] is None else f" ± {pair['standard_error']:.2f}"
         others = len(pair["others"])
-        more = f", and {others} more set{'s' * (others > 1)} worse" if others else ""
-        worse = f"{-pair['gain']:.2f}{error} nats a token worse than where probes start"
+        more = f", and {others} more set{'s' * (others > 1)}" if others else ""
+        worse = f"{-pair['gain']:.2f}{error} nats a token worse"
         lines.append(f"interfering: {pair['task']} makes {pair['set']} {worse}{more}")
+    if pairs["interferences"]:
+        lines.append("(correlation of affinities, 1 for copies; worse than before the task was trained on)")
     if "G" in affinity.matrices and not pairs["interferences"]:
         lines.append("no interference: no probe predicts another set worse than where it started")
     return lines

@@ -38,6 +38,7 @@ from taskpgm.pipeline.inspection import inspect
 from taskpgm.pipeline.keys import block_keys, data_parts, has_warm_start, score_parts
 from taskpgm.pipeline.starts import adapter_folder, ended_sentence, kept_sentence, parts_of_probe, parts_of_warm_start
 from taskpgm.probes.cache import BASE, TRAINING, WARM, BlockCache
+from taskpgm.probes.options import check_options
 from taskpgm.progress import Progress, plain_lines
 from taskpgm.scores import Scores
 from taskpgm.system import Clock, wait_passively
@@ -120,6 +121,7 @@ def make_probes(session: Session, pool: TaskPool) -> None:
     config, artifacts = session.config, session.artifacts
     allowed_shares(pool, config)  # what cannot be solved or written later is said before anything is trained
     check_format(pool, config.export.format, artifacts.recorded("pool")["chat_template"])
+    check_options(pool, config)
     for seed in range(config.probes.seeds):
         if has_warm_start(config):
             _make_warm_start(session, pool, seed)
