@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from taskpgm.cli.listing import Listing
+from taskpgm.cli.listing import Listing, some
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.balance import BalanceCurve
 from taskpgm.mixture.doubts import few_contexts
@@ -122,7 +122,7 @@ def _interval(task: Mapping[str, Any], groups: int) -> str:
 def left_out_lines(data: Mapping[str, Any]) -> list[str]:
     """Tasks that may have no share, by a selection or by their max_share."""
     names = [task["name"] for task in data["tasks"] if task.get("max_share") == 0]
-    return [f"left out: {_some(names, 6)}"] if names else []
+    return [f"left out: {some(names, 6)}"] if names else []
 
 
 def bound_lines(data: Mapping[str, Any], most: int = 5) -> list[str]:
@@ -261,7 +261,7 @@ def explanation_view(explanation: Explanation, kind: str, everything: bool = Fal
         )
     unit = "nats a\ntoken lost" if kind in NATS else "energy\nlost"
     table = Listing(["without", "weight", unit, "who takes over"], rows, frozenset({"who takes over"}))
-    groups = [Text(f"interchangeable: {_some(group, 12)}") for group in explanation.clusters]
+    groups = [Text(f"interchangeable: {some(group, 12)}") for group in explanation.clusters]
     more = [Text(f"{len(dropped) - len(shown)} more tasks lose less (--all)")] if len(shown) < len(dropped) else []
     same = "energy with its prior on the other tasks, on both sides; 0: only the prior keeps the task in"
     return Group(*groups[:10], table, *more, Text(same, style="dim"))
@@ -304,10 +304,3 @@ def _error(verdict: Mapping[str, Any], digits: int = 3) -> str:
 
 def _joined(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _some(names: Sequence[str], most: int) -> str:
-    """The names, or the first of them and how many more there are."""
-    if len(names) <= most + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:most])} and {len(names) - most} more"
