@@ -232,7 +232,7 @@ class Trainings:
             return path, self.measure(todo[path][0], steps[path], progress)
 
         pieces = sum(len(steps[path]) + len(self.sets) for path in todo)
-        with progress.stage(f"{what}, {len(todo)} trainings", pieces, "steps and sets"):
+        with progress.stage(f"{what}, {len(todo)} trainings", pieces, "steps, sets"):
             for path, record in side_by_side(work, list(todo), processes, memory, progress):
                 write_json(path, record)
                 yield from (_measurement(run, record) for run in todo[path])

@@ -87,7 +87,8 @@ def _still(figure: Any) -> Any:
 
 def _drawn(figures: dict[str, Any], to: Path) -> list[Path]:
     try:
-        import kaleido
+        import choreographer.errors
+        import kaleido  # noqa: F401  # plotly draws with it
         import plotly.io
     except ModuleNotFoundError:
         raise UserError("Figures as files need kaleido; pip install 'taskpgm[report]'.") from None
@@ -95,7 +96,7 @@ def _drawn(figures: dict[str, Any], to: Path) -> list[Path]:
     paths = [to / f"{name}.svg" for name in figures]
     try:
         plotly.io.write_images(list(figures.values()), paths)
-    except kaleido.errors.ChromeNotFoundError:
+    except (choreographer.errors.ChromeNotFoundError, RuntimeError):  # the latter is how plotly passes it on
         raise UserError(
             "Figures as files are drawn by Chrome or Chromium, and none was found; install one, such as Debian's "
             "package chromium, or take the figures from the page."
