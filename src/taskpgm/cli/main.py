@@ -156,9 +156,15 @@ def run(
         bool,
         typer.Option("--trial", help="Then train uniform and this mixture once each and correct it: refine --runs 2."),
     ] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be made, why, and how long it takes; make nothing.")
+    ] = False,
     everything: All = False,
 ) -> None:
     """Everything: probes, scores, mixture, training set."""
+    if dry:
+        _look_ahead(load_config(config), out, trial)
+        return
     _run(load_config(config), out, everything)
     if trial:
         _refine(out, config, Refining(runs=2))
@@ -480,13 +486,31 @@ def export(
     _print(f"how to start: {out}/HOWTO.md")
 
 
+def _look_ahead(config: Config, out: Path, trial: bool) -> None:
+    from taskpgm.cli.outlook import UP_TO_DATE, look_ahead, outlook_line, outlook_view, seconds_of
+
+    if trial:
+        raise UserError("--dry-run looks at the run alone; leave out --trial.")
+    with shown(errors) as progress:
+        steps = look_ahead(config, out, progress)
+        seconds = seconds_of(steps, config, progress)
+    if not steps:
+        _print(f"{UP_TO_DATE}: a run would make nothing again")
+        return
+    screen.print(outlook_view(steps, seconds), crop=False)
+    _print(outlook_line(seconds))
+
+
 def _run(config: Config, out: Path, everything: bool) -> None:
     from taskpgm.cli.report import report_line
     from taskpgm.pipeline.run import run_session
 
     with _session(config, out) as session:
         result = run_session(session)
+        made = session.artifacts.made
     _show(out, result.affinity, everything, out)
+    if not made:
+        _print("up to date: nothing had to be made again")
     _print(f"{len(result.plan)} rows: {out}/train.jsonl")
     _print(report_line(out))
 
