@@ -76,13 +76,16 @@ def open_session(config: Config, out: Path | str, progress: Progress | None = No
     wait_passively()
     with RunDirectory(out) as directory:
         progress = progress or plain_lines()
-        engine = Engine(config.model, progress)
+        engine = Engine(config.model, progress, config.workers)
 
         def header() -> dict[str, Any]:
             model = {"path": config.model.path, "fingerprint": engine.fingerprint}
             return {"model": model, "settings": config.model_dump(mode="json")}
 
-        yield Session(config, Artifacts(directory, header, progress), engine)
+        try:
+            yield Session(config, Artifacts(directory, header, progress), engine)
+        finally:
+            engine.close()
 
 
 # Rows
@@ -152,7 +155,7 @@ def _make_warm_start(session: Session, pool: TaskPool, seed: int) -> None:
 
     clock = Clock()
     rows = {task.name: task.train for task in pool.tasks}
-    probe = train_warm_start(session.engine.lm, rows, session.config, seed, session.progress)
+    probe = train_warm_start(session.engine, rows, session.config, seed, session.progress)
     with artifacts.folder(folder, parts, "probe") as scratch:
         probe.save(scratch, seconds=clock.seconds, peak_memory=clock.peak())
 
@@ -179,7 +182,7 @@ def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], 
     if trained:
         start = load_probe(adapter_folder(artifacts, WARM, seed), WARM, seed) if has_warm_start(config) else None
         rows = {name: pool[name].train for name in trained}
-        for probe in train_probes(engine.lm, rows, config, seed, start, session.progress):
+        for probe in train_probes(engine, rows, config, seed, start, session.progress):
             save(trained[probe.task], probe)
             clock = Clock()
 
