@@ -26,8 +26,8 @@ from sklearn.linear_model import LinearRegression
 
 from taskpgm.mixture.bounds import simplex
 from taskpgm.mixture.energy import Energy
-from taskpgm.mixture.refinement import choose, default_coefficients, least, next_trial, usual_prior
-from taskpgm.mixture.surrogate import Features, fit_surrogate, pooled_noise, surrogate_energy
+from taskpgm.mixture.refinement import choose, default_coefficients, least, likely_noise, next_trial, usual_prior
+from taskpgm.mixture.surrogate import Features, fit_surrogate, surrogate_energy
 
 TASKS, TARGETS, POSITIONS = 12, 6, 20
 NOISE, GAIN_NOISE = 0.004, 0.4
@@ -91,7 +91,7 @@ def refined(world, runs):
     losses = [world.trained(p) for p in mixtures]
 
     def fit():
-        noise = pooled_noise(mixtures, losses, NOISE * losses[0])
+        noise = likely_noise(world.features, mixtures, losses, NOISE * losses[0], prior)
         return fit_surrogate(world.features, mixtures, losses, noise, prior)
 
     while len(mixtures) < runs:

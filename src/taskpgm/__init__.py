@@ -15,7 +15,7 @@ __version__ = "0.2.0"
 
 _HOME = {
     "Config": "config", "load_config": "config", "parse_config": "config", "UserError": "errors",
-    "run": "pipeline.run", "load_run": "pipeline.run", "Result": "evaluation.result",
+    "run": "pipeline.run", "load_run": "pipeline.run", "plot": "report", "Result": "evaluation.result",
     "TaskPool": "data.pool", "load_tasks": "data.pool", "RowPlan": "data.plan", "plan_rows": "data.plan",
     "load_model": "lm.loading", "train_probes": "probes.training", "score_contexts": "probes.scoring",
     "Scores": "scores", "Progress": "progress",

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from taskpgm.types import Floats, Ints
+from taskpgm.types import Brief, Floats, Ints
 
 
-@dataclass(frozen=True)
-class Divergences:
+@dataclass(frozen=True, repr=False)
+class Divergences(Brief):
     """Jensen–Shannon sums over sampled positions, kept apart by probe seed and jackknife group.
 
     total[s, b] sums JSD(P_i, P_j) in nats over the sampled positions of group b, weighted, under the probes of seed s;
@@ -26,8 +26,8 @@ class Divergences:
     positions: int
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Brief):
     """Label log-probabilities ℓ of n probes, and of what they start from, on one shared pool of contexts.
 
     A column t is one label token of one context, under the probes of one seed; with k seeds every position has k

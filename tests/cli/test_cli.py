@@ -1,6 +1,7 @@
 """The command line: what a user types, sees and is told when something is wrong."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,8 +11,9 @@ import pytest
 from support.models import CHATML, make_tokenizer
 from support.runs import experiment, write_rows
 
-from taskpgm import load_config, load_run
+from taskpgm import __version__, load_config, load_run
 from taskpgm.cli import main as cli
+from taskpgm.probes.probe import Probe
 
 
 def taskpgm(capsys, monkeypatch, *arguments) -> tuple[int, str, str]:
@@ -65,7 +67,7 @@ def test_init_check_stages_and_run(call, tmp_path, monkeypatch, model_folders):
     code, out, _ = call("run", "mix.yaml", "--out", "out")
     assert code == 0
     assert "by size" in out
-    assert "better than uniform" in out
+    assert "held-out contexts: " in out
     assert "interfer" in out
     assert (tmp_path / "out" / "train.jsonl").read_bytes() == before
 
@@ -238,9 +240,18 @@ def test_a_run_is_selected_from_and_explained(call, tmp_path, model_folders):
     mixture = json.loads((tmp_path / "out" / "selections" / "k2" / "mixture.json").read_text())
     assert sum(task["count"] > 0 for task in mixture["tasks"]) == 2
     assert sum(task["count"] for task in mixture["tasks"]) == 50
+    assert "left out: " in out
+    assert "at max_share" not in out
     code, out, err = call("explain", config, "--out", tmp_path / "out")
     assert code == 0, err
     assert "who takes over" in out
+    code, out, err = call("solve", config, "--out", tmp_path / "out", "--knob", "0.1,0.5")
+    assert code == 0, err
+    assert re.search(r"prior = +0\.1 +0\.5", out)
+    path = json.loads((tmp_path / "out" / "path.json").read_text())
+    for task, weights in path["weights"].items():
+        assert re.search(rf" {task} +{weights[0]:.1%} +{weights[1]:.1%}", out)
+    assert "contexts a set are few" in out
     explanation = json.loads((tmp_path / "out" / "explanation.json").read_text())
     assert {one["task"] for one in explanation["dropped"]} == {"sums", "sky", "words"}
 
@@ -261,7 +272,18 @@ def test_a_run_is_estimated_compared_and_predicted(call, tmp_path, model_folders
     comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [one["mixture"] for one in comparison["summaries"]] == mixtures.split(",")
     assert {one["other"] for one in comparison["differences"]} == {"uniform", mixtures.split(",")[2]}
-    assert (tmp_path / "out" / "comparison.html").stat().st_size > 1e6
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert 'id="differences"' in page
+    assert 'id="accuracies"' in page
+    settings = comparison["settings"]
+    assert (settings["trainer"], settings["seeds"], settings["budget"]["size"]) == ("trl", 2, 50)
+    given = next(one for one in comparison["summaries"] if one["mixture"].endswith("mine.json"))
+    assert given["weights"] == pytest.approx({"sums": 0.25, "sky": 0.5, "words": 0.25})
+    for one in comparison["summaries"]:
+        graded = [m["accuracy"] for m in comparison["measurements"] if m["mixture"] == one["mixture"]]
+        assert one["accuracies"].keys() == graded[0].keys()
+        for name, found in one["accuracies"].items():
+            assert found["mean"] == pytest.approx(sum(run[name] for run in graded) / len(graded))
     kept = list((tmp_path / "out" / "compare").glob("*/adapter_config.json"))
     assert len(kept) == 2 * 2 * (3 + 2)
     before = (tmp_path / "out" / "mixture.json").read_bytes()
@@ -474,7 +496,63 @@ def test_an_interrupt_says_that_finished_work_is_kept(call, tmp_path, monkeypatc
     monkeypatch.setattr(cli, "load_config", interrupt)
     code, _, err = call("check", tmp_path / "mix.yaml")
     assert code == 130
-    assert "Stopped: Finished work is kept; the same command goes on from there." in err
+    assert "Stopped: Nothing was written yet." in err
+
+
+def test_an_interrupt_says_what_was_kept(call, tmp_path, model_folders, monkeypatch):
+    config = experiment(tmp_path, model_folders["llama"])
+    trained = Probe.save
+
+    def interrupted(probe, folder, **facts):
+        if probe.task == "words":
+            raise KeyboardInterrupt
+        trained(probe, folder, **facts)
+
+    monkeypatch.setattr(Probe, "save", interrupted)
+    code, _, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 130
+    done = len(list((tmp_path / "out" / "adapters").glob("*/key.json")))
+    assert re.search(
+        rf"Stopped: Kept in \S+/out: the rows of all sets(, {done} of 3 probes)?. The same command goes on", err
+    )
+    monkeypatch.setattr(Probe, "save", trained)
+    assert call("run", config, "--out", tmp_path / "out")[0] == 0
+
+
+def test_the_version_and_what_to_type_first(call):
+    assert call("--version")[:2] == (0, f"taskpgm {__version__}\n")
+    code, out, _ = call("--help")
+    assert code == 0
+    commands = [line.split()[1] for line in out.splitlines() if line.strip().startswith("taskpgm ")]
+    assert commands == ["demo", "init", "run"]
+    assert out.index("taskpgm run") < out.index("Options")
+
+
+@pytest.mark.parametrize("command", ["explain", "predict", "sample", "solve", "score", "select"])
+def test_a_mistyped_folder_is_an_error_that_leaves_none(command, call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders["llama"])
+    more = ["-k", "2"] if command == "select" else []
+    code, _, err = call(command, config, "--out", tmp_path / "runs" / "mistyped", *more)
+    assert code == 2
+    assert "has no finished stage" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_redirected_is_never_wrapped(tmp_path):
+    names = [f"a_task_with_a_name_of_some_forty_letters_{i}" for i in range(3)]
+    lines = [
+        ",".join(["", *names]),
+        *(",".join([name, *(str(float(name == other)) for other in names)]) for name in names),
+    ]
+    (tmp_path / "S.csv").write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "taskpgm", "solve", "--affinity", "S.csv", "--t", "1", "--out", "out"]
+    environment = {key: value for key, value in os.environ.items() if key != "FORCE_COLOR"} | {"COLUMNS": "80"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
+    table = [line for line in done.stdout.splitlines() if line.strip().startswith("a_task")]
+    assert len(table) == 3
+    assert all(re.search(r"_\d +33\.3% +█+ +33\.3%", line) for line in table)
+    assert done.stdout.startswith("Spread the budget nearly evenly over 3 tasks")
+    assert "\x1b" not in done.stdout
 
 
 def test_check_says_that_a_format_does_not_hold_the_rows(call, tmp_path, monkeypatch):

@@ -8,7 +8,9 @@ from rich.cells import cell_len
 from rich.console import Console
 from support.pools import make_config, make_pool
 
-from taskpgm.cli.tables import Listing, mixture_table, pool_view
+from taskpgm.cli.listing import Listing
+from taskpgm.cli.mixtures import mixture_table
+from taskpgm.cli.tables import pool_view
 
 NAMES = {
     "short": ["sums", "sky"],
@@ -27,7 +29,7 @@ def shown(view, width=80):
 def mixture(names):
     references = {"uniform": 0.125, "size-proportional": 0.0625}
     return {
-        "replicates": 40,
+        "replicates": [[]] * 40,
         "tasks": [
             {"name": name, "weight": 0.75 / (i + 1), "references": references, "count": 1234, "epochs": 2.5, "at_bound": False, "interval": [0.1, 0.25]}
             for i, name in enumerate(names)

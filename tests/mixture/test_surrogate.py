@@ -19,6 +19,7 @@ from taskpgm.mixture.refinement import (
     default_coefficients,
     fitted_prior,
     left_out,
+    likely_noise,
     next_trial,
     usual_prior,
 )
@@ -29,7 +30,6 @@ from taskpgm.mixture.surrogate import (
     evidence,
     fit_surrogate,
     most_likely,
-    pooled_noise,
 )
 
 KAPPA = 0.2
@@ -180,11 +180,14 @@ def test_evidence_is_the_density_of_differences():
     np.testing.assert_allclose(wanted, wanted[0], rtol=1e-8)
 
 
-def test_noise_is_pooled_from_repeats():
-    p, q = np.array([0.5, 0.5]), np.array([0.2, 0.8])
-    assert pooled_noise([p, q], [1.0, 2.0], 0.1) == pytest.approx(0.1)
-    found = pooled_noise([p, p, q, q, q], [1.0, 1.2, 3.0, 3.1, 3.2], 0.1, 0.0)
-    assert found == pytest.approx(np.sqrt((0.02 + 0.02) / 3))
+def test_repeats_tell_the_noise():
+    of, random = features(), np.random.default_rng(4)
+    prior = usual_prior(of, KAPPA)
+    for noise in (0.005, 0.01, 0.04):
+        mixtures, losses, _ = trained(of, 6, 0.0)
+        mixtures, losses = mixtures * 6, [loss + noise * random.standard_normal() for loss in losses * 6]
+        assert likely_noise(of, mixtures, losses, 0.01, prior) == pytest.approx(noise, rel=0.45)
+    assert likely_noise(of, mixtures[:1], losses[:1], 0.01, prior) == 0.01  # nothing known: what is usual
 
 
 @pytest.mark.parametrize("unit", [1.0, 250.0])

@@ -19,7 +19,7 @@ from taskpgm.evaluation.refine import (
     run_refinement,
 )
 from taskpgm.evaluation.statistics import Measurement, compare_measurements
-from taskpgm.mixture.refinement import choose, usual_prior
+from taskpgm.mixture.refinement import choose, likely_noise, usual_prior
 from taskpgm.mixture.surrogate import fit_surrogate
 from taskpgm.mixture.trials import parse_metrics
 from taskpgm.pipeline.refine import refine_results, refine_run
@@ -54,9 +54,10 @@ def test_trials_begin_with_uniform_and_the_default_and_are_judged_by_half_of_the
 def test_the_choice_is_that_of_the_surrogate_of_these_trials(refined):
     _, finished, found = refined
     features = run_features(finished.config, finished.result)
-    noise = USUAL_NOISE * np.mean(found.trials.losses)
     prior = usual_prior(features, run_kappa(finished.config, finished.result))
-    fit = fit_surrogate(features, found.trials.mixtures, found.trials.losses, noise, prior, finished.config.seed)
+    trials = found.trials.mixtures, found.trials.losses
+    noise = likely_noise(features, *trials, USUAL_NOISE * np.mean(found.trials.losses), prior)
+    fit = fit_surrogate(features, *trials, noise, prior, finished.config.seed)
     np.testing.assert_allclose(found.mixture.weights, choose(fit, finished.result.mixture.bounds).p)
     assert found.mixture.certificate.passed
 

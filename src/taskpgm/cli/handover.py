@@ -2,7 +2,7 @@
 
 from rich.console import RenderableType
 
-from taskpgm.cli.tables import Listing
+from taskpgm.cli.listing import Listing
 from taskpgm.export.targets import TARGETS
 from taskpgm.export.write import Export
 

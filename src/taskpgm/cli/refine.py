@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from taskpgm.cli.tables import Listing
+from taskpgm.cli.listing import Listing
 from taskpgm.evaluation.refine import Refinement
 
 

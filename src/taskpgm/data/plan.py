@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from taskpgm.config import Config
 from taskpgm.data.pool import TaskPool, TaskSet
 from taskpgm.errors import UserError
-from taskpgm.types import Ints
+from taskpgm.types import Brief, Ints
 
 Unit = Literal["examples", "tokens"]
 
@@ -38,8 +38,8 @@ class TaskPlan:
     token_share: float
 
 
-@dataclass(frozen=True, eq=False)
-class RowPlan:
+@dataclass(frozen=True, eq=False, repr=False)
+class RowPlan(Brief):
     """The training set: its i-th row is row[i] of the training rows of task task[i].
 
     Inside an epoch no row is drawn twice: a task's rows are used ⌊count/rows⌋ or ⌈count/rows⌉ times each. Every task is

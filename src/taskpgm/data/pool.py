@@ -21,6 +21,7 @@ from taskpgm.data.conversations import Layout, Reading, read_source, title_of
 from taskpgm.data.messages import Conversation
 from taskpgm.errors import UserError
 from taskpgm.progress import QUIET, Progress
+from taskpgm.types import Brief
 
 CHUNK = 512  # rows measured at a time: often enough for a progress bar
 SIDES = ("train", "contexts", "validation")
@@ -78,8 +79,8 @@ class Counts:
     refused: int = 0  # the chat template does not take them, and `refused: drop` leaves them out
 
 
-@dataclass(frozen=True)
-class TaskSet:
+@dataclass(frozen=True, repr=False)
+class TaskSet(Brief):
     """The rows of one task or target, each side ordered by key. A target has no training rows."""
 
     name: str
@@ -108,8 +109,8 @@ class TaskSet:
         return _key_of(self.contexts)
 
 
-@dataclass(frozen=True, eq=False)
-class TaskPool:
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskPool(Brief):
     """All sets, and how many distinct rows every two of them share."""
 
     tasks: tuple[TaskSet, ...]

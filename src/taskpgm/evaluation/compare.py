@@ -73,7 +73,8 @@ def run_comparison(finished: FinishedRun, options: CompareOptions) -> tuple[Comp
     facts: dict[str, Any] = {}
     if options.budgets:
         facts["budget equivalence"] = _equivalence(measurements, comparison, options, finished.config.budget.size)
-    write_json(finished.folder / "comparison.json", {**comparison.to_dict(), **facts, "setting": trainings.setting})
+    settings = {"setting": trainings.setting, "settings": compared_settings(finished.config, options)}
+    write_json(finished.folder / "comparison.json", {**comparison.to_dict(), **facts, **settings})
     return comparison, facts
 
 
@@ -130,6 +131,18 @@ def _training(config: Config, options: CompareOptions) -> Config:
         update={"learning_rate": options.learning_rate if options.learning_rate is not None else full}
     )
     return config.model_copy(update={"probes": probes})
+
+
+def compared_settings(config: Config, options: CompareOptions) -> dict[str, Any]:
+    """How the mixtures were trained and evaluated, for JSON."""
+    probes = _training(config, options).probes
+    trained = probes.model_dump(mode="json", include={"learning_rate", "batch", "max_length"})
+    lora = {"lora": probes.lora.model_dump(mode="json")} if options.method == "lora" else {}
+    asked = {key: value if value is None else str(value) for key, value in [("include", options.include)]}
+    return {
+        **asdict(options), **asked, **trained, **lora, "model": config.model.path, "seed": config.seed,
+        "budget": {"unit": config.budget.unit, "size": config.budget.size, "max_epochs": config.budget.max_epochs},
+    }  # fmt: skip
 
 
 def _seeded(config: Config, seed: int) -> Config:
@@ -335,7 +348,14 @@ def _measurement(run: TrainingRun, record: Mapping[str, Any]) -> Measurement:
     seconds = sum(record["seconds"].values())
     halves = {name: tuple(one["halves"]) for name, one in sets.items() if one.get("halves")}
     return Measurement(
-        run.name, run.seed, {n: one["token_loss"] for n, one in sets.items()}, accuracy, record["rows"], seconds, halves
+        run.name,
+        run.seed,
+        {n: one["token_loss"] for n, one in sets.items()},
+        accuracy,
+        record["rows"],
+        seconds,
+        dict(run.weights),
+        halves,
     )
 
 

@@ -23,6 +23,7 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.probe import Probe
 from taskpgm.progress import QUIET, Progress
+from taskpgm.types import Brief
 
 TRUNK_MEMORY = 2 << 30  # bytes of activations that an evaluator keeps: a guess, small beside a model
 
@@ -43,8 +44,8 @@ class SetEvaluation:
     halves: tuple[float, float] | None = None  # token_loss of every other row, and of the rest: one may choose by one
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Brief):
     """All sets under one adapter."""
 
     sets: dict[str, SetEvaluation]

@@ -24,14 +24,14 @@ from taskpgm.files import digest, write_json
 from taskpgm.mixture.affinity import mean_logp
 from taskpgm.mixture.energies import build_energy, usual_prior
 from taskpgm.mixture.energy import Energy
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 if TYPE_CHECKING:
     from taskpgm.probes.probe import Probe
 
 
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, repr=False)
+class Prediction(Brief):
     """What the predictions say of one mixture; losses in nats a token on the target contexts."""
 
     mixture: str

@@ -20,12 +20,12 @@ from taskpgm.evaluation.statistics import Comparison, Difference, Measurement, c
 from taskpgm.mixture.energies import build_energy, usual_prior, wanted_sets
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.optimum import nearest_to_uniform
-from taskpgm.mixture.refinement import Choice, choose, hoped_for, next_trial
+from taskpgm.mixture.refinement import Choice, choose, hoped_for, likely_noise, next_trial
 from taskpgm.mixture.refinement import usual_prior as prior_of
 from taskpgm.mixture.solve import Mixture, solve_mixture
-from taskpgm.mixture.surrogate import Features, Prior, Surrogate, fit_surrogate, pooled_noise
+from taskpgm.mixture.surrogate import Features, Prior, Surrogate, fit_surrogate
 from taskpgm.mixture.trials import Trials, describe_surface
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 USUAL_NOISE = 0.005  # of the loss: how far trainings of one mixture are apart, their seeds' common part left aside
 # A trial whose expected gain is below so many standard errors of the choice's gain is not made: in simulation 3 to
@@ -44,8 +44,8 @@ class RefineOptions:
     seeds: int = 3  # fresh ones, of the choice and of uniform
 
 
-@dataclass(frozen=True, eq=False)
-class Refinement:
+@dataclass(frozen=True, eq=False, repr=False)
+class Refinement(Brief):
     """What trials chose. `comparison` is None if uniform was chosen, which needs no confirmation."""
 
     trials: Trials
@@ -190,7 +190,8 @@ class _Worker:
     def fit(self) -> Surrogate:
         """What the trials so far say."""
         mixtures, losses = self.trials.mixtures, self.trials.losses
-        noise = pooled_noise(mixtures, losses, USUAL_NOISE * abs(float(np.mean(losses))))
+        usual = USUAL_NOISE * abs(float(np.mean(losses)))
+        noise = likely_noise(self.features, mixtures, losses, usual, self.prior)
         return fit_surrogate(self.features, mixtures, losses, noise, self.prior, self.finished.config.seed)
 
     def confirm(self, p: Floats, seeds: int) -> Comparison:

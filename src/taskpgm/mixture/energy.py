@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskpgm.mixture.linalg import convexity_shift, tangent_spectrum
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 KNOBS = {"likelihood": "prior", "gain": "prior", "affinity": "t", "surrogate": "prior"}
 
 
-@dataclass(frozen=True, eq=False)
-class Energy:
+@dataclass(frozen=True, eq=False, repr=False)
+class Energy(Brief):
     """Convex energy on the simplex over `tasks`, with its delete-one-group replicates.
 
     `K` is already shifted and has its ridge. `likelihoods` is P_i(y_t) scaled to a

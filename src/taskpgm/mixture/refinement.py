@@ -22,6 +22,8 @@ ENSEMBLE_ERROR, GAIN_ERROR, DIVERGENCE_ERROR = 0.5, 0.3, 1.0
 SPREAD = 0.35  # standard deviation of ρ's prior, in units of the gains' standard deviation over tasks
 TOLD_APART = 0.5  # a gain over uniform of fewer standard errors is none
 CANDIDATES = 8  # draws whose optima are looked at before it is said that no trial is worth its cost
+NOISE_ERROR = 0.5  # standard deviation of the noise's logarithm, a priori
+NOISE_TIMES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)  # of the usual noise, what is tried
 # What is tried for metrics of unknown scale, in units of their own spread.
 SCALES, SPREADS, NOISES = (0.25, 0.5, 1.0, 2.0, 4.0), (0.1, 0.3, 1.0, 3.0), (0.05, 0.1, 0.2, 0.4, 0.8)
 
@@ -64,6 +66,25 @@ def usual_prior(features: Features, kappa: float, spread: float = SPREAD) -> Pri
     n, rho = len(features.tasks), spread * float(np.std(features.gains))
     error = np.r_[0.0, ENSEMBLE_ERROR, GAIN_ERROR, DIVERGENCE_ERROR, np.full(n, rho)]
     return Prior(default_coefficients(features, kappa), error)
+
+
+def likely_noise(
+    features: Features, mixtures: Sequence[Floats], losses: Sequence[float], usual: float, prior: Prior
+) -> float:
+    """Standard deviation of one training, and of what the surrogate's form misses: where the losses were most likely.
+
+    Mixtures that were trained twice tell it best. A priori its logarithm is normal around that of what is usual.
+
+    Args:
+        usual: a standard deviation known from elsewhere.
+    """
+    tried = [usual * times for times in NOISE_TIMES]
+
+    def belief(noise: float) -> float:
+        far = np.log(noise / usual) / NOISE_ERROR
+        return evidence(features, mixtures, losses, noise, prior) - 0.5 * float(far**2)
+
+    return max(tried, key=belief)
 
 
 def fitted_prior(

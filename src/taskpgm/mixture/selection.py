@@ -25,14 +25,14 @@ from taskpgm.mixture.energy import Energy, field_energy
 from taskpgm.mixture.linalg import SHIFT_MARGIN, mean_curvature, tangent_basis
 from taskpgm.mixture.maximiser import DEPENDENT, ZERO, Pricing, maximise
 from taskpgm.mixture.optimum import minimise
-from taskpgm.types import Floats, Ints
+from taskpgm.types import Brief, Floats, Ints
 
 EXHAUSTIVE_UP_TO = 20  # tasks: 2^20 sets at worst, most of which branch and bound leaves out
 _TINY = 1e-300  # what is smaller cannot be divided by
 
 
-@dataclass(frozen=True, eq=False)
-class Selection:
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection(Brief):
     """Chosen tasks in order, with the value f after each and bounds on what the best set of that size reaches."""
 
     chosen: tuple[str, ...]

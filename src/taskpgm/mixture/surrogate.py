@@ -25,7 +25,7 @@ from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.certificate import Optimum
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.optimum import minimise
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 LEAST_SHARE = 1e-3  # of uniform's: a smaller share counts as that in KL(u‖p) of a mixture that was trained
 SIGNED = slice(1, 4)  # θ₁, θ₂, θ₃
@@ -34,8 +34,8 @@ DRAWS = 1000  # of the posterior: errors are then good to 2 %
 SWEEPS = 60  # of Gibbs' sampler over three coefficients, far more than it takes to forget its start
 
 
-@dataclass(frozen=True, eq=False)
-class Features:
+@dataclass(frozen=True, eq=False, repr=False)
+class Features(Brief):
     """What a mixture is described by: the probes' ensemble and gains, the divergence from uniform, its shares.
 
     `energy` is the likelihood energy of the wanted sets with prior 0, or None without probes; `gains` (n,) is what a
@@ -72,8 +72,8 @@ class Prior:
         return Prior(self.mean * by, self.error * by)
 
 
-@dataclass(frozen=True, eq=False)
-class Surrogate:
+@dataclass(frozen=True, eq=False, repr=False)
+class Surrogate(Brief):
     """L̂ as it is believed after some trainings: mean and draws of its coefficients.
 
     Attributes:
@@ -174,21 +174,6 @@ def evidence(
     one, white = np.linalg.solve(root, np.ones(len(rest))), np.linalg.solve(root, rest)
     squares = white @ white - (one @ white) ** 2 / (one @ one)
     return float(-np.log(np.diag(root)).sum() - 0.5 * np.log(one @ one) - 0.5 * squares)
-
-
-def pooled_noise(mixtures: Sequence[Floats], losses: Sequence[float], usual: float, weight: float = 4.0) -> float:
-    """Standard deviation of one training: that of repeated mixtures, pooled with what is usual.
-
-    Args:
-        usual: a standard deviation known from elsewhere.
-        weight: how many degrees of freedom it is worth.
-    """
-    groups: dict[bytes, list[float]] = {}
-    for p, loss in zip(mixtures, losses, strict=True):
-        groups.setdefault(np.round(p, 9).tobytes(), []).append(loss)
-    squares = sum(float(np.var(group)) * len(group) for group in groups.values())
-    freedom = sum(len(group) - 1 for group in groups.values())
-    return float(np.sqrt((weight * usual**2 + squares) / (weight + freedom)))
 
 
 def _free(prior: Prior) -> Any:

@@ -12,15 +12,15 @@ import numpy as np
 from taskpgm.errors import UserError
 from taskpgm.mixture.refinement import Choice, left_out
 from taskpgm.mixture.surrogate import LEAST_SHARE, SCALE, Prior, Surrogate
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 LEAST_RUNS = 3  # fewer tell nothing without a known noise
 EVEN = 0.02  # by how much the sums of weights may differ, rounded as people write them
 NAMES = ("start", "ensemble", "gain", "divergence")
 
 
-@dataclass(frozen=True, eq=False)
-class Trials:
+@dataclass(frozen=True, eq=False, repr=False)
+class Trials(Brief):
     """Mixtures of `tasks`, each (n,) and summing to one, and the loss of each; lower is better."""
 
     tasks: tuple[str, ...]

@@ -12,7 +12,7 @@ from taskpgm.mixture.energies import PRIOR
 from taskpgm.mixture.optimum import nearest_to_uniform
 from taskpgm.mixture.refinement import choose, fitted_prior
 from taskpgm.mixture.solve import Mixture, solve_mixture
-from taskpgm.mixture.surrogate import Features, fit_surrogate, pooled_noise
+from taskpgm.mixture.surrogate import Features, fit_surrogate
 from taskpgm.mixture.trials import Metric, Trials, describe_surface, read_trials
 from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.run import run_session, solved
@@ -21,7 +21,6 @@ from taskpgm.progress import Progress
 from taskpgm.system import Clock
 
 FOLDER, SURFACE = "refined", "response_surface.json"
-REPEATS = 3  # repeated trainings from which on their own spread counts more than the noise that fits best
 
 
 def refine_run(session: Session, options: RefineOptions) -> Refinement:
@@ -45,12 +44,12 @@ def refine(
         config: the experiment.
         out: run directory, made if missing.
         options: eight trials of the budget, three fresh seeds, if left out.
-        progress: hears of it.
+        progress: as of `run`.
 
     Raises:
         UserError: as `run` raises, fewer than two trials, or a set with a single row to evaluate.
     """
-    with open_session(config, out, progress or Progress()) as session:
+    with open_session(config, out, progress) as session:
         return refine_run(session, options or RefineOptions())
 
 
@@ -93,8 +92,6 @@ def _written(
 def surface_of(trials: Trials, features: Features, bounds: Bounds, kappa: float) -> tuple[dict[str, Any], Mixture]:
     """The response surface of trials in any unit, and the mixture of its least loss."""
     prior, noise = fitted_prior(features, trials.mixtures, trials.losses, kappa)
-    repeats = len(trials.mixtures) - len({p.round(9).tobytes() for p in trials.mixtures})
-    noise = pooled_noise(trials.mixtures, trials.losses, noise, 1.0 if repeats >= REPEATS else 4.0)
     surrogate = fit_surrogate(features, trials.mixtures, trials.losses, noise, prior)
     choice = choose(surrogate, bounds)
     mixture = solve_mixture(choice.energy, bounds, {"uniform": None})

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from taskpgm.config import Config, EnergyConfig, parse_config
 from taskpgm.data.plan import RowPlan, plan_rows
 from taskpgm.data.pool import TaskPool
@@ -23,8 +25,9 @@ from taskpgm.evaluation.statistics import Comparison
 from taskpgm.export.handover import By, Handover, trainers_model
 from taskpgm.export.write import Export, export_plan
 from taskpgm.files import write_json
-from taskpgm.mixture.affinity import Affinity, measure_affinity
+from taskpgm.mixture.affinity import Affinity, Gains, measure_affinity
 from taskpgm.mixture.balance import BalanceCurve, balanced, trace_balance
+from taskpgm.mixture.doubts import few_contexts, unfinished_probes
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.explanation import Explanation
 from taskpgm.mixture.explanation import explain as explain_mixture
@@ -47,6 +50,7 @@ from taskpgm.pipeline.stages import (
     recorded_scores,
     solve,
 )
+from taskpgm.probes.cache import TRAINING
 from taskpgm.progress import Progress
 from taskpgm.scores import Scores
 from taskpgm.system import Clock
@@ -190,7 +194,7 @@ class FinishedDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.manifest: dict[str, Any] = self._json("manifest.json")
+        self.manifest: dict[str, Any] = self.read_json("manifest.json")
 
     def __repr__(self) -> str:
         return f"FinishedDirectory({str(self.path)!r}, stages={list(self.manifest.get('stages', {}))})"
@@ -215,10 +219,15 @@ class FinishedDirectory:
         """Gains, and how alike tasks are."""
         return Affinity.load(self._there("affinity.npz"))
 
+    @property
+    def gains(self) -> Gains:
+        """What each probe gains on each set, against what it started from."""
+        return self.affinity.gains
+
     @cached_property
     def mixture(self) -> Mixture:
         """The run's mixture."""
-        return Mixture.from_dict(self._json("mixture.json"))
+        return Mixture.from_dict(self.read_json("mixture.json"))
 
     @cached_property
     def plan(self) -> RowPlan:
@@ -226,16 +235,29 @@ class FinishedDirectory:
         return plan_rows(self.pool, self.mixture.shares, self.config)
 
     @cached_property
+    def doubts(self) -> list[str]:
+        """Why the mixture may be less sure than its errors say, and what more would buy: contexts, probes."""
+        contexts = few_contexts(min(np.bincount(self.scores.context_set)))
+        records = [json.loads(path.read_text()) for path in sorted(self.path.glob(f"adapters/*/{TRAINING}"))]
+        names = {task.name for task in self.config.tasks}
+        losses = {one["task"]: one["losses"] for one in records if one["losses"] and one["task"] in names}
+        seconds = sum(record["seconds"] for record in records)
+        setting = f"probes.{self.config.budget.unit}"
+        probes = unfinished_probes(losses, setting, self.config.probe_size, seconds)
+        return [doubt for doubt in (contexts, probes) if doubt]
+
+    @cached_property
     def comparison(self) -> dict[str, Any]:
         """What `taskpgm compare` measured, as plain data."""
-        return self._json("comparison.json")
+        return self.read_json("comparison.json")
 
     def _there(self, name: str) -> Path:
         if not (self.path / name).exists():
             raise UserError(f"{self.path} has no {name}; it is no run directory, or its run has not come so far.")
         return self.path / name
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the directory as plain data."""
         return dict(json.loads(self._there(name).read_text(encoding="utf-8")))
 
 

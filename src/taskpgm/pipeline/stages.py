@@ -43,7 +43,7 @@ from taskpgm.pipeline.keys import (
     score_parts,
     warm_parts,
 )
-from taskpgm.probes.cache import BASE, WARM, BlockCache
+from taskpgm.probes.cache import BASE, TRAINING, WARM, BlockCache
 from taskpgm.progress import Progress, plain_lines
 from taskpgm.scores import Scores
 from taskpgm.system import Clock, wait_passively
@@ -188,8 +188,6 @@ def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], 
 
 
 def _record_probes(session: Session) -> None:
-    from taskpgm.probes.probe import TRAINING
-
     artifacts = session.artifacts
     folders = _adapter_folders(session)
     records = [json.loads((folder / TRAINING).read_text()) for folder in folders]
