@@ -157,7 +157,7 @@ def merged_losses(finished: FinishedRun, weights: Mapping[str, Floats]) -> dict[
     engine, shares, probes = finished.engine, _shares(finished.config), finished.probes()
     encoder = ChatEncoder(engine.tokenizer, finished.config.probes.max_length)
     contexts = {n: rows for n, rows in encode_contexts(encoder, finished.result.pool).items() if n in shares}
-    adapters = {name: merged_probe(probes, p) for name, p in weights.items()}
+    adapters = {name: merged_probe(probes, p.tolist()) for name, p in weights.items()}
     jobs = [Job(f"the merged probes of {name!r}", 1.0, (name, probe)) for name, probe in adapters.items()]
     return dict(engine.workers.map(Merging(contexts, shares), jobs, engine.progress))
 

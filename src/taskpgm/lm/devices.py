@@ -1,4 +1,4 @@
-"""The accelerator that PyTorch offers, whatever its maker: CUDA, ROCm, XPU, Apple's MPS. Names of makers stay in here."""
+"""The accelerator that PyTorch offers: CUDA, ROCm, XPU, Apple's MPS. Their names stay in here."""
 
 import math
 import os
@@ -54,7 +54,7 @@ def missing_operation(device: torch.device) -> str | None:
 
 def local_devices(config: ModelConfig) -> list[dict[str, str]]:
     """For every accelerator of this machine, what shows a process that one alone; none if one is chosen by name."""
-    if config.device != "auto" or config.device_map or not torch.accelerator.is_available():
+    if config.device != "auto" or not torch.accelerator.is_available():
         return []
     kind = choose_device("auto").type
     name = ROCM if getattr(torch.version, "hip", None) else VISIBLE.get(kind)

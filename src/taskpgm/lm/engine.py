@@ -24,9 +24,7 @@ class Engine:
         workers: what works with it.
     """
 
-    def __init__(
-        self, config: ModelConfig, progress: Progress = QUIET, workers: WorkersConfig | None = None
-    ) -> None:
+    def __init__(self, config: ModelConfig, progress: Progress = QUIET, workers: WorkersConfig | None = None) -> None:
         self.config = config
         self.progress = progress
         self.settings = workers or WorkersConfig()
@@ -78,6 +76,11 @@ class Engine:
         """End the workers."""
         if "workers" in vars(self):
             self.workers.end()
+
+
+def as_engine(model: "Engine | LanguageModel", progress: Progress = QUIET) -> Engine:
+    """The engine, or that of a model in memory."""
+    return model if isinstance(model, Engine) else Engine.of(model, progress)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from taskpgm.config import ModelConfig
-from taskpgm.errors import UserError, first_line
+from taskpgm.errors import UserError
 from taskpgm.lm import packing
 from taskpgm.lm.checkpoint import limits_of, load_tokenizer, read_model
 from taskpgm.lm.devices import choose_device, missing_operation
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.structure import why_whole
+from taskpgm.progress import QUIET, Progress
 from taskpgm.system import usable_cores
 from taskpgm.workers.processes import possible, processes_for
 
@@ -24,7 +25,7 @@ KERNELS = "128"
 USUAL_ROW = 256  # tokens, where the number of processes is chosen before any row is read
 
 
-def load_model(config: ModelConfig) -> LanguageModel:
+def load_model(config: ModelConfig, progress: Progress = QUIET) -> LanguageModel:
     """The base model in evaluation mode on its device, gradients off, checked to run in two parts.
 
     Weights are read from safetensors (a GGUF file is converted to it once); pickled weights are refused.
@@ -38,6 +39,9 @@ def load_model(config: ModelConfig) -> LanguageModel:
         torch.set_num_threads(usable_cores())
     tokenizer = load_tokenizer(config)
     device = choose_device(config.device)
+    if config.device == "auto" and (why := missing_operation(device)):
+        progress.say(f"{device.type} cannot do all that is needed ({why}); working on the CPU.")
+        device = torch.device("cpu")
     # For what is not run packed: eager attention knows caps and sinks, and trains faster than the flash kernel here.
     attention = {"attn_implementation": "eager"} if device.type == "cpu" else {}
     model = read_model(config, **attention)

@@ -23,6 +23,7 @@ from taskpgm.errors import UserError
 from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.export.train_file import check_format, choose_format, trainer_units, write_train_jsonl
 from taskpgm.files import digest
+from taskpgm.lm.checkpoint import read_skeleton
 from taskpgm.lm.engine import Engine
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.bounds import Bounds, Group, make_bounds
@@ -176,7 +177,8 @@ def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], 
     for task in tasks:
         if task.adapter:
             probe = load_probe(Path(task.adapter), task.name, seed)
-            check_adapter(engine.lm.model, config.model.path, probe)
+            model = read_skeleton(config.model) if engine.workers.elsewhere else engine.lm.model
+            check_adapter(model, config.model.path, probe)
             save(task, probe)
     trained = {task.name: task for task in tasks if not task.adapter}
     if trained:

@@ -21,7 +21,7 @@ from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.lm.batching import batches, split_on_oom
-from taskpgm.lm.engine import Engine
+from taskpgm.lm.engine import Engine, as_engine
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, ends, pack
 from taskpgm.probes.cache import BASE, WARM, Block, BlockCache, Blocks
@@ -34,6 +34,7 @@ from taskpgm.types import Floats, Ints, derive_seed
 from taskpgm.workers.dispatch import Do, Job
 
 Hidden = NDArray[np.float32]  # (P, d) last hidden states at the sampled positions of a set
+Read = Callable[[str], Mapping[str, Hidden]]  # hidden states of a set by probe
 ADAPTER_MEMORY = 2 << 30  # bytes of adapters that the model carries at a time: a guess
 
 
@@ -89,11 +90,11 @@ def _job(one: "_Set") -> Job:
     return Job(f"scoring {one.name!r}", sum(ends(row) for row in one.rows) * len(one.names), one)
 
 
-def score_contexts(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config: Config) -> Scores:
+def score_contexts(engine: Engine | LanguageModel, pool: TaskPool, probes: Sequence[Probe], config: Config) -> Scores:
     """Scores of all probes (one a task and seed) on all contexts of the pool, kept in memory; see `make_scores`."""
     names = [*(p.name for p in probes), BASE]
     cache = BlockCache({s.name: {name: name for name in names} for s in pool.all})
-    return make_scores(engine, pool, probes, config, cache).scores
+    return make_scores(as_engine(engine), pool, probes, config, cache).scores
 
 
 class Scored(NamedTuple):
@@ -285,10 +286,8 @@ def measure_divergences(
 class _Sampled:
     """The sampled positions of one set; hidden states are read when it is their turn, and pickled as they are."""
 
-    def __init__(
-        self, name: str, weight_PB: Floats, hidden: Callable[[str], Mapping[str, Hidden]], names: Sequence[Sequence[str]]
-    ) -> None:
-        self.name, self.weight_PB, self.read, self.names = name, weight_PB, hidden, names
+    def __init__(self, name: str, weight_PB: Floats, read: Read, names: Sequence[Sequence[str]]) -> None:
+        self.name, self.weight_PB, self.read, self.names = name, weight_PB, read, names
 
     def states(self) -> list[NDArray[np.float32]]:
         """(N, P, d) of each seed."""
@@ -410,9 +409,7 @@ def set_logp(lm: LanguageModel, probe: Probe, contexts: Mapping[str, list[Encode
         }
 
 
-def _score_set(
-    lm: LanguageModel, use: Use, job: _Set, probes: Sequence[Probe | None], progress: Progress
-) -> Blocks:
+def _score_set(lm: LanguageModel, use: Use, job: _Set, probes: Sequence[Probe | None], progress: Progress) -> Blocks:
     """Blocks of one set: every batch runs the shared layers once, then the rest under each probe."""
     name, rows, _, kept = job
     order = {id(row): i for i, row in enumerate(rows)}

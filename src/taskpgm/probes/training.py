@@ -19,7 +19,7 @@ from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError, first_line
 from taskpgm.lm.batching import batches, out_of_memory
-from taskpgm.lm.engine import Engine
+from taskpgm.lm.engine import Engine, as_engine
 from taskpgm.lm.lora import LowRank, flatten, low_rank, patched
 from taskpgm.lm.memory import Fit, fitting, recomputing, training_memory
 from taskpgm.lm.model import LanguageModel
@@ -34,7 +34,7 @@ from taskpgm.workers.dispatch import Do, Job
 
 
 def train_probes(
-    engine: Engine,
+    engine: Engine | LanguageModel,
     rows: Mapping[str, Sequence[Row]],
     config: Config,
     seed: int = 0,
@@ -44,7 +44,7 @@ def train_probes(
     """One probe for each task in `rows`, yielded as its training ends: side by side.
 
     Args:
-        engine: the base model, unchanged when the iterator is exhausted or closed, and its workers.
+        engine: the base model, in memory or with its workers; unchanged when the iterator is exhausted or closed.
         rows: training rows by task; a task with fewer than the probe size repeats its own.
         seed: which of the `probes.seeds`: draws the initialisation, shared by all tasks, and the schedules.
         start: the adapter that they all start from, see `train_warm_start`; a fresh one if left out.
@@ -52,6 +52,7 @@ def train_probes(
     Raises:
         UserError: a loss that is not finite, with the task and the step.
     """
+    engine = as_engine(engine, progress)
     encoder = ChatEncoder(engine.tokenizer, config.probes.max_length)
     steps = {
         task: encoded_steps(

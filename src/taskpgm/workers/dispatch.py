@@ -1,7 +1,7 @@
 """`dispatch`: jobs to workers, longest first; a job whose worker is lost is done again by another one."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -28,7 +28,9 @@ class Work(Protocol):
     A job may be done twice, so its result must depend on nothing but the work and the job.
     """
 
-    alone: bool  # a job has a machine to itself, and as many threads as the driver's cores
+    @property
+    def alone(self) -> bool:
+        """Whether a job has a machine to itself, and as many threads as the driver's cores."""
 
     def opened(self, tool: Any, progress: Progress) -> AbstractContextManager[Do]:
         """Within, what does a job with the worker's tool, the loaded model."""
@@ -64,13 +66,13 @@ class Crew(Protocol):
         """End a worker, whatever it is doing."""
 
 
-def dispatch(crew: Crew, jobs: Sequence[Job], progress: Progress) -> Iterator[Any]:
+def dispatch(crew: Crew, jobs: Sequence[Job], progress: Progress) -> Generator[Any, None, None]:
     """Results as they are done. If it is left before its end, workers that are busy are ended.
 
     Raises:
         UserError: a job that was lost with three workers, or what a job raises.
     """
-    waiting = sorted(range(len(jobs)), key=lambda number: jobs[number].cost)  # the longest is last
+    waiting = sorted(range(len(jobs)), key=lambda number: (jobs[number].cost, -number))  # the longest last
     busy: dict[Any, int] = {}
     told: Counter[int] = Counter()  # pieces of a job that are done
     lost: Counter[int] = Counter()

@@ -23,8 +23,8 @@ import torch
 
 from taskpgm.progress import Progress
 from taskpgm.system import BESIDE, Clock, resident_memory, total_memory
-from taskpgm.workers.dispatch import Do, Event, Job, Work
 from taskpgm.workers.desk import Desk, Sent, Threads, portable
+from taskpgm.workers.dispatch import Do, Event, Job, Work
 
 PR_SET_PDEATHSIG = 1  # Linux: a signal for the child when its parent has ended
 

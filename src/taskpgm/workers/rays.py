@@ -4,6 +4,7 @@ The driver owns the run directory: work and jobs travel as bytes, results come b
 """
 
 import contextlib
+import logging
 import os
 import pickle
 import threading
@@ -91,6 +92,7 @@ class RayCrew:
         self.progress = progress
         self.started = _connect(settings.address)
         self.made = 0
+        self.last_place = "a node"  # of the worker that was lost last
         self.coming: dict[Any, Handle] = {}  # ref of `where` -> a worker that is not there yet
         self.places: dict[Handle, str] = {}  # those that are there
         self.doing: dict[Any, Handle] = {}  # ref of a job
@@ -180,7 +182,8 @@ class RayCrew:
             self.idle.append(worker)
             return []
         if ref in self.doing:
-            rest = [event for late in [r for r, w in self.telling.items() if w == worker] for event in self._events(late)]
+            late = [other for other, of in self.telling.items() if of == worker]
+            rest = [event for other in late for event in self._events(other)]
             if any(event.kind == "lost" for event in rest):
                 return rest
             del self.doing[ref]
@@ -218,7 +221,7 @@ class RayCrew:
 
     def place(self, worker: Handle) -> str:
         """The node."""
-        return self.places.get(worker) or getattr(self, "last_place", "a node")
+        return self.places.get(worker, self.last_place)
 
     def drop(self, worker: Handle) -> None:
         """End an actor, whatever it is doing."""
@@ -249,7 +252,7 @@ def _connect(address: str | None) -> bool:
     if ray.is_initialized():
         return False
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
             f"No Ray cluster at {address or 'this machine'} ({first_line(error)}); start one with `ray start --head`, "
