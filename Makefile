@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Modules are compiled when they are first imported: most of what is installed never is.
 PIP := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: setup demo test check results clean
+.PHONY: setup demo test test-trainers check results clean
 setup: .venv/ready
 demo: .venv/ready
 	$(BIN)/taskpgm demo --out runs/demo
@@ -13,6 +13,10 @@ test: .venv/ready-dev
 check: .venv/ready-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+# Trainers' own loaders on what `taskpgm export` writes, some minutes; each trainer lies in a folder of build/trainers.
+test-trainers: .venv/ready-dev
+	sh tests/trainers/environments.sh $(BIN)/python build/trainers
+	$(BIN)/python -m pytest -m trainers tests/trainers
 # The experiments of docs/results.md with all variants, some hours on two cores; a stopped run goes on.
 results: .venv/ready-dev
 	$(BIN)/python benchmarks/results.py runs/results

@@ -166,6 +166,11 @@ class TargetConfig(Source):
     """One set that the mixture should serve; it never enters training."""
 
     weight: Positive = Field(1.0, description="Weight among the targets; normalised to sum to one.")
+    score: Literal["tokens", "options"] = Field(
+        "tokens",
+        description="What the mixture is chosen by: tokens, the answer's loss; options, how likely the right one of a "
+        "row's `choices` is among them, which asks for right answers and not for their form.",
+    )
 
 
 class GroupConfig(Section):
@@ -417,6 +422,11 @@ class Config(Section):
     def target_weights(self) -> dict[str, float]:
         """Weight of each target by name, as given; empty without targets."""
         return {target.name: target.weight for target in self.targets}
+
+    @property
+    def option_targets(self) -> tuple[str, ...]:
+        """Targets that are scored by options."""
+        return tuple(target.name for target in self.targets if target.score == "options")
 
     @property
     def probe_size(self) -> int:

@@ -209,6 +209,15 @@ def test_a_matrix_of_ones_own_is_solved_and_selected_from(call, matrix, tmp_path
     assert sum(weights[one["task"]] for one in selection["chosen"]) == pytest.approx(1)
     code, out, _ = call("select", "--affinity", matrix, "--t", "2", "-k", "2", "--exhaustive", "--out", tmp_path / "s")
     assert "the best set there is" in out
+    code, out, err = call("explain", "--affinity", matrix, "--t", "2", "--out", tmp_path / "e")
+    assert code == 0, err
+    assert "energy" in out
+    explanation = json.loads((tmp_path / "e" / "explanation.json").read_text())
+    mixture = json.loads((tmp_path / "e" / "mixture.json").read_text())
+    shares = {task["name"]: task["weight"] for task in mixture["tasks"] if task["weight"] > 0}
+    assert {one["task"]: one["share"] for one in explanation["dropped"]} == pytest.approx(shares)
+    code, _, err = call("explain", "--affinity", matrix, "--out", tmp_path / "e")
+    assert (code, "needs --t" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

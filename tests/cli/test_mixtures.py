@@ -41,10 +41,10 @@ def test_the_first_sentence_says_what_to_do_and_how_sure_it_is():
     said = headline(data)
     assert said.startswith(f"Spend the budget mostly on {heaviest} ({mixture.shares[heaviest]:.0%})")
     assert f"{abs(verdict.gain):.3f} ± {verdict.standard_error:.3f} nats a token" in said
-    assert ("predicted to be better than uniform" in said) == verdict.better
+    assert ("it is better than uniform" in said) == verdict.better
     (verdict,) = data["verdicts"]
     unsure = {**data, "verdicts": [{**verdict, "better": False, "gain": -0.001}]}
-    assert "not shown to be better than uniform, predicted worse by 0.001" in headline(unsure)
+    assert "not shown to be better than uniform: by the probes worse by 0.001" in headline(unsure)
     even = {**data, "tasks": [{"name": f"t{i}", "weight": 0.25 + 0.01 * i} for i in range(-1, 3)]}
     assert headline(even).startswith("Spread the budget nearly evenly over 4 tasks, 24% to 27% each")
     assert "no contexts to judge it by" in headline({**data, "verdicts": []})

@@ -64,3 +64,10 @@ def _text(cell: str | Text) -> Text:
 
 def _width(cell: str | Text) -> int:
     return max((line.cell_len for line in _text(cell).split("\n")), default=0)
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """The names, or the first of them and how many more there are."""
+    if len(names) <= most + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"

@@ -131,12 +131,14 @@ def check(
     from taskpgm.export.train_file import check_format
     from taskpgm.pipeline.inspection import inspect
     from taskpgm.pipeline.stages import allowed_shares
+    from taskpgm.probes.options import check_options
 
     settings = load_config(config)
     with shown(errors) as progress:
         found = inspect(settings, progress)
     allowed_shares(found.pool, settings)
     check_format(found.pool, settings.export.format, found.encoder.has_template)
+    check_options(found.pool, settings)
     if show:
         marked = screen.no_color or not screen.is_terminal
         screen.print(rows_view(found.pool, found.encoder, show, marked=marked), soft_wrap=True)

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from taskpgm.cli.listing import Listing
+from taskpgm.cli.listing import Listing, some
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.balance import BalanceCurve
 from taskpgm.mixture.doubts import few_contexts
@@ -53,20 +53,22 @@ def headline(data: Mapping[str, Any]) -> str:
     else:
         named = [f"{task['name']} ({task['weight']:.0%})" for task in used[:3]]
         what = f"Spend {size} {'' if len(used) <= 3 else 'mostly '}on {_joined(named)}"
-    return f"{what}: {_how_sure(data)}."
+    return f"{what}. {_how_sure(data)}."
 
 
 def _how_sure(data: Mapping[str, Any]) -> str:
     verdict = next((v for v in data["verdicts"] if v["reference"] == "uniform"), None)
     if verdict is None:
         surrogate = data["energy"]["kind"] == "surrogate"
-        return "what the trials speak for" if surrogate else "what the energy asks for, with no contexts to judge it by"
+        return (
+            "The trials speak for it" if surrogate else "The energy asks for it; there are no contexts to judge it by"
+        )
     size = f"{abs(verdict['gain']):.3f}{_error(verdict)}{_unit(data)}"
     if verdict["better"]:
-        few = " (from few contexts, see below)" if few_contexts(verdict["groups"]) else ""
-        return f"predicted to be better than uniform by {size}{few}"
+        few = ", which are few (see below)" if few_contexts(verdict["groups"]) else ""
+        return f"By the probes it is better than uniform, by {size} on held-out contexts{few}; not measured by training"
     side = "better" if verdict["gain"] > 0 else "worse"
-    return f"not shown to be better than uniform, predicted {side} by {size}"
+    return f"It is not shown to be better than uniform: by the probes {side} by {size} on held-out contexts"
 
 
 def mixture_table(data: Mapping[str, Any], everything: bool = False) -> Listing:
@@ -120,7 +122,7 @@ def _interval(task: Mapping[str, Any], groups: int) -> str:
 def left_out_lines(data: Mapping[str, Any]) -> list[str]:
     """Tasks that may have no share, by a selection or by their max_share."""
     names = [task["name"] for task in data["tasks"] if task.get("max_share") == 0]
-    return [f"left out: {_some(names, 6)}"] if names else []
+    return [f"left out: {some(names, 6)}"] if names else []
 
 
 def bound_lines(data: Mapping[str, Any], most: int = 5) -> list[str]:
@@ -205,9 +207,11 @@ def relation_lines(affinity: Affinity, most: int = 3) -> list[str]:
     for pair in pairs["interferences"]:
         error = "" if pair["standard_error"] is None else f" ± {pair['standard_error']:.2f}"
         others = len(pair["others"])
-        more = f", and {others} more set{'s' * (others > 1)} worse" if others else ""
-        worse = f"{-pair['gain']:.2f}{error} nats a token worse than where probes start"
+        more = f", and {others} more set{'s' * (others > 1)}" if others else ""
+        worse = f"{-pair['gain']:.2f}{error} nats a token worse"
         lines.append(f"interfering: {pair['task']} makes {pair['set']} {worse}{more}")
+    if pairs["interferences"]:
+        lines.append("(correlation of affinities, 1 for copies; worse than before the task was trained on)")
     if "G" in affinity.matrices and not pairs["interferences"]:
         lines.append("no interference: no probe predicts another set worse than where it started")
     return lines
@@ -257,7 +261,7 @@ def explanation_view(explanation: Explanation, kind: str, everything: bool = Fal
         )
     unit = "nats a\ntoken lost" if kind in NATS else "energy\nlost"
     table = Listing(["without", "weight", unit, "who takes over"], rows, frozenset({"who takes over"}))
-    groups = [Text(f"interchangeable: {_some(group, 12)}") for group in explanation.clusters]
+    groups = [Text(f"interchangeable: {some(group, 12)}") for group in explanation.clusters]
     more = [Text(f"{len(dropped) - len(shown)} more tasks lose less (--all)")] if len(shown) < len(dropped) else []
     same = "energy with its prior on the other tasks, on both sides; 0: only the prior keeps the task in"
     return Group(*groups[:10], table, *more, Text(same, style="dim"))
@@ -300,10 +304,3 @@ def _error(verdict: Mapping[str, Any], digits: int = 3) -> str:
 
 def _joined(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _some(names: Sequence[str], most: int) -> str:
-    """The names, or the first of them and how many more there are."""
-    if len(names) <= most + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:most])} and {len(names) - most} more"

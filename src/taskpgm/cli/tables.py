@@ -7,11 +7,11 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from taskpgm.cli.listing import Listing
+from taskpgm.cli.listing import Listing, some
 from taskpgm.config import Config
 from taskpgm.data.pool import TaskPool
 from taskpgm.evaluation.statistics import Comparison, Estimate, Summary, verdict_sentence
-from taskpgm.mixture.doubts import few_contexts
+from taskpgm.mixture.doubts import few_contexts, half_width
 from taskpgm.progress import duration
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from taskpgm.probes.cost import RunEstimate
 
 FEW_SETS = 22  # of a kind, up to which `check` shows every one; of more, the ten largest and the ten smallest
+ENOUGH_SEEDS = 5  # from which on one more narrows an interval by less than a sixth
 FEW_NOTES = 24  # on sets, which `check` shows
 VERDICT_STYLE = {"better": "green", "worse": "red"}
 
@@ -43,7 +44,9 @@ def comparison_view(comparison: Comparison) -> RenderableType:
             for difference in comparison.differences
             if difference.quantity == quantity
         ]
-    return Group(table, *below, *(Text(note, style="dim") for note in _comparison_notes(comparison)), *lines)
+    first = [Text(_headline(comparison), style="bold")] if comparison.differences else []
+    notes = [Text(note, style="dim") for note in _comparison_notes(comparison)]
+    return Group(*first, table, *below, *notes, *lines)
 
 
 def _average(e: Estimate, percent: bool) -> str:
@@ -66,8 +69,20 @@ def _comparison_notes(comparison: Comparison) -> list[str]:
         what = "loss" if comparison.reference != "uniform" else "loss increase over uniform"
         notes.append(f"worst task: the one with the largest {what}")
     if any(difference.corrected is not None for difference in comparison.differences):
-        notes.append("differences paired by seed; p after Holm's correction for the number of mixtures compared")
+        notes.append("differences paired by seed; intervals and p by Holm's correction for the mixtures compared")
+    seeds = min((d.estimate.seeds for d in comparison.differences), default=ENOUGH_SEEDS)
+    if 1 < seeds < ENOUGH_SEEDS:
+        narrower = 1 - half_width(ENOUGH_SEEDS) / half_width(seeds)
+        notes.append(f"{seeds} seeds are few: --seeds {ENOUGH_SEEDS} would narrow the intervals by {narrower:.0%}")
     return notes
+
+
+def _headline(comparison: Comparison) -> str:
+    """The difference that matters most: from uniform if it was measured, on the targets if there are any."""
+    first = [d for d in comparison.differences if d.quantity == comparison.quantities[0]]
+    other = next((d for d in first if d.other == comparison.reference), first[0])
+    sentence = verdict_sentence(other, comparison.level)
+    return f"{comparison.mixtures[0]} on the {sentence[0].lower()}{sentence[1:]}"
 
 
 def pool_view(pool: TaskPool, config: Config, everything: bool = False) -> RenderableType:
@@ -98,7 +113,7 @@ def pool_view(pool: TaskPool, config: Config, everything: bool = False) -> Rende
         if found := ", ".join(f"{count} {what}" for what, count in notes.items() if count):
             lines.append(f"{s.name}: {found}")
     if not everything:
-        cells, lines = _ends(cells), _first(lines)
+        cells, lines = _ends(cells), _alike(lines, pool.sets)
     table = Listing(header, cells, frozenset({"kind"}))
     names, shared = pool.sets, pool.overlap
     pairs = sorted(((int(shared[i, j]), names[j], names[i]) for i in range(len(names)) for j in range(i)), reverse=True)
@@ -126,9 +141,17 @@ def _ends(cells: list[list[str]]) -> list[list[str]]:
     return kept
 
 
-def _first(lines: list[str]) -> list[str]:
-    more = [f"{len(lines) - FEW_NOTES} more notes (--all)"] if len(lines) > FEW_NOTES + 1 else []
-    return [*lines[:FEW_NOTES], *more] if more else lines
+def _alike(lines: list[str], names: Sequence[str]) -> list[str]:
+    """Of many notes on sets those that say the same as one, and of many such the first."""
+    if len(lines) <= FEW_NOTES:
+        return lines
+    known, of_note = set(names), dict[str, list[str]]()
+    for line in lines:
+        name, _, note = line.partition(": ")
+        of_note.setdefault(note if name in known else line, []).extend([name] if name in known else [])
+    found = [f"{some(of, 2)}: {note}" if of else note for note, of in of_note.items()]
+    more = len(found) - FEW_NOTES
+    return [*found[:FEW_NOTES], f"{more} more notes (--all)"] if more > 1 else found
 
 
 def rows_view(pool: TaskPool, encoder: "ChatEncoder", most: int, marked: bool) -> RenderableType:

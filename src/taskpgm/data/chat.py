@@ -35,6 +35,13 @@ class Encoded:
         """How many tokens are learned."""
         return int(self.response.sum())
 
+    @property
+    def last_turn(self) -> "Encoded":
+        """The row with only the tokens of its last answer as the response."""
+        said = np.flatnonzero(self.response)
+        start = said[np.flatnonzero(np.diff(said, prepend=-2) > 1)[-1]]
+        return Encoded(self.ids, self.response & (np.arange(len(self.ids)) >= start), self.truncated)
+
 
 class Limits(NamedTuple):
     """What a model can be given."""

@@ -41,6 +41,7 @@ class SetEvaluation:
     accuracy: float | None = None  # choices: the most likely answer is right; otherwise what the model wrote is
     accuracy_norm: float | None = None  # choices: the same by log-likelihood per character of the answer's text
     score: float | None = None  # verifier: mean score; a wrong answer may earn a part
+    option_loss: float | None = None  # choices: mean of −log P(answer) / Σ P(options), in nats
     halves: tuple[float, float] | None = None  # token_loss of every other row, and of the rest: one may choose by one
 
 

@@ -148,18 +148,21 @@ def merged_probe(probes: Sequence["Probe"], weights: Sequence[float]) -> "Probe"
 
 def merged_losses(finished: FinishedRun, weights: Mapping[str, Floats]) -> dict[str, float]:
     """Losses under the probes merged with each of these weights, on the contexts of the targets or else of the tasks:
-    means over sets, then contexts, then positions, of −log P_merged."""
+    means over sets, then contexts, then positions (options: one each), of −log P_merged."""
     from taskpgm.data.chat import ChatEncoder
     from taskpgm.evaluation.merged import Merging
+    from taskpgm.probes.options import encode_options
     from taskpgm.probes.scoring import encode_contexts
     from taskpgm.workers.dispatch import Job
 
     engine, shares, probes = finished.engine, _shares(finished.config), finished.probes()
-    encoder = ChatEncoder(engine.tokenizer, finished.config.probes.max_length)
-    contexts = {n: rows for n, rows in encode_contexts(encoder, finished.result.pool).items() if n in shares}
+    encoder, pool = ChatEncoder(engine.tokenizer, finished.config.probes.max_length), finished.result.pool
+    options = {n: one for n, one in encode_options(encoder, pool, finished.config).items() if n in shares}
+    rows = encode_contexts(encoder, pool) | {name: one.rows for name, one in options.items()}
+    contexts = {name: of_set for name, of_set in rows.items() if name in shares}
     adapters = {name: merged_probe(probes, p.tolist()) for name, p in weights.items()}
     jobs = [Job(f"the merged probes of {name!r}", 1.0, (name, probe)) for name, probe in adapters.items()]
-    return dict(engine.workers.map(Merging(contexts, shares), jobs, engine.progress))
+    return dict(engine.workers.map(Merging(contexts, shares, options), jobs, engine.progress))
 
 
 def _kl_from_uniform(p: Floats) -> float:

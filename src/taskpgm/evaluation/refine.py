@@ -83,6 +83,10 @@ def run_refinement(finished: FinishedRun, options: RefineOptions) -> Refinement:
             f"refine takes at least 2 runs (uniform and the default) and 1 fresh seed, not {options.runs} and "
             f"{options.seeds}."
         )
+    if finished.config.option_targets:
+        raise UserError(
+            "refine judges trials by the loss of tokens, not by options; take score: options out, or compare."
+        )
     if finished.config.energy.limited:
         raise UserError("refine keeps no energy.max_loss and no max_task_loss; leave them out, or use energy.balance.")
     trained = _of_size(finished, options.size)

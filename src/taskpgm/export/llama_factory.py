@@ -39,7 +39,7 @@ def write_llama_factory(handover: Handover, folder: Path) -> Written:
     })  # fmt: skip
     keeps = [
         "`dataset` lists every name once: a name that stands twice counts once.",
-        "`train_on_prompt: false` takes the loss of answers only.",
+        "`train_on_prompt: false` takes the loss of answers only, with what the template writes behind their end.",
         "`num_train_epochs: 1`: repeats are in the files already.",
         "Rows are shuffled by LLaMA-Factory; do not set `streaming`, which ignores `num_samples`.",
     ]

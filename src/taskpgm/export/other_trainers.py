@@ -31,7 +31,7 @@ def write_verl(handover: Handover, folder: Path) -> Written:
     text = VERL.format(files=files, max_length=handover.max_length, model=handover.model, seed=handover.seed)
     (folder / "sft.sh").write_text(text, encoding="utf-8")
     keeps = (
-        "verl learns assistant turns only.",
+        "verl learns assistant turns only, with what the template writes behind their end (ChatML: a line break).",
         f"`data.truncation=error`: a row of more than {handover.max_length} tokens stops the training; it is not cut.",
         ONE_EPOCH,
     )  # fmt: skip
@@ -80,7 +80,7 @@ HERE = Path(__file__).parent
 def builder(model={model}, renderer="FILL-IN"):
     """Builder of the training set, for the cookbook's supervised trainer."""
     common = ChatDatasetBuilderCommonConfig(
-        model_name_for_tokenizer=model, renderer_name=renderer, max_length={max_length}, batch_size=8,
+        model_name_for_tokenizer=model, renderer_name=renderer, max_length={max_length}, batch_size={batch},
         train_on_what=TrainOnWhat.{what},
     )
     return FromConversationFileBuilder(file_path=str(HERE / "train.jsonl"), common_config=common, shuffle_seed={seed})
@@ -95,17 +95,20 @@ def write_tinker(handover: Handover, folder: Path) -> Written:
             yield {"messages": [{"role": turn.role, "content": turn.content} for turn in row.messages], "task": task}
 
     write_jsonl(folder / "train.jsonl", lines())
+    batch = max(size for size in range(1, 9) if len(handover.plan) % size == 0)
     what = "LAST_ASSISTANT_MESSAGE" if handover.learned == "last" else "ALL_ASSISTANT_MESSAGES"
     text = TINKER.format(
         model=json.dumps(handover.model, ensure_ascii=False),
         max_length=handover.max_length,
         seed=handover.seed,
         what=what,
+        batch=batch,
     )
     (folder / "builder.py").write_text(text, encoding="utf-8")
     start = "```python\nfrom builder import builder\n\ntrain, _ = builder()()\n```"
     keeps = (
         f"`train_on_what` is {what}.",
+        f"`batch_size` should divide {len(handover.plan)}: rows that fill no batch are left out of the epoch.",
         "The cookbook's datums weigh every row alike (`reduction: mean`), not every token.",
         ONE_EPOCH,
     )

@@ -10,6 +10,7 @@ from taskpgm.data.pool import TaskPool
 from taskpgm.data.splits import asked_of, files_of
 from taskpgm.errors import UserError
 from taskpgm.files import Parts, digest, files_digest, path_digest
+from taskpgm.probes.options import option_keys
 
 
 def data_parts(config: Config) -> dict[str, str]:
@@ -73,18 +74,20 @@ def probe_parts(config: Config, model: str, pool: TaskPool, task: TaskConfig, se
 def score_parts(config: Config, pool: TaskPool, adapters: Mapping[str, str]) -> dict[str, str]:
     """What scores depend on; `adapters` has the key of every adapter's folder, by its name."""
     positions = config.affinity.jsd_positions if config.affinity.kind == "jsd" else 0
+    asked = option_keys(pool, config)
     return {
         "probes": digest(dict(adapters)),
-        "contexts": digest([(s.name, s.context_key) for s in pool.all]),
+        "contexts": digest([(s.name, s.context_key, *asked.get(s.name, ())) for s in pool.all]),
         "affinity.jsd_positions": digest(positions),
     }
 
 
 def block_keys(config: Config, model: str, pool: TaskPool, adapters: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """By set and probe, what a block of scores is made of; `adapters` has the key of every probe, by its name."""
+    asked = option_keys(pool, config)
     return {
         s.name: {
-            probe: digest([model, adapter, s.context_key, config.probes.max_length])
+            probe: digest([model, adapter, s.context_key, config.probes.max_length, *asked.get(s.name, ())])
             for probe, adapter in adapters.items()
         }
         for s in pool.all

@@ -45,6 +45,7 @@ from taskpgm.pipeline.keys import (
     warm_parts,
 )
 from taskpgm.probes.cache import BASE, TRAINING, WARM, BlockCache
+from taskpgm.probes.options import check_options
 from taskpgm.progress import Progress, plain_lines
 from taskpgm.scores import Scores
 from taskpgm.system import Clock, wait_passively
@@ -130,6 +131,7 @@ def make_probes(session: Session, pool: TaskPool) -> None:
     config, artifacts, model = session.config, session.artifacts, session.engine.fingerprint
     allowed_shares(pool, config)  # what cannot be solved or written later is said before anything is trained
     check_format(pool, config.export.format, artifacts.recorded("pool")["chat_template"])
+    check_options(pool, config)
     for seed in range(config.probes.seeds):
         if has_warm_start(config):
             _make_warm_start(session, pool, seed)

@@ -36,6 +36,7 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.divergence import jsd_matrix
+from taskpgm.probes.options import check_options, encode_options
 from taskpgm.probes.probe import Probe, check_adapters
 from taskpgm.probes.schedule import Schedule, encoded_steps, probe_schedule, warm_start_schedule
 from taskpgm.probes.scoring import score_sets
@@ -170,7 +171,9 @@ def estimate_run(config: Config, progress: Progress = QUIET) -> RunEstimate:
         pace, probe = _try_training(lm, shape, pool, config, progress)
         warm_pace = _try_warm_start(lm, shape, trainings[WARM], config) if WARM in trainings else pace
     peak_training = _peak(lm, clock)
-    contexts = {s.name: _encode(encoder, s.contexts) for s in pool.all}
+    check_options(pool, config)
+    options = {name: one.rows for name, one in encode_options(encoder, pool, config).items()}
+    contexts = {s.name: options.get(s.name) or _encode(encoder, s.contexts) for s in pool.all}
     clock = Clock()
     with progress.stage("trying scoring"):
         scoring_rate = _try_scoring(lm, shape, contexts, probe)

@@ -26,6 +26,7 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, ends, pack
 from taskpgm.probes.cache import BASE, WARM, Block, BlockCache, Blocks
 from taskpgm.probes.divergence import jsd_matrix, label_logp
+from taskpgm.probes.options import encode_options
 from taskpgm.probes.probe import Probe, Use, installed
 from taskpgm.progress import QUIET, Progress
 from taskpgm.scores import Divergences, Scores
@@ -118,7 +119,9 @@ def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config:
     Raises:
         UserError: scores that are not finite, or divergences of a model that cannot have them.
     """
-    contexts = encode_contexts(ChatEncoder(engine.tokenizer, config.probes.max_length), pool)
+    encoder = ChatEncoder(engine.tokenizer, config.probes.max_length)
+    contexts = encode_contexts(encoder, pool)
+    options = encode_options(encoder, pool, config)
     names = [
         [p.name for task in pool.names for p in probes if (p.task, p.seed) == (task, seed)]
         for seed in range(config.probes.seeds)
@@ -130,7 +133,11 @@ def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config:
         sample = sample_positions(of_tasks, config.affinity.jsd_positions, config.seed)
     columns = {name: sample[name][0] if name in sample else None for name in contexts}
     base = starts(probes)
-    blocks, seconds = _blocks(engine, contexts, probes, BASE in base, columns, cache)
+    contexts |= {name: one.answers for name, one in options.items()}
+    scored_rows = {name: options[name].rows if name in options else rows for name, rows in contexts.items()}
+    blocks, seconds = _blocks(engine, scored_rows, probes, BASE in base, columns, cache)
+    for probe, name in [key for key in blocks if key[1] in options]:
+        blocks[probe, name] = Block(options[name].logp(blocks[probe, name].logp).astype(np.float32))
     divergences = None
     if sample:
 
@@ -139,8 +146,9 @@ def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config:
             return {probe: _hidden(block, probe) for probe, (block, _) in found.items()}
 
         divergences = measure_divergences(engine, contexts, sample, hidden, names, engine.progress)
-    scores = assemble(pool.names, contexts, blocks, names, divergences, base)
-    tokens = sum(len(row.ids) for rows in contexts.values() for row in rows)
+    lengths = {name: [1] * len(one.counts) for name, one in options.items()}
+    scores = assemble(pool.names, contexts, blocks, names, divergences, base, lengths)
+    tokens = sum(len(row.ids) for rows in scored_rows.values() for row in rows)
     scored = tokens * (len(probes) + (BASE in base))
     return Scored(scores, seconds, sum(map(len, contexts.values())), tokens, scored)
 
@@ -194,13 +202,18 @@ def assemble(
     names: Sequence[Sequence[str]],
     divergences: Divergences | None = None,
     base: Sequence[str] | None = None,
+    lengths: Mapping[str, Sequence[int]] | None = None,
 ) -> Scores:
     """Scores from all blocks; `names[s][i]` is the probe of task i under seed s, `base[s]` what it started from.
 
     Contexts fall into B = min(16, contexts of the smallest set) groups, in turn within each set.
+
+    Args:
+        lengths: columns of each context, of sets whose columns are not the contexts' response tokens.
     """
     sets = tuple(contexts)
-    counts = [[row.response_tokens for row in rows] for rows in contexts.values()]
+    own = {name: [row.response_tokens for row in rows] for name, rows in contexts.items()}
+    counts = list((own | dict(lengths or {})).values())
     logp = [
         np.stack([np.concatenate([blocks[name, s].logp for s in sets]) for name in (start, *of_seed)])
         for start, of_seed in zip(base or [BASE] * len(names), names, strict=True)

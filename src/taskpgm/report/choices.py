@@ -11,12 +11,14 @@ from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.path import KnobPath, trace_path
 from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.report.material import EXPLAINED, Material
-from taskpgm.report.parts import Picture, Section
+from taskpgm.report.parts import Picture, Section, joined
 from taskpgm.report.style import COLOURS, GREY, LINE, blank, name_axis, short, text
 from taskpgm.types import Floats
 
 POINTS = 13
-FEW_POINTS = 5  # with many tasks
+FEW_POINTS = 3  # with many tasks, of which each takes seconds
+SIZES = 9  # of selections whose bound is shown
+MOST_SELECTED = 64
 LINES = 8  # tasks with a line of their own
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down")
 
@@ -35,8 +37,8 @@ def _path(material: Material) -> tuple[KnobPath, Floats]:
     """(mixtures along the knob, their loss without the prior); around the knob that the run used."""
     energy, here = material.energy, material.energy.knob
     count = POINTS if len(material.tasks) <= EXPLAINED else FEW_POINTS
-    factors = np.geomspace(0.1, 10, count)
-    values = (here or 1.0) * factors if energy.kind != "affinity" else (here or 1.0) * np.geomspace(0.25, 4, count)
+    widest = 10 if energy.kind != "affinity" and count == POINTS else 4 if count == POINTS else 2
+    values = (here or 1.0) * np.geomspace(1 / widest, widest, count)
     path = trace_path(energy, [float(f"{v:.4g}") for v in values], material.bounds)
     at = [energy.with_knob(float(v)) for v in path.values] if energy.kind == "affinity" else [energy] * count
     return path, np.array([one.loss(p) for one, p in zip(at, path.weights, strict=True)])
@@ -105,17 +107,19 @@ def _selection(material: Material) -> tuple[str, Picture | None]:
     n = len(material.tasks)
     if n < 3:
         return "With two tasks there is nothing to select.", None
-    sizes = sorted({int(k) for k in np.unique(np.linspace(1, n, min(n, 9 if n <= EXPLAINED else 4)).round())})
-    try:
-        selections = [select_tasks(material.energy, material.bounds, k) for k in sizes if _possible(material, k)]
-    except UserError as error:
-        return f"No selection: {error}", None
+    count = SIZES if n <= EXPLAINED else FEW_POINTS
+    sizes = sorted({int(k) for k in np.linspace(1, min(n, MOST_SELECTED), min(n, count)).round()})
+    found = [_selected(material, k) for k in sizes]
+    selections = [one for one in found if isinstance(one, Selection)]
     if not selections:
-        return "The bounds allow no selection of fewer tasks.", None
+        return f"No selection: {found[-1]}", None
     order = selections[-1]
     full = order.full_value or 1.0
-    enough = int(np.argmax(order.values >= 0.95 * full)) + 1
-    line = f"{enough} of {n} tasks reach 95 % of what all reach; the first: {', '.join(order.chosen[:3])}."
+    reached = np.flatnonzero(order.values >= 0.95 * full)
+    most = f"{len(order.chosen)} tasks reach {order.values[-1] / full:.0%}"
+    if len(reached):
+        most = f"{reached[0] + 1} of {n} tasks reach 95 %"
+    line = f"{most} of what all reach; the first: {joined(order.chosen)}."
     table = {"task": list(order.chosen), "value": order.values.tolist(), "part_of_all": (order.values / full).tolist()}
     return line, Picture(
         "selection",
@@ -125,10 +129,12 @@ def _selection(material: Material) -> tuple[str, Picture | None]:
     )
 
 
-def _possible(material: Material, k: int) -> bool:
-    """Whether k tasks can hold the budget within the bounds."""
-    highest = np.sort(material.bounds.hi)[::-1][:k].sum()
-    return bool(highest >= 1 and k >= (material.bounds.lo > 0).sum())
+def _selected(material: Material, k: int) -> Selection | UserError:
+    """The selection of k tasks, or why there is none."""
+    try:
+        return select_tasks(material.energy, material.bounds, k)
+    except UserError as error:
+        return error
 
 
 def selection_figure(selections: list[Selection], order: Selection) -> Any:

@@ -20,9 +20,6 @@ from plotly.offline import get_plotlyjs
 from taskpgm.files import atomic_file
 from taskpgm.report.parts import Picture, Section
 
-DIGITS = 6  # significant ones of a number in a large figure; what is measured has fewer
-LARGE = 20_000  # numbers
-
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
     """Write the page to `path`."""

@@ -12,7 +12,7 @@ from taskpgm.mixture.affinity import Affinity
 from taskpgm.report.field import KINDS, Edge, Field
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Panel, Picture, Section, some
-from taskpgm.report.style import COLOURS, GREY, LESS_IS_RED, MORE, blank, buttons, short, text
+from taskpgm.report.style import COLOURS, GREY, LESS_IS_RED, MORE, blank, buttons, compact, short, text
 from taskpgm.types import Floats
 
 STEPS = 10  # of the slider
@@ -78,8 +78,8 @@ def graph(material: Material, field: Field) -> Any:
         drawn = np.array_split(np.array(own[:MOST], dtype=object), STEPS)
         for step, part in enumerate(drawn):
             if len(part):
-                made.add_trace(_lines(list(part), kind, step, place, field.tasks))
-                level.append(step)
+                made.add_traces(_lines(list(part), kind, step, place, field.tasks))
+                level += [step, step]
     made.add_trace(_nodes(material, field, place))
     made.update_layout(sliders=[_slider(level, field.n)])
     for trace, step in zip(made.data, level, strict=False):
@@ -102,29 +102,35 @@ def _layout(field: Field) -> dict[int, Floats]:
     return found
 
 
-def _lines(edges: list[Edge], kind: str, step: int, place: dict[int, Floats], tasks: tuple[str, ...]) -> Scatter:
-    xs, ys, said, size = [], [], [], []
-    for edge in edges:
-        a, b = place[edge.first], place[edge.second]
-        middle = a + (0.5 if kind == "redundant" else 0.6) * (b - a)  # nearer to the one that suffers
-        xs += [a[0], middle[0], b[0], None]
-        ys += [a[1], middle[1], b[1], None]
-        said += ["", text(edge.words(tasks)), "", ""]
-        size += [0, 5, 0, 0]
+def _lines(edges: list[Edge], kind: str, step: int, place: dict[int, Floats], tasks: tuple[str, ...]) -> list[Scatter]:
+    """Edges of one strength, and a point on each that says what it is, nearer to the task that suffers."""
+    ends = [(place[edge.first], place[edge.second]) for edge in edges]
+    points = np.array([a + (0.5 if kind == "redundant" else 0.6) * (b - a) for a, b in ends])
     colour, dash = STYLES[kind]
-    return Scatter(
-        x=xs,
-        y=ys,
-        mode="lines+markers",
+    opacity = 0.85 - 0.06 * step
+    lines = Scatter(
+        x=[x for a, b in ends for x in (a[0], b[0], None)],
+        y=[y for a, b in ends for y in (a[1], b[1], None)],
+        mode="lines",
         line={"color": colour, "dash": dash, "width": 4.2 - 0.36 * step},
-        marker={"size": size, "color": colour},
-        opacity=0.85 - 0.06 * step,
-        hovertext=said,
-        hoverinfo="text",
+        opacity=opacity,
+        hoverinfo="skip",
         name=kind,
         legendgroup=kind,
         showlegend=step == 0,
     )
+    said = Scatter(
+        x=points[:, 0],
+        y=points[:, 1],
+        mode="markers",
+        marker={"size": 5, "color": colour},
+        opacity=opacity,
+        hovertext=[text(edge.words(tasks)) for edge in edges],
+        hoverinfo="text",
+        legendgroup=kind,
+        showlegend=False,
+    )
+    return [lines, said]
 
 
 def _nodes(material: Material, field: Field, place: dict[int, Floats]) -> Scatter:
@@ -269,10 +275,10 @@ def _heat(name: str, values: Floats, error: Floats | None, names: list[str], vis
     )
     more = "" if error is None else " ± %{customdata:.3f}"
     return Heatmap(
-        z=values,
+        z=compact(values, 4),
         x=names,
         y=names,
-        customdata=error,
+        customdata=None if error is None else compact(error, 2),
         visible=visible,
         name=NAMES.get(name, name),
         **scale,

@@ -3,7 +3,10 @@
 from html import escape
 from typing import Any
 
+import numpy as np
 from plotly.graph_objects import Figure
+
+from taskpgm.types import Floats
 
 # Okabe and Ito's, which all common kinds of colour blindness tell apart; black is left to the text.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#888888")
@@ -12,6 +15,7 @@ GREY = "#888888"  # stands out from white and from black
 LESS_IS_RED = "RdBu"
 MORE = "Cividis"
 BESIDE = 34  # characters of a name beside an axis
+LARGE = 10_000  # cells
 NUMBERED = 600  # heat maps with more cells print no numbers
 SHOWN = 60  # of more tasks than this, a figure with one line a task shows the most important
 LINE = 22  # pixels
@@ -54,6 +58,14 @@ def name_axis(names: Any, **more: Any) -> dict[str, Any]:
         "showgrid": False,
         **more,
     }
+
+
+def compact(values: Floats, digits: int) -> Any:
+    """The numbers of a heat map; of a large one to so many significant digits, since a page must stay small."""
+    if values.size <= LARGE:
+        return values
+    size = 10.0 ** (digits - 1 - np.floor(np.log10(np.maximum(np.abs(values), 1e-12))))
+    return (np.round(values * size) / size).round(12).tolist()
 
 
 def buttons(labels: Any, args: Any, kind: str = "buttons") -> dict[str, Any]:
