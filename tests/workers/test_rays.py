@@ -5,6 +5,7 @@ One cluster of several nodes on this machine for all tests: starting one takes s
 
 import json
 import os
+import sys
 import threading
 import time
 
@@ -30,7 +31,8 @@ OPTIONS = CompareOptions(mixtures=("taskpgm", "uniform"), seeds=2, accuracy=Fals
 def cluster():
     from ray.cluster_utils import Cluster
 
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0"}
+    path = os.pathsep.join(part for part in sys.path if part)  # workers import the tests' helpers too
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": path}
     made = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK, "include_dashboard": False}
     )

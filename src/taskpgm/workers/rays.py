@@ -20,6 +20,7 @@ from taskpgm.workers.desk import Desk, Sent, Threads, portable
 from taskpgm.workers.dispatch import Event, Job, Work
 
 MOMENT = 0.5  # seconds that something new is waited for
+STARTS = 10  # workers that may be lost one after another while they start, as when nodes vanish
 GROWTH = 5.0  # seconds between two looks at the size of the cluster
 PATIENCE = 30.0  # seconds without a worker after which that is said
 
@@ -98,6 +99,7 @@ class RayCrew:
         self.doing: dict[Any, Handle] = {}  # ref of a job
         self.telling: dict[Any, Handle] = {}  # ref of what is told
         self.idle: list[Handle] = []
+        self.failed = 0  # to start, one after another
         self.looked = -GROWTH
         self.alone_since = time.monotonic()
 
@@ -176,8 +178,11 @@ class RayCrew:
         try:
             found = ray.get(ref)
         except ray.exceptions.RayError as error:
+            if ref in self.coming:
+                self._failed_to_start(error)
             return self._lost(worker, first_line(error))
         if ref in self.coming:
+            self.failed = 0
             self.places[self.coming.pop(ref)] = found
             self.idle.append(worker)
             return []
@@ -192,6 +197,14 @@ class RayCrew:
         if worker in self.doing.values():
             self._listen(worker)
         return [Event(worker, kind, value) for kind, value in found]
+
+    def _failed_to_start(self, error: Exception) -> None:
+        self.failed += 1
+        if self.failed >= STARTS:
+            raise UserError(
+                f"{self.failed} workers ended while they started ({str(error).strip().splitlines()[-1]}); let every node "
+                "have the driver's taskpgm[lm,ray] and Python."
+            ) from error
 
     def _lost(self, worker: Handle, why: str) -> list[Event]:
         self.last_place = self.place(worker)
