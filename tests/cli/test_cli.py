@@ -334,6 +334,7 @@ def test_a_run_is_tried_and_refined(call, tmp_path, model_folders):
         code, text, err = call("refine", *arguments, "--out", tmp_path / "out", *options)
         assert code == 0, err
         assert "nothing trained" in text
+        assert "minus score, which is better if larger" in text
         assert ("without probes" in text) == (not arguments)
     for arguments, sentence in {
         ("--runs", 4): "Give the experiment's MIX.YAML",

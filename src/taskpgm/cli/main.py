@@ -198,7 +198,9 @@ def _refine_results(out: Path, config: Path | None, trials: Refining) -> tuple[d
     with _session(load_config(config), out) if config else nullcontext() as session:
         surface, _ = refine_results(trials.results, metrics, session, out)
     probes = "" if config else "; without probes: with MIX.YAML of a run, theirs would be used too"
-    return surface, [f"fitted to {len(surface['trials'])} runs, nothing trained{probes}", f"{out}/refined"]
+    turned = [one.column for one in metrics if one.sign < 0]
+    lines = [f"shown as losses: minus {', '.join(turned)}, which is better if larger"] if turned else []
+    return surface, [*lines, f"fitted to {len(surface['trials'])} runs, nothing trained{probes}", f"{out}/refined"]
 
 
 @app.command()

@@ -111,7 +111,7 @@ class Evaluator:
 
     def fill(self, first: int, progress: Progress) -> None:
         """Run what lies below layer `first` now, before processes part that would each do it."""
-        with progress.stage("running the shared layers to evaluate", len(self.sets), "sets"):
+        with progress.stage("shared layers to evaluate", len(self.sets), "sets"):
             for name, kept in self.sets.items():
                 self._trunk(name, first).fill([one for _, one in kept], progress)
                 progress.advance()

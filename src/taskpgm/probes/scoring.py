@@ -55,7 +55,7 @@ def score_sets(
         sampled: by set, the positions at which hidden states are kept, as indices into the set's columns.
     """
     passes = sum(len(names) * len(contexts[name]) for name, names in missing.items())
-    with progress.stage("scoring", passes, "passes of a context"):
+    with progress.stage("scoring", passes, "passes"):
         for chunk in _chunks(probes):
             wanted: dict[str, list[str]] = {
                 name: [p.name for p in chunk if p.name in missing[name]] for name in contexts

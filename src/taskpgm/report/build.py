@@ -6,7 +6,7 @@ from typing import Any
 
 from taskpgm.errors import UserError
 from taskpgm.pipeline.run import FinishedDirectory, load_run
-from taskpgm.report import choices, gains, history, outcome, reasons, relations, rows, shares, sides
+from taskpgm.report import choices, gains, history, outcome, reasons, relations, rows, shares, sides, trials
 from taskpgm.report.field import Field
 from taskpgm.report.material import Material
 from taskpgm.report.page import write_page
@@ -45,7 +45,7 @@ def _lead(run: FinishedDirectory) -> str:
 
 
 def sections(material: Material) -> list[Section]:
-    """The eight questions in order; one that cannot be answered says why."""
+    """The eight questions in order, one that cannot be answered says why; then the trial runs, if there were some."""
     field = Field(material.affinity)
     makers: dict[str, Make] = {
         "What should I train on, and how sure is it?": lambda: shares.section(material),
@@ -57,7 +57,8 @@ def sections(material: Material) -> list[Section]:
         "How did it run?": lambda: history.section(material),
         "Did it work?": lambda: outcome.section(material),
     }
-    return [_section(title, k, make) for k, (title, make) in enumerate(makers.items())]
+    tried = trials.section(material)
+    return [*(_section(title, k, make) for k, (title, make) in enumerate(makers.items())), *([tried] if tried else [])]
 
 
 def _section(title: str, number: int, make: Make) -> Section:
@@ -86,7 +87,8 @@ def _still(figure: Any) -> Any:
 
 def _drawn(figures: dict[str, Any], to: Path) -> list[Path]:
     try:
-        import kaleido
+        import choreographer.errors
+        import kaleido  # noqa: F401  # plotly draws with it
         import plotly.io
     except ModuleNotFoundError:
         raise UserError("Figures as files need kaleido; pip install 'taskpgm[report]'.") from None
@@ -94,7 +96,7 @@ def _drawn(figures: dict[str, Any], to: Path) -> list[Path]:
     paths = [to / f"{name}.svg" for name in figures]
     try:
         plotly.io.write_images(list(figures.values()), paths)
-    except kaleido.errors.ChromeNotFoundError:
+    except (choreographer.errors.ChromeNotFoundError, RuntimeError):  # the latter is how plotly passes it on
         raise UserError(
             "Figures as files are drawn by Chrome or Chromium, and none was found; install one, such as Debian's "
             "package chromium, or take the figures from the page."

@@ -11,13 +11,13 @@
   const raw = (html) => html.replace(/&(amp|lt|gt|quot|#x27);/g, (_, n) => ({ amp: "&", lt: "<", gt: ">", quot: '"', "#x27": "'" })[n]);
 
   // Colours and sizes of figures follow the page's.
-  const look = (div) => {
+  const look = (div, layout) => {
     const style = getComputedStyle(root), of = (name) => style.getPropertyValue(name).trim();
     const size = 0.75 * parseFloat(style.fontSize), found = {
       "font.color": of("--text"), "font.size": size, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
       "hoverlabel.bgcolor": of("--box"), "hoverlabel.font.color": of("--text"),
     };
-    for (const axis of Object.keys(div.layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
+    for (const axis of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
       found[axis + ".gridcolor"] = found[axis + ".zerolinecolor"] = of("--line");
       const full = div.fullLabels[axis];
       if (full) found[axis + ".ticktext"] = div.clientWidth < 560 ? full.map(narrow) : full;
@@ -29,8 +29,9 @@
     const cut = name.length > 13 ? "…" + name.slice(-12) : name;
     return cut.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   };
+  const put = (layout, keys, value) => { const last = keys.pop(); keys.reduce((at, key) => (at[key] ??= {}), layout)[last] = value; };
   const drawn = () => [...document.querySelectorAll(".plot")].filter((div) => div.layout);
-  const relook = () => drawn().forEach((div) => Plotly.relayout(div, look(div)));
+  const relook = () => drawn().forEach((div) => Plotly.relayout(div, look(div, div.layout)));
   const theme = (name) => { root.dataset.theme = name; relook(); };
 
   // What Plotly draws as buttons and sliders, as controls that a keyboard and a screen reader know.
@@ -111,8 +112,8 @@
     div.fullLabels = {};
     for (const key of Object.keys(layout)) if (layout[key] && layout[key].ticktext) div.fullLabels[key] = layout[key].ticktext;
     delete layout.template.layout.colorway;
+    for (const [path, value] of Object.entries(look(div, layout))) put(layout, path.split("."), value);
     await Plotly.newPlot(div, data, layout, { displayModeBar: false, responsive: true });
-    await Plotly.relayout(div, look(div));
     const svg = div.querySelector("svg.main-svg");
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", picture.title);

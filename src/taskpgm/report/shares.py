@@ -48,13 +48,16 @@ def _verdicts(material: Material) -> list[str]:
     """What is predicted, or measured, and what that is worth."""
     lines = []
     for v in material.mixture.verdicts:
-        found = "Predicted to be better than" if v.better else "Not shown to be better than"
-        lines.append(f"{found} {v.reference}: by {v.gain:+.3f} ± {v.standard_error:.3f} {material.unit}, cross-fitted.")
+        found = "better than" if v.better else "not shown to be better than"
+        lines.append(
+            f"By the probes, on held-out contexts: {found} {v.reference} by {v.gain:+.3f} ± {v.standard_error:.3f} "
+            f"{material.unit}."
+        )
     if material.comparison:
         return [*(f"Measured: {sentence}." for sentence in material.comparison.sentences[:3]), *lines]
     return [
         *lines,
-        "A prediction from probes on held-out contexts: nothing was trained on the mixture. "
+        "That ranks mixtures and promises no gain: nothing was trained on this one. "
         f"`taskpgm compare {material.command}` measures it.",
     ]
 

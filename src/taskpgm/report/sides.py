@@ -38,7 +38,7 @@ def _shares(first: Material, second: Material, names: Names) -> Section:
         for v in material.mixture.verdicts[:1]:
             found = "better" if v.better else "not shown to be better"
             lines.append(
-                f"{name}: predicted {found} than {v.reference}, by {v.gain:+.3f} ± {v.standard_error:.3f} "
+                f"{name}, by the probes: {found} than {v.reference}, by {v.gain:+.3f} ± {v.standard_error:.3f} "
                 f"{material.unit}."
             )
     table = {"task": tasks, names[0]: p.tolist(), names[1]: q.tolist()}

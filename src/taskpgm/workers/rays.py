@@ -201,8 +201,9 @@ class RayCrew:
     def _failed_to_start(self, error: Exception) -> None:
         self.failed += 1
         if self.failed >= STARTS:
+            why = str(error).strip().splitlines()[-1]
             raise UserError(
-                f"{self.failed} workers ended while they started ({str(error).strip().splitlines()[-1]}); let every node "
+                f"{self.failed} workers ended while they started ({why}); let every node "
                 "have the driver's taskpgm[lm,ray] and Python."
             ) from error
 
