@@ -19,6 +19,7 @@ def command(folder, name, script):
     path.chmod(path.stat().st_mode | stat.S_IEXEC)
 
 
+@pytest.mark.cluster
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_the_slurm_script_starts_ray_runs_and_ends_it(tmp_path):
     """Two nodes on this machine; `taskpgm` asks the cluster for its size."""

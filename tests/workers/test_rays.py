@@ -76,6 +76,7 @@ def test_two_processes_give_the_same_bytes(in_turn, tmp_path):
     same_bytes(tmp_path / "run", expected)
 
 
+@pytest.mark.cluster
 def test_nodes_vanish_in_the_middle_of_everything_and_the_bytes_are_the_same(cluster, in_turn, tmp_path):
     config, expected = in_turn
     heard, stop = Losing(cluster), tmp_path / "run"
@@ -107,6 +108,7 @@ def rays(opening=open_tool, **settings):
     return Workers(WorkersConfig(backend="ray", **settings), Tool, opening)
 
 
+@pytest.mark.cluster
 def test_jobs_of_lost_workers_errors_and_sentences(cluster, tmp_path):
     one, heard = rays(), Heard()
     try:
@@ -123,6 +125,7 @@ def test_jobs_of_lost_workers_errors_and_sentences(cluster, tmp_path):
         one.end()
 
 
+@pytest.mark.cluster
 def test_a_worker_without_the_model_names_its_node(cluster):
     one = rays(open_no_tool)
     with pytest.raises(UserError, match=r"^On node [\d.]+ \(\w+\): there is no model here"):
@@ -130,6 +133,7 @@ def test_a_worker_without_the_model_names_its_node(cluster):
     one.end()
 
 
+@pytest.mark.cluster
 def test_nodes_that_join_are_used(cluster):
     one, joined = rays(), []
 
@@ -149,6 +153,7 @@ def test_nodes_that_join_are_used(cluster):
     assert len(pids) >= 3
 
 
+@pytest.mark.cluster
 def test_a_part_of_a_gpu_is_asked_for(cluster):
     node = cluster.add_node(num_cpus=2, num_gpus=1)
     one = rays(gpus=0.5)
@@ -161,6 +166,7 @@ def test_a_part_of_a_gpu_is_asked_for(cluster):
         cluster.remove_node(node)
 
 
+@pytest.mark.cluster
 def test_no_cluster_is_told_with_a_remedy(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(UserError, match="No Ray cluster at 127.0.0.1:1 .*ray start --head"):

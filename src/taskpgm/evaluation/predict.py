@@ -158,7 +158,8 @@ def merged_losses(finished: FinishedRun, weights: Mapping[str, Floats]) -> dict[
     engine, shares, probes = finished.engine, _shares(finished.config), finished.probes()
     encoder, pool = ChatEncoder(engine.tokenizer, finished.config.probes.max_length), finished.result.pool
     options = {n: one for n, one in encode_options(encoder, pool, finished.config).items() if n in shares}
-    rows = encode_contexts(encoder, pool) | {name: one.rows for name, one in options.items()}
+    rows = encode_contexts(encoder, pool, finished.config.contexts.positions)
+    rows |= {name: one.rows for name, one in options.items()}
     contexts = {name: of_set for name, of_set in rows.items() if name in shares}
     adapters = {name: merged_probe(probes, p.tolist()) for name, p in weights.items()}
     jobs = [Job(f"the merged probes of {name!r}", 1.0, (name, probe)) for name, probe in adapters.items()]

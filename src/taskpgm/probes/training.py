@@ -27,7 +27,7 @@ from taskpgm.lm.packing import ends, pack
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.probe import Probe, adapter_seed, lora_settings, peft_quiet
-from taskpgm.probes.schedule import encoded_steps, probe_schedule, warm_start_schedule
+from taskpgm.probes.schedule import encoded_steps, is_flat, probe_schedule, warm_start_schedule
 from taskpgm.progress import QUIET, Progress
 from taskpgm.system import release_memory
 from taskpgm.workers.dispatch import Do, Job
@@ -81,9 +81,13 @@ class Training:
         """Within, what trains an adapter."""
         trainer = Trainer(replace(lm, processes=1) if self.alone else lm, self.config, self.seed, self.start)
 
+        trainer.ends_early = ends_early = self.config.probes.early_stop and not self.alone
+
         def do(job: tuple[str, Sequence[Sequence[Encoded]]], progress: Progress) -> Probe:
             trainer.progress = progress
-            return trainer.train(*job)
+            probe = trainer.train(*job)
+            out_of_rows = ends_early and len(job[1]) < self.config.probe_steps
+            return replace(probe, ended=probe.ended or "out of rows" * out_of_rows)
 
         yield do
 
@@ -140,6 +144,7 @@ class Trainer:
         self.first = config.probes.lora.first_layer(len(lm.layers))
         self.settings = lora_settings(lm, config.probes.lora)
         self.initial = start.weights if start else _initial_weights(lm, self.settings, adapter_seed(config, seed))
+        self.ends_early = False  # True for probes under `probes.early_stop`: ends where `is_flat`
         self.limit = lm.token_budget  # tokens of a batch; shrinks when memory runs out
         self.recompute = False  # True when memory ran out with single rows
 
@@ -161,7 +166,8 @@ class Trainer:
             losses = self.descend(name, steps, trunk, master, update.flat, gradient)
         weights = update.weights(master.detach().cpu())
         release_memory()
-        return Probe(name, self.seed, self.settings, weights, losses, tokens_of(steps))
+        done = tokens_of(steps[: len(losses)])
+        return Probe(name, self.seed, self.settings, weights, losses, done, "flat" if len(losses) < len(steps) else "")
 
     def descend(
         self, name: str, steps: Sequence[Sequence[Encoded]], trunk: Trunk, master: torch.nn.Parameter, flat: Tensor,
@@ -197,6 +203,9 @@ class Trainer:
                 flat.copy_(master)
             losses.append(loss)
             self.progress.advance()
+            if self.ends_early and is_flat(losses, len(steps)):
+                self.progress.advance(len(steps) - len(losses))
+                break
         return tuple(losses)
 
     def _update(self, master: Tensor) -> tuple[LowRank, Tensor]:
