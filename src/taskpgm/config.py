@@ -238,8 +238,18 @@ class ProbeConfig(Section):
     warm_start: bool = Field(
         True,
         description="Start every probe from one adapter that is trained first, on a uniform sample of all tasks, three "
-        "times as long as a probe. From the base model all probes learn the same format first; new rows of any task "
+        "times as long as a probe. From the base model all probes learn the same format first; other rows of a task "
         "train all again.",
+    )
+    freeze_warm_start: bool = Field(
+        True,
+        description="When tasks are added to a finished run, keep its warm start, which has not seen them: their "
+        "probes alone are trained. false: train the warm start and all probes again.",
+    )
+    early_stop: bool = Field(
+        False,
+        description="End a probe once its task's rows have been seen, none of them twice, or, in the second half of "
+        "its steps, once its loss is flat: that of the last quarter less than 2 % below the quarter before.",
     )
     learning_rate: Positive = Field(
         5e-4, description="Peak of the schedule: a short linear warm-up, then down to zero."
@@ -252,7 +262,22 @@ class ProbeConfig(Section):
 class ContextConfig(Section):
     """The held-out rows on which all probes are compared."""
 
-    per_set: Annotated[int, Field(ge=2)] = Field(32, description="Contexts of every task and of every target.")
+    per_set: Annotated[int, Field(ge=2)] = Field(
+        32, description="Contexts of every task, and of every target if per_target is left out."
+    )
+    per_target: Annotated[int | None, Field(ge=2)] = Field(
+        None,
+        description="Contexts of every target. With targets the mixture is measured on theirs; the tasks' serve the "
+        "affinities alone and may be few.",
+    )
+    total: Annotated[int | None, Field(ge=2)] = Field(
+        None,
+        description="Contexts of all tasks together, shared out equally in place of per_set: scoring then costs as "
+        "much a task, however many there are. A new task changes everyone's share, so all is made again.",
+    )
+    positions: PositiveInt | None = Field(
+        None, description="Response tokens of a context that are scored, from its start; all when left out."
+    )
     validation: Annotated[int, Field(ge=0)] = Field(
         32, description="Rows a task sets aside for evaluation, at most a tenth of what its contexts leave."
     )
@@ -373,6 +398,16 @@ class Config(Section):
             raise ValueError(
                 f"probes.{other} is given but the budget counts {self.budget.unit}; give probes.{self.budget.unit}"
             )
+        if self.contexts.per_target is not None and not self.targets:
+            raise ValueError("contexts.per_target is given but there are no targets; use contexts.per_set")
+        unused = self.contexts.per_target is not None or not self.targets
+        if self.contexts.total is not None and unused and self.contexts.per_set != ContextConfig().per_set:
+            raise ValueError("contexts.total and contexts.per_set both say how many contexts a task has; give one")
+        if self.task_contexts.per_set < 2:
+            raise ValueError(
+                f"contexts.total {self.contexts.total} gives {len(self.tasks)} tasks "
+                f"{self.task_contexts.per_set} each; every task needs two: give {2 * len(self.tasks)} or more"
+            )
         if self.energy.balance and not self.targets:
             raise ValueError("energy.balance weighs tasks against targets, and there are none; leave it out")
         if self.energy.limited and self.energy.kind != "likelihood":
@@ -381,6 +416,18 @@ class Config(Section):
         if self.energy.kind == "affinity" and self.targets:
             raise ValueError("energy.kind 'affinity' takes no targets: S has no such columns; use likelihood or gain")
         return self
+
+    @property
+    def task_contexts(self) -> ContextConfig:
+        """The contexts of tasks: `per_set` of each, or each one's part of `total`."""
+        if self.contexts.total is None:
+            return self.contexts
+        return self.contexts.model_copy(update={"per_set": self.contexts.total // len(self.tasks)})
+
+    @property
+    def target_contexts(self) -> ContextConfig:
+        """The contexts of targets: `per_set` of each."""
+        return self.contexts.model_copy(update={"per_set": self.contexts.per_target or self.contexts.per_set})
 
     @property
     def target_weights(self) -> dict[str, float]:
@@ -404,7 +451,7 @@ class Config(Section):
         """Optimiser steps of each probe: the same for every task."""
         return self.steps_of(self.probe_size)
 
-    def steps_of(self, size: int) -> int:
+    def steps_of(self, size: float) -> int:
         """Optimiser steps of a training on so many examples or response tokens."""
         return max(1, round(size / self.step_size))
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from support.files import GOOD, bad, configure, lengths_of, load, one_sentence, pair, pairs, prompts, read, write
+from support.heard import Heard
 
 from taskpgm.config import Config
 from taskpgm.data.messages import Conversation, conversation
@@ -189,15 +190,13 @@ def test_validation_file(tmp_path: Path) -> None:
 
 def test_lengths_are_counted(tmp_path: Path) -> None:
     rows = [*pairs(*range(20)), {"prompt": "p " * 40, "completion": "cut"}, {"prompt": "q", "completion": "w " * 40}]
-    seen: list[tuple[str, int, int]] = []
-    pool = load_tasks(
-        configure({"a": write(tmp_path / "a.jsonl", rows)}), lengths_of, lambda *event: seen.append(event)
-    )
+    heard = Heard()
+    pool = load_tasks(configure({"a": write(tmp_path / "a.jsonl", rows)}), lengths_of, heard)
     a = pool["a"]
     assert (a.counts.too_long, a.counts.truncated) == (1, 1)
     assert a.response_tokens == 2 * len(a.train)
     assert all(row.tokens == lengths_of([row.conversation])[0].tokens for row in a.train)  # type: ignore[union-attr]
-    assert seen == [("reading", 0, 1), ("reading", 1, 1), ("tokenising", 0, 22), ("tokenising", 22, 22)]
+    assert heard.done == heard.totals == {"reading": 1, "tokenising": 22}
 
 
 def test_a_shared_row_is_measured_once(tmp_path: Path) -> None:
@@ -300,3 +299,39 @@ def test_too_few_rows(tmp_path: Path) -> None:
 def shares(seed: int) -> bool:
     """Whether row 3 ranks last, so that the target's rows 1 and 2 take no training row away."""
     return max("123", key=lambda p: row_key(seed, pair(p))) == "3"
+
+
+def test_contexts_of_tasks_and_of_targets_are_counted_apart(tmp_path):
+    """A pool of seven contexts gives three tasks two each; the lowest by hash stay contexts, however many there are."""
+    tasks = {name: write(tmp_path / f"{name}.jsonl", pairs(*(f"{name} {i}" for i in range(40)))) for name in "abc"}
+    targets = {"t": write(tmp_path / "t.jsonl", pairs(*(f"t {i}" for i in range(40))))}
+    plain = load(configure(tasks, targets, per_set=12))
+    apart = load(configure(tasks, targets, per_set=5, per_target=9))
+    shared = load(configure(tasks, targets, per_set=32, per_target=9, total=7))
+    assert [len(s.contexts) for s in apart.all] == [5, 5, 5, 9]
+    assert [len(s.contexts) for s in shared.all] == [2, 2, 2, 9]
+    for few, many in zip((*apart.all, *shared.all), (*plain.all, *plain.all), strict=True):
+        assert few.contexts == many.contexts[: len(few.contexts)]
+    assert [len(s.contexts) for s in load(configure(tasks, targets, per_set=6, total=6)).all] == [2, 2, 2, 6]
+
+
+@pytest.mark.parametrize(
+    ("contexts", "said"),
+    [
+        ({"per_set": 32, "total": 5}, "gives 3 tasks 1 each; every task needs two: give 6 or more"),
+        ({"per_set": 8, "total": 9, "per_target": 4}, "both say how many contexts a task has"),
+        ({"per_set": 39, "per_target": 41}, "lower contexts.per_target or add data"),
+        ({"per_set": 32, "per_target": 9, "total": 120}, "lower contexts.total or add data"),
+    ],
+)
+def test_contexts_that_cannot_be_had_are_refused(tmp_path, contexts, said):
+    tasks = {name: write(tmp_path / f"{name}.jsonl", pairs(*(f"{name} {i}" for i in range(40)))) for name in "abc"}
+    targets = {"t": write(tmp_path / "t.jsonl", pairs(*(f"t {i}" for i in range(40))))}
+    with pytest.raises((UserError, ValueError), match=said):
+        load(configure(tasks, targets, **contexts))
+
+
+def test_contexts_of_targets_need_targets(tmp_path):
+    tasks = {"a": write(tmp_path / "a.jsonl", pairs(*range(40)))}
+    with pytest.raises((UserError, ValueError), match="there are no targets; use contexts.per_set"):
+        load(configure(tasks, per_set=4, per_target=4))

@@ -156,9 +156,15 @@ def run(
         bool,
         typer.Option("--trial", help="Then train uniform and this mixture once each and correct it: refine --runs 2."),
     ] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be made, why, and how long it takes; make nothing.")
+    ] = False,
     everything: All = False,
 ) -> None:
     """Everything: probes, scores, mixture, training set."""
+    if dry:
+        _look_ahead(load_config(config), out, trial)
+        return
     _run(load_config(config), out, everything)
     if trial:
         _refine(out, config, Refining(runs=2))
@@ -268,6 +274,32 @@ def compare(config: ConfigFile, out: Out, comparing: Comparing) -> None:
     if equivalence := facts.get("budget equivalence"):
         _print(f"budget equivalence: {equivalence['sentence']}")
     _print(f"{out}/comparison.json", report_line(out))
+
+
+@app.command()
+def train(
+    run: Annotated[Path, typer.Argument(help="A finished run directory.", metavar="DIR")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write; DIR/trained if left out.", metavar="OUT")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Train every weight instead of an adapter.")] = False,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak of the schedule; 2e-4, or 2e-5 with --full.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Rows of an optimiser step.")] = 16,
+    epochs: Annotated[int, typer.Option(help="Passes over train.jsonl; the plan's repeats are in it.")] = 1,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Do not keep the order of train.jsonl.")] = False,
+) -> None:
+    """Train the model on the run's training set with TRL's SFTTrainer; started again, it goes on."""
+    from taskpgm.pipeline.train import TrainOptions
+    from taskpgm.pipeline.train import train as train_model
+
+    options = TrainOptions(full, learning_rate, batch, epochs, shuffle)
+    with shown(errors) as progress:
+        trained = train_model(run, out, options, progress)
+    first, last = trained.losses[0], trained.losses[-1]
+    screen.print(f"loss {first:.3f} at the first step, {last:.3f} at the last: {trained.folder}", markup=False)
+    screen.print(trained.loading, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -454,13 +486,31 @@ def export(
     _print(f"how to start: {out}/HOWTO.md")
 
 
+def _look_ahead(config: Config, out: Path, trial: bool) -> None:
+    from taskpgm.cli.outlook import UP_TO_DATE, look_ahead, outlook_line, outlook_view, seconds_of
+
+    if trial:
+        raise UserError("--dry-run looks at the run alone; leave out --trial.")
+    with shown(errors) as progress:
+        steps = look_ahead(config, out, progress)
+        seconds = seconds_of(steps, config, progress)
+    if not steps:
+        _print(f"{UP_TO_DATE}: a run would make nothing again")
+        return
+    screen.print(outlook_view(steps, seconds), crop=False)
+    _print(outlook_line(seconds))
+
+
 def _run(config: Config, out: Path, everything: bool) -> None:
     from taskpgm.cli.report import report_line
     from taskpgm.pipeline.run import run_session
 
     with _session(config, out) as session:
         result = run_session(session)
+        made = session.artifacts.made
     _show(out, result.affinity, everything, out)
+    if not made:
+        _print("up to date: nothing had to be made again")
     _print(f"{len(result.plan)} rows: {out}/train.jsonl")
     _print(report_line(out))
 

@@ -189,11 +189,11 @@ def _restored(data: list[Any], tokens: int, response: int, truncated: bool, key:
 def load_tasks(config: Config, lengths_of: LengthsOf, progress: Progress = QUIET) -> TaskPool:
     """Pool of the tasks and targets that the configuration names.
 
-    Within a set, equal rows are merged and ranked by key. The lowest `contexts.per_set` are its contexts; of a target
-    the rest is validation; of a task the next `contexts.validation`, at most a tenth of what the contexts leave, are
-    validation (or all rows of its `validation` file are), and the rest is for training. Then whatever equals a context
-    of any set leaves validation, and whatever equals a context, validation or target row of any set leaves training:
-    no other set ever changes a set's contexts.
+    Within a set, equal rows are merged and ranked by key. The lowest are its contexts, as many as `contexts` says; of a
+    target the rest is validation; of a task the next `contexts.validation`, at most a tenth of what the contexts leave,
+    are validation (or all rows of its `validation` file are), and the rest is for training. Then whatever equals a
+    context of any set leaves validation, and whatever equals a context, validation or target row of any set leaves
+    training: no other set ever changes a set's contexts.
 
     Args:
         config: its seed, tasks, targets and contexts count here.
@@ -233,8 +233,9 @@ def load_tasks(config: Config, lengths_of: LengthsOf, progress: Progress = QUIET
         kind: Literal["task", "target"] = "target" if isinstance(source, TargetConfig) else "task"
         counts = _counted(own, validation, measured)
         ranked = _ranked(own, rows, reading)
-        _check_enough(source.name, kind, len(ranked), counts, config.contexts)
-        sides = _split(ranked, kind, config.contexts, _ranked(validation, rows, other) if other else None)
+        contexts = config.target_contexts if kind == "target" else config.task_contexts
+        _check_enough(source.name, kind, len(ranked), counts, contexts)
+        sides = _split(ranked, kind, contexts, _ranked(validation, rows, other) if other else None)
         notes = (*reading.notes, *_other_notes(reading, other), *_losses({*own, *validation}, lost))
         sets.append(TaskSet(source.name, kind, reading.layout, reading.columns, *sides, counts, notes))
     members = [{row.key for side in SIDES for row in getattr(task_set, side)} for task_set in sets]
@@ -346,7 +347,7 @@ def _without_leaks(sets: list[TaskSet]) -> list[TaskSet]:
         if task_set.train and not train:
             raise UserError(
                 f"Task {task_set.name!r} has no training row left: all {len(task_set.train)} equal held-out rows of "
-                "its own or other sets; lower contexts.per_set, add data, or leave out the task or the set that it "
+                "its own or other sets; take fewer contexts, add data, or leave out the task or the set that it "
                 "repeats."
             )
         counts = replace(
@@ -370,8 +371,15 @@ def _check_enough(name: str, kind: str, rows: int, counts: Counts, contexts: Con
     needs = f"{contexts.per_set} contexts" + (" and one training row" if kind == "task" else "")
     raise UserError(
         f"{kind.capitalize()} {name!r} has {rows} usable row{'s' * (rows != 1)}{read}, but {needs} need {need}; "
-        f"{'raise probes.max_length, ' * bool(counts.too_long)}lower contexts.per_set or add data."
+        f"{'raise probes.max_length, ' * bool(counts.too_long)}lower {_setting(kind, contexts)} or add data."
     )
+
+
+def _setting(kind: str, contexts: ContextConfig) -> str:
+    """The setting that says how many contexts a set has."""
+    if kind == "target":
+        return "contexts.per_set" if contexts.per_target is None else "contexts.per_target"
+    return "contexts.per_set" if contexts.total is None else "contexts.total"
 
 
 def _pool(sets: list[TaskSet], overlap: NDArray[np.int64]) -> TaskPool:

@@ -164,7 +164,9 @@ class _Merger:
         encoder = ChatEncoder(self.lm.tokenizer, finished.config.probes.max_length)
         pool = finished.result.pool
         self.options = encode_options(encoder, pool, finished.config)
-        rows = encode_contexts(encoder, pool) | {name: one.rows for name, one in self.options.items()}
+        rows = encode_contexts(encoder, pool, finished.config.contexts.positions) | {
+            name: one.rows for name, one in self.options.items()
+        }
         self.contexts = {name: of_set for name, of_set in rows.items() if name in self.shares}
 
     def loss(self, p: Any) -> float:

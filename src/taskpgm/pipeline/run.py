@@ -45,6 +45,7 @@ from taskpgm.pipeline.stages import (
     make_pool,
     make_probes,
     make_scores,
+    mixture_is_there,
     open_session,
     recorded_pool,
     recorded_scores,
@@ -123,9 +124,7 @@ def sample_run(session: Session) -> Result:
     """The run's training set; its mixture is written again only if it is another one than the directory holds."""
     clock = Clock()
     result = solved(session)
-    written = session.artifacts / "mixture.json"
-    same = json.loads(json.dumps(counted(result.mixture, result.plan)))
-    if not written.exists() or json.loads(written.read_text(encoding="utf-8")) != same:
+    if not mixture_is_there(session, result):
         keep_mixture(session, result, clock)
     keep_training_set(session, result, Clock())
     return result

@@ -40,6 +40,7 @@ class Probe(Brief):
     weights: dict[str, Tensor]
     losses: tuple[float, ...] = ()  # mean response loss of every step, nats a token
     trained_tokens: int = 0  # tokens that went through the training pass, prompts included
+    ended: str = ""  # why before its time: "flat" or "out of rows"
 
     @property
     def name(self) -> str:
@@ -70,6 +71,7 @@ class Probe(Brief):
             "task": self.task,
             "seed": self.seed,
             "trained_tokens": self.trained_tokens,
+            **({"ended": self.ended} if self.ended else {}),
             **facts,
             "losses": self.losses,
         }

@@ -12,6 +12,7 @@ from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import Row
 from taskpgm.types import Ints, derive_seed
 
+FLAT = 0.02  # a fall of the loss, from a quarter of the steps to the next, that is too little to go on for: a guess
 Schedule = list[Ints]  # indices of the rows of every optimiser step
 
 
@@ -19,7 +20,8 @@ def probe_schedule(response_tokens: Sequence[int], config: Config, task: str, se
     """Row indices of every optimiser step: whole shuffled epochs, cut at the probe size, in equal steps.
 
     The size and the steps are counted in the unit of the budget, examples or response tokens, and are the same for
-    every task, up to the one row that crosses the end.
+    every task, up to the one row that crosses the end. With `probes.early_stop` a task of fewer rows ends when each has
+    come once.
 
     Args:
         response_tokens: of each of the task's training rows.
@@ -28,11 +30,21 @@ def probe_schedule(response_tokens: Sequence[int], config: Config, task: str, se
     """
     rng = np.random.default_rng(derive_seed(config.seed, "order", task, str(seed)))
     cost = np.ones(len(response_tokens)) if config.budget.unit == "examples" else np.array(response_tokens, dtype=float)
-    epochs = math.ceil(config.probe_size / cost.sum())
+    size = min(config.probe_size, cost.sum()) if config.probes.early_stop else config.probe_size
+    epochs = math.ceil(size / cost.sum())
     order = np.concatenate([rng.permutation(len(cost)) for _ in range(epochs)])
     spent = np.cumsum(cost[order])
-    order = order[: int(np.searchsorted(spent, config.probe_size)) + 1]
-    return _equal_steps(order, spent[: len(order)], config.probe_steps)
+    order = order[: int(np.searchsorted(spent, size)) + 1]
+    return _equal_steps(order, spent[: len(order)], config.steps_of(size))
+
+
+def is_flat(losses: Sequence[float], steps: int) -> bool:
+    """Whether a training of so many steps may end here: half of them are done, and the mean loss of the last quarter is
+    less than 2 % below that of the quarter before."""
+    quarter = max(2, steps // 4)
+    if len(losses) < max(steps / 2, 2 * quarter):
+        return False
+    return bool(np.mean(losses[-quarter:]) > (1 - FLAT) * np.mean(losses[-2 * quarter : -quarter]))
 
 
 def warm_start_schedule(response_tokens: Sequence[Sequence[int]], config: Config, seed: int) -> Schedule:

@@ -27,7 +27,7 @@ from taskpgm.probes.divergence import jsd_matrix, label_logp
 from taskpgm.probes.options import encode_options
 from taskpgm.probes.probe import Probe, Use, installed
 from taskpgm.progress import QUIET, Progress
-from taskpgm.scores import Divergences, Scores
+from taskpgm.scores import Divergences, Scores, context_groups
 from taskpgm.system import Clock, release_memory
 from taskpgm.types import Floats, Ints, derive_seed
 
@@ -106,7 +106,7 @@ def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config:
         UserError: scores that are not finite, or divergences of a model that cannot have them.
     """
     encoder = ChatEncoder(engine.tokenizer, config.probes.max_length)
-    contexts = encode_contexts(encoder, pool)
+    contexts = encode_contexts(encoder, pool, config.contexts.positions)
     options = encode_options(encoder, pool, config)
     names = [
         [p.name for task in pool.names for p in probes if (p.task, p.seed) == (task, seed)]
@@ -177,10 +177,10 @@ def starts(probes: Sequence[Probe]) -> list[str]:
     return [warm.get(seed, BASE) for seed in sorted({p.seed for p in probes})]
 
 
-def encode_contexts(encoder: ChatEncoder, pool: TaskPool) -> dict[str, list[Encoded]]:
-    """Encoded contexts of every set, tasks first."""
+def encode_contexts(encoder: ChatEncoder, pool: TaskPool, positions: int | None = None) -> dict[str, list[Encoded]]:
+    """Encoded contexts of every set, tasks first, each up to so many response tokens."""
     encoded = {s.name: encoder.encode([row.conversation for row in s.contexts]) for s in pool.all}
-    return {name: [row for row in rows if row is not None] for name, rows in encoded.items()}
+    return {name: [row.until(positions) for row in rows if row is not None] for name, rows in encoded.items()}
 
 
 def assemble(
@@ -194,7 +194,7 @@ def assemble(
 ) -> Scores:
     """Scores from all blocks; `names[s][i]` is the probe of task i under seed s, `base[s]` what it started from.
 
-    Contexts fall into B = min(16, contexts of the smallest set) groups, in turn within each set.
+    Contexts fall into jackknife groups, see `context_groups`.
 
     Args:
         lengths: columns of each context, of sets whose columns are not the contexts' response tokens.
@@ -218,14 +218,9 @@ def assemble(
         position=np.tile(position, seeds),
         seed=np.repeat(np.arange(seeds), len(context)),
         context_set=np.repeat(np.arange(len(sets)), [len(c) for c in counts]),
-        context_group=np.concatenate([context_groups(len(c), counts) for c in counts]),
+        context_group=np.concatenate(context_groups([len(c) for c in counts], len(tasks))),
         divergences=divergences,
     )
-
-
-def context_groups(contexts: int, counts: Sequence[Sequence[int]]) -> Ints:
-    """(contexts,) jackknife group of each context of one set: taken in turn, B = min(16, smallest set)."""
-    return np.arange(contexts) % min(16, *(len(c) for c in counts), 16)
 
 
 def sample_positions(
@@ -266,14 +261,14 @@ def measure_divergences(
         hidden: last hidden states of a set at its sampled positions, by probe; asked for set by set.
     """
     head = lm.model.get_output_embeddings()
-    counts = [[row.response_tokens for row in rows] for rows in contexts.values()]
-    groups = int(max(context_groups(len(c), counts).max() for c in counts)) + 1
+    group_of = dict(zip(contexts, context_groups([len(rows) for rows in contexts.values()], len(sample)), strict=True))
+    groups = int(max(of_set.max() for of_set in group_of.values())) + 1
     n = len(names[0])
     total, weight = np.zeros((len(names), groups, n, n)), np.zeros(groups)
     with progress.stage("divergences", len(sample), "sets"):
         for name, (columns, weights) in sample.items():
             lengths = [row.response_tokens for row in contexts[name]]
-            group = np.repeat(context_groups(len(lengths), counts), lengths)[columns]
+            group = np.repeat(group_of[name], lengths)[columns]
             weight_PB = np.zeros((len(columns), groups))
             weight_PB[np.arange(len(columns)), group] = weights
             weight += weight_PB.sum(0)
