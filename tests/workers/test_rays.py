@@ -6,8 +6,6 @@ One cluster of several nodes on this machine for all tests: starting one takes s
 import json
 import os
 import sys
-import threading
-import time
 
 import pytest
 from support.heard import Heard
@@ -133,23 +131,26 @@ def test_a_worker_without_the_model_names_its_node(cluster):
     one.end()
 
 
+class Joining(Heard):
+    """Adds a node after the first piece."""
+
+    def __init__(self, cluster):
+        super().__init__()
+        self.cluster, self.node = cluster, None
+
+    def say(self, sentence):
+        if self.node is None:
+            self.node = self.cluster.add_node(num_cpus=2)
+
+
 @pytest.mark.cluster
 def test_nodes_that_join_are_used(cluster):
-    one, joined = rays(), []
-
-    def join():
-        time.sleep(1)
-        joined.append(cluster.add_node(num_cpus=2))
-
-    thread = threading.Thread(target=join)
-    thread.start()
+    one, heard = rays(), Joining(cluster)
     try:
-        work = Products(seconds=0.5)
-        pids = {pid for *_, pid in one.map(work, some_jobs(range(2, 50)), Heard())}
+        pids = {pid for *_, pid in one.map(Products(seconds=0.5), some_jobs(range(2, 60)), heard)}
     finally:
-        thread.join()
         one.end()
-        cluster.remove_node(joined[0])
+        cluster.remove_node(heard.node)
     assert len(pids) >= 3
 
 
