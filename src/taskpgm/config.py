@@ -105,7 +105,11 @@ class ModelConfig(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="Precision of the base model; auto takes the one it was saved in."
     )
-    device: str = Field("auto", description="auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, mps.")
+    device: str = Field(
+        "auto",
+        description="auto (the accelerator that PyTorch finds: CUDA, ROCm, XPU or MPS; else the CPU), cpu, cuda, "
+        "cuda:1, xpu, mps.",
+    )
     processes: PositiveInt | None = Field(
         None,
         description="On a CPU under Linux, processes that train and score side by side, one core each; 1: none, all "
@@ -374,6 +378,37 @@ class ExportConfig(Section):
     )
 
 
+class WorkersConfig(Section):
+    """What trains and scores side by side; it never changes a result."""
+
+    backend: Literal["auto", "local", "ray", "serial"] = Field(
+        "auto",
+        description="auto and local: processes of one core each, or one a GPU; ray: actors on a Ray cluster "
+        "(pip install 'taskpgm[ray]'); serial: one after another.",
+    )
+    address: str | None = Field(
+        None, description="ray: the cluster, auto or host:port; left out, that of RAY_ADDRESS, else one started here."
+    )
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None, description="ray: GPUs a worker, also a part of one; left out, one where the cluster has any."
+    )
+    cpus: PositiveInt | None = Field(
+        None,
+        description="Threads a worker uses on a CPU, and with ray the CPUs it takes; left out, one, and all cores for "
+        "what is alone, such as the warm start. Locally more than one means in turn.",
+    )
+    count: PositiveInt | None = Field(
+        None, description="Workers at most; left out, as many as there are cores, GPUs or places in the cluster."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _for_ray(self) -> Self:
+        for name in ("address", "gpus"):
+            if getattr(self, name) is not None and self.backend != "ray":
+                raise ValueError(f"{name} is for backend ray alone; leave it out, or set backend: ray")
+        return self
+
+
 class Config(Section):
     """A whole experiment. Only `tasks` and `budget` are required."""
 
@@ -393,6 +428,7 @@ class Config(Section):
         default_factory=lambda: SelectionConfig(), description=str(SelectionConfig.__doc__)
     )
     export: ExportConfig = Field(default_factory=lambda: ExportConfig(), description=str(ExportConfig.__doc__))
+    workers: WorkersConfig = Field(default_factory=lambda: WorkersConfig(), description=str(WorkersConfig.__doc__))
     seed: int = Field(0, ge=0, description="Seed of splits, adapters, orders and draws.")
 
     @pydantic.model_validator(mode="after")

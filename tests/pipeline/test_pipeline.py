@@ -27,6 +27,7 @@ from taskpgm.data.pool import load_tasks
 from taskpgm.evaluation.answers import response_logp
 from taskpgm.evaluation.full_finetuning import under
 from taskpgm.lm.checkpoint import load_tokenizer
+from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
 from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.run import explain_run, sample_run, select_run, solve_run
@@ -114,7 +115,7 @@ def test_scores_in_memory_are_those_of_the_run(finished):
     config = load_config(root / "mix.yaml")
     lm = load_model(config.model)
     probes = [load_probe(root / "out" / "adapters" / name, name) for name in TASKS]
-    scores = score_contexts(lm, result.pool, probes, config)
+    scores = score_contexts(Engine.of(lm), result.pool, probes, config)
     np.testing.assert_array_equal(scores.logp, result.scores.logp)
     np.testing.assert_array_equal(scores.context_group, result.scores.context_group)
 

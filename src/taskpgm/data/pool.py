@@ -142,7 +142,11 @@ class TaskPool(Brief):
     def overlap_table(self) -> dict[str, Any]:
         """The overlap matrix with its names, for JSON."""
         table: dict[str, Any] = {"sets": list(self.sets), "rows": self.overlap.tolist()}
-        return table | ({**self.leaks.to_dict(), "contamination": [asdict(one) for one in self.contamination()]} if self.leaks else {})
+        return table | (
+            {**self.leaks.to_dict(), "contamination": [asdict(one) for one in self.contamination()]}
+            if self.leaks
+            else {}
+        )
 
     def contamination(self) -> list[Contamination]:
         """How much of each set stood in tasks' training rows, largest share first; empty if nobody looked."""

@@ -71,7 +71,10 @@ def _sentences(field: Field, edges: list[Edge], unsure: int) -> list[str]:
 def graph(material: Material, field: Field) -> Any:
     """Tasks as nodes sized by share and coloured by cluster; edges by kind and strength, with a slider for strength."""
     place = _layout(field)
-    made = blank(620, hovermode="closest", xaxis={"visible": False}, yaxis={"visible": False})
+    x = [at[0] for at in place.values()]
+    room = 0.12 * float(np.ptp(x))  # for names beside the outermost
+    across = {"visible": False, "range": [min(x) - room, max(x) + room]}
+    made = blank(620, hovermode="closest", xaxis=across, yaxis={"visible": False})
     level = []
     for kind in KINDS:
         own = [edge for edge in field.edges[0] if edge.kind == kind]

@@ -30,8 +30,8 @@ def section(material: Material) -> Section | None:
     said += [f"Trials ended {surface['ended']}."] if "ended" in surface else []
     more = surface["one hundredth more"]
     pictures = [
-        Picture("trials", "Loss of every trial: measured, and fitted with its 95 % interval", trials_figure(surface),
-                trials_table(surface)),
+        Picture("trials-picture", "Loss of every trial: measured, and fitted with its 95 % interval",
+                trials_figure(surface), trials_table(surface)),
         Picture("surface", "Predicted loss from uniform to the choice, with the 95 % interval of the difference",
                 way_figure(surface), way_table(surface)),
     ]  # fmt: skip
