@@ -19,7 +19,7 @@ test-trainers: .venv/ready-dev
 	$(BIN)/python -m pytest -m trainers tests/trainers
 # Ray clusters on this machine whose nodes vanish in the middle of a run, some minutes.
 test-cluster: .venv/ready-dev
-	$(BIN)/python -m pytest -m cluster tests/workers tests/test_cluster_examples.py
+	$(BIN)/python -m pytest -m cluster tests/workers
 # The experiments of docs/results.md with all variants, some hours on two cores; a stopped run goes on.
 results: .venv/ready-dev
 	$(BIN)/python benchmarks/results.py runs/results
