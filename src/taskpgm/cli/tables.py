@@ -102,7 +102,8 @@ def pool_view(pool: TaskPool, config: Config, everything: bool = False) -> Rende
         notes = {
             "duplicates": c.duplicates, "too long, dropped": c.too_long,
             "refused by the chat template, dropped": c.refused, "prompt cut": c.truncated,
-            "held out elsewhere, dropped": c.train_dropped + c.validation_dropped,
+            "copies of held-out rows, dropped": c.train_dropped + c.validation_dropped,
+            "copies within the task, dropped": c.repeats,
         }  # fmt: skip
         cells.append([
             s.name, s.kind,
@@ -118,6 +119,11 @@ def pool_view(pool: TaskPool, config: Config, everything: bool = False) -> Rende
     names, shared = pool.sets, pool.overlap
     pairs = sorted(((int(shared[i, j]), names[j], names[i]) for i in range(len(names)) for j in range(i)), reverse=True)
     lines += [f"{a} and {b} share {count} rows" for count, a, b in pairs[:5] if count]
+    lines += [
+        f"{one.share:.0%} of {one.set} ({one.rows} rows) stands in {one.task}, from which it was left out"
+        for one in pool.contamination()[:5]
+        if one.set != one.task
+    ]
     unit = config.budget.unit
     lines.append(
         f"budget {config.budget.size} {unit}; probes {config.probe_size} {unit} each in {config.probe_steps} steps, "

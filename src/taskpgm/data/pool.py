@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from taskpgm.config import Config, ContextConfig, Source, TargetConfig
 from taskpgm.data.conversations import Layout, Reading, read_source, title_of
+from taskpgm.data.copies import Contamination, Leaks, without_leaks
 from taskpgm.data.messages import Conversation
 from taskpgm.errors import UserError
 from taskpgm.progress import QUIET, Progress
@@ -65,18 +66,19 @@ class Row:
 class Counts:
     """Where the rows of a set went.
 
-    read + validation_read = duplicates + too_long + refused + validation_dropped + train_dropped + the rows on all
-    sides.
+    read + validation_read = duplicates + too_long + refused + validation_dropped + train_dropped + repeats + the rows
+    on all sides. Copies are those in the sense of `data.duplicates`.
     """
 
     read: int  # rows in the set's own source
     validation_read: int  # rows in the validation file it names, if any
     duplicates: int  # equal to an earlier row of the same file
     too_long: int  # the completion does not fit probes.max_length
-    validation_dropped: int  # validation rows equal to a context of any set
-    train_dropped: int  # training rows equal to a context, validation or target row of any set
+    validation_dropped: int  # validation rows that copy a context of any set
+    train_dropped: int  # training rows that copy a context, validation or target row of any set
     truncated: int  # of the rows on all sides, those whose prompt lost its left end
     refused: int = 0  # the chat template does not take them, and `refused: drop` leaves them out
+    repeats: int = 0  # training rows that copy another one of the task, left out by `data.within_tasks`
 
 
 @dataclass(frozen=True, repr=False)
@@ -116,6 +118,7 @@ class TaskPool(Brief):
     tasks: tuple[TaskSet, ...]
     targets: tuple[TaskSet, ...]
     overlap: NDArray[np.int64]  # (sets, sets) in the order of `sets`, before any drop; diagonal: a set's distinct rows
+    leaks: Leaks | None = None  # training rows that copied held-out rows, before they were left out
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -136,9 +139,19 @@ class TaskPool(Brief):
         """The task or target of that name."""
         return self.all[self.sets.index(name)]
 
-    def overlap_table(self) -> dict[str, list[str] | list[list[int]]]:
+    def overlap_table(self) -> dict[str, Any]:
         """The overlap matrix with its names, for JSON."""
-        return {"sets": list(self.sets), "rows": self.overlap.tolist()}
+        table: dict[str, Any] = {"sets": list(self.sets), "rows": self.overlap.tolist()}
+        return table | (
+            {**self.leaks.to_dict(), "contamination": [asdict(one) for one in self.contamination()]}
+            if self.leaks
+            else {}
+        )
+
+    def contamination(self) -> list[Contamination]:
+        """How much of each set stood in tasks' training rows, largest share first; empty if nobody looked."""
+        sizes = [len(s.contexts) + len(s.validation) for s in self.all]
+        return self.leaks.contamination(self.sets, sizes) if self.leaks else []
 
     def save(self, folder: Path) -> None:
         """Write rows.jsonl and pool.json into the folder (not atomic; the store does that)."""
@@ -153,7 +166,9 @@ class TaskPool(Brief):
             | {"counts": asdict(s.counts)}
             for s in self.all
         ]
-        text = json.dumps({"sets": described, "overlap": self.overlap.tolist()}, ensure_ascii=False, indent=1)
+        data = {"sets": described, "overlap": self.overlap.tolist()}
+        data |= {"leaks": self.leaks.to_dict()} if self.leaks else {}
+        text = json.dumps(data, ensure_ascii=False, indent=1)
         (folder / "pool.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -170,7 +185,8 @@ class TaskPool(Brief):
             train, contexts, validation = (tuple(rows.get((one["name"], side), ())) for side in SIDES)
             fields = {**one, "counts": Counts(**one["counts"]), "notes": tuple(one["notes"])}
             sets.append(TaskSet(train=train, contexts=contexts, validation=validation, **fields))
-        return _pool(sets, np.array(described["overlap"], dtype=np.int64))
+        leaks = Leaks.from_dict(described["leaks"]) if "leaks" in described else None
+        return _pool(sets, np.array(described["overlap"], dtype=np.int64), leaks)
 
 
 def _stored(row: Row) -> list[Any]:
@@ -191,9 +207,9 @@ def load_tasks(config: Config, lengths_of: LengthsOf, progress: Progress = QUIET
 
     Within a set, equal rows are merged and ranked by key. The lowest are its contexts, as many as `contexts` says; of a
     target the rest is validation; of a task the next `contexts.validation`, at most a tenth of what the contexts leave,
-    are validation (or all rows of its `validation` file are), and the rest is for training. Then whatever equals a
-    context of any set leaves validation, and whatever equals a context, validation or target row of any set leaves
-    training: no other set ever changes a set's contexts.
+    are validation (or all rows of its `validation` file are), and the rest is for training. Then whatever copies a
+    context of any set leaves validation, and whatever copies a context, validation or target row of any set leaves
+    training, in the sense of `data.duplicates`: no other set ever changes a set's contexts.
 
     Args:
         config: its seed, tasks, targets and contexts count here.
@@ -240,7 +256,8 @@ def load_tasks(config: Config, lengths_of: LengthsOf, progress: Progress = QUIET
         sets.append(TaskSet(source.name, kind, reading.layout, reading.columns, *sides, counts, notes))
     members = [{row.key for side in SIDES for row in getattr(task_set, side)} for task_set in sets]
     overlap = np.array([[len(a & b) for b in members] for a in members], dtype=np.int64)
-    return _pool(_without_leaks(sets), overlap)
+    clean, leaks = without_leaks(sets, config.data.duplicates, config.data.within_tasks)
+    return _pool(clean, overlap, leaks)
 
 
 def _other_notes(reading: Reading, other: Reading | None) -> tuple[str, ...]:
@@ -336,30 +353,6 @@ def _split(
     return rest[held:], head, rest[:held]
 
 
-def _without_leaks(sets: list[TaskSet]) -> list[TaskSet]:
-    """The sets without validation rows that are contexts, and without training rows that are held out anywhere."""
-    contexts = {row.key for task_set in sets for row in task_set.contexts}
-    held = contexts | {row.key for task_set in sets for row in task_set.validation}
-    clean = []
-    for task_set in sets:
-        validation = tuple(row for row in task_set.validation if row.key not in contexts)
-        train = tuple(row for row in task_set.train if row.key not in held)
-        if task_set.train and not train:
-            raise UserError(
-                f"Task {task_set.name!r} has no training row left: all {len(task_set.train)} equal held-out rows of "
-                "its own or other sets; take fewer contexts, add data, or leave out the task or the set that it "
-                "repeats."
-            )
-        counts = replace(
-            task_set.counts,
-            validation_dropped=len(task_set.validation) - len(validation),
-            train_dropped=len(task_set.train) - len(train),
-            truncated=sum(row.truncated for side in (train, task_set.contexts, validation) for row in side),
-        )
-        clean.append(replace(task_set, train=train, validation=validation, counts=counts))
-    return clean
-
-
 def _check_enough(name: str, kind: str, rows: int, counts: Counts, contexts: ContextConfig) -> None:
     need = contexts.per_set + (kind == "task")
     if rows >= need:
@@ -382,10 +375,10 @@ def _setting(kind: str, contexts: ContextConfig) -> str:
     return "contexts.per_set" if contexts.total is None else "contexts.total"
 
 
-def _pool(sets: list[TaskSet], overlap: NDArray[np.int64]) -> TaskPool:
+def _pool(sets: list[TaskSet], overlap: NDArray[np.int64], leaks: Leaks | None) -> TaskPool:
     overlap.setflags(write=False)
     tasks = tuple(task_set for task_set in sets if task_set.kind == "task")
-    return TaskPool(tasks, tuple(task_set for task_set in sets if task_set.kind == "target"), overlap)
+    return TaskPool(tasks, tuple(task_set for task_set in sets if task_set.kind == "target"), overlap, leaks)
 
 
 def _key_of(rows: Iterable[Row]) -> str:
