@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.models import ARCHITECTURES, make_model
 
-TORCH = ("workers", "lm", "probes", "evaluation", "pipeline", "cli")  # folders whose tests need taskpgm[lm]
+TORCH = ("workers", "lm", "probes", "trainer", "evaluation", "pipeline", "cli")  # folders whose tests need taskpgm[lm]
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

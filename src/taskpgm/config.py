@@ -329,6 +329,11 @@ class EnergyConfig(Section):
         description="likelihood, gain: weight κ of the pull to the reference mixture (default 0.2, without "
         "targets 0.5; gain 0.3).",
     )
+    loss: Literal["per_row", "per_token"] = Field(
+        "per_row",
+        description="How a set's loss is averaged: per_row (every context alike, long answers do not drown short ones) "
+        "or per_token (as most trainers do). Changing it solves again and trains nothing.",
+    )
     reference: Literal["uniform", "size"] = Field(
         "uniform", description="likelihood, gain: the prior's reference mixture."
     )
@@ -464,6 +469,10 @@ class Config(Section):
         if self.energy.limited and self.energy.kind != "likelihood":
             limit = self.energy.limited[0]
             raise ValueError(f"energy.{limit} is for energy.kind likelihood alone, not for {self.energy.kind!r}")
+        if self.energy.loss == "per_token" and self.affinity.kind == "jsd":
+            raise ValueError(
+                "energy.loss per_token does not go with affinity.kind jsd, whose positions are drawn per row"
+            )
         if self.energy.kind == "affinity" and self.targets:
             raise ValueError("energy.kind 'affinity' takes no targets: S has no such columns; use likelihood or gain")
         return self

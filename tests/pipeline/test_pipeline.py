@@ -138,6 +138,20 @@ def test_the_same_again_and_nothing_is_done_twice(finished, copied, tmp_path):
     assert result.mixture.shares == finished[1].mixture.shares
 
 
+def test_a_loss_per_token_solves_again_and_trains_nothing(copied, model_folders):
+    out = copied / "out"
+    before = times(out, "adapters/*/*") | times(out, "blocks/*") | times(out, "scores.npz")
+    config = load_config(experiment(copied, model_folders["llama"], energy={"loss": "per_token"}))
+    per_row = load_run(out).mixture.shares
+    result = run(config, out)
+    assert times(out, "adapters/*/*") | times(out, "blocks/*") | times(out, "scores.npz") == before
+    assert result.mixture.shares != per_row
+    assert load_run(out).scores.loss == "per_token"
+    target = load_run(out).affinity.matrices["M"][:, -1]
+    columns = result.scores.context_set[result.scores.context] == len(result.scores.tasks)
+    np.testing.assert_allclose(target, result.scores.logp[:, columns].mean(axis=1), rtol=1e-9)
+
+
 def test_a_new_task_trains_its_own_probe_and_scores_its_own_row_and_column(copied, model_folders, tmp_path):
     out = copied / "out"
     before = times(out, "adapters/*/*")

@@ -202,7 +202,12 @@ def test_a_click_on_a_task_shows_it(opened):
 def test_every_figure_is_saved_as_csv(opened, reports):
     page, *_ = opened("fourteen")
     names = page.eval_on_selector_all(".plot", "all => all.map(one => one.id)")
-    saved = {name: _saved(page, name) for name in names}
+    saved = {}
+    for number, name in enumerate(names):
+        if number % 8 == 7:  # Chromium asks before a page saves an eleventh file
+            page.reload()
+            page.wait_for_selector("html[data-drawn=all]", state="attached", timeout=60_000)
+        saved[name] = _saved(page, name)
     assert all(len(rows) > 1 and len({len(row) for row in rows}) == 1 for rows in saved.values())
     shares = {row[0]: float(row[1]) for row in saved["shares-picture"][1:]}
     assert shares == pytest.approx(load_run(reports["fourteen"].parent).mixture.shares)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import assert_never
 
 import numpy as np
 
@@ -53,9 +54,12 @@ def build_energy(
         raise UserError(
             f"energy.kind {config.kind!r} needs scores; a given affinity serves energy.kind 'affinity' only."
         )
-    if config.kind == "gain":
-        return _gain_energy(scores, config, weights, reference)
-    return _likelihood_energy(scores, config, weights, reference)
+    match config.kind:
+        case "gain":
+            return _gain_energy(scores, config, weights, reference)
+        case "likelihood":
+            return _likelihood_energy(scores, config, weights, reference)
+    assert_never(config.kind)
 
 
 def usual_prior(kind: str, scores: Scores, balance: float = 0.0) -> float:

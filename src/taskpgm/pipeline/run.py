@@ -215,7 +215,7 @@ class FinishedDirectory:
     @cached_property
     def scores(self) -> Scores:
         """What every probe says on the shared contexts."""
-        return Scores.load(self._there("scores.npz"))
+        return Scores.load(self._there("scores.npz"), self.config.energy.loss)
 
     @cached_property
     def affinity(self) -> Affinity:

@@ -12,7 +12,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,7 +233,7 @@ def make_scores(session: Session, pool: TaskPool) -> Scores:
     _check_probes(session, pool)
     wanted = score_parts(config, pool, _adapter_keys(session))
     if (artifacts / "scores.npz").exists() and artifacts.differs("score", wanted) is None:
-        return Scores.load(artifacts / "scores.npz")
+        return Scores.load(artifacts / "scores.npz", config.energy.loss)
     artifacts.forget("score")
     clock = Clock()
     probes = [probe for seed in range(config.probes.seeds) for probe in load_probes(session, seed)]
@@ -250,7 +250,7 @@ def make_scores(session: Session, pool: TaskPool) -> Scores:
         context_tokens=made.context_tokens, scored_tokens=made.scored_tokens,
         positions=len(made.scores.position) // config.probes.seeds,
     )  # fmt: skip
-    return made.scores
+    return replace(made.scores, loss=config.energy.loss)
 
 
 def recorded_scores(session: Session, pool: TaskPool) -> Scores:
@@ -267,7 +267,7 @@ def recorded_scores(session: Session, pool: TaskPool) -> Scores:
         wanted["affinity.jsd_positions"] = found["affinity.jsd_positions"]
     if why := differing(found, wanted):
         raise UserError(f"The scores in {artifacts.path} were made with other {why}; run `taskpgm score`.")
-    return Scores.load(artifacts / "scores.npz")
+    return Scores.load(artifacts / "scores.npz", session.config.energy.loss)
 
 
 def _adapter_keys(session: Session) -> dict[str, str]:
