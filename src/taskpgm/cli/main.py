@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -243,8 +243,9 @@ def report(
         list[Path], typer.Argument(help="A run directory, or two to see side by side.", metavar="DIR [DIR]")
     ],
     figures: Annotated[
-        Path | None, typer.Option(help="Also write every figure there, as SVG for papers.", metavar="FOLDER")
+        Path | None, typer.Option(help="Also write every figure there, for papers.", metavar="FOLDER")
     ] = None,
+    kind: Annotated[Literal["svg", "png"], typer.Option("--format", help="Of the figures' files.")] = "svg",
 ) -> None:
     """One self-contained page of a finished run: what to train on, how sure, how tasks relate, why, and how it ran."""
     from taskpgm.cli.report import check_installed
@@ -256,7 +257,7 @@ def report(
 
     screen.print(str(write_report(*runs)), markup=False, highlight=False, soft_wrap=True)
     for run_folder in runs[: 1 if figures else 0]:
-        screen.print(summary(write_figures(run_folder, figures or run_folder)), markup=False, highlight=False)
+        screen.print(summary(write_figures(run_folder, figures or run_folder, kind)), markup=False, highlight=False)
 
 
 @app.command()

@@ -109,15 +109,19 @@ def balance_run(session: Session, values: Sequence[float]) -> BalanceCurve:
     Raises:
         UserError: no targets, a value outside of 0 to 1, or no scores.
     """
-    pool, config = recorded_pool(session), session.config
-    scores = recorded_scores(session, pool)
+    pool = recorded_pool(session)
+    curve = balance_curve(pool, recorded_scores(session, pool), session.config, values)
+    session.artifacts.write_json("balance.json", curve.to_dict())
+    return curve
+
+
+def balance_curve(pool: TaskPool, scores: Scores, config: Config, values: Sequence[float]) -> BalanceCurve:
+    """The same from what is at hand; nothing is written."""
     affinity, energies = measure_affinity(scores, config.affinity), []
     for value in values:
         own = config.model_copy(update={"energy": balanced(config.energy, value)})
         energies.append((value, choose_energy(scores, affinity, pool, own)))
-    curve = trace_balance(scores, energies, allowed_shares(pool, config), scores.target_weights(config.target_weights))
-    session.artifacts.write_json("balance.json", curve.to_dict())
-    return curve
+    return trace_balance(scores, energies, allowed_shares(pool, config), scores.target_weights(config.target_weights))
 
 
 def sample_run(session: Session) -> Result:
