@@ -25,7 +25,15 @@ SECTIONS = ["shares", "relations", "gains", "reasons", "choices", "rows", "histo
 SHAPES = {
     "two": {"n": 2, "targets": 0, "names": [HOSTILE, "plain"]},
     "fourteen": {"n": 14, "targets": 4, "seeds": 2, "compared": True, "jsd": True},
-    "many": {"n": 316, "targets": 6, "contexts": 2, "seeds": 2, "compared": True, "energy": {"kind": "gain"}},
+    "many": {
+        "n": 316,
+        "targets": 6,
+        "contexts": 2,
+        "seeds": 2,
+        "compared": True,
+        "jsd": True,
+        "energy": {"kind": "gain"},
+    },
 }
 
 

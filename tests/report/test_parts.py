@@ -10,11 +10,13 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from support.finished import finished_run
+from typer.testing import CliRunner
 
 pytest.importorskip("plotly")
 pytest.importorskip("torch")
 
 from taskpgm import UserError, load_run, plot
+from taskpgm.cli.main import app
 from taskpgm.cli.report import report_line
 from taskpgm.mixture.affinity import given_affinity
 from taskpgm.pipeline.run import balance_curve
@@ -185,6 +187,12 @@ def test_figures_are_written_as_svg(folder, tmp_path):
         root = ET.parse(path).getroot()
         assert root.tag.endswith("svg")
         assert [float(root.get(side)) for side in ("width", "height")] == [1000, height[path.stem] or 500]
+
+
+def test_a_format_without_figures_is_not_ignored(folder):
+    result = CliRunner().invoke(app, ["report", str(folder), "--format", "png"])
+    assert isinstance(result.exception, UserError)
+    assert "add --figures" in str(result.exception)
 
 
 def test_figures_without_kaleido_say_what_to_install(folder, tmp_path, monkeypatch):

@@ -245,19 +245,23 @@ def report(
     figures: Annotated[
         Path | None, typer.Option(help="Also write every figure there, for papers.", metavar="FOLDER")
     ] = None,
-    kind: Annotated[Literal["svg", "png"], typer.Option("--format", help="Of the figures' files.")] = "svg",
+    kind: Annotated[Literal["svg", "png"] | None, typer.Option("--format", help="Of the figures' files; svg.")] = None,
 ) -> None:
     """One self-contained page of a finished run: what to train on, how sure, how tasks relate, why, and how it ran."""
     from taskpgm.cli.report import check_installed
 
     if len(runs) > 2:
         raise UserError(f"A report shows one run, or two side by side, not {len(runs)}; give at most two folders.")
+    if kind and not figures:
+        raise UserError(f"--format {kind} is for --figures, which was not given; add --figures FOLDER.")
     check_installed()
     from taskpgm.report.build import summary, write_figures, write_report
 
     screen.print(str(write_report(*runs)), markup=False, highlight=False, soft_wrap=True)
     for run_folder in runs[: 1 if figures else 0]:
-        screen.print(summary(write_figures(run_folder, figures or run_folder, kind)), markup=False, highlight=False)
+        screen.print(
+            summary(write_figures(run_folder, figures or run_folder, kind or "svg")), markup=False, highlight=False
+        )
 
 
 @app.command()

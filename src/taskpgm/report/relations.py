@@ -280,7 +280,7 @@ def _heat(name: str, values: Floats, error: Floats | None, names: list[str], vis
     )
     more = "" if error is None else " ± %{customdata:.3f}"
     return Heatmap(
-        z=compact(values, 4),
+        z=compact(values, 3),
         x=names,
         y=names,
         customdata=None if error is None else compact(error, 2),
