@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from taskpgm.cli.listing import Listing, some
+from taskpgm.data.plan import tokens_apart
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.balance import BalanceCurve
 from taskpgm.mixture.doubts import few_contexts
@@ -20,8 +21,6 @@ MOST = 20  # rows of a table of tasks, as many as a terminal shows at once; with
 NATS = ("likelihood", "gain")  # energies in nats a token
 REDUNDANT = 0.5  # correlation worth a line; below, two tasks share less than a quarter of their variance
 OTHER_SHARE = {"row_share": "row share", "token_share": "tokens"}  # the share that the weight is not
-TWOFOLD = 2.0  # shares of rows and of tokens that differ so much are named
-LEAST_SHARE = 0.01  # of either, below which nobody needs to hear of it
 LEAST_PRICE = 1e-6  # of a hundredth of the budget; below, a bound binds by rounding
 
 
@@ -135,21 +134,9 @@ def left_out_lines(data: Mapping[str, Any]) -> list[str]:
 
 def token_lines(data: Mapping[str, Any]) -> list[str]:
     """The task whose shares of rows and of response tokens differ most, if twofold, and what to do about it."""
-    apart = []
-    for task in data["tasks"]:
-        rows, tokens = task.get("row_share", 0.0), task.get("token_share", 0.0)
-        if min(rows, tokens) > 0 and max(rows, tokens, LEAST_SHARE) == max(rows, tokens):
-            apart.append((max(rows / tokens, tokens / rows), task["name"], rows, tokens))
-    far = sorted((one for one in apart if one[0] >= TWOFOLD), reverse=True)
-    if not far:
-        return []
-    _, name, rows, tokens = far[0]
-    others = f" ({len(far) - 1} more tasks differ twofold)" if len(far) > 1 else ""
-    if data["budget"]["unit"] == "tokens":
-        remedy = "shares are of tokens, which trainers average their loss over; with budget.examples they are of rows"
-    else:
-        remedy = "trainers average their loss over tokens; with budget.tokens shares are of tokens"
-    return [f"{name} has {rows:.1%} of the rows and {tokens:.1%} of the response tokens{others}: {remedy}"]
+    shares = {task["name"]: (task.get("row_share", 0.0), task.get("token_share", 0.0)) for task in data["tasks"]}
+    said = tokens_apart(shares, data["budget"]["unit"]) if "budget" in data else None
+    return [said] if said else []
 
 
 def bound_lines(data: Mapping[str, Any], most: int = 5) -> list[str]:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from taskpgm.cli.listing import Listing, some
 from taskpgm.config import Config
+from taskpgm.data.plan import tokens_apart
 from taskpgm.data.pool import TaskPool
 from taskpgm.evaluation.statistics import Comparison, Estimate, Summary, verdict_sentence
 from taskpgm.mixture.doubts import few_contexts, half_width
@@ -129,8 +130,17 @@ def pool_view(pool: TaskPool, config: Config, everything: bool = False) -> Rende
         f"budget {config.budget.size} {unit}; probes {config.probe_size} {unit} each in {config.probe_steps} steps, "
         f"{len(pool.tasks) * config.probes.seeds} of them" + (" from a warm start" if config.probes.warm_start else "")
     )
+    if config.budget.unit == "examples" and (said := _tokens_apart(pool)):
+        lines.append(f"with equal shares {said}")
     doubt = few_contexts(min(len(s.contexts) for s in pool.all))
     return Group(table, *map(Text, lines), *([Text(doubt, style="yellow")] if doubt else []))
+
+
+def _tokens_apart(pool: TaskPool) -> str | None:
+    """Which task's answers are so long or short that equal shares of rows are other shares of tokens."""
+    lengths = {task.name: task.response_tokens / len(task.train) for task in pool.tasks if task.train}
+    total = sum(lengths.values())
+    return tokens_apart({name: (1 / len(lengths), length / total) for name, length in lengths.items()}, "examples")
 
 
 def _ends(cells: list[list[str]]) -> list[list[str]]:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from plotly.graph_objects import Scatter
 
+from taskpgm.data.plan import tokens_apart
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table, joined
 from taskpgm.report.style import LINE, OWN, SHOWN, blank, name_axis, text
@@ -18,7 +19,7 @@ def section(material: Material) -> Section:
     return Section(
         "shares",
         "What should I train on, and how sure is it?",
-        [_headline(material), *_verdicts(material), *material.run.doubts],
+        [_headline(material), *_verdicts(material), *_tokens(material), *material.run.doubts],
         [_picture(material)],
         _tables(material),
     )
@@ -60,6 +61,16 @@ def _verdicts(material: Material) -> list[str]:
         "That ranks mixtures and promises no gain: nothing was trained on this one. "
         f"`taskpgm compare {material.command}` measures it.",
     ]
+
+
+def _tokens(material: Material) -> list[str]:
+    """Whose shares of rows and of response tokens differ twofold."""
+    tasks = material.stored["tasks"]
+    if "row_share" not in tasks[0]:
+        return []
+    shares = {task["name"]: (task["row_share"], task["token_share"]) for task in tasks}
+    said = tokens_apart(shares, material.stored["budget"]["unit"])
+    return [f"{said}."] if said else []
 
 
 def _picture(material: Material) -> Picture:
@@ -134,7 +145,7 @@ def _columns(material: Material) -> dict[str, list[Any]]:
     columns["low"] = [row["interval"][0] if row["interval"] else None for row in rows]
     columns["high"] = [row["interval"][1] if row["interval"] else None for row in rows]
     columns["at_bound"] = [row["at_bound"] for row in rows]
-    for key in ("rows", "epochs", "tokens"):
+    for key in ("count", "epochs", "tokens", "row_share", "token_share"):
         if key in rows[0]:
             columns[key] = [row[key] for row in rows]
     return columns | {name: [row["references"][name] for row in rows] for name in rows[0]["references"]}
@@ -142,7 +153,12 @@ def _columns(material: Material) -> dict[str, list[Any]]:
 
 def _tables(material: Material) -> list[Table]:
     columns = _columns(material)
-    header = ["task", "share", "95 % interval", *(["rows", "epochs"] if "rows" in columns else [])]
+    header = [
+        "task",
+        "share",
+        "95 % interval",
+        *(["rows", "epochs", "of rows", "of response tokens"] if "count" in columns else []),
+    ]
     references = list(material.mixture.references)
     rows = []
     for k, i in enumerate(material.order):
@@ -154,7 +170,10 @@ def _tables(material: Material) -> list[Table]:
             if low is not None
             else ""
         )
-        counts = [f"{columns['rows'][k]:,}", f"{columns['epochs'][k]:.2f}"] if "rows" in columns else []
+        counts = []
+        if "count" in columns:
+            counts = [f"{columns['count'][k]:,}", f"{columns['epochs'][k]:.2f}"]
+            counts += [f"{columns[key][k]:.2%}" for key in ("row_share", "token_share")]
         rows.append(
             [
                 material.tasks[i],
