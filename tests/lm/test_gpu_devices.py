@@ -20,7 +20,7 @@ from taskpgm.lm.engine import Engine
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Span, blocked_attention, fused_attention
 from taskpgm.probes import training
-from taskpgm.probes.scoring import measure_divergences, sample_positions
+from taskpgm.probes.diverging import measure_divergences, sample_positions
 from taskpgm.probes.training import Trainer
 
 COPIES = {"aten._to_copy.default", "aten.copy_.default"}

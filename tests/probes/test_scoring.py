@@ -14,8 +14,9 @@ from support.probing import all_blocks, labels_of, plain_loop, setup
 
 from taskpgm.data.chat import Encoded
 from taskpgm.lm.engine import Engine
+from taskpgm.probes.diverging import measure_divergences, sample_positions
 from taskpgm.probes.probe import Probe
-from taskpgm.probes.scoring import BASE, assemble, measure_divergences, sample_positions, score_sets
+from taskpgm.probes.scoring import BASE, assemble, score_sets
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

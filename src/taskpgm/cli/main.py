@@ -29,6 +29,7 @@ from taskpgm.cli.options import (
     OptionalConfig,
     Out,
     Refining,
+    Training,
     bundled,
     numbers,
 )
@@ -282,24 +283,19 @@ def compare(config: ConfigFile, out: Out, comparing: Comparing) -> None:
 
 
 @app.command()
+@bundled
 def train(
     run: Annotated[Path, typer.Argument(help="A finished run directory.", metavar="DIR")],
+    training: Training,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to write; DIR/trained if left out.", metavar="OUT")
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Train every weight instead of an adapter.")] = False,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak of the schedule; 2e-4, or 2e-5 with --full.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Rows of an optimiser step.")] = 16,
-    epochs: Annotated[int, typer.Option(help="Passes over train.jsonl; the plan's repeats are in it.")] = 1,
-    shuffle: Annotated[bool, typer.Option("--shuffle", help="Do not keep the order of train.jsonl.")] = False,
 ) -> None:
     """Train the model on the run's training set with TRL's SFTTrainer; started again, it goes on."""
     from taskpgm.pipeline.train import TrainOptions
     from taskpgm.pipeline.train import train as train_model
 
-    options = TrainOptions(full, learning_rate, batch, epochs, shuffle)
+    options = TrainOptions(**vars(training))
     with shown(errors) as progress:
         trained = train_model(run, out, options, progress)
     first, last = trained.losses[0], trained.losses[-1]
