@@ -18,8 +18,8 @@ PLAIN = str.maketrans({
     "\ufeff": None,
 })  # fmt: skip
 # Marks of a sentence: behind a word (not a letter: n! is no n) and before white space; at the end behind anything.
-SENTENCE = re.compile(r"(?<=[^\W\d_][^\W\d_])\s*[.,;:!?…]+(?=\s|$)")
-LAST = re.compile(r"(?<=\w)\s*[.?]+\s*$")
+SENTENCE = re.compile(r"(?<=[^\W\d_][^\W\d_])(?:\s*[.,;:!?…]+)+(?=\s|$)")
+LAST = re.compile(r"(?<=\w)(?:\s*[.?]+)+\s*$")
 SPACE = re.compile(r"(?<=\W) | (?=\W)")  # beside what is no letter or digit
 
 
