@@ -332,7 +332,8 @@ class EnergyConfig(Section):
     loss: Literal["per_row", "per_token"] = Field(
         "per_row",
         description="How a set's loss is averaged: per_row (every context alike, long answers do not drown short ones) "
-        "or per_token (as most trainers do). Changing it solves again and trains nothing.",
+        "or per_token (as most trainers do; of the tokens that contexts.positions leaves). Changing it solves again "
+        "and trains nothing.",
     )
     reference: Literal["uniform", "size"] = Field(
         "uniform", description="likelihood, gain: the prior's reference mixture."
@@ -471,7 +472,8 @@ class Config(Section):
             raise ValueError(f"energy.{limit} is for energy.kind likelihood alone, not for {self.energy.kind!r}")
         if self.energy.loss == "per_token" and self.affinity.kind == "jsd":
             raise ValueError(
-                "energy.loss per_token does not go with affinity.kind jsd, whose positions are drawn per row"
+                "energy.loss per_token does not go with affinity.kind jsd, whose positions are drawn per row; use loss "
+                "per_row or another affinity"
             )
         if self.energy.kind == "affinity" and self.targets:
             raise ValueError("energy.kind 'affinity' takes no targets: S has no such columns; use likelihood or gain")

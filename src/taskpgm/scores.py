@@ -84,10 +84,12 @@ class Scores(Brief):
         without_seed: int | None = None,
         only_group: int | None = None,
     ) -> Floats:
-        """(T,) position weights ω, Σω = 1.
+        """(T,) position weights ω, Σω = 1 unless per_token with `only_group`.
 
         per_row: a set's weight, spread evenly over its contexts, then over their columns, so that long answers do not
         drown short ones. per_token: spread evenly over all its columns, Σ NLL / Σ tokens, as trainers average losses.
+        A group alone then keeps its part of all B groups, ω = B · weight / columns of the whole set: a mean within the
+        group would make its short rows count more, and the mean over groups would be none over tokens.
 
         Args:
             set_weights: (sets,) non-negative, sums to one.
@@ -101,11 +103,16 @@ class Scores(Brief):
         if only_group is not None:
             kept_C = kept_C & (self.context_group == only_group)
         kept_T = kept_C[self.context]
-        if without_seed is not None:
-            kept_T = kept_T & (self.seed != without_seed)
+        seed_T = self.seed != without_seed if without_seed is not None else np.ones(len(self.seed), dtype=bool)
+        kept_T = kept_T & seed_T
         set_T = self.context_set[self.context]
         weight = set_weights[set_T] * kept_T
-        divisor = self._columns_of_sets(kept_T)[set_T] if self.loss == "per_token" else self._spread(kept_C, kept_T)
+        if self.loss == "per_row":
+            divisor = self._spread(kept_C, kept_T)
+        elif only_group is None:
+            divisor = self._columns_of_sets(kept_T)[set_T]
+        else:
+            divisor, weight = self._columns_of_sets(seed_T)[set_T], self.groups * weight
         return np.divide(weight, divisor, out=np.zeros_like(weight), where=divisor > 0)
 
     def _columns_of_sets(self, kept_T: NDArray[np.bool_]) -> Ints:

@@ -112,6 +112,8 @@ def test_a_comparison_begins_with_the_difference_from_uniform_on_the_targets():
     assert "both corrected for 2 comparisons" in text
     assert difference.corrected_interval[0] < difference.estimate.low
     assert "3 seeds are few: --seeds 5 would narrow the intervals by" in text
+    assert "losses are means over tokens; taskpgm was chosen by the loss per_row (energy.loss)" in text
+    assert "by the loss per_token" in " ".join(shown(comparison_view(comparison, "per_token")).split())
 
 
 def shares(rows, tokens, unit="examples"):
@@ -128,3 +130,11 @@ def test_shares_of_rows_and_tokens_that_differ_twofold_are_named():
     (line,) = token_lines(shares([0.2, 0.4, 0.4], [0.5, 0.25, 0.25], "tokens"))
     assert line.startswith("a has 20.0% of the rows and 50.0% of the response tokens: ")
     assert "budget.examples" in line
+
+
+@pytest.mark.parametrize(("unit", "named"), [("examples", True), ("tokens", False)])
+def test_check_names_whose_equal_share_of_rows_is_another_of_tokens(unit, named):
+    pool = make_pool({"a": [2] * 8, "b": [8] * 4, "c": [10] * 4})
+    text = " ".join(shown(pool_view(pool, make_config(pool, **{unit: 3})), width=400).split())
+    said = "with equal shares a has 33.3% of the rows and 10.0% of the response tokens"
+    assert (said in text) is named

@@ -498,6 +498,20 @@ def test_verdict_by_its_definition():
     np.testing.assert_allclose(mixture.references["mine"], r)
 
 
+def test_a_verdict_per_token_counts_every_held_out_token_once():
+    """Token by token, at the mixture chosen without its group: Σ of differences / tokens of the set."""
+    scores = synthetic_scores(np.random.default_rng(23), targets=1, contexts=16, longest=30)
+    scores = replace(scores, loss="per_token")
+    mixture = solve_mixture(build_energy(scores, None, EnergyConfig()), references={"uniform": None})
+    total, tokens = 0.0, 0
+    for t in range(len(scores.context)):
+        c = scores.context[t]
+        if scores.context_set[c] == len(scores.tasks):
+            P, p = np.exp(scores.logp[1:, t]), mixture.replicates[scores.context_group[c]]
+            total, tokens = total + np.log(p @ P) - np.log(P.mean()), tokens + 1
+    assert mixture.verdicts[0].gain == pytest.approx(total / tokens, rel=1e-9)
+
+
 @pytest.mark.parametrize(
     "config",
     [EnergyConfig(prior=0.05), EnergyConfig(kind="gain"), EnergyConfig(kind="affinity")],

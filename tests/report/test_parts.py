@@ -20,7 +20,7 @@ from taskpgm.cli.main import app
 from taskpgm.cli.report import report_line
 from taskpgm.mixture.affinity import given_affinity
 from taskpgm.pipeline.run import balance_curve
-from taskpgm.report import build, history, sides
+from taskpgm.report import build, history, shares, sides
 from taskpgm.report.field import Field, correlation
 from taskpgm.report.gains import _overall
 from taskpgm.report.material import Material
@@ -41,6 +41,20 @@ def test_frames_are_the_arrays(folder):
     np.testing.assert_array_equal(
         pairs.loc[list(run.affinity.tasks), list(run.affinity.tasks)], run.affinity.matrices["jsd"]
     )
+
+
+def test_shares_of_rows_and_of_tokens_are_said_beside_the_share(folder):
+    run = load_run(folder)
+    section = shares.section(Material(run))
+    table = next(one for one in section.tables if one.title == "All shares")
+    found = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
+    hover = "".join(shares.figure(Material(run)).data[-1].customdata)
+    rows, tokens = len(run.plan), sum(one.tokens for one in run.plan.tasks)
+    for one in run.plan.tasks:
+        assert found[one.name]["of rows"] == f"{one.count / rows:.2%}"
+        assert found[one.name]["of response tokens"] == f"{one.tokens / tokens:.2%}"
+        assert f"{one.count / rows:.1%} of the rows, {one.tokens / tokens:.1%} of the response tokens" in hover
+    assert {"95% CI", "size"} <= set(table.header)
 
 
 def test_frames_without_pandas_are_lists(folder, monkeypatch):

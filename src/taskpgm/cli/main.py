@@ -273,10 +273,10 @@ def compare(config: ConfigFile, out: Out, comparing: Comparing) -> None:
     from taskpgm.cli.tables import comparison_view
     from taskpgm.pipeline.run import compare_run
 
-    options = comparing.options
-    with _session(load_config(config), out) as session:
+    options, settings = comparing.options, load_config(config)
+    with _session(settings, out) as session:
         comparison, facts = compare_run(session, options)
-    screen.print(comparison_view(comparison), crop=False)
+    screen.print(comparison_view(comparison, settings.energy.loss), crop=False)
     if equivalence := facts.get("budget equivalence"):
         _print(f"budget equivalence: {equivalence['sentence']}")
     _print(f"{out}/comparison.json", report_line(out))

@@ -14,6 +14,7 @@ from taskpgm.data.pool import TaskPool
 from taskpgm.evaluation.statistics import Comparison, Estimate, Summary, verdict_sentence
 from taskpgm.mixture.doubts import few_contexts, half_width
 from taskpgm.progress import duration
+from taskpgm.scores import LossBy
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import ChatEncoder, Encoded
@@ -26,8 +27,12 @@ FEW_NOTES = 24  # on sets, which `check` shows
 VERDICT_STYLE = {"better": "green", "worse": "red"}
 
 
-def comparison_view(comparison: Comparison) -> RenderableType:
-    """Every mixture's averages and worst task, the judged one first, then a sentence for each difference."""
+def comparison_view(comparison: Comparison, chosen_by: LossBy = "per_row") -> RenderableType:
+    """Every mixture's averages and worst task, the judged one first, then a sentence for each difference.
+
+    Args:
+        chosen_by: `energy.loss` of the run; losses here are means over tokens.
+    """
     header = ["mixture", *(quantity.replace(" ", "\n") for quantity in comparison.quantities), "seeds"]
     rows, below = [], []
     for summary in comparison.summaries:
@@ -46,7 +51,7 @@ def comparison_view(comparison: Comparison) -> RenderableType:
             if difference.quantity == quantity
         ]
     first = [Text(_headline(comparison), style="bold")] if comparison.differences else []
-    notes = [Text(note, style="dim") for note in _comparison_notes(comparison)]
+    notes = [Text(note, style="dim") for note in _comparison_notes(comparison, chosen_by)]
     return Group(*first, table, *below, *notes, *lines)
 
 
@@ -64,8 +69,10 @@ def _worst(summary: Summary, comparison: Comparison) -> list[str]:
     return ["", ""] if summary.mixture == "uniform" else [summary.worst_task, f"{summary.worst.mean:+.3f}"]
 
 
-def _comparison_notes(comparison: Comparison) -> list[str]:
+def _comparison_notes(comparison: Comparison, chosen_by: LossBy) -> list[str]:
     notes = [f"losses in nats a token ± half of the {100 * comparison.level:g} % interval over seeds"]
+    if "taskpgm" in comparison.mixtures:
+        notes.append(f"losses are means over tokens; taskpgm was chosen by the loss {chosen_by} (energy.loss)")
     if comparison.tasks:
         what = "loss" if comparison.reference != "uniform" else "loss increase over uniform"
         notes.append(f"worst task: the one with the largest {what}")

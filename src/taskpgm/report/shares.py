@@ -11,7 +11,7 @@ from taskpgm.report.parts import Picture, Section, Table, joined
 from taskpgm.report.style import LINE, OWN, SHOWN, blank, name_axis, text
 
 MARKS = (("line-ns-open", "#D55E00"), ("diamond-open", "#009E73"), ("x-thin-open", "#CC79A7"))
-LABEL = {"size-proportional": "by size"}
+LABEL = {"size-proportional": "size"}
 
 
 def section(material: Material) -> Section:
@@ -124,7 +124,7 @@ def _own(material: Material, shown: list[int]) -> Scatter:
         }
     marker = {"size": 10, "color": OWN, "symbol": ["circle" if one else "circle-open" for one in inside]}
     said = [
-        f"{text(material.tasks[i])}: {_share(material, i)}{'' if inside[k] else ', at a bound'}"
+        f"{text(material.tasks[i])}: {_share(material, i)}{'' if inside[k] else ', at a bound'}{_both(material, i)}"
         for k, i in enumerate(shown)
     ]
     return Scatter(
@@ -137,6 +137,13 @@ def _own(material: Material, shown: list[int]) -> Scatter:
         customdata=said,
         hovertemplate="%{customdata}<extra></extra>",
     )
+
+
+def _both(material: Material, i: int) -> str:
+    task = material.stored["tasks"][i]
+    if "row_share" not in task:
+        return ""
+    return f"<br>{task['row_share']:.1%} of the rows, {task['token_share']:.1%} of the response tokens"
 
 
 def _columns(material: Material) -> dict[str, list[Any]]:
@@ -156,7 +163,7 @@ def _tables(material: Material) -> list[Table]:
     header = [
         "task",
         "share",
-        "95 % interval",
+        "95% CI",
         *(["rows", "epochs", "of rows", "of response tokens"] if "count" in columns else []),
     ]
     references = list(material.mixture.references)
