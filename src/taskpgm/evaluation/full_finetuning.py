@@ -17,6 +17,7 @@ from taskpgm.config import Config
 from taskpgm.data.chat import Encoded, tokens_of
 from taskpgm.errors import UserError
 from taskpgm.lm.model import LanguageModel
+from taskpgm.lm.quantized import quantized_layers
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.probe import Probe, installed
 from taskpgm.probes.training import Trainer
@@ -56,6 +57,7 @@ def train_full(
     Raises:
         UserError: a loss that is not finite, or a model whose weights are not of one precision.
     """
+    check_all_trainable(lm)
     parameters = dict(lm.model.named_parameters())  # tied ones once
     if len({p.dtype for p in parameters.values()}) > 1:
         raise UserError("The model's weights are of several precisions; set model.dtype to train all of them.")
@@ -65,9 +67,19 @@ def train_full(
     trainer = Trainer(replace(lm, processes=1), config, progress=progress)
     trunk = Trunk(lm, 0, lm.shared_prefix([row for step in steps for row in step]))
     with _replaced(lm.model, _views(flat, parameters)), _trainable(parameters, _views(gradient, parameters)):
-        losses = trainer.descend(name, steps, trunk, master, flat, gradient)
+        losses = trainer.descend(name, steps, trunk, master, [flat], [gradient])
     weights = {key: view.cpu() for key, view in _views(flat, parameters).items()}
     return Finetuned(name, weights, losses, tokens_of(steps))
+
+
+def check_all_trainable(lm: LanguageModel) -> None:
+    """Errors if not every weight of the model can be trained: it is quantised, or over several devices."""
+    for found, setting in (
+        (bool(quantized_layers(lm.model)), "quantised; train an adapter (method lora), or leave model.quantization out"),
+        (len(lm.devices) > 1, "over several devices; train an adapter (method lora), or leave model.device_map out"),
+    ):
+        if found:
+            raise UserError(f"The weights of {lm.name!r} cannot all be trained, since it is {setting}.")
 
 
 def save_finetuned(lm: LanguageModel, trained: Finetuned, folder: Path) -> None:
