@@ -17,7 +17,7 @@ from taskpgm.config import Config
 from taskpgm.data.chat import Encoded, tokens_of
 from taskpgm.errors import UserError
 from taskpgm.lm.model import LanguageModel
-from taskpgm.lm.quantized import quantized_layers
+from taskpgm.lm.quantized import check_all_trainable
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.probe import Probe, installed
 from taskpgm.probes.training import Trainer
@@ -55,7 +55,7 @@ def train_full(
     """The model trained on these rows, step by step, by the optimiser and the schedule that probes have.
 
     Raises:
-        UserError: a loss that is not finite, or a model whose weights are not of one precision.
+        UserError: a loss that is not finite, or a model whose weights are not of one precision or place.
     """
     check_all_trainable(lm)
     parameters = dict(lm.model.named_parameters())  # tied ones once
@@ -70,16 +70,6 @@ def train_full(
         losses = trainer.descend(name, steps, trunk, master, [flat], [gradient])
     weights = {key: view.cpu() for key, view in _views(flat, parameters).items()}
     return Finetuned(name, weights, losses, tokens_of(steps))
-
-
-def check_all_trainable(lm: LanguageModel) -> None:
-    """Errors if not every weight of the model can be trained: it is quantised, or over several devices."""
-    for found, setting in (
-        (bool(quantized_layers(lm.model)), "quantised; train an adapter (method lora), or leave model.quantization out"),
-        (len(lm.devices) > 1, "over several devices; train an adapter (method lora), or leave model.device_map out"),
-    ):
-        if found:
-            raise UserError(f"The weights of {lm.name!r} cannot all be trained, since it is {setting}.")
 
 
 def save_finetuned(lm: LanguageModel, trained: Finetuned, folder: Path) -> None:

@@ -22,6 +22,7 @@ from taskpgm.data.chat import Encoded, tokens_of
 from taskpgm.errors import UserError
 from taskpgm.evaluation.full_finetuning import Finetuned
 from taskpgm.lm.model import LanguageModel
+from taskpgm.lm.quantized import check_all_trainable
 from taskpgm.lm.quiet import import_peft
 from taskpgm.probes.probe import Probe, adapter_seed, lora_settings
 from taskpgm.probes.training import learning_rate_factor
@@ -74,6 +75,7 @@ def train_full_with_trl(
     Raises:
         UserError: as `train_with_trl`.
     """
+    check_all_trainable(lm)
     dtype = lm.dtype
     with as_before(lm.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError
+from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.quiet import bitsandbytes_quiet
 
 KINDS = ("Linear4bit", "Linear8bitLt")  # bitsandbytes' layers
@@ -45,6 +46,16 @@ def quantizing(config: ModelConfig, device: torch.device) -> dict[str, Any]:
 def quantized_layers(model: Any) -> dict[str, nn.Module]:
     """The layers whose weights are quantised, by name."""
     return {name: module for name, module in model.named_modules() if type(module).__name__ in KINDS}
+
+
+def check_all_trainable(lm: LanguageModel) -> None:
+    """Errors if not every weight of the model can be trained: it is quantised, or over several devices."""
+    for found, setting in (
+        (bool(quantized_layers(lm.model)), "quantised; train an adapter (method lora), or leave model.quantization out"),
+        (len(lm.devices) > 1, "over several devices; train an adapter (method lora), or leave model.device_map out"),
+    ):
+        if found:
+            raise UserError(f"The weights of {lm.name!r} cannot all be trained, since it is {setting}.")
 
 
 def dequantize_in_products(model: Any) -> None:
