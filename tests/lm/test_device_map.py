@@ -104,7 +104,13 @@ def test_every_weight_over_several_devices_cannot_be_trained(method, model_folde
 
 def test_a_map_and_a_device_do_not_go_together():
     with pytest.raises(UserError, match="device_map auto takes all accelerators, device cuda:1 one; leave one of them"):
-        parse_config({"model": {"device_map": "auto", "device": "cuda:1"}, "tasks": [{"name": "a", "path": "a"}], "budget": {"examples": 1}})
+        parse_config(
+            {
+                "model": {"device_map": "auto", "device": "cuda:1"},
+                "tasks": [{"name": "a", "path": "a"}],
+                "budget": {"examples": 1},
+            }
+        )
 
 
 def test_one_device_is_said(model_folders):
@@ -124,7 +130,9 @@ def test_a_model_over_all_gpus_has_one_worker(monkeypatch):
     assert local_devices(ModelConfig(device_map="auto")) == []
 
 
-@pytest.mark.parametrize(("quantization", "remedy"), [(None, "set model.quantization: nf4, give"), ("nf4", "together; give")])
+@pytest.mark.parametrize(
+    ("quantization", "remedy"), [(None, "set model.quantization: nf4, give"), ("nf4", "together; give")]
+)
 def test_a_model_without_room_says_so(quantization, remedy, model_folders, monkeypatch):
     """What accelerate leaves on the CPU or the disk would be copied for every step."""
     folder = model_folders["llama"]
@@ -141,10 +149,10 @@ def test_a_model_without_room_says_so(quantization, remedy, model_folders, monke
 
 
 def test_cuda_is_named_in_one_module_alone():
-    """And in what `model.device` means."""
+    """Beside what `model.device` means, and estimates for devices that are not there."""
     named = [
         path.name
         for path in Path(taskpgm.__file__).parent.rglob("*.py")
         if re.search(r"\bcuda\b|\bCUDA\b|\bhip\b", path.read_text())
     ]
-    assert sorted(named) == ["config.py", "devices.py"]
+    assert sorted(named) == ["config.py", "cost.py", "devices.py", "tables.py"]

@@ -18,7 +18,7 @@ from taskpgm.errors import UserError
 from taskpgm.evaluation.full_finetuning import train_full
 from taskpgm.lm.checkpoint import model_fingerprint, read_skeleton
 from taskpgm.lm.loading import load_model
-from taskpgm.lm.quantized import dequantized, quantized_layers
+from taskpgm.lm.quantized import dequantized, held_bytes, quantized_layers
 from taskpgm.lm.structure import why_whole
 from taskpgm.probes.training import Trainer
 
@@ -111,6 +111,16 @@ def test_a_rows_result_does_not_depend_on_the_rows_beside_it(kind, model_folders
     np.testing.assert_allclose(alone, together, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_are_told_from_shapes(kind, model_folders):
+    lm = loaded(model_folders["llama"], kind)
+    found = held_bytes(lm.model, kind)
+    for layer in quantized_layers(lm.model).values():
+        found += layer.weight.quant_state.absmax.nbytes if kind == "nf4" else layer.weight.SCB.nbytes
+    config = ModelConfig(path=str(model_folders["llama"]), dtype="float32", quantization=kind)
+    assert held_bytes(read_skeleton(config), kind) == found
+
+
 def test_another_quantisation_is_another_model(model_folders):
     prints = {model_fingerprint(ModelConfig(path=str(model_folders["llama"]), quantization=q)) for q in (None, *KINDS)}
     assert len(prints) == 3
@@ -139,7 +149,10 @@ def test_a_model_that_is_quantised_in_its_files(model_folders, tmp_path):
 
 def test_every_weight_of_a_quantised_model_cannot_be_trained(model_folders):
     lm = loaded(model_folders["llama"], "nf4")
-    with pytest.raises(UserError, match=r"cannot all be trained, since it is quantised; train an adapter .* leave model.quantization out"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot all be trained, since it is quantised; train an adapter .* leave model.quantization out",
+    ):
         train_full(lm, "x", [some_rows()], config_for(model_folders["llama"]))
 
 

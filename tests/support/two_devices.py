@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import dispatch_model
-from support.probing import ROWS, all_blocks, config_for, setup
 
+from support.probing import ROWS, all_blocks, config_for, setup
 from taskpgm.config import ModelConfig
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.pool import Row

@@ -11,7 +11,7 @@ Forward = Callable[..., Any]
 
 @contextlib.contextmanager
 def replaced(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
-    """Within, these modules run as given. Then what was there comes back: a hook of accelerate's, or the class's own."""
+    """Within, these modules run as given. What was there comes back: a hook of accelerate's, or the class's own."""
     before = {module: vars(module).get("forward") for module in forwards}
     for module, forward in forwards.items():
         module.forward = forward

@@ -35,6 +35,8 @@ class LanguageModel:
     layers: nn.ModuleList
     processes: int = 1  # that train and score side by side, one core each; 1: one on all cores
     whole_because: str | None = None  # why packed trunk, rest and output embedding do not give the model's own logits
+    planned: torch.device | None = None  # where weights would be that are not read, but for their shapes
+    room: float | None = None  # bytes that a batch may take there
 
     @property
     def plain_head(self) -> bool:
@@ -44,12 +46,12 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go: the embedding's device, and all other weights' if there is one device."""
-        return next(self.model.parameters()).device
+        return self.planned or next(self.model.parameters()).device
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
         """Where the weights are: one device, or those that `model.device_map` spread the layers over."""
-        return tuple(dict.fromkeys(weight.device for weight in self.model.parameters()))
+        return (self.planned,) if self.planned else tuple(dict.fromkeys(w.device for w in self.model.parameters()))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -70,6 +72,8 @@ class LanguageModel:
     def memory_budget(self) -> float:
         """Bytes that a batch may take: an equal part of half of the machine's memory for each process that works beside
         others; of GPUs what is free on the fullest, less a tenth, times their number."""
+        if self.room is not None:
+            return self.room
         if self.device.type == "cpu":
             return total_memory() / 2 / self.processes
         return min(map(free_memory, self.devices)) * len(self.devices)

@@ -1,4 +1,4 @@
-"""Quantised base models, as QLoRA has them (arXiv 2305.14314): weights in 4 or 8 bits, products in the model's precision.
+"""Quantised base models, as QLoRA has them (arXiv 2305.14314): weights in few bits, products in the model's precision.
 
 bitsandbytes quantises and dequantises; the product is ours, for its own layers lose gradients on a CPU once they have
 run without (they repack their weights for that), and in 8 bits have a row's result depend on the rows beside it.
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError
+from taskpgm.lm.lora import sizes
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.quiet import bitsandbytes_quiet
 
@@ -35,8 +36,8 @@ def quantizing(config: ModelConfig, device: torch.device) -> dict[str, Any]:
         from bitsandbytes import supported_torch_devices as supported
     if device.type not in supported:
         raise UserError(
-            f"model.quantization {config.quantization} does not go with {device.type}, which bitsandbytes does not know "
-            f"(it knows {', '.join(sorted(supported))}); leave it out, or set model.device."
+            f"model.quantization {config.quantization} does not go with {device.type}: bitsandbytes knows "
+            f"{', '.join(sorted(supported))}; leave it out, or set model.device."
         )
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     settings = four if config.quantization == "nf4" else {"load_in_8bit": True}
@@ -48,10 +49,30 @@ def quantized_layers(model: Any) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if type(module).__name__ in KINDS}
 
 
+def held_bytes(model: Any, quantization: str | None) -> float:
+    """Bytes of a model's weights; of one that is not quantised yet, as they will be.
+
+    NF4 takes 4 bits a weight, and for every 64 a scale of 8; int8 takes 8 bits, and for every output a scale of 32.
+    """
+    total = float(sum(weight.numel() * weight.element_size() for weight in model.parameters()))
+    if quantization is None or quantized_layers(model):
+        return total
+    head = model.get_output_embeddings()
+    for layer in model.modules():
+        if layer is not head and (isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"):
+            count, (size_in, _) = layer.weight.numel(), sizes(layer)
+            each = 0.5 + 1 / 64 if quantization == "nf4" else 1 + 4 / size_in
+            total += count * (each - layer.weight.element_size())
+    return total
+
+
 def check_all_trainable(lm: LanguageModel) -> None:
     """Errors if not every weight of the model can be trained: it is quantised, or over several devices."""
     for found, setting in (
-        (bool(quantized_layers(lm.model)), "quantised; train an adapter (method lora), or leave model.quantization out"),
+        (
+            bool(quantized_layers(lm.model)),
+            "quantised; train an adapter (method lora), or leave model.quantization out",
+        ),
         (len(lm.devices) > 1, "over several devices; train an adapter (method lora), or leave model.device_map out"),
     ):
         if found:
@@ -83,7 +104,9 @@ def _of_four_bits(codes: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
     """
     from bitsandbytes import functional
 
-    scales = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    scales = (
+        functional.dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    )
     count, row = state.shape.numel(), state.shape[-1]
     shape = tuple(state.shape) if row % state.blocksize == 0 else (1, count)
     flat = torch.ops.bitsandbytes.dequantize_4bit.default(
