@@ -127,6 +127,18 @@ class ModelConfig(Section):
     )
     trust_remote_code: bool = Field(False, description="Run code that a hub repository ships. Off unless you trust it.")
 
+    def check_full(self) -> None:
+        """Errors for settings under which adapters alone can be trained, where every weight is to be.
+
+        Raises:
+            UserError: with the setting.
+        """
+        for name in ("quantization", "device_map"):
+            if value := getattr(self, name):
+                raise UserError(
+                    f"Every weight cannot be trained with model.{name}: {value}; train an adapter, or leave it out."
+                )
+
     @pydantic.model_validator(mode="after")
     def _one_place(self) -> Self:
         if self.device_map and self.device != "auto":
