@@ -98,7 +98,7 @@ def test_other_devices_than_cuda_and_several_give_what_a_cpu_gives(model_folders
 def test_every_weight_over_several_devices_cannot_be_trained(method, model_folders, monkeypatch):
     lm, rows, _ = setup(model_folders["llama"])
     monkeypatch.setattr(LanguageModel, "devices", (torch.device("cuda:0"), torch.device("cuda:1")))
-    with pytest.raises(UserError, match="over several devices; train an adapter .* leave model.device_map out"):
+    with pytest.raises(UserError, match="over several devices; train an adapter, or leave model.device_map out"):
         method(lm, "x", [rows["sky"]], config_for(model_folders["llama"]))
 
 

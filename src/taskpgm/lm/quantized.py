@@ -67,16 +67,14 @@ def held_bytes(model: Any, quantization: str | None) -> float:
 
 
 def check_all_trainable(lm: LanguageModel) -> None:
-    """Errors if not every weight of the model can be trained: it is quantised, or over several devices."""
-    for found, setting in (
-        (
-            bool(quantized_layers(lm.model)),
-            "quantised; train an adapter (method lora), or leave model.quantization out",
-        ),
-        (len(lm.devices) > 1, "over several devices; train an adapter (method lora), or leave model.device_map out"),
-    ):
-        if found:
-            raise UserError(f"The weights of {lm.name!r} cannot all be trained, since it is {setting}.")
+    """Errors if adapters alone can be trained: the model is quantised, or over several devices."""
+    why = "quantised" if quantized_layers(lm.model) else "over several devices" if len(lm.devices) > 1 else ""
+    if why:
+        setting = "quantization" if why == "quantised" else "device_map"
+        raise UserError(
+            f"The weights of {lm.name!r} cannot all be trained, since it is {why}; train an adapter, or leave "
+            f"model.{setting} out."
+        )
 
 
 def dequantize_in_products(model: Any) -> None:
