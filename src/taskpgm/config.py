@@ -241,6 +241,20 @@ class ProbeConfig(Section):
     )
 
 
+class DataConfig(Section):
+    """Which rows are copies of each other: those of held-out rows are never trained on."""
+
+    duplicates: Literal["exact", "normalised", "near"] = Field(
+        "normalised",
+        description="exact (the same text), normalised (the same but for case, spacing, Unicode's forms and punctuation "
+        "between words) or near (also four fifths of the same runs of three words, with the same numbers and signs; "
+        "needs taskpgm[near]).",
+    )
+    within_tasks: bool = Field(
+        False, description="Also keep only one of the training rows of a task that are copies of each other."
+    )
+
+
 class ContextConfig(Section):
     """The held-out rows on which all probes are compared."""
 
@@ -322,6 +336,7 @@ class Config(Section):
     groups: tuple[GroupConfig, ...] = Field((), description=str(GroupConfig.__doc__))
     budget: BudgetConfig = Field(description=str(BudgetConfig.__doc__))
     probes: ProbeConfig = Field(default_factory=lambda: ProbeConfig(), description=str(ProbeConfig.__doc__))
+    data: DataConfig = Field(default_factory=lambda: DataConfig(), description=str(DataConfig.__doc__))
     contexts: ContextConfig = Field(default_factory=lambda: ContextConfig(), description=str(ContextConfig.__doc__))
     affinity: AffinityConfig = Field(default_factory=lambda: AffinityConfig(), description=str(AffinityConfig.__doc__))
     energy: EnergyConfig = Field(default_factory=lambda: EnergyConfig(), description=str(EnergyConfig.__doc__))

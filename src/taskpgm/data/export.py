@@ -9,6 +9,7 @@ from typing import Literal
 from taskpgm.data.chat_template import separated
 from taskpgm.data.plan import RowPlan
 from taskpgm.data.pool import Row, TaskPool
+from taskpgm.data.rows import one_of_each_shape
 from taskpgm.errors import UserError
 
 Format = Literal["messages", "prompt_completion", "text"]  # text: prompt and completion for models without a template
@@ -69,11 +70,12 @@ def check_format(pool: TaskPool, asked: str, has_chat_template: bool) -> None:
     """
     pairs: Format = "prompt_completion" if has_chat_template else "text"
     for task in pool.tasks if asked == "prompt_completion" else ():
-        whys = [why for row in task.train if (why := _unfit(row, pairs))]
+        whys = [(number, why) for number, row in one_of_each_shape(task.train) if (why := _unfit(row, pairs))]
         if whys:
             raise UserError(
-                f"export.format prompt_completion cannot hold {len(whys)} of the {len(task.train)} training rows of "
-                f"task {task.name!r}, such as one {whys[0]}; set it to messages or auto."
+                f"export.format prompt_completion cannot hold {sum(number for number, _ in whys)} of the "
+                f"{len(task.train)} training rows of task {task.name!r}, such as one {whys[0][1]}; set it to messages or "
+                "auto."
             )
 
 

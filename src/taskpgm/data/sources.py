@@ -1,4 +1,4 @@
-"""`Table`: the records of one source, whatever file format they come in.
+"""`Opened`: the records of one source, whatever file format they come in, in parts that are read in a stream.
 
 Text files are parsed here, not by `datasets`, which guesses types: an answer 2020-01-01 becomes a date, 007 becomes 7,
 5.10 becomes 5.1 and None becomes null. Here a number in a text column is the text that the file holds. Saved datasets
@@ -13,14 +13,15 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO, cast
 
 from taskpgm.config import ALIASES, FIELDS, REFUSED, Source, local_path
-from taskpgm.data.splits import READABLE, Asked, asked_of, files_of, is_saved, kind_of, named, pick_split
+from taskpgm.data.splits import PACKED, READABLE, Asked, asked_of, files_of, is_saved, kind_of, named, pick_split
 from taskpgm.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,15 +38,39 @@ class Number(str):
     __slots__ = ()
 
 
-Record = tuple[str, dict[str, Any]]  # (where it stands, for messages; the record)
+Record = tuple[int, dict[str, Any]]  # (its number in the file, for messages; the record)
+PART = 16 << 20  # bytes of a large file that are read as one part: a guess, some seconds of work
+BATCH = 1024  # rows of a columnar file that are turned into records at a time
+
+
+class Part(NamedTuple):
+    """A stretch of a file that can be read by itself, as often as asked."""
+
+    records: Callable[[], Iterator[Record]]
+    word: str  # how messages number its records: "line", "row"
+    file: str  # what they call the file
+    columns: tuple[str, ...] = ()  # that a header or a schema names
+    size: int = 0  # bytes, if that many may be read in a process of their own
+
+    def place(self, number: int) -> str:
+        """Where a record stands: "line 5 of jars.jsonl"."""
+        return f"{self.word} {number} of {self.file}"
+
+
+class Opened(NamedTuple):
+    """A source that is ready to be read, in file order."""
+
+    asked: Asked
+    parts: list[Part]
+    notes: tuple[str, ...] = ()  # which files were chosen and what was left out, for `check`
 
 
 class Table(NamedTuple):
-    """Records of one source in file order."""
+    """Records of one source in file order, all in memory."""
 
     columns: list[str]
-    records: list[Record]
-    notes: tuple[str, ...] = ()  # which files were chosen and what was left out, for `check`
+    records: list[tuple[str, dict[str, Any]]]  # (where it stands, the record)
+    notes: tuple[str, ...] = ()
 
 
 class _File(NamedTuple):
@@ -58,8 +83,8 @@ class _File(NamedTuple):
         return f"{self.who}: {self.path}"
 
 
-def read_table(source: Source, path: str | None, who: str) -> Table:
-    """Columns and records of a file, a folder of files, a pattern, a saved dataset or a hub id.
+def open_source(source: Source, path: str | None, who: str) -> Opened:
+    """A file, a folder of files, a pattern, a saved dataset or a hub id, ready to be read.
 
     Args:
         source: its path, split and subset say what is read, its columns which of the columns.
@@ -67,57 +92,85 @@ def read_table(source: Source, path: str | None, who: str) -> Table:
         who: how messages call the source.
 
     Raises:
-        UserError: anything about the source that its owner has to put right.
+        UserError: anything about the source that its owner has to put right; what is wrong with a record is raised
+            where its part is read.
     """
     asked = asked_of(source, who, path)
     local = local_path(asked.path)
     files = files_of(asked)
     if files is None:
         if HUB_ID.fullmatch(asked.path) and not kind_of(local):
-            return _read_hub(asked, source)
+            return Opened(asked, *_open_hub(asked, source))
         raise UserError(
             f"{who}: {asked.path} is neither a file nor a folder, nor does it look like a hub id (owner/name); check "
             f"its {asked.key}."
         )
     if is_saved(local):
-        table = _read_saved(local, asked, source)
-    else:
-        tables = [_read_file(_File(file, files.name(file), who), source) for file in files.paths]
-        names = [files.name(file) for file in files.paths]
-        _check_alike(dict(zip(names, tables, strict=True)), asked, source)
-        table = _join(tables)
-    return table._replace(notes=files.notes + table.notes)
+        parts, notes = _open_saved(local, asked, source)
+        return Opened(asked, parts, files.notes + notes)
+    parts, said = [], dict.fromkeys(files.notes)
+    for file in files.paths:
+        found, notes = _open_file(_File(file, files.name(file), who), source)
+        parts += found
+        said |= dict.fromkeys(notes)
+    return Opened(asked, parts, tuple(said))
 
 
-def _check_alike(tables: dict[str, Table], asked: Asked, source: Source) -> None:
-    """Raise if a file has none of the columns that are read, and another has: it is no data, or other data."""
+def read_table(source: Source, path: str | None, who: str) -> Table:
+    """All columns and records of what `open_source` opens.
+
+    Raises:
+        UserError: anything about the source that its owner has to put right.
+    """
+    opened = open_source(source, path, who)
+    columns: dict[str, dict[str, None]] = {}
+    filled: dict[str, dict[str, None]] = {}
+    records = []
+    for part in opened.parts:
+        names = columns.setdefault(part.file, dict.fromkeys(part.columns))
+        for number, record in part.records():
+            names |= dict.fromkeys(record)
+            records.append((part.place(number), record))
+            filled[part.file] = names
+    check_alike(filled, opened.asked, source)
+    return Table(list(dict.fromkeys(name for names in columns.values() for name in names)), records, opened.notes)
+
+
+def check_alike(columns: dict[str, dict[str, None]], asked: Asked, source: Source) -> None:
+    """Raise if a file has none of the columns that are read, and another has: it is no data, or other data.
+
+    Args:
+        columns: names by file, of those that hold records.
+    """
     known = _known(source)
-    strange = [name for name, table in tables.items() if table.records and not known & set(table.columns)]
-    if strange and len(strange) < len(tables):
-        usual = next(name for name in tables if name not in strange)
+    strange = [file for file, names in columns.items() if not known & set(names)]
+    if strange and len(strange) < len(columns):
+        usual = next(name for name in columns if name not in strange)
         raise UserError(
-            f"{asked.who}: {strange[0]} in {asked.path} has the columns {named(tables[strange[0]].columns)}, none of "
+            f"{asked.who}: {strange[0]} in {asked.path} has the columns {named(columns[strange[0]])}, none of "
             f"those that are read, and {usual} has some; name what to read in `{asked.key}`, a file or a pattern, "
             "without it."
         )
 
 
-def _join(tables: Iterable[Table]) -> Table:
-    tables = list(tables)
-    columns = dict.fromkeys(column for table in tables for column in table.columns)
-    records = [record for table in tables for record in table.records]
-    return Table(list(columns), records, tuple(dict.fromkeys(note for table in tables for note in table.notes)))
+Parts = tuple[list[Part], tuple[str, ...]]  # and notes
 
 
-def _read_file(file: _File, source: Source) -> Table:
+def _open_file(file: _File, source: Source) -> Parts:
     kind = kind_of(file.path)
     if kind is None:
         raise UserError(f"{file.where} is not a {READABLE}; convert or rename it.")
     if kind in ("parquet", "arrow"):
-        return _read_arrow(file, source)
+        return _open_arrow(file, source)
+    with _readable(file):
+        return (_open_json if kind == "json" else _open_csv)(file, source)
+
+
+@contextmanager
+def _readable(file: _File) -> Iterator[None]:
+    """Within, what goes wrong with a text file is said to its owner."""
     try:
-        with _opened(file, newline=None if kind == "json" else "") as text:
-            return (_read_json if kind == "json" else _read_csv)(text, file, source)
+        yield
     except UnicodeDecodeError as error:
         raise _not_text(file) from error
     except (OSError, EOFError, zlib.error) as error:
@@ -185,30 +238,86 @@ BETWEEN = re.compile(r"[\s\[,]*")  # in front of the values of a list
 DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, object_pairs_hook=_unique)
 
 
-def _read_json(text: TextIO, file: _File, source: Source) -> Table:
+def _open_json(file: _File, source: Source) -> Parts:
     """Objects, one a line, or those of one list, or of the only list in one object; numbers as the file spells them."""
-    lines = ((number, line.rstrip("\n")) for number, line in enumerate(text, 1) if not line.isspace())
-    number, first = next(lines, (1, "[]"))
-    try:
-        value = DECODER.decode(first)
-    except (ValueError, RecursionError):
-        return _of_value(_parse_whole(file, number, first, "\n" + text.read()), number, file, source)
-    second = next(lines, None)
-    if second is None:
-        return _of_value(value, number, file, source)
-    rest = ((number, _parse(file, number, line)) for number, line in chain([second], lines))
-    return _objects(
-        ((f"line {number} of {file.name}", value) for number, value in chain([(number, value)], rest)), file
-    )
+    with _opened(file, newline=None) as text:
+        lines = _lines(text)
+        number, first = next(lines, (1, "[]"))
+        try:
+            value = DECODER.decode(first)
+        except (ValueError, RecursionError):
+            return _of_value(_parse_whole(file, number, first, "\n" + text.read()), number, file, source)
+        if next(lines, None) is None:
+            return _of_value(value, number, file, source)
+    return _of_lines(file), ()
 
 
-def _of_value(value: Any, line: int, file: _File, source: Source) -> Table:
+def _lines(text: TextIO) -> Iterator[tuple[int, str]]:
+    """(number, line) of those that are not blank."""
+    return ((number, line.rstrip("\n")) for number, line in enumerate(text, 1) if not line.isspace())
+
+
+def _of_lines(file: _File) -> list[Part]:
+    """Parts of a file of one object a line: of a large one that is plain UTF-8, stretches that begin with a line."""
+    size = file.path.stat().st_size
+    if file.path.name.lower().endswith(PACKED):
+        return [Part(partial(_text_lines, file), "line", file.name)]
+    cuts = _stretches(file, size) if size > PART else []
+    if not cuts:
+        return [Part(partial(_text_lines, file), "line", file.name, size=size)]
+    ends = [start for start, _ in cuts[1:]] + [size]
+    return [
+        Part(partial(_byte_lines, file, start, end, line), "line", file.name, size=end - start)
+        for (start, line), end in zip(cuts, ends, strict=True)
+    ]
+
+
+def _stretches(file: _File, size: int) -> list[tuple[int, int]]:
+    """(byte, number of its line) where each part of about `PART` bytes begins; none if lines do not end in \\n alone
+    or \\r\\n, or the text is not plain UTF-8."""
+    cuts, line, at, wanted = [(0, 1)], 1, 0, PART
+    with file.path.open("rb") as data:
+        if json.detect_encoding(data.peek(4)[:4]) != "utf-8":
+            return []
+        while block := data.read(1 << 20) + data.readline():  # ends behind a line
+            if block.count(b"\r") != block.count(b"\r\n"):
+                return []
+            at, line = at + len(block), line + block.count(b"\n")
+            if wanted <= at < size:
+                cuts.append((at, line))
+                wanted = at + PART
+    return cuts
+
+
+def _text_lines(file: _File) -> Iterator[Record]:
+    with _readable(file), _opened(file, newline=None) as text:
+        for number, line in _lines(text):
+            yield number, _object(_parse(file, number, line), f"line {number} of {file.name}", file)
+
+
+def _byte_lines(file: _File, start: int, end: int, number: int) -> Iterator[Record]:
+    """The same of a stretch of a file; `number` is its first line's."""
+    with _readable(file), file.path.open("rb") as data:
+        data.seek(start)
+        while start < end:
+            line = data.readline()
+            start += len(line)
+            if line and not line.isspace():
+                text = line.decode().rstrip("\r\n")
+                yield number, _object(_parse(file, number, text), f"line {number} of {file.name}", file)
+            elif not line:
+                raise UserError(f"{file.where} changed while it was read; run the command again.")
+            number += 1
+
+
+def _of_value(value: Any, line: int, file: _File, source: Source) -> Parts:
     """Rows of a file that is one value."""
     if isinstance(value, list):
-        return _objects(((f"row {i} of {file.name}", row) for i, row in enumerate(value, 1)), file)
+        return [_of_list(value, file.name, file)], ()
     lists = _lists_in(value, source) if isinstance(value, dict) else []
     if not lists:
-        return _objects([(f"line {line} of {file.name}", value)], file)
+        row = _object(value, f"line {line} of {file.name}", file)
+        return [Part(lambda: iter([(line, row)]), "line", file.name)], ()
     if len(lists) > 1:
         raise UserError(
             f"{file.where} holds several lists of objects ({named(map(repr, lists))}), and nothing says which is the "
@@ -218,8 +327,12 @@ def _of_value(value: Any, line: int, file: _File, source: Source) -> Table:
     note = f"rows are the objects in the list {lists[0]!r}" + (
         f"; not read beside it: {named(others)}" if others else ""
     )
-    rows = _objects(((f"row {i} of {lists[0]} in {file.name}", row) for i, row in enumerate(value[lists[0]], 1)), file)
-    return rows._replace(notes=(note,))
+    return [_of_list(value[lists[0]], f"{lists[0]} in {file.name}", file)], (note,)
+
+
+def _of_list(values: list[Any], name: str, file: _File) -> Part:
+    rows = [(i, _object(row, f"row {i} of {name}", file)) for i, row in enumerate(values, 1)]
+    return Part(lambda: iter(rows), "row", name)
 
 
 def _lists_in(value: dict[str, Any], source: Source) -> list[str]:
@@ -230,17 +343,12 @@ def _lists_in(value: dict[str, Any], source: Source) -> list[str]:
     return [] if turns or _known(source) & set(value) else list(lists)
 
 
-def _objects(values: Iterable[tuple[str, Any]], file: _File) -> Table:
-    records = []
-    columns: dict[str, None] = {}
-    for at, value in values:
-        if not isinstance(value, dict):
-            raise UserError(
-                f"{file.where}: {at} is {type_of(value)}, not an object; write one object with named columns a row."
-            )
-        columns.update(dict.fromkeys(value))
-        records.append((at, value))
-    return Table(list(columns), records)
+def _object(value: Any, at: str, file: _File) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    raise UserError(
+        f"{file.where}: {at} is {type_of(value)}, not an object; write one object with named columns a row."
+    )
 
 
 def _parse_whole(file: _File, number: int, first: str, rest: str) -> Any:
@@ -281,21 +389,38 @@ def _unreadable(text: str) -> int:
 # CSV
 
 
-def _read_csv(text: TextIO, file: _File, source: Source) -> Table:
+def _open_csv(file: _File, source: Source) -> Parts:
     """Records under the names in the first line; every cell stays the text that the file holds."""
-    limit = csv.field_size_limit(LONGEST)
-    try:
+    with _wide_cells(), _opened(file, newline="") as text:
         head = _head(text)
         separator = _separator(head[-1], source)
         rows = _cells(csv.reader(chain(head, text), delimiter=separator, strict=True), file)
         _, header = next(rows, (1, []))
         _check_unique(header, file)
-        records = [_record(number, cells, header, separator, file) for number, cells in rows]
-    finally:
-        csv.field_size_limit(limit)
+        empty = next(rows, None) is None
     expected = "\t" if ".tsv" in file.path.name.lower() else ","
     note = f"columns are taken to be separated by {separator!r}"
-    return Table(header, records, () if separator == expected or not records else (note,))
+    part = Part(partial(_csv_records, file, separator), "line", file.name, tuple(header))
+    return [part], () if separator == expected or empty else (note,)
+
+
+def _csv_records(file: _File, separator: str) -> Iterator[Record]:
+    with _readable(file), _wide_cells(), _opened(file, newline="") as text:
+        head = _head(text)
+        rows = _cells(csv.reader(chain(head, text), delimiter=separator, strict=True), file)
+        _, header = next(rows, (1, []))
+        for number, cells in rows:
+            yield _record(number, cells, header, separator, file)
+
+
+@contextmanager
+def _wide_cells() -> Iterator[None]:
+    """Within, cells may be as long as they like."""
+    limit = csv.field_size_limit(LONGEST)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _head(text: TextIO) -> list[str]:
@@ -336,7 +461,7 @@ def _record(number: int, cells: list[str], header: list[str], separator: str, fi
             f"{file.where}: line {number} has {len(cells)} fields where the header names {len(header)} "
             f"({named(header)}); put text that holds {separator!r} in quotes."
         )
-    return f"line {number} of {file.name}", dict(zip(header, cells, strict=True))
+    return number, dict(zip(header, cells, strict=True))
 
 
 def _check_unique(columns: list[str], file: _File) -> None:
@@ -348,21 +473,38 @@ def _check_unique(columns: list[str], file: _File) -> None:
 # Parquet, Arrow, saved datasets, hub ids
 
 
-def _read_arrow(file: _File, source: Source) -> Table:
-    datasets = _import_datasets()
+def _open_arrow(file: _File, source: Source) -> Parts:
+    _import_datasets()
+    form: Literal["Parquet", "Arrow"] = "Parquet" if kind_of(file.path) == "parquet" else "Arrow"
+    with _decodable(file, form):
+        columns, _ = _load_arrow(file, source) if form == "Arrow" else _load_parquet(file, source)
+    return [Part(partial(_arrow_records, file, source, form), "row", file.name, tuple(columns))], ()
+
+
+@contextmanager
+def _decodable(file: _File, form: str) -> Iterator[None]:
+    """Within, what goes wrong with a file of that form is said to its owner."""
     import pyarrow
 
-    form = "Parquet" if kind_of(file.path) == "parquet" else "Arrow"
     try:
-        columns, table = (_load_parquet if form == "Parquet" else _load_arrow)(file, source)
+        yield
     except UserError:
         raise
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"{file.where} is not a readable {form} file ({reason_of(error)}); write it again.") from error
-    return Table(columns, _records(datasets.Dataset(table), file.name))
 
 
-def _read_saved(folder: Path, asked: Asked, source: Source) -> Table:
+def _arrow_records(file: _File, source: Source, form: Literal["Parquet", "Arrow"]) -> Iterator[Record]:
+    datasets = _import_datasets()
+    with _decodable(file, form):
+        batches = (_load_arrow if form == "Arrow" else _load_parquet)(file, source)[1]
+        number = 1
+        for table in batches:
+            yield from enumerate(_records(datasets.Dataset(table)), number)
+            number += len(table)
+
+
+def _open_saved(folder: Path, asked: Asked, source: Source) -> Parts:
     datasets = _import_datasets()
     import pyarrow
 
@@ -374,17 +516,17 @@ def _read_saved(folder: Path, asked: Asked, source: Source) -> Table:
             f"{asked.who}: {folder} is not a readable saved dataset ({reason_of(error)}); save it again."
         ) from error
     if not isinstance(saved, datasets.DatasetDict):
-        return _of_dataset(saved, source, folder.name)
+        return _of_dataset(saved, source, folder.name), ()
     split = pick_split(list(saved), asked.split)
     if split is None:
         remedy = "set `split`" if asked.key == "path" else f"name one of them, as in `validation: {folder}/NAME`"
         raise UserError(f"{asked.who}: {folder} has no split {asked.split!r}; it has {named(saved)}; {remedy}.")
     left = [name for name in saved if name != split]
     note = f"reads the split {split}, not {named(left)} in the same folder"
-    return _of_dataset(saved[split], source, folder.name)._replace(notes=(note,) if left else ())
+    return _of_dataset(saved[split], source, folder.name), (note,) if left else ()
 
 
-def _read_hub(asked: Asked, source: Source) -> Table:
+def _open_hub(asked: Asked, source: Source) -> Parts:
     datasets = _import_datasets()
     try:
         with _quiet():
@@ -394,15 +536,21 @@ def _read_hub(asked: Asked, source: Source) -> Table:
             f"{asked.who}: {asked.path!r} is neither a file nor a folder here, and loading it from the hub failed "
             f"({reason_of(error)}); check path, subset, split and the connection."
         ) from error
-    return _of_dataset(loaded, source, asked.path)
+    return _of_dataset(loaded, source, asked.path), ()
 
 
-def _of_dataset(dataset: "Dataset", source: Source, name: str) -> Table:
+def _of_dataset(dataset: "Dataset", source: Source, name: str) -> list[Part]:
     kept = dataset.with_format(None).select_columns(_wanted(dataset.column_names, source))
-    return Table(dataset.column_names, _records(kept, name))
+
+    def records() -> Iterator[Record]:
+        for start in range(0, len(kept), BATCH):
+            some = kept.select(range(start, min(start + BATCH, len(kept))))
+            yield from enumerate(_records(some), start + 1)
+
+    return [Part(records, "row", name, tuple(dataset.column_names))]
 
 
-def _records(dataset: "Dataset", name: str) -> list[tuple[str, dict[str, Any]]]:
+def _records(dataset: "Dataset") -> list[dict[str, Any]]:
     """Rows of a dataset with class labels spelled out (-1, unlabelled, is null)."""
     records: list[dict[str, Any]] = dataset.to_list()
     for column, feature in dataset.features.items():
@@ -410,8 +558,7 @@ def _records(dataset: "Dataset", name: str) -> list[tuple[str, dict[str, Any]]]:
         for record in records if names else ():
             label = record[column]
             record[column] = None if label is None or label < 0 else names[label]
-    plain = ({column: _without_nulls(value) for column, value in record.items()} for record in records)
-    return [(f"row {i} of {name}", record) for i, record in enumerate(plain, 1)]
+    return [{column: _without_nulls(value) for column, value in record.items()} for record in records]
 
 
 def _without_nulls(value: Any) -> Any:
@@ -441,16 +588,19 @@ def _import_datasets() -> Any:
     return datasets
 
 
-def _load_parquet(file: _File, source: Source) -> Any:
-    """Table of the columns that are wanted, and the names of all."""
+def _load_parquet(file: _File, source: Source) -> tuple[list[str], Iterator[Any]]:
+    """The names of all columns, and tables of some rows of those that are wanted."""
+    import pyarrow
     from pyarrow import parquet
 
     whole = parquet.ParquetFile(file.path)
-    _check_unique(whole.schema_arrow.names, file)
-    return whole.schema_arrow.names, whole.read(columns=_wanted(whole.schema_arrow.names, source))
+    names = whole.schema_arrow.names
+    _check_unique(names, file)
+    batches = whole.iter_batches(BATCH, columns=_wanted(names, source), use_threads=False)
+    return names, (pyarrow.Table.from_batches([batch]) for batch in batches)
 
 
-def _load_arrow(file: _File, source: Source) -> Any:
+def _load_arrow(file: _File, source: Source) -> tuple[list[str], Iterator[Any]]:
     """The same of a stream, as datasets caches them, or a file in Arrow's own format."""
     import pyarrow
 
@@ -459,7 +609,8 @@ def _load_arrow(file: _File, source: Source) -> Any:
     data.seek(0)
     whole = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(data).read_all()
     _check_unique(whole.schema.names, file)
-    return whole.schema.names, whole.select(_wanted(whole.schema.names, source))
+    wanted = whole.select(_wanted(whole.schema.names, source))
+    return whole.schema.names, (wanted.slice(start, BATCH) for start in range(0, len(wanted), BATCH))
 
 
 @contextmanager

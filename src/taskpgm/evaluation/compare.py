@@ -17,6 +17,7 @@ import numpy as np
 from taskpgm.config import Config
 from taskpgm.data.plan import RowPlan, plan_rows, supply_bounds
 from taskpgm.data.pool import TaskPool
+from taskpgm.data.rows import first
 from taskpgm.errors import UserError
 from taskpgm.evaluation.baselines import baseline_mixture, within_supply
 from taskpgm.evaluation.equivalence import Equivalence, budget_equivalence
@@ -94,7 +95,7 @@ def evaluation_rows(pool: TaskPool, most: int | None = None) -> dict[str, Any]:
                 f"{one.name!r} has no rows left to evaluate; raise contexts.validation, give the task a `validation` "
                 "file, or lower contexts.per_set."
             )
-    return {s.name: s.validation[:most] for s in (*pool.targets, *pool.tasks)}
+    return {s.name: first(s.validation, most) for s in (*pool.targets, *pool.tasks)}
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from scipy.optimize import nnls
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import Row, TaskPool, load_tasks
+from taskpgm.data.rows import Joined
 from taskpgm.lm.batching import batches
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.memory import training_memory
@@ -196,8 +197,7 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
         seconds["divergences"] = operations["divergences"] / _try_divergence(lm, shape)
     adapter = sum(w.nbytes for w in probe.weights.values())
     kept = adapters * sum(w.numel() for w in probe.weights.values()) * next(lm.model.parameters()).element_size()
-    rows = sum(row.tokens for s in pool.all for row in (*s.train, *s.contexts, *s.validation))
-    disk = adapters * (adapter + 4 * responses + 4 * positions * shape.width) + 6 * rows
+    disk = adapters * (adapter + 4 * responses + 4 * positions * shape.width) + pool.bytes
     return RunEstimate(
         seconds, int(max(peak_training, peak_scoring + adapters * adapter + kept)), int(disk),
         run_tokens=seeds * sum(tokens for tokens, *_ in run.values()),
@@ -334,15 +334,13 @@ def _trainings(pool: TaskPool, config: Config) -> dict[str, tuple[Sequence[Row],
         if not task.adapter
     }
     if config.probes.warm_start and len(found) == len(pool.tasks):
-        rows = [row for task in pool.tasks for row in task.train]
-        costs = [[row.response_tokens for row in task.train] for task in pool.tasks]
-        found[WARM] = (rows, warm_start_schedule(costs, config, seed=0))
+        tasks = [task.train for task in pool.tasks]
+        found[WARM] = (Joined(tasks), warm_start_schedule(tasks, config, seed=0))
     return found
 
 
 def _schedule(pool: TaskPool, task: str, config: Config) -> Schedule:
-    costs = [row.response_tokens for row in pool[task].train]
-    return probe_schedule(costs, config, task, seed=0)
+    return probe_schedule(pool[task].train, config, task, seed=0)
 
 
 def _packed_tokens(lengths: Sequence[int], shared: int, budget: int) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
 from taskpgm.data.pool import Row
+from taskpgm.data.rows import Joined
 from taskpgm.errors import UserError, first_line
 from taskpgm.lm.batching import batches, out_of_memory
 from taskpgm.lm.lora import LowRank, flatten, low_rank, patched
@@ -57,9 +58,7 @@ def train_probes(
     trainer = Trainer(lm, config, seed, warn, start)
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
     steps = {
-        task: encoded_steps(
-            encoder, task_rows, probe_schedule([row.response_tokens for row in task_rows], config, task, seed)
-        )
+        task: encoded_steps(encoder, task_rows, probe_schedule(task_rows, config, task, seed))
         for task, task_rows in rows.items()
     }
     total, done = sum(map(len, steps.values())), itertools.count(1)
@@ -92,10 +91,9 @@ def train_warm_start(
     Raises:
         UserError: a loss that is not finite, with the step.
     """
-    all_rows = [row for task_rows in rows.values() for row in task_rows]
-    costs = [[row.response_tokens for row in task_rows] for task_rows in rows.values()]
+    tasks = list(rows.values())
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
-    steps = encoded_steps(encoder, all_rows, warm_start_schedule(costs, config, seed))
+    steps = encoded_steps(encoder, Joined(tasks), warm_start_schedule(tasks, config, seed))
     done = itertools.count(1)
     trainer = Trainer(replace(lm, processes=1), config, seed, warn)  # alone, on all cores
     return trainer.train(WARM, steps, lambda: tell("training the warm start", next(done), len(steps)))
