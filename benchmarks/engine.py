@@ -56,6 +56,7 @@ from taskpgm.probes.probe import Probe
 from taskpgm.probes.schedule import encoded_steps, probe_schedule
 from taskpgm.probes.scoring import encode_contexts, score_sets
 from taskpgm.probes.training import Trainer, train_probes
+from taskpgm.progress import QUIET
 from taskpgm.system import Clock, environment, resident_memory
 
 RANK = 16
@@ -609,9 +610,8 @@ def train_steps(bench: Bench, trainer: Trainer, steps: dict[str, list[list[Encod
     """Probes on given rows, side by side as `train_probes` has them."""
     memory = training_memory(bench.lm, list(steps.values()), trainer.first)
     yield from side_by_side(
-        lambda name, tick, warn: trainer.train(name, steps[name]), list(steps), bench.lm.processes, memory,
-        lambda: None, warnings.warn,
-    )  # fmt: skip
+        lambda name, _: trainer.train(name, steps[name]), list(steps), bench.lm.processes, memory, QUIET
+    )
 
 
 def plain_labels(bench: Bench, model: Any, rows: Sequence[Encoded]) -> torch.Tensor:

@@ -20,7 +20,6 @@ import numpy as np
 from rich.console import Console
 
 from taskpgm.cli.html import write_picture
-from taskpgm.cli.main import _bars
 from taskpgm.cli.tables import comparison_view, prediction_table
 from taskpgm.config import AffinityConfig, EnergyConfig, load_config
 from taskpgm.evaluation.compare import CompareOptions, run_comparison
@@ -82,7 +81,7 @@ def randoms(finished, folder, count):
     return tuple(f"random-{k}.json" for k in range(count))
 
 
-def probe_spread(finished, bars):
+def probe_spread(finished):
     """How far apart the default's mixtures are by two probes a task, each seed alone, in total variation."""
     kept = Path("run-seeds")
     if not kept.exists():
@@ -91,7 +90,7 @@ def probe_spread(finished, bars):
         Path("run-seeds.part").rename(kept)
     probes = finished.config.probes.model_copy(update={"seeds": 2})
     config = finished.config.model_copy(update={"probes": probes})
-    with open_session(config, kept, bars.tell, bars.say) as session:
+    with open_session(config, kept) as session:
         pool = make_pool(session)
         make_probes(session, pool)
         scores = make_scores(session, pool)
@@ -105,7 +104,7 @@ def run(folder, args, report):
     names = args.mixtures.split(",")
     budgets = tuple(float(b) for b in args.budgets.split(",")) if args.budgets else ()
     config = load_config(folder / "mix.yaml")
-    with contextlib.chdir(folder), _bars() as bars, open_session(config, "run", bars.tell, bars.say) as session:
+    with contextlib.chdir(folder), open_session(config, "run") as session:
         finished = finished_run(session, run_session(session))
         files = variants(finished, Path(), [name for name in names if name in VARIANTS])
         mixtures = ("taskpgm", *(name for name in names if name not in VARIANTS), *files)
@@ -120,7 +119,7 @@ def run(folder, args, report):
         predictions, ranks = run_prediction(finished, mixtures)
         with contextlib.suppress(ImportError):
             write_picture(comparison, Path("run/comparison.html"))
-        moved = probe_spread(finished, bars) if args.spread else None
+        moved = probe_spread(finished) if args.spread else None
     paper = Console(width=110, file=report, color_system=None)
     report.write(f"\n## {folder.name}\n\n```\n")
     views = [comparison_view(one) for one in (comparison, unseen) if one]

@@ -18,7 +18,7 @@ _HOME = {
     "run": "pipeline.run", "load_run": "pipeline.run", "Result": "evaluation.result",
     "TaskPool": "data.pool", "load_tasks": "data.pool", "RowPlan": "data.plan", "plan_rows": "data.plan",
     "load_model": "lm.loading", "train_probes": "probes.training", "score_contexts": "probes.scoring",
-    "Scores": "scores",
+    "Scores": "scores", "Progress": "progress",
     "Affinity": "mixture.affinity", "measure_affinity": "mixture.affinity", "read_affinity": "mixture.affinity",
     "Energy": "mixture.energy", "build_energy": "mixture.energies", "make_bounds": "mixture.bounds",
     "Mixture": "mixture.solve", "solve_mixture": "mixture.solve", "Selection": "mixture.selection",

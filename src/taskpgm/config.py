@@ -246,9 +246,9 @@ class DataConfig(Section):
 
     duplicates: Literal["exact", "normalised", "near"] = Field(
         "normalised",
-        description="exact (the same text), normalised (the same but for case, spacing, Unicode's forms and punctuation "
-        "between words) or near (also four fifths of the same runs of three words, with the same numbers and signs; "
-        "needs taskpgm[near]).",
+        description="exact (the same text), normalised (the same but for case, spacing, Unicode's forms and "
+        "punctuation between words) or near (also four fifths of the same runs of three words, with the same numbers "
+        "and signs; needs taskpgm[near]).",
     )
     within_tasks: bool = Field(
         False, description="Also keep only one of the training rows of a task that are copies of each other."

@@ -20,8 +20,8 @@ from typing import Any, TypeVar, cast
 import torch
 
 from taskpgm.errors import UserError
+from taskpgm.progress import Progress
 from taskpgm.system import BESIDE, Clock, available_memory, resident_memory, total_memory
-from taskpgm.types import Say, Tick
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,9 +42,8 @@ def processes_for(memory: float) -> int:
 
 
 def side_by_side(
-    work: Callable[[Item, Tick, Say], Result], items: Sequence[Item], processes: int, memory: float, tick: Tick,
-    warn: Say,
-) -> Iterator[Result]:  # fmt: skip
+    work: Callable[[Item, Progress], Result], items: Sequence[Item], processes: int, memory: float, progress: Progress
+) -> Iterator[Result]:
     """Results of `work` on every item, as they are done.
 
     With one process in turn, in this process and on all cores. With more each on one core, however few items there are
@@ -52,7 +51,7 @@ def side_by_side(
     raises is raised here, and the others are stopped.
 
     Args:
-        work: gets an item, and what `tick` and `warn` are called through from its process.
+        work: gets an item, and what tells `progress` of its pieces and sentences, from another process too.
         processes: at most so many items are worked on at a time; fewer if memory is short.
         memory: bytes, about, that the work on an item takes.
 
@@ -61,11 +60,11 @@ def side_by_side(
     """
     count = max(1, min(len(items), processes, math.floor(0.8 * available_memory() / memory)))
     if count > 1:
-        yield from _in_processes(work, items, count, tick, warn)
+        yield from _in_processes(work, items, count, progress)
         return
     for item in items:
         with one_core() if processes > 1 else contextlib.nullcontext():
-            result = work(item, tick, warn)
+            result = work(item, progress)
         yield result
 
 
@@ -80,7 +79,7 @@ def one_core() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _in_processes(work: Any, items: Sequence[Any], count: int, tick: Tick, warn: Say) -> Iterator[Any]:
+def _in_processes(work: Any, items: Sequence[Any], count: int, progress: Progress) -> Iterator[Any]:
     running: dict[Connection, Any] = {}  # the processes
     numbers = iter(range(len(items)))
     try:
@@ -92,10 +91,10 @@ def _in_processes(work: Any, items: Sequence[Any], count: int, tick: Tick, warn:
             for ready in wait(list(running)):
                 pipe = cast(Connection, ready)
                 kind, value = _received(pipe, running[pipe])
-                if kind == "tick":
-                    tick()
-                elif kind == "warn":
-                    warn(value)
+                if kind == "advance":
+                    progress.advance(value)
+                elif kind == "say":
+                    progress.say(value)
                 elif kind == "error":
                     raise value
                 else:
@@ -136,20 +135,35 @@ def _serve(work: Any, items: Sequence[Any], pipe: Connection, inherited: Sequenc
     torch.set_num_threads(1)
     clock, before = Clock(), resident_memory()
 
-    def send(kind: str, value: Any = None) -> None:
+    def send(kind: str, value: Any) -> None:
         # Plain pickle: multiprocessing's own would hand tensors over in shared memory, of which containers have little.
         pipe.send_bytes(pickle.dumps((kind, value)))
 
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while (number := pipe.recv()) is not None:
             try:
-                result = work(items[number], lambda: send("tick"), lambda text: send("warn", text))
+                result = work(items[number], _Sent(send))
             except (BrokenPipeError, ConnectionResetError):
                 raise
             except Exception as error:
                 send("error", _portable(error))
                 return
             send("result", (result, clock.peak() - before))
+
+
+class _Sent(Progress):
+    """In the new process: pieces and sentences go to the parent, whose stage is open."""
+
+    def __init__(self, send: Callable[[str, Any], None]) -> None:
+        super().__init__()
+        self._open = 1
+        self._send = send
+
+    def say(self, sentence: str) -> None:
+        self._send("say", sentence)
+
+    def count(self, pieces: int) -> None:
+        self._send("advance", pieces)
 
 
 def _portable(error: Exception) -> Exception:

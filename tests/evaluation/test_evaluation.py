@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from support.heard import Heard
 from support.models import ARCHITECTURES, CHATML
 from support.probing import config_for, loaded
 from transformers import AutoModelForCausalLM
@@ -199,9 +200,10 @@ def test_what_marks_a_set(model_folders):
 
 def test_progress_and_what_cannot_be_evaluated(model_folders):
     lm, _, rows = loaded(model_folders["llama"])
-    config, told = config_for(model_folders["llama"]), []
-    Evaluator(lm, rows, config).evaluate(None, lambda *event: told.append(event), generate=False)
-    assert told == [("evaluating", i, 2) for i in range(3)]
+    config, heard = config_for(model_folders["llama"]), Heard()
+    with heard.stage("evaluating", 2):
+        Evaluator(lm, rows, config).evaluate(None, generate=False, progress=heard)
+    assert heard.done == {"evaluating": 2}
     with pytest.raises(UserError, match="'b' has no rows to evaluate"):
         Evaluator(lm, {**rows, "b": []}, config).evaluate(None, generate=False)
 

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from support.heard import Heard
 from support.models import ARCHITECTURES
 from support.probing import ROWS, config_for, loaded
 
@@ -44,11 +45,12 @@ def test_both_engines_agree(architecture, model_folders):
     settings = copy.deepcopy(
         [lm.model.config.to_dict(), lm.model.generation_config.to_dict(), vars(lm.model)["training"]]
     )
-    told = []
+    heard = Heard()
     (random.seed(3), np.random.seed(3), torch.manual_seed(3))
     expected = draws()
     (random.seed(3), np.random.seed(3), torch.manual_seed(3))
-    found = train_with_trl(lm, "a", steps, config, 1, lambda *event: told.append(event))
+    with heard.stage("training", 6):
+        found = train_with_trl(lm, "a", steps, config, 1, heard)
     assert draws() == expected  # the random generators are left alone
     losses, weights = own_engine(lm, steps, config, 1)
     np.testing.assert_allclose(found.losses, losses, rtol=1e-4)
@@ -57,7 +59,7 @@ def test_both_engines_agree(architecture, model_folders):
     for key, weight in weights.items():
         torch.testing.assert_close(found.weights[key], weight, atol=1e-4, rtol=1e-3)
     assert found.trained_tokens == sum(len(row.ids) for step in steps for row in step)
-    assert told == [("training", i, 6) for i in range(1, 7)]
+    assert heard.done == {"training": 6}
     with installed(lm, [found]):
         pass
     assert [lm.model.config.to_dict(), lm.model.generation_config.to_dict(), lm.model.training] == settings

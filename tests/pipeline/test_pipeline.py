@@ -15,6 +15,7 @@ import pytest
 import torch
 from datasets import load_dataset
 from peft import PeftModel
+from support.heard import Heard
 from support.runs import TASKS, experiment, write_rows
 from transformers import AutoModelForCausalLM
 
@@ -42,9 +43,9 @@ def finished(tmp_path_factory, model_folders):
     """One finished run, its configuration file, and what it said; tests copy it before they change it."""
     root = tmp_path_factory.mktemp("finished")
     config = experiment(root, model_folders["llama"])
-    said = []
-    result = run(load_config(config), root / "out", say=said.append)
-    return root, result, said
+    heard = Heard()
+    result = run(load_config(config), root / "out", progress=heard)
+    return root, result, heard.said
 
 
 @pytest.fixture
@@ -125,9 +126,9 @@ def test_the_same_again_and_nothing_is_done_twice(finished, copied, tmp_path):
     before = (
         times(copied / "out", "adapters/*/*") | times(copied / "out", "blocks/*") | times(copied / "out", "scores.npz")
     )
-    said = []
-    result = run(load_config(root / "mix.yaml"), copied / "out", say=said.append)
-    assert said == []
+    heard = Heard()
+    result = run(load_config(root / "mix.yaml"), copied / "out", progress=heard)
+    assert heard.said == []
     assert (
         times(copied / "out", "adapters/*/*") | times(copied / "out", "blocks/*") | times(copied / "out", "scores.npz")
         == before
@@ -142,11 +143,14 @@ def test_a_new_task_trains_its_own_probe_and_scores_its_own_row_and_column(copie
     with np.load(out / "blocks" / "sums.npz") as z:
         old = {name: z[name] for name in z.files if name.endswith("logp")}
     config = experiment(copied, model_folders["llama"], (*TASKS, "more"))
-    told = {}
-    run(load_config(config), out, tell=lambda what, done, total: told.update({what: total}))
+    heard = Heard()
+    run(load_config(config), out, progress=heard)
     assert {k: v for k, v in times(out, "adapters/*/*").items() if "/more/" not in k} == before
-    assert told["training probes"] == 3  # 12 examples in batches of 4, for one task
-    assert told["scoring"] == 5 + 4  # all five models on the new set, the new probe on the four old ones
+    assert heard.totals["training probes"] == 3  # 12 examples in batches of 4, for one task
+    # Six contexts a set: all five models on the new one, the new probe on the four old ones.
+    assert heard.totals["scoring"] == 6 * (5 + 4)
+    assert heard.done == heard.totals
+    assert all(finished for _, finished in heard.ended)
     with np.load(out / "blocks" / "sums.npz") as z:
         for name, logp in old.items():
             np.testing.assert_array_equal(z[name], logp)
@@ -160,13 +164,13 @@ def test_a_change_invalidates_what_depends_on_it_and_says_so(copied, model_folde
     before = times(out, "adapters/*/*")
     with (copied / "sky.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "a new row?", "completion": "yes"}) + "\n")
-    said = []
-    run(load_config(config), out, say=said.append)
-    assert "pool is made again: data of 'sky' changed" in said
+    heard = Heard()
+    run(load_config(config), out, progress=heard)
+    assert "pool is made again: data of 'sky' changed" in heard.said
     changed = {k.split("/")[1] for k, v in times(out, "adapters/*/*").items() if before[k] != v}
     assert changed == {"sky"}
-    assert "the probe of 'sky' is made again: training rows changed" in said
-    said.clear()
+    assert "the probe of 'sky' is made again: training rows changed" in heard.said
+    heard.said.clear()
     settings = json.loads(config.read_text())
     settings["probes"]["learning_rate"] = 0.02
     config.write_text(json.dumps(settings))
@@ -175,8 +179,8 @@ def test_a_change_invalidates_what_depends_on_it_and_says_so(copied, model_folde
         pytest.raises(UserError, match=r"probe of task 'sums' .* not up to date \(probes\)"),
     ):
         solve_run(session)
-    run(load_config(config), out, say=said.append)
-    assert sum("is made again: probes changed" in sentence for sentence in said) == 3
+    run(load_config(config), out, progress=heard)
+    assert sum("is made again: probes changed" in sentence for sentence in heard.said) == 3
 
 
 def test_solve_and_sample_take_other_settings_without_the_model(copied, model_folders):
@@ -246,9 +250,9 @@ def test_a_brought_adapter_takes_the_place_of_a_probe(finished, tmp_path, model_
     tasks[1]["adapter"] = str(root / "out" / "adapters" / "sky")
     config = experiment(tmp_path, model_folders["llama"], tasks=TASKS)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"tasks": tasks}))
-    told = {}
-    result = run(load_config(config), tmp_path / "out", tell=lambda what, done, total: told.update({what: total}))
-    assert told["training probes"] == 2 * 3
+    heard = Heard()
+    result = run(load_config(config), tmp_path / "out", progress=heard)
+    assert heard.totals["training probes"] == 2 * 3
     assert result.mixture.shares == pytest.approx(finished[1].mixture.shares, abs=1e-12)
 
 
@@ -359,10 +363,10 @@ def test_a_warm_start_is_kept_and_made_again_when_a_task_comes_in(tmp_path, mode
     assert run(config, tmp_path / "out").mixture.certificate.passed
     assert times(tmp_path / "out", "*/**/*.safetensors") | times(tmp_path / "out", "warm/*.safetensors") == before
     write_rows(tmp_path / "more.jsonl", "more", 40)
-    said = []
-    run(warm(tmp_path, model_folders["llama"], (*TASKS, "more")), tmp_path / "out", say=said.append)
-    assert "the warm start is made again: training rows changed" in said
-    assert "the probe of 'sums' is made again: warm start changed" in said
+    heard = Heard()
+    run(warm(tmp_path, model_folders["llama"], (*TASKS, "more")), tmp_path / "out", progress=heard)
+    assert "the warm start is made again: training rows changed" in heard.said
+    assert "the probe of 'sums' is made again: warm start changed" in heard.said
 
 
 @pytest.mark.parametrize("budget", [30, 1000])
@@ -420,12 +424,12 @@ def test_a_model_that_is_run_whole_is_told(model_folders, tmp_path):
     (folder / "config.json").write_text(json.dumps(settings | {"final_logit_softcapping": 30.0}))
     said = {}
     for model in (model_folders["llama"], folder):
-        said[model] = []
+        said[model] = Heard()
         config = load_config(experiment(tmp_path, model))
-        with open_session(config, tmp_path / f"run-{model.name}", say=said[model].append) as session:
+        with open_session(config, tmp_path / f"run-{model.name}", progress=said[model]) as session:
             lm = session.engine.lm
-        assert lm.plain_head == (not said[model])
-    assert "run whole and padded" in said[folder][0]
+        assert lm.plain_head == (not said[model].said)
+    assert "run whole and padded" in said[folder].said[0]
 
 
 def test_a_command_that_reads_leaves_the_mixture_as_it_is(copied):

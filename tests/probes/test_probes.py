@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from support.heard import Heard
 from support.models import ARCHITECTURES, devices, run_short_of_memory
 from support.probing import config_for, loaded
 from transformers import AutoModelForCausalLM
@@ -140,9 +141,9 @@ def test_out_of_memory_halves_the_batch_and_is_told(model_folders, monkeypatch):
     config = config_for(model_folders["llama"], examples=6, batch=6)
     (expected,) = train_probes(lm, {"sums": rows["sums"]}, config)
     run_short_of_memory(monkeypatch, 2)
-    told = []
-    (found,) = train_probes(lm, {"sums": rows["sums"]}, config, warn=told.append)
-    assert "out of memory in probe 'sums', step 1" in told[0]
+    heard = Heard()
+    (found,) = train_probes(lm, {"sums": rows["sums"]}, config, progress=heard)
+    assert "out of memory in probe 'sums', step 1" in heard.said[0]
     for name in found.weights:
         torch.testing.assert_close(found.weights[name], expected.weights[name], atol=1e-4, rtol=1e-3)
 
@@ -216,7 +217,7 @@ def test_memory_that_runs_out_with_one_row_has_activations_recomputed_then_is_to
     lm = replace(lm, processes=1)
     config = config_for(model_folders["llama"], examples=6, batch=6)
     (expected,) = train_probes(lm, {"sums": rows["sums"]}, config)
-    accumulate, told = training._accumulate, []
+    accumulate, heard = training._accumulate, Heard()
 
     def short(lm, rows, trunk, fit, *rest):
         if fit.tokens > 40 or not fit.recompute:
@@ -224,13 +225,13 @@ def test_memory_that_runs_out_with_one_row_has_activations_recomputed_then_is_to
         return accumulate(lm, rows, trunk, fit, *rest)
 
     monkeypatch.setattr(training, "_accumulate", short)
-    (found,) = train_probes(lm, {"sums": rows["sums"]}, config, warn=told.append)
-    assert "computed again in the backward pass" in told[-1]
+    (found,) = train_probes(lm, {"sums": rows["sums"]}, config, progress=heard)
+    assert "computed again in the backward pass" in heard.said[-1]
     for name in found.weights:
         torch.testing.assert_close(found.weights[name], expected.weights[name], atol=1e-4, rtol=1e-3)
     monkeypatch.setattr(training, "_accumulate", lambda *_: short(*_[:3], Fit(2048, False)))
     with pytest.raises(UserError, match=r"A row of \d+ tokens does not fit .* lower probes.max_length"):
-        list(train_probes(lm, {"sums": rows["sums"]}, config, warn=told.append))
+        list(train_probes(lm, {"sums": rows["sums"]}, config, progress=heard))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 6])
@@ -246,7 +247,7 @@ def test_memory_that_never_suffices_ends_however_many_rows_a_step_has(batch, mod
     monkeypatch.setattr(training, "_accumulate", short)
     config = config_for(model_folders["llama"], examples=6, batch=batch)
     with pytest.raises(UserError, match=r"A row of \d+ tokens does not fit .* lower probes.max_length"):
-        list(train_probes(replace(lm, processes=1), {"sums": rows["sums"]}, config, warn=lambda _: None))
+        list(train_probes(replace(lm, processes=1), {"sums": rows["sums"]}, config, progress=Heard()))
 
 
 def test_wrong_adapters_and_modules_are_one_sentence(model_folders, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
+from support.heard import Heard
 from support.models import ARCHITECTURES, devices, run_short_of_memory
 from support.probing import all_blocks, labels_of, plain_loop, setup
 
@@ -155,9 +156,9 @@ def test_out_of_memory_halves_the_batch_and_is_told(model_folders, monkeypatch):
     lm, rows, probes = setup(model_folders["llama"], last_layers=2)
     expected = all_blocks(lm, rows, probes)
     run_short_of_memory(monkeypatch, 1)
-    told = []
+    heard = Heard()
     names = {name: [p.name for p in probes] for name in rows}
-    for name, blocks in score_sets(lm, rows, probes, names, warn=told.append):
+    for name, blocks in score_sets(lm, rows, probes, names, progress=heard):
         for probe, _ in blocks:
             np.testing.assert_allclose(blocks[probe, name].logp, expected[probe, name].logp, atol=1e-4)
-    assert any("out of memory with 2 rows in a batch" in sentence for sentence in told)
+    assert any("out of memory with 2 rows in a batch" in sentence for sentence in heard.said)

@@ -14,17 +14,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
+from taskpgm.cli.bars import shown
 from taskpgm.config import Config, EnergyConfig, load_config
 from taskpgm.errors import UserError
 from taskpgm.system import wait_passively
@@ -102,16 +94,19 @@ def check(
     show: Annotated[
         int, typer.Option(help="Print so many rows of every set as the model sees them, what is learned marked.", min=0)
     ] = 0,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Tokenise every row of large sets too, instead of a sample of each.")
+    ] = False,
 ) -> None:
-    """Read and tokenise everything, train nothing; show what a run would use."""
+    """Read everything, tokenise a sample of each set, train nothing; show what a run would use."""
     from taskpgm.cli.tables import pool_view, rows_view
     from taskpgm.data.export import check_format
     from taskpgm.pipeline.inspection import inspect
     from taskpgm.pipeline.stages import allowed_shares
 
     settings = load_config(config)
-    with _bars() as bars:
-        found = inspect(settings, bars.tell)
+    with shown(errors) as progress:
+        found = inspect(settings, progress, exact=exact)
     allowed_shares(found.pool, settings)
     check_format(found.pool, settings.export.format, found.encoder.has_template)
     if show:
@@ -149,8 +144,8 @@ def estimate(
     from taskpgm.probes.cost import estimate_run
 
     importing = time.perf_counter() - started
-    with _bars() as bars:
-        found = estimate_run(load_config(config), bars.tell)
+    with shown(errors) as progress:
+        found = estimate_run(load_config(config), progress)
     found = replace(found, seconds={"start": importing, **found.seconds})
     screen.print(estimate_table(found))
     if json_file:
@@ -428,41 +423,11 @@ def _has(package: str) -> bool:
     return find_spec(package) is not None
 
 
-class _Bars:
-    """One progress bar for each thing that is told about."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.bars: dict[str, TaskID] = {}
-
-    def tell(self, what: str, done: int, total: int) -> None:
-        if what not in self.bars:
-            self.bars[what] = self.progress.add_task(what, total=total)
-        self.progress.update(self.bars[what], completed=done, total=total)
-
-    def say(self, sentence: str) -> None:
-        self.progress.console.print(sentence, style="yellow", markup=False, highlight=False)
-
-
-@contextmanager
-def _bars() -> Iterator[_Bars]:
-    columns = (
-        TextColumn("{task.description:20}", markup=False),
-        BarColumn(30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=errors) as progress:
-        yield _Bars(progress)
-
-
 @contextmanager
 def _session(config: Config, out: Path) -> Iterator[Any]:
     from taskpgm.pipeline.stages import open_session
 
-    with _bars() as bars, open_session(config, out, bars.tell, bars.say) as session:
+    with shown(errors) as progress, open_session(config, out, progress) as session:
         yield session
 
 

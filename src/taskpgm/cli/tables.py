@@ -15,6 +15,8 @@ from rich.text import Text
 
 from taskpgm.config import Config
 from taskpgm.data.pool import TaskPool
+from taskpgm.data.ranking import Counts
+from taskpgm.data.rows import Sample, first, is_open
 from taskpgm.evaluation.statistics import Comparison, Estimate, Summary, verdict_sentence
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.explanation import Explanation, strongest_pairs
@@ -224,25 +226,28 @@ def pool_view(pool: TaskPool, config: Config) -> RenderableType:
     lines = [f"format of {'all' if len(layouts) == 1 else ', '.join(of)}: {layout}" for layout, of in layouts.items()]
     cells = []
     for s in pool.all:
-        rows = [*s.train, *s.contexts, *s.validation]
-        c = s.counts
+        c, about = s.counts, "~" * bool(s.estimate)
+        tokens, responses = s.lengths
         notes = {
-            "duplicates": c.duplicates, "too long, dropped": c.too_long,
-            "refused by the chat template, dropped": c.refused, "prompt cut": c.truncated,
-            "held out elsewhere, dropped": c.train_dropped + c.validation_dropped,
+            "duplicates": c.duplicates, "copies of other training rows, dropped": c.copies,
+            "copies of held-out rows, dropped": c.train_dropped + c.validation_dropped,
+            **({} if s.estimate else _unfit(c.too_long, c.refused, c.truncated)),
         }  # fmt: skip
         cells.append([
             s.name, s.kind,
-            str(c.read + c.validation_read), str(len(s.train)), str(len(s.contexts)), str(len(s.validation)),
-            f"{np.mean([r.tokens for r in rows]):.0f}", f"{np.mean([r.response_tokens for r in rows]):.1f}",
+            str(c.read + c.validation_read), about * is_open(s.train) + str(s.rows), str(len(s.contexts)),
+            about * is_open(s.validation) + str(len(s.validation)), f"{about}{tokens:.0f}", f"{about}{responses:.1f}",
         ])  # fmt: skip
         lines += [f"{s.name}: {note}" for note in s.notes]
         if found := ", ".join(f"{count} {what}" for what, count in notes.items() if count):
             lines.append(f"{s.name}: {found}")
+        if s.estimate:
+            lines.append(f"{s.name}: {_sampled(s.estimate.sample, c)}")
     table = Listing(header, cells, frozenset({"kind"}))
     names, shared = pool.sets, pool.overlap
     pairs = sorted(((int(shared[i, j]), names[j], names[i]) for i in range(len(names)) for j in range(i)), reverse=True)
     lines += [f"{a} and {b} share {count} rows" for count, a, b in pairs[:5] if count]
+    lines += _contaminations(pool)
     unit = config.budget.unit
     lines.append(
         f"budget {config.budget.size} {unit}; probes {config.probe_size} {unit} each in {config.probe_steps} steps, "
@@ -251,11 +256,41 @@ def pool_view(pool: TaskPool, config: Config) -> RenderableType:
     return Group(table, *map(Text, lines))
 
 
+def _unfit(too_long: int, refused: int, truncated: int) -> dict[str, int]:
+    return {
+        "too long, dropped": too_long,
+        "refused by the chat template, dropped": refused,
+        "prompt cut": truncated,
+    }
+
+
+def _sampled(sample: Sample, counts: Counts) -> str:
+    """What a sample says of all rows."""
+    found = _unfit(counts.too_long, counts.refused, sample.truncated)
+    said = [f"~{count / sample.measured:.1%} {what}" for what, count in found.items() if count]
+    what = ", ".join(said) or "no row too long or cut"
+    return f"{what} (of {sample.measured:,} rows measured; --exact measures all)"
+
+
+def _contaminations(pool: TaskPool, most: int = 5) -> list[str]:
+    """Which targets stand in tasks, worst first."""
+    found = sorted(
+        ((part, target, task) for target, parts in pool.contamination.items() for task, part in parts.items()),
+        key=lambda one: (-one[0], *one[1:]),
+    )
+    copies = {"exact": "", "normalised": " (but for case, spacing and punctuation)", "near": " (nearly)"}
+    lines = [f"{part:.2g} % of target {target} stands in task {task}" for part, target, task in
+             ((100 * part, target, task) for part, target, task in found[:most])]  # fmt: skip
+    more = [f"{len(found) - most} more such pairs are in overlap.json"] if len(found) > most else []
+    dropped = [f"such rows are left out of training{copies[pool.duplicates]}"] if found else []
+    return lines + more + dropped
+
+
 def rows_view(pool: TaskPool, encoder: "ChatEncoder", most: int, marked: bool) -> RenderableType:
     """The first rows of every set as the model sees them: learned text in green, in «» if `marked`."""
     parts = []
     for s in pool.all:
-        rows = (s.train or s.contexts)[:most]
+        rows = first(s.train or s.contexts, most)
         for i, (row, encoded) in enumerate(zip(rows, encoder.encode([r.conversation for r in rows]), strict=True), 1):
             assert encoded is not None, "rows of a pool fit"
             cut = ", prompt cut" * row.truncated

@@ -18,7 +18,7 @@ PLAIN = str.maketrans({
     "‐": "-", "‑": "-", "‒": "-", "–": "-", "—": "-", "−": "-", "×": "*", "÷": "/", "\u00ad": None, "\u200b": None,
     "\ufeff": None,
 })  # fmt: skip
-# Marks of a sentence: behind a word (not a letter: n! is no n) and before white space; stops at the end behind anything.
+# Marks of a sentence: behind a word (not a letter: n! is no n) and before white space; at the end behind anything.
 SENTENCE = re.compile(r"(?<=[^\W\d_][^\W\d_])\s*[.,;:!?…]+(?=\s|$)")
 LAST = re.compile(r"(?<=\w)\s*[.?]+\s*$")
 SPACE = re.compile(r"(?<=\W) | (?=\W)")  # beside what is no letter or digit

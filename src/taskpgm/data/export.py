@@ -74,8 +74,8 @@ def check_format(pool: TaskPool, asked: str, has_chat_template: bool) -> None:
         if whys:
             raise UserError(
                 f"export.format prompt_completion cannot hold {sum(number for number, _ in whys)} of the "
-                f"{len(task.train)} training rows of task {task.name!r}, such as one {whys[0][1]}; set it to messages or "
-                "auto."
+                f"{len(task.train)} training rows of task {task.name!r}, such as one {whys[0][1]}; set it to messages "
+                "or auto."
             )
 
 

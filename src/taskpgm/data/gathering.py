@@ -4,7 +4,7 @@ Large files are read in stretches by several processes, each of which writes the
 """
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from taskpgm.data.grading import Grading
 from taskpgm.data.rows import ENTRY, Entries, RowFiles
 from taskpgm.data.sources import PART
 from taskpgm.errors import UserError
+from taskpgm.progress import Progress
 
 ENOUGH = 8 << 20  # bytes of files that are worth a second process: a guess, half a second of work
 
@@ -68,14 +69,14 @@ class Gatherer:
         self._segments = 0
         files.places = [(part.word, part.file) for _, part in self.parts]
 
-    def read(self, wanted: Sequence[int], processes: int, tell: Callable[[int, int], None]) -> list[list[_Read]]:
+    def read(self, wanted: Sequence[int], processes: int, progress: Progress) -> list[list[_Read]]:
         """What the parts of every source came to; of those that are wanted, by number."""
         items = self._items(wanted)
         found: dict[_Piece, _Read] = {}
-        tell(0, len(items))
-        for done, (item, read) in enumerate(self._results(items, processes), 1):
-            found |= zip(item.pieces, read, strict=True)
-            tell(done, len(items))
+        with progress.stage("reading", len(items), "parts"):
+            for item, read in self._results(items, processes):
+                found |= zip(item.pieces, read, strict=True)
+                progress.advance()
         return [[found[piece] for piece in sorted(found) if piece.stream == i] for i in range(len(self.streams))]
 
     def _results(self, items: list[_Item], processes: int) -> Iterator[tuple[_Item, list[_Read]]]:
@@ -168,18 +169,18 @@ def _marked(turn: dict[str, Any]) -> str:
     return f"{turn['role']}{'-' * (turn.get('weight', 1) == 0)}{'+' * bool(more)}"
 
 
-def gather(gatherer: Gatherer, processes: int, tell: Callable[[int, int], None]) -> list[Gathered]:
+def gather(gatherer: Gatherer, processes: int, progress: Progress) -> list[Gathered]:
     """The rows of every source, in the order of the streams.
 
     Raises:
         UserError: the first thing about a source that its owner has to put right.
     """
     streams = gatherer.streams
-    read = gatherer.read(range(len(streams)), processes, tell)
+    read = gatherer.read(range(len(streams)), processes, progress)
     found = []
     for i, stream in enumerate(streams):
         if not stream.settle(_readings(read[i])):
-            read[i] = gatherer.read([i], processes, lambda done, total: None)[i]
+            read[i] = gatherer.read([i], processes, progress)[i]
         readings = _readings(read[i])
         stream.check(readings)
         for one in read[i]:

@@ -4,7 +4,6 @@ Shapes: R rows of the training set, repeats included.
 """
 
 import hashlib
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -293,16 +292,15 @@ def _places(name: str, count: int, seed: int) -> NDArray[np.float64]:
 def _draw(task: TaskSet, count: int, seed: int) -> tuple[Ints, Ints, int]:
     """(count,) rows of the task that fit, one pass after another, and how often each was used before; also how many
     were passed over because they do not fit."""
-    rows, repeats, passed = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
-    for epoch in itertools.count():
-        left = count - sum(map(len, rows))
-        if not left:
-            return np.concatenate(rows), np.concatenate(repeats), passed
+    rows, repeats, passed, left = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0, count
+    while left:
+        epoch = len(rows) - 1
         found, over = taken(task.train, _order(task, epoch, seed), left)
         if not len(found):
             raise UserError(f"Task {task.name!r} has no row that fits; raise probes.max_length or leave the task out.")
         rows, repeats = [*rows, found], [*repeats, np.full(len(found), epoch)]
-        passed += over if not epoch else 0
+        passed, left = passed + (over if not epoch else 0), left - len(found)
+    return np.concatenate(rows), np.concatenate(repeats), passed
 
 
 def _order(task: TaskSet, epoch: int, seed: int) -> Ints:

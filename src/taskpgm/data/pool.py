@@ -36,7 +36,8 @@ from taskpgm.data.rows import Measured as Measured
 from taskpgm.data.rows import Refused as Refused
 from taskpgm.data.rows import Row as Row
 from taskpgm.errors import UserError
-from taskpgm.types import Ints, Tell, tell_nobody
+from taskpgm.progress import QUIET, Progress
+from taskpgm.types import Ints
 
 SIDES = ("train", "contexts", "validation")
 
@@ -68,6 +69,12 @@ class TaskSet:
         if self.estimate:
             return self.estimate.response_tokens
         return int(response_tokens(self.train, np.arange(len(self.train))).sum())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the rows that were measured."""
+        costs = np.concatenate([costs_of(getattr(self, side))["tokens"] for side in SIDES])
+        return int(costs[costs >= 0].sum(dtype=np.int64))
 
     @cached_property
     def train_key(self) -> str:
@@ -164,11 +171,19 @@ class TaskPool:
         (folder / "pool.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, lengths_of: LengthsOf | None = None) -> "TaskPool":
+    def load(
+        cls,
+        folder: Path,
+        lengths_of: LengthsOf | None = None,
+        memory: Memory | None = None,
+        progress: Progress = QUIET,
+    ) -> "TaskPool":
         """Pool written by `save`.
 
         Args:
             lengths_of: lengths of rows that are drawn and were not measured; not needed if all were.
+            memory: lengths of earlier runs.
+            progress: hears of rows that are measured, if many are.
 
         Raises:
             UserError: it was written by another version.
@@ -177,7 +192,7 @@ class TaskPool:
         if not (folder / "index.npz").exists():
             raise UserError(f"{folder} was written by an older version; run `taskpgm run` to bring it up to date.")
         files = RowFiles(folder, map(tuple, described["places"]), described["shapes"])
-        meter = Meter(lengths_of) if lengths_of else None
+        meter = Meter(lengths_of, memory, progress) if lengths_of else None
         sets = []
         with np.load(folder / "index.npz", allow_pickle=False) as arrays:
             for i, one in enumerate(described["sets"]):
@@ -193,7 +208,7 @@ class TaskPool:
 
 
 def load_tasks(
-    config: Config, lengths_of: LengthsOf, tell: Tell = tell_nobody, folder: Path | None = None,
+    config: Config, lengths_of: LengthsOf, progress: Progress = QUIET, folder: Path | None = None,
     memory: Memory | None = None, exact: bool = False,
 ) -> TaskPool:  # fmt: skip
     """Pool of the tasks and targets that the configuration names.
@@ -210,19 +225,19 @@ def load_tasks(
         config: its seed, tasks, targets, data and contexts count here.
         lengths_of: lengths of conversations, None if the completion does not fit, or why a row cannot be used;
             sees a distinct row once.
-        tell: hears of progress.
-        folder: where the rows are put; a temporary one that vanishes with the pool, if left out.
+        progress: hears of what is read and of rows tokenised.
+        folder: where a temporary folder is made for the rows, gone with the pool; the system's own place if left out.
         memory: lengths of earlier runs.
         exact: measure every row.
 
     Raises:
         UserError: a source that cannot be read, rows that the chat template refuses, or a set with too few rows.
     """
-    files = RowFiles(folder)
+    files = RowFiles(folder, temporary=True)
     sources = (*config.tasks, *config.targets)
-    own, given = gather_sources(config, files, tell)
-    meter = Meter(lengths_of, memory)
-    measure_heads(own, given, config.contexts, meter, exact, tell)
+    own, given = gather_sources(config, files, progress)
+    meter = Meter(lengths_of, memory, progress)
+    measure_heads(own, given, config.contexts, meter, exact)
     ranked = [one for one in (*own, *given) if one]
     for one in (one for pair in zip(own, given, strict=True) for one in pair if one):
         one.check_refused()

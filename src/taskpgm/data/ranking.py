@@ -26,8 +26,9 @@ from taskpgm.data.rows import (
     grading_key,
 )  # fmt: skip
 from taskpgm.errors import UserError
+from taskpgm.progress import Progress
 from taskpgm.system import usable_cores
-from taskpgm.types import Ints, Tell
+from taskpgm.types import Ints
 
 SAMPLE = 1000  # rows of a source that are measured before they are drawn: its mean length to 3 % of its spread
 TENTH = 10  # of a task's rows behind the contexts, one in so many is validation at most
@@ -155,14 +156,14 @@ def _distinct(entries: Entries, files: RowFiles) -> Entries:
     return found
 
 
-def gather_sources(config: Config, files: RowFiles, tell: Tell) -> tuple[list[Ranked], list[Ranked | None]]:
+def gather_sources(config: Config, files: RowFiles, progress: Progress) -> tuple[list[Ranked], list[Ranked | None]]:
     """The rows of every source, and of the validation file that it names, if any."""
     wanted: list[tuple[Source, str | None]] = []
     for source in (*config.tasks, *config.targets):
         path = getattr(source, "validation", None)
         wanted += [(source, None), *([(source, path)] if path else [])]
     gatherer = Gatherer([SourceStream(*one) for one in wanted], files, config.seed, config.data.duplicates != "exact")
-    found = gather(gatherer, config.model.processes or usable_cores(), lambda done, total: tell("reading", done, total))
+    found = gather(gatherer, config.model.processes or usable_cores(), progress)
     files.shapes = list(gatherer.shapes)
     ranked = [Ranked(one, source, files) for one, (source, _) in zip(found, wanted, strict=True)]
     own = [one for one, (_, path) in zip(ranked, wanted, strict=True) if path is None]
@@ -171,27 +172,13 @@ def gather_sources(config: Config, files: RowFiles, tell: Tell) -> tuple[list[Ra
 
 
 def measure_heads(
-    own: Sequence[Ranked],
-    given: Sequence[Ranked | None],
-    contexts: ContextConfig,
-    meter: Meter,
-    exact: bool,
-    tell: Tell,
+    own: Sequence[Ranked], given: Sequence[Ranked | None], contexts: ContextConfig, meter: Meter, exact: bool
 ) -> None:
     """Have the first rows of every source measured: a sample, and as many as decide what falls on which side."""
     ranked = [*own, *(one for one in given if one)]
     heads = [len(one.entries) if exact else min(SAMPLE, len(one.entries)) for one in ranked]
-    everything = np.concatenate([one.entries[:head] for one, head in zip(ranked, heads, strict=True)])
-    total = len(np.unique(everything[["high", "low"]]))
-    done = 0
-
-    def told(more: int) -> None:
-        nonlocal done
-        done += more
-        tell("tokenising", done, total)
-
-    tell("tokenising", 0, total)
-    meter.lengths(own[0].files, everything, told)
+    all_heads = np.concatenate([one.entries[:head] for one, head in zip(ranked, heads, strict=True)])
+    meter.lengths(own[0].files, all_heads, shown=True)
     for one, head in zip(ranked, heads, strict=True):
         one.measure(meter, head)
     for one, other in zip(own, given, strict=True):

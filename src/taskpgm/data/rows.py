@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from taskpgm.data.messages import Conversation
 from taskpgm.errors import UserError
+from taskpgm.progress import QUIET, Progress
 from taskpgm.types import Ints
 
 BEFORE = 64  # rows measured beside one that is drawn alone: a guess, enough for a batch
@@ -87,18 +88,23 @@ class RowFiles:
     """Files that hold a JSON line for every row: [data] or [data, choices, verifier], data as `Conversation.to_data`.
 
     Args:
-        folder: where they lie; a temporary one, gone with this object, if left out.
+        folder: where they lie.
+        temporary: make a folder within it, gone with this object; in the system's own place if no folder is given.
         places: by part of a source, how messages number and call it.
         shapes: by number, the roles of such rows; see `gathering.shape_of`.
     """
 
     def __init__(
-        self, folder: Path | None = None, places: Iterable[tuple[str, str]] = (), shapes: Sequence[str] = ()
+        self,
+        folder: Path | None,
+        places: Iterable[tuple[str, str]] = (),
+        shapes: Sequence[str] = (),
+        temporary: bool = False,
     ) -> None:
-        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="taskpgm-")
-        self.folder = folder or Path(self._temporary.name)  # type: ignore[union-attr]
-        self.places, self.shapes = list(places), list(shapes)
         self._open: dict[int, int] = {}
+        self._temporary = tempfile.TemporaryDirectory(prefix=".tmp-rows-", dir=folder) if temporary else None
+        self.folder = Path(self._temporary.name) if self._temporary else folder or Path()
+        self.places, self.shapes = list(places), list(shapes)
 
     def __del__(self) -> None:
         for file in self._open.values():
@@ -132,10 +138,13 @@ class RowFiles:
         chosen = tuple(choices) if choices else None
         return Row(Conversation.from_data(data), tokens, response, truncated, key_of(entry), chosen, verifier)
 
-    def copy(self, folder: Path) -> None:
+    def put(self, folder: Path) -> None:
         """Put the segments into another folder too; nothing if it is their own."""
         for path in sorted(self.folder.glob("rows-*.jsonl")) if folder != self.folder else ():
-            shutil.copyfile(path, folder / path.name)
+            try:
+                os.link(path, folder / path.name)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(path, folder / path.name)
 
 
 def grading_key(files: RowFiles, entry: Any) -> str:
@@ -164,17 +173,25 @@ def keys_of(entries: Entries) -> bytes:
 class Meter:
     """Lengths of rows, each measured once, and remembered elsewhere too if there is a `memory`."""
 
-    def __init__(self, lengths_of: LengthsOf, memory: "Memory | None" = None) -> None:
-        self.lengths_of = lengths_of
+    def __init__(self, lengths_of: LengthsOf, memory: "Memory | None" = None, progress: Progress = QUIET) -> None:
+        self.lengths_of, self.progress = lengths_of, progress
         self._memory = memory
         self._known: dict[tuple[int, int], Measured] = {}
 
-    def lengths(self, files: RowFiles, entries: Entries, tell: Callable[[int], None] | None = None) -> list[Measured]:
-        """What each row costs."""
+    def lengths(self, files: RowFiles, entries: Entries, shown: bool = False) -> list[Measured]:
+        """What each row costs; `shown` as a stage of its own, as many rows are in any case."""
         keys = list(zip(entries["high"].tolist(), entries["low"].tolist(), strict=True))
         if self._memory:
             self._known |= self._memory.find([key for key in keys if key not in self._known])
         wanted = list({key: i for i, key in enumerate(keys) if key not in self._known}.values())
+        if len(wanted) <= CHUNK and not (shown and wanted):
+            self._measure(files, entries, keys, wanted)
+        else:
+            with self.progress.stage("tokenising", len(wanted), "rows"):
+                self._measure(files, entries, keys, wanted)
+        return [self._known[key] for key in keys]
+
+    def _measure(self, files: RowFiles, entries: Entries, keys: list[tuple[int, int]], wanted: list[int]) -> None:
         for start in range(0, len(wanted), CHUNK):
             some = wanted[start : start + CHUNK]
             found = self.lengths_of([files.conversation(entries[i]) for i in some])
@@ -182,9 +199,7 @@ class Meter:
             self._known |= new
             if self._memory:
                 self._memory.keep(new)
-            if tell:
-                tell(len(some))
-        return [self._known[key] for key in keys]
+            self.progress.advance(len(some))
 
 
 class Memory:
@@ -309,7 +324,7 @@ class Store:
             return self._written(rows)
         if self._files is None:
             self._files = rows.files
-            rows.files.copy(self._folder)
+            rows.files.put(self._folder)
         assert rows.files is self._files, "the rows of a pool lie together"
         return rows
 
@@ -392,7 +407,8 @@ def fits_last(rows: Costs, upcoming: Ints) -> bool:
 def check_some_fit(rows: Costs) -> None:
     """Raise UserError if all rows are known, and none fits."""
     if isinstance(rows, Rows) and (rows.costs["tokens"] == UNFIT).all():
-        raise UserError(f"{rows.title or 'A task'} has no row that fits; raise probes.max_length or leave the task out.")
+        who = rows.title or "A task"
+        raise UserError(f"{who} has no row that fits; raise probes.max_length or leave the task out.")
 
 
 def response_tokens(rows: Costs, which: Ints) -> Ints:

@@ -24,8 +24,8 @@ from taskpgm.evaluation.equivalence import Equivalence, budget_equivalence
 from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.evaluation.statistics import Comparison, Measurement, compare_measurements
 from taskpgm.files import atomic_folder, digest, write_json
+from taskpgm.progress import Progress
 from taskpgm.system import Clock
-from taskpgm.types import Say
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import Encoded
@@ -67,11 +67,7 @@ def run_comparison(finished: FinishedRun, options: CompareOptions) -> tuple[Comp
     """
     result = finished.result
     worker = _Worker(finished, options)
-    finished.tell("comparing", 0, len(worker.runs))
-    found: dict[tuple[str, int], Measurement] = {}
-    for measurement in worker.measurements():
-        found[measurement.mixture, measurement.seed] = measurement
-        finished.tell("comparing", len(found), len(worker.runs))
+    found = {(one.mixture, one.seed): one for one in worker.measurements()}
     measurements = {(run.name, run.seed): found[run.name, run.seed] for run in worker.runs}  # in their order
     asked = [m for (name, _), m in measurements.items() if "@" not in name]
     weights = finished.config.target_weights
@@ -191,19 +187,21 @@ class _Worker:
             return
         (self.run.folder / "compare").mkdir(exist_ok=True)
         steps = {path: plan_steps(self.rows, run.plan, run.config) for path, (run, *_) in todo.items()}
-        lm, processes, memory = self.run.engine.lm, 1, 1.0
+        lm, processes, memory, progress = self.run.engine.lm, 1, 1.0, self.run.engine.progress
         if self.shares_trunks:  # before processes part, so that each has them
-            self.trunk.fill(list(self.rows.values()), self.run.say)
-            self.evaluator.fill(self.trunk.first, self.run.say)
+            self.trunk.fill(list(self.rows.values()), progress)
+            self.evaluator.fill(self.trunk.first, progress)
             processes = lm.processes
             memory = max(training_memory(lm, list(steps.values()), self.trunk.first), self.evaluator.memory)
-        made = side_by_side(
-            lambda path, _, warn: (path, self.measure(todo[path][0], steps[path], warn)), list(todo), processes, memory,
-            lambda: None, self.run.say,
-        )  # fmt: skip
-        for path, record in made:
-            write_json(path, record)
-            yield from (_measurement(run, record) for run in todo[path])
+
+        def work(path: Path, progress: Progress) -> tuple[Path, dict[str, Any]]:
+            return path, self.measure(todo[path][0], steps[path], progress)
+
+        pieces = sum(len(steps[path]) + len(self.sets) for path in todo)
+        with progress.stage(f"comparing, {len(todo)} trainings", pieces, "steps and sets"):
+            for path, record in side_by_side(work, list(todo), processes, memory, progress):
+                write_json(path, record)
+                yield from (_measurement(run, record) for run in todo[path])
 
     @property
     def shares_trunks(self) -> bool:
@@ -212,12 +210,12 @@ class _Worker:
         options = self.options
         return options.trainer == "engine" and options.method == "lora" and not options.harness
 
-    def measure(self, run: _Run, steps: "list[list[Encoded]]", warn: Say) -> dict[str, Any]:
+    def measure(self, run: _Run, steps: "list[list[Encoded]]", progress: Progress) -> dict[str, Any]:
         """What a run gives: trained, evaluated, and kept if asked for."""
         clock = Clock()
-        trained = self.train(run, steps, warn)
+        trained = self.train(run, steps, progress)
         seconds = clock.seconds
-        found = self.evaluator.evaluate(trained, grade=self.options.accuracy)
+        found = self.evaluator.evaluate(trained, grade=self.options.accuracy, progress=progress)
         record = {
             "setting": self.setting, "mixture": run.name, "seed": run.seed, "weights": dict(run.weights),
             "rows": run.config.budget.size, "trained_tokens": trained.trained_tokens,
@@ -239,20 +237,20 @@ class _Worker:
         key = digest([self.setting, _planned(run.plan), run.config.seed, run.config.budget.model_dump()])
         return self.run.folder / "compare" / f"{key[:16]}.json"
 
-    def train(self, run: _Run, steps: "list[list[Encoded]]", warn: Say) -> "Probe | Finetuned":
+    def train(self, run: _Run, steps: "list[list[Encoded]]", progress: Progress) -> "Probe | Finetuned":
         """The adapter of a run, or its model."""
         if self.options.trainer == "trl":
             from taskpgm.evaluation import trl as trl_backend
 
             train = trl_backend.train_full_with_trl if self.options.method == "full" else trl_backend.train_with_trl
-            return train(self.run.engine.lm, run.name, steps, run.config)
+            return train(self.run.engine.lm, run.name, steps, run.config, progress=progress)
         if self.options.method == "full":
             from taskpgm.evaluation.full_finetuning import train_full
 
-            return train_full(self.run.engine.lm, run.name, steps, run.config, warn)
+            return train_full(self.run.engine.lm, run.name, steps, run.config, progress)
         from taskpgm.probes.training import Trainer
 
-        return Trainer(self.run.engine.lm, run.config, 0, warn).train(run.name, steps, trunk=self.trunk)
+        return Trainer(self.run.engine.lm, run.config, progress=progress).train(run.name, steps, trunk=self.trunk)
 
     def save(self, trained: "Probe | Finetuned", folder: Path) -> None:
         """What a run trained, as PEFT or transformers load it."""

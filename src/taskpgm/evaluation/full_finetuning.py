@@ -5,7 +5,6 @@ and gradient once more in the model's precision.
 """
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.probe import Probe, installed
 from taskpgm.probes.training import Trainer
-from taskpgm.types import Say
+from taskpgm.progress import QUIET, Progress
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,8 @@ def under(lm: LanguageModel, trained: Probe | Finetuned | None) -> Iterator[None
 
 
 def train_full(
-    lm: LanguageModel, name: str, steps: Sequence[Sequence[Encoded]], config: Config,
-    warn: Say = warnings.warn,
-) -> Finetuned:  # fmt: skip
+    lm: LanguageModel, name: str, steps: Sequence[Sequence[Encoded]], config: Config, progress: Progress = QUIET
+) -> Finetuned:
     """The model trained on these rows, step by step, by the optimiser and the schedule that probes have.
 
     Raises:
@@ -64,7 +62,7 @@ def train_full(
     flat = torch.cat([p.detach().flatten() for p in parameters.values()])
     gradient = torch.zeros_like(flat)
     master = torch.nn.Parameter(flat.float())
-    trainer = Trainer(replace(lm, processes=1), config, warn=warn)
+    trainer = Trainer(replace(lm, processes=1), config, progress=progress)
     trunk = Trunk(lm, 0, lm.shared_prefix([row for step in steps for row in step]))
     with _replaced(lm.model, _views(flat, parameters)), _trainable(parameters, _views(gradient, parameters)):
         losses = trainer.descend(name, steps, trunk, master, flat, gradient)

@@ -22,7 +22,7 @@ from taskpgm.evaluation.full_finetuning import Finetuned, under
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.probe import Probe
-from taskpgm.types import Say, Tell, tell_nobody
+from taskpgm.progress import QUIET, Progress
 
 TRUNK_MEMORY = 2 << 30  # bytes of activations that an evaluator keeps: a guess, small beside a model
 
@@ -71,7 +71,7 @@ class Evaluator:
         self.trunks: dict[tuple[str, int], Trunk] = {}
 
     def evaluate(
-        self, probe: Probe | Finetuned | None, tell: Tell = tell_nobody, generate: bool = True, grade: bool = True
+        self, probe: Probe | Finetuned | None, generate: bool = True, grade: bool = True, progress: Progress = QUIET
     ) -> Evaluation:
         """Evaluation of the model under an adapter, trained as a whole, or as it is (None).
 
@@ -84,6 +84,7 @@ class Evaluator:
         Args:
             generate: False leaves out what needs the model to write.
             grade: False leaves out all answers, so that only losses remain.
+            progress: each set is a piece of the stage that is open.
 
         Raises:
             UserError: a loss that is not finite.
@@ -91,12 +92,11 @@ class Evaluator:
         first = probe.first_layer(len(self.lm.layers)) if probe else 0
         found = {}
         with under(self.lm, probe):
-            for done, (name, kept) in enumerate(self.sets.items()):
-                tell("evaluating", done, len(self.sets))
+            for name, kept in self.sets.items():
                 loss = _loss(self.lm, name, kept, self._trunk(name, first))
                 grades = grade_answers(self.lm, self.encoder, [row for row, _ in kept], generate) if grade else Grades()
                 found[name] = SetEvaluation(**loss, **grades._asdict())
-        tell("evaluating", len(self.sets), len(self.sets))
+                progress.advance()
         return Evaluation(found)
 
     @property
@@ -105,10 +105,12 @@ class Evaluator:
         longest = max(len(one.ids) for kept in self.sets.values() for _, one in kept)
         return self.lm.memory(max(self.lm.token_budget, longest), longest, self.lm.token_budget // 4)
 
-    def fill(self, first: int, warn: Say) -> None:
+    def fill(self, first: int, progress: Progress) -> None:
         """Run what lies below layer `first` now, before processes part that would each do it."""
-        for name, kept in self.sets.items():
-            self._trunk(name, first).fill([one for _, one in kept], warn)
+        with progress.stage("running the shared layers to evaluate", len(self.sets), "sets"):
+            for name, kept in self.sets.items():
+                self._trunk(name, first).fill([one for _, one in kept], progress)
+                progress.advance()
 
     def _trunk(self, name: str, first: int) -> Trunk:
         if (name, first) not in self.trunks:

@@ -84,17 +84,18 @@ def predict_losses(
     start = -float(result.scores.target_weights(wanted) @ mean_logp(result.scores)[0])
     found = []
     merger = _Merger(finished) if merged else None
-    for done, (name, shares) in enumerate(weights.items()):
-        finished.tell("predicting", done, len(weights))
-        p = np.array([shares.get(task, 0.0) for task in pool.names])
-        divergence = _kl_from_uniform(p)
-        losses = {
-            "ensemble": ensemble.loss(p) + usual_prior("likelihood", result.scores) * divergence,
-            "gain": start + gain.loss(p) + usual_prior("gain", result.scores) * divergence,
-            "merged": merger.loss(p) if merger else None,
-        }
-        found.append(Prediction(name, dict(shares), **losses))  # type: ignore[arg-type]
-    finished.tell("predicting", len(weights), len(weights))
+    progress = finished.engine.progress
+    with progress.stage("predicting", len(weights), "mixtures"):
+        for name, shares in weights.items():
+            p = np.array([shares.get(task, 0.0) for task in pool.names])
+            divergence = _kl_from_uniform(p)
+            losses = {
+                "ensemble": ensemble.loss(p) + usual_prior("likelihood", result.scores) * divergence,
+                "gain": start + gain.loss(p) + usual_prior("gain", result.scores) * divergence,
+                "merged": merger.loss(p) if merger else None,
+            }
+            found.append(Prediction(name, dict(shares), **losses))  # type: ignore[arg-type]
+            progress.advance()
     return found
 
 

@@ -14,7 +14,6 @@ from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.selection import Selection
 from taskpgm.mixture.solve import Mixture
 from taskpgm.scores import Scores
-from taskpgm.types import Say, Tell, say_nothing, tell_nobody
 
 if TYPE_CHECKING:
     from taskpgm.probes.probe import Probe
@@ -42,5 +41,3 @@ class FinishedRun:
     engine: Engine
     probes: "Callable[[], list[Probe]]"  # reads those of the first probe seed, in the order of the tasks
     folder: Path  # measurements are kept in it
-    tell: Tell = tell_nobody
-    say: Say = say_nothing

@@ -25,7 +25,7 @@ from taskpgm.evaluation.full_finetuning import Finetuned
 from taskpgm.lm.model import LanguageModel
 from taskpgm.probes.probe import Probe, adapter_seed, lora_settings
 from taskpgm.probes.training import learning_rate_factor
-from taskpgm.types import Tell, tell_nobody
+from taskpgm.progress import QUIET, Progress
 
 IGNORED = -100  # label of a token that is not to be predicted
 
@@ -36,7 +36,7 @@ def train_with_trl(
     steps: Sequence[Sequence[Encoded]],
     config: Config,
     seed: int = 0,
-    tell: Tell = tell_nobody,
+    progress: Progress = QUIET,
 ) -> Probe:
     """Probe trained by SFTTrainer on these rows, one optimiser step an item of `steps`, in their order.
 
@@ -48,6 +48,7 @@ def train_with_trl(
         name: the task's, or the mixture's.
         steps: encoded rows of every optimiser step, none empty.
         seed: which of the `probes.seeds`.
+        progress: each step is a piece of the stage that is open.
 
     Raises:
         UserError: TRL is not installed, or a loss is not finite.
@@ -61,7 +62,7 @@ def train_with_trl(
         torch.manual_seed(adapter_seed(config, seed))
         model = get_peft_model(lm.model, settings)
         try:
-            losses = _trained(trainer_class, lm, model, name, steps, config, tell)
+            losses = _trained(trainer_class, lm, model, name, steps, config, progress)
             weights = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(model).items()}
         finally:
             model.unload()
@@ -69,7 +70,7 @@ def train_with_trl(
 
 
 def train_full_with_trl(
-    lm: LanguageModel, name: str, steps: Sequence[Sequence[Encoded]], config: Config, tell: Tell = tell_nobody
+    lm: LanguageModel, name: str, steps: Sequence[Sequence[Encoded]], config: Config, progress: Progress = QUIET
 ) -> Finetuned:
     """The whole model trained by SFTTrainer: float32 weights, and in mixed precision if the model is bfloat16.
 
@@ -81,19 +82,19 @@ def train_full_with_trl(
         warnings.simplefilter("ignore")
         trainer_class = _trainer_class()
         model = copy.deepcopy(lm.model).float().requires_grad_(True)
-        losses = _trained(trainer_class, lm, model, name, steps, config, tell)
+        losses = _trained(trainer_class, lm, model, name, steps, config, progress)
     weights = {key: p.detach().to("cpu", dtype) for key, p in model.named_parameters()}
     return Finetuned(name, weights, losses, tokens_of(steps))
 
 
 def _trained(
     trainer_class: Any, lm: LanguageModel, model: Any, name: str, steps: Sequence[Sequence[Encoded]], config: Config,
-    tell: Tell,
+    progress: Progress,
 ) -> tuple[float, ...]:  # fmt: skip
     """Losses of every step; the model's weights that ask for a gradient are trained."""
     with tempfile.TemporaryDirectory() as scratch:
         trainer = trainer_class(lm, model, steps, config.probes.learning_rate, scratch)
-        trainer.watch(name, tell)
+        trainer.watch(name, progress)
         trainer.train()
     return tuple(trainer.losses)
 
@@ -135,9 +136,9 @@ def _trainer_class() -> Any:
             )  # fmt: skip
             self.remove_callback(PrinterCallback)
 
-        def watch(self, name: str, tell: Tell) -> None:
+        def watch(self, name: str, progress: Progress) -> None:
             """Tell of progress under this name."""
-            self.task, self.tell = name, tell
+            self.task, self.progress = name, progress
 
         def get_train_dataloader(self) -> Any:
             """Batches in the order of the steps."""
@@ -163,7 +164,7 @@ def _trainer_class() -> Any:
                 )
             if len(self.losses) == step:
                 self.losses.append(0.0)
-                self.tell("training", step + 1, self.args.max_steps)
+                self.progress.advance()
             self.losses[step] += float(loss)
             return loss
 

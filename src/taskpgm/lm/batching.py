@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taskpgm.data.chat import Encoded
 from taskpgm.errors import UserError, first_line
-from taskpgm.types import Say
+from taskpgm.progress import Progress
 
 
 def logit_rows(vocabulary: int, device: torch.device, each: int = 1) -> int:
@@ -49,7 +49,7 @@ def padded(rows: Sequence[Encoded], pad: int, device: torch.device) -> tuple[Ten
     return torch.from_numpy(ids).to(device), torch.from_numpy(response).to(device)
 
 
-def split_on_oom(items: Sequence[Encoded], work: Callable[[Sequence[Encoded]], Any], warn: Say) -> list[Any]:
+def split_on_oom(items: Sequence[Encoded], work: Callable[[Sequence[Encoded]], Any], progress: Progress) -> list[Any]:
     """Results of `work` on all items, or on halves of them, and halves of these, if memory runs out."""
     try:
         return [work(items)]
@@ -63,9 +63,9 @@ def split_on_oom(items: Sequence[Encoded], work: Callable[[Sequence[Encoded]], A
             ) from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    warn(f"out of memory with {len(items)} rows in a batch: going on with halves")
+    progress.say(f"out of memory with {len(items)} rows in a batch: going on with halves")
     middle = len(items) // 2
-    return split_on_oom(items[:middle], work, warn) + split_on_oom(items[middle:], work, warn)
+    return split_on_oom(items[:middle], work, progress) + split_on_oom(items[middle:], work, progress)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskpgm.config import ModelConfig
 from taskpgm.lm.checkpoint import load_tokenizer, model_fingerprint
-from taskpgm.types import Say, Tell, say_nothing, tell_nobody
+from taskpgm.progress import QUIET, Progress
 
 if TYPE_CHECKING:
     from taskpgm.lm.model import LanguageModel
@@ -16,29 +16,25 @@ class Engine:
 
     Args:
         config: which model.
-        tell: hears of progress.
-        say: is told in a sentence if the model has to be run the slow way, and why.
+        progress: hears when the model is read, and a sentence if it has to be run the slow way, and why.
     """
 
-    def __init__(self, config: ModelConfig, tell: Tell = tell_nobody, say: Say = say_nothing) -> None:
+    def __init__(self, config: ModelConfig, progress: Progress = QUIET) -> None:
         self.config = config
-        self.tell = tell
-        self.say = say
+        self.progress = progress
 
     @classmethod
-    def of(cls, lm: "LanguageModel", tell: Tell = tell_nobody, say: Say = say_nothing) -> "Engine":
+    def of(cls, lm: "LanguageModel", progress: Progress = QUIET) -> "Engine":
         """Engine of a model that is in memory."""
-        engine = cls(ModelConfig(path=lm.name), tell, say)
+        engine = cls(ModelConfig(path=lm.name), progress)
         vars(engine).update(lm=lm, tokenizer=lm.tokenizer)
         return engine
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the base model's files and precision."""
-        self.tell("opening the model", 0, 1)  # a GGUF file is converted when it is first used
-        found = model_fingerprint(self.config)
-        self.tell("opening the model", 1, 1)
-        return found
+        with self.progress.stage("opening the model"):  # a GGUF file is converted when it is first used
+            return model_fingerprint(self.config)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -50,12 +46,11 @@ class Engine:
         """The base model in memory."""
         from taskpgm.lm.loading import load_model
 
-        self.tell("loading the model", 0, 1)
-        lm = load_model(self.config)
-        self.tell("loading the model", 1, 1)
+        with self.progress.stage("loading the model"):
+            lm = load_model(self.config)
         if not lm.plain_head:
-            self.say(
-                f"{self.config.path!r} is run whole and padded, which takes two to three times as long: "
+            self.progress.say(
+                f"{self.config.path!r} is run whole and padded, which takes two to four times as long: "
                 f"{lm.whole_because}."
             )
         return lm

@@ -9,7 +9,7 @@ from taskpgm.data.chat import Encoded
 from taskpgm.lm.batching import batches, split_on_oom
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, ends, pack
-from taskpgm.types import Say
+from taskpgm.progress import Progress
 
 
 class Trunk:
@@ -26,16 +26,18 @@ class Trunk:
         self.kept: dict[int, tuple[Encoded, Tensor]] = {}  # the row too, so that its id stays its own
         self.prefix: Tensor | None = None
 
-    def fill(self, rows: Sequence[Encoded], warn: Say) -> None:
+    def fill(self, rows: Sequence[Encoded], progress: Progress) -> None:
         """Run these rows now, in full batches: fewer passes than one for every small step that they come in."""
         if self.first == 0 or not self.lm.plain_head:
             return
         new = list({id(row): row for row in rows if id(row) not in self.kept}.values())
-        for batch in batches([ends(row) for row in new], self.lm.token_budget, self.shared):
-            some = [new[i] for i in batch]
-            split_on_oom(some, lambda part: self.entering(pack(part, self.shared, self.lm.device)), warn)
-            if any(id(row) not in self.kept for row in some):
-                return  # memory is full: what is not kept is run when it is needed
+        with progress.stage("running the shared layers", len(new), "rows"):
+            for batch in batches([ends(row) for row in new], self.lm.token_budget, self.shared):
+                some = [new[i] for i in batch]
+                split_on_oom(some, lambda part: self.entering(pack(part, self.shared, self.lm.device)), progress)
+                progress.advance(len(some))
+                if any(id(row) not in self.kept for row in some):
+                    return  # memory is full: what is not kept is run when it is needed
 
     def entering(self, packed: Packed) -> Tensor | None:
         """(N, d) activations that enter layer `first`, as `LanguageModel.trunk` gives them."""

@@ -13,8 +13,8 @@ from typing import Any
 from taskpgm.errors import UserError
 from taskpgm.files import KEY_FILE, Parts, atomic_file, atomic_folder, digest, write_json
 from taskpgm.pipeline.directory import RunDirectory, differing, stale_because
+from taskpgm.progress import Progress
 from taskpgm.system import Clock, environment
-from taskpgm.types import Say
 
 
 class Artifacts:
@@ -23,15 +23,15 @@ class Artifacts:
     Args:
         directory: held by this process.
         header: what the manifest says beside versions, hardware and stages; asked for when it is written.
-        say: is told in a sentence what is made again, and why.
+        progress: is told in a sentence what is made again, and why.
     """
 
-    def __init__(self, directory: RunDirectory, header: Callable[[], Mapping[str, Any]], say: Say) -> None:
+    def __init__(self, directory: RunDirectory, header: Callable[[], Mapping[str, Any]], progress: Progress) -> None:
         self.path = directory.path
         self.manifest: dict[str, Any] = directory.manifest()
         self._directory = directory
         self._header = header
-        self._say = say
+        self._progress = progress
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -40,7 +40,7 @@ class Artifacts:
         """Whether a folder has to be made; said aloud if it is there but depends on something that changed."""
         why = stale_because(folder, parts)
         if why not in (None, "missing"):
-            self._say(f"{what} is made again: {why} changed")
+            self._progress.say(f"{what} is made again: {why} changed")
         return why is not None
 
     def key(self, folder: Path) -> str:

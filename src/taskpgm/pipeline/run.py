@@ -28,6 +28,7 @@ from taskpgm.mixture.explanation import explain as explain_mixture
 from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.directory import RunDirectory
+from taskpgm.pipeline.inspection import late_lengths
 from taskpgm.pipeline.stages import (
     Session,
     counted,
@@ -42,24 +43,24 @@ from taskpgm.pipeline.stages import (
     recorded_scores,
     solve,
 )
+from taskpgm.progress import Progress
 from taskpgm.scores import Scores
 from taskpgm.system import Clock
-from taskpgm.types import Say, Tell, say_nothing, tell_nobody
 
 
-def run(config: Config, out: Path | str, tell: Tell = tell_nobody, say: Say = say_nothing) -> Result:
+def run(config: Config, out: Path | str, progress: Progress | None = None) -> Result:
     """From task files to `train.jsonl` in the run directory `out`; what is done already is not done again.
 
     Args:
         config: the experiment.
         out: run directory, made if missing.
-        tell: progress, called with (what, done, total).
-        say: told in a sentence what is done again and why, and of what went otherwise than planned.
+        progress: shows stages, and says what is made again and why; left out, as plain lines on standard error, in a
+            notebook among its output. `Progress()` is silent, and its sentences are warnings.
 
     Raises:
         UserError: wrong input or settings, or another process on `out`; finished work is kept.
     """
-    with open_session(config, out, tell, say) as session:
+    with open_session(config, out, progress) as session:
         return run_session(session)
 
 
@@ -148,20 +149,18 @@ def predict_run(
 
 
 def compare_mixtures(
-    config: Config, out: Path | str, options: CompareOptions | None = None, tell: Tell = tell_nobody,
-    say: Say = say_nothing,
-) -> Comparison:  # fmt: skip
+    config: Config, out: Path | str, options: CompareOptions | None = None, progress: Progress | None = None
+) -> Comparison:
     """Comparison of mixtures on the run directory `out`, as `taskpgm compare` makes it."""
-    with open_session(config, out, tell, say) as session:
+    with open_session(config, out, progress) as session:
         return compare_run(session, options or CompareOptions())[0]
 
 
 def predict_mixtures(
-    config: Config, out: Path | str, mixtures: Sequence[str], merged: bool = True, tell: Tell = tell_nobody,
-    say: Say = say_nothing,
-) -> list[Prediction]:  # fmt: skip
+    config: Config, out: Path | str, mixtures: Sequence[str], merged: bool = True, progress: Progress | None = None
+) -> list[Prediction]:
     """Predictions for mixtures on the run directory `out`, as `taskpgm predict` makes them."""
-    with open_session(config, out, tell, say) as session:
+    with open_session(config, out, progress) as session:
         return predict_run(session, mixtures, merged)[0]
 
 
@@ -183,7 +182,7 @@ class FinishedDirectory:
     @cached_property
     def pool(self) -> TaskPool:
         """Rows of all sets, split."""
-        return TaskPool.load(self._there("pool"))
+        return TaskPool.load(self._there("pool"), *late_lengths(self.config))
 
     @cached_property
     def scores(self) -> Scores:

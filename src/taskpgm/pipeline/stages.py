@@ -33,7 +33,7 @@ from taskpgm.mixture.selection import select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.artifacts import Artifacts
 from taskpgm.pipeline.directory import RunDirectory, differing, stale_because
-from taskpgm.pipeline.inspection import inspect
+from taskpgm.pipeline.inspection import inspect, late_lengths
 from taskpgm.pipeline.keys import (
     block_keys,
     data_parts,
@@ -43,9 +43,9 @@ from taskpgm.pipeline.keys import (
     warm_parts,
 )
 from taskpgm.probes.cache import BASE, WARM, BlockCache
+from taskpgm.progress import Progress, plain_lines
 from taskpgm.scores import Scores
 from taskpgm.system import Clock, wait_passively
-from taskpgm.types import Say, Tell, say_nothing, tell_nobody
 
 if TYPE_CHECKING:
     from taskpgm.probes.probe import Probe
@@ -60,20 +60,13 @@ class Session:
     engine: Engine  # the base model, loaded when a stage first needs it
 
     @property
-    def tell(self) -> Tell:
-        """Hears of progress."""
-        return self.engine.tell
-
-    @property
-    def say(self) -> Say:
-        """Is told in a sentence what is made again and why, and of what went otherwise than planned."""
-        return self.engine.say
+    def progress(self) -> Progress:
+        """Hears of stages, and in a sentence what is made again and why, and what went otherwise than planned."""
+        return self.engine.progress
 
 
 @contextmanager
-def open_session(
-    config: Config, out: Path | str, tell: Tell = tell_nobody, say: Say = say_nothing
-) -> Iterator[Session]:
+def open_session(config: Config, out: Path | str, progress: Progress | None = None) -> Iterator[Session]:
     """Within, only this process works on the run directory `out`, made if missing.
 
     Raises:
@@ -81,13 +74,14 @@ def open_session(
     """
     wait_passively()
     with RunDirectory(out) as directory:
-        engine = Engine(config.model, tell, say)
+        progress = progress or plain_lines()
+        engine = Engine(config.model, progress)
 
         def header() -> dict[str, Any]:
             model = {"path": config.model.path, "fingerprint": engine.fingerprint}
             return {"model": model, "settings": config.model_dump(mode="json")}
 
-        yield Session(config, Artifacts(directory, header, say), engine)
+        yield Session(config, Artifacts(directory, header, progress), engine)
 
 
 # Rows
@@ -98,15 +92,15 @@ def make_pool(session: Session) -> TaskPool:
     artifacts, wanted = session.artifacts, {**data_parts(session.config), "model": session.engine.fingerprint}
     folder = artifacts / "pool"
     if not artifacts.is_stale("pool", folder, wanted) and "pool" in artifacts.manifest.get("stages", {}):
-        return TaskPool.load(folder)
+        return TaskPool.load(folder, *late_lengths(session.config), session.progress)
     clock = Clock()
-    found = inspect(session.config, session.tell)
+    found = inspect(session.config, session.progress, artifacts.path)
     with artifacts.folder(folder, wanted, "pool") as scratch:
         found.pool.save(scratch)
     artifacts.write_json("overlap.json", found.pool.overlap_table())
-    tokens = sum(row.tokens for s in found.pool.all for row in (*s.train, *s.contexts, *s.validation))
+    tokens = sum(s.tokens for s in found.pool.all)
     artifacts.record("pool", wanted, clock, tokens=tokens, chat_template=found.encoder.has_template)
-    return found.pool
+    return TaskPool.load(folder, *late_lengths(session.config), session.progress)
 
 
 def recorded_pool(session: Session) -> TaskPool:
@@ -120,7 +114,7 @@ def recorded_pool(session: Session) -> TaskPool:
     if why := differing(found, {**data_parts(session.config), "model": found["model"]}):
         raise UserError(f"{artifacts.path} was made with other data ({why}); run `taskpgm run` to bring it up to date.")
     vars(session.engine)["fingerprint"] = found["model"]
-    return TaskPool.load(artifacts / "pool")
+    return TaskPool.load(artifacts / "pool", *late_lengths(session.config), session.progress)
 
 
 # Probes
@@ -157,7 +151,7 @@ def _make_warm_start(session: Session, pool: TaskPool, seed: int) -> None:
 
     clock = Clock()
     rows = {task.name: task.train for task in pool.tasks}
-    probe = train_warm_start(session.engine.lm, rows, session.config, seed, session.tell, session.say)
+    probe = train_warm_start(session.engine.lm, rows, session.config, seed, session.progress)
     with artifacts.folder(folder, parts, "probe") as scratch:
         probe.save(scratch, seconds=clock.seconds, peak_memory=clock.peak())
 
@@ -184,7 +178,7 @@ def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], 
     if trained:
         start = load_probe(adapter_folder(artifacts, WARM, seed), WARM, seed) if has_warm_start(config) else None
         rows = {name: pool[name].train for name in trained}
-        for probe in train_probes(engine.lm, rows, config, seed, session.tell, session.say, start):
+        for probe in train_probes(engine.lm, rows, config, seed, start, session.progress):
             save(trained[probe.task], probe)
             clock = Clock()
 
@@ -388,6 +382,4 @@ def counted(mixture: Mixture, plan: RowPlan) -> dict[str, Any]:
 def finished_run(session: Session, result: Result) -> FinishedRun:
     """The run, to be compared with other mixtures or predicted."""
     artifacts, engine = session.artifacts, session.engine
-    return FinishedRun(
-        session.config, result, engine, lambda: load_probes(session), artifacts.path, engine.tell, engine.say
-    )
+    return FinishedRun(session.config, result, engine, lambda: load_probes(session), artifacts.path)

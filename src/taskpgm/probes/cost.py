@@ -39,8 +39,8 @@ from taskpgm.probes.probe import Probe, check_adapters
 from taskpgm.probes.schedule import Schedule, encoded_steps, probe_schedule, warm_start_schedule
 from taskpgm.probes.scoring import score_sets
 from taskpgm.probes.training import Trainer
+from taskpgm.progress import QUIET, Progress
 from taskpgm.system import Clock
-from taskpgm.types import Say, Tell, Tick, tell_nobody
 
 TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks: an estimate is waited for
 STEPS = 2  # of each task: many tasks show how much memory batches of different sizes take together
@@ -148,7 +148,7 @@ def context_tokens(lm: LanguageModel, contexts: Mapping[str, Sequence[Encoded]])
     return run, sum(row.response_tokens for rows in contexts.values() for row in rows)
 
 
-def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
+def estimate_run(config: Config, progress: Progress = QUIET) -> RunEstimate:
     """Estimate of `taskpgm run` on this machine; reads all rows and loads the model, trains nothing that is kept.
 
     Raises:
@@ -159,16 +159,18 @@ def estimate_run(config: Config, tell: Tell = tell_nobody) -> RunEstimate:
     loading = clock.seconds
     check_adapters(config, lm.model)
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length, lm.limits)
-    pool = load_tasks(config, encoder.lengths, tell)
+    pool = load_tasks(config, encoder.lengths, progress)
     reading = clock.seconds - loading
     shape = model_shape(lm, config)
     trainings = _trainings(pool, config)
-    pace, probe = _try_training(lm, shape, pool, config, tell)
-    warm_pace = _try_warm_start(lm, shape, trainings[WARM], config) if WARM in trainings else pace
+    with progress.stage("trying training"):
+        pace, probe = _try_training(lm, shape, pool, config, progress)
+        warm_pace = _try_warm_start(lm, shape, trainings[WARM], config) if WARM in trainings else pace
     peak_training = _peak(lm, clock)
     contexts = {s.name: _encode(encoder, s.contexts) for s in pool.all}
     clock = Clock()
-    scoring_rate = _try_scoring(lm, shape, contexts, probe, tell)
+    with progress.stage("trying scoring"):
+        scoring_rate = _try_scoring(lm, shape, contexts, probe)
     peak_scoring = _peak(lm, clock)
 
     n, seeds = len(pool.tasks), config.probes.seeds
@@ -223,15 +225,18 @@ def makespan(seconds: Sequence[float], processes: int) -> float:
     return max(busy)
 
 
-def _try_training(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Config, tell: Tell) -> tuple[Pace, Probe]:
+def _try_training(
+    lm: LanguageModel, shape: Shape, pool: TaskPool, config: Config, progress: Progress
+) -> tuple[Pace, Probe]:
     """How fast some steps of one task after another are, as many side by side as in a run, and a probe."""
-    trainer = Trainer(lm, config)
+    trainer = Trainer(lm, config, progress=progress)
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
     schedules = {task.name: _schedule(pool, task.name, config) for task in pool.tasks}
     longest = {task.name: _longest(encoder, task.train, schedules[task.name]) for task in pool.tasks}
     memory = training_memory(lm, [list(longest.values())], trainer.first)
 
-    def work(task: str, _: Tick, warn: Say) -> tuple[tuple[float, int, float], Probe]:
+    def work(task: str, progress: Progress) -> tuple[tuple[float, int, float], Probe]:
+        trainer.progress = progress
         steps = encoded_steps(encoder, pool[task].train, schedules[task][:STEPS])
         trainer.train("trial", [longest[task]])  # a process's first step allocates; the longest one sets its peak
         started = perf_counter()
@@ -241,11 +246,9 @@ def _try_training(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Confi
     started, probe = perf_counter(), None
     trials: list[tuple[float, int, float]] = []
     for group in _alike({task: float(sum(len(row.ids) for row in rows)) for task, rows in longest.items()}, lm):
-        done = list(side_by_side(work, group, lm.processes, memory, lambda: None, trainer.warn))
+        done = list(side_by_side(work, group, lm.processes, memory, progress))
         trials, probe = trials + [trial for trial, _ in done], done[-1][1]
-        spent = perf_counter() - started
-        tell("trial of training", min(int(spent), int(TRIAL_SECONDS)), int(TRIAL_SECONDS))
-        if spent > TRIAL_SECONDS:
+        if perf_counter() - started > TRIAL_SECONDS:
             break
     assert probe is not None
     return Pace.fitted(trials), probe
@@ -276,9 +279,7 @@ def _longest(encoder: ChatEncoder, rows: Sequence[Row], schedule: Schedule) -> l
     return _encode(encoder, [rows[int(i)] for i in step])
 
 
-def _try_scoring(
-    lm: LanguageModel, shape: Shape, contexts: Mapping[str, list[Encoded]], probe: Probe, tell: Tell
-) -> float:
+def _try_scoring(lm: LanguageModel, shape: Shape, contexts: Mapping[str, list[Encoded]], probe: Probe) -> float:
     probes = [Probe(f"trial-{i}", 0, probe.settings, probe.weights) for i in range(4)]
     groups = _alike({name: float(sum(len(row.ids) for row in rows)) for name, rows in contexts.items()}, lm)
 
@@ -291,11 +292,9 @@ def _try_scoring(
 
     some = groups[:1]
     spent = seconds(some)
-    tell("trial of scoring", 1, 2)
     if spent < TRIAL_SECONDS:  # the first one allocates; now as many as there is time for, in one go as in a run
         some = groups[: math.ceil(TRIAL_SECONDS / spent)]
         spent = seconds(some)
-    tell("trial of scoring", 2, 2)
     done = context_tokens(lm, {name: contexts[name] for group in some for name in group})
     return shape.scoring(*done, len(probes)) / spent
 

@@ -5,9 +5,8 @@ asked for, the last hidden states at the set's sampled positions. Blocks do not 
 a warm start a new task costs its own probe on all sets and all probes on its own set.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +25,10 @@ from taskpgm.parallel import side_by_side
 from taskpgm.probes.cache import BASE, WARM, Block, BlockCache, Blocks
 from taskpgm.probes.divergence import jsd_matrix, label_logp
 from taskpgm.probes.probe import Probe, Use, installed
+from taskpgm.progress import QUIET, Progress
 from taskpgm.scores import Divergences, Scores
 from taskpgm.system import Clock, release_memory
-from taskpgm.types import Floats, Ints, Say, Tell, Tick, derive_seed, tell_nobody
+from taskpgm.types import Floats, Ints, derive_seed
 
 Hidden = NDArray[np.float32]  # (P, d) last hidden states at the sampled positions of a set
 ADAPTER_MEMORY = 2 << 30  # bytes of adapters that the model carries at a time: a guess
@@ -40,8 +40,7 @@ def score_sets(
     probes: Sequence[Probe],
     missing: Mapping[str, Sequence[str]],
     sampled: Mapping[str, Ints] | None = None,
-    tell: Tell = tell_nobody,
-    warn: Say = warnings.warn,
+    progress: Progress = QUIET,
 ) -> Iterator[tuple[str, Blocks]]:
     """Blocks of one set after another, as they are done; a set may come several times, with other probes.
 
@@ -50,38 +49,38 @@ def score_sets(
         missing: probe names (or BASE) still to score, by set.
         sampled: by set, the positions at which hidden states are kept, as indices into the set's columns.
     """
-    total = sum(len(names) for names in missing.values())
-    done = 0
-    for chunk in _chunks(probes):
-        wanted: dict[str, list[Probe | None]] = {
-            name: [p for p in chunk if p.name in missing[name]] for name in contexts
-        }
-        for name in contexts:
-            if BASE in missing[name] and (not chunk or chunk[0] is probes[0]):
-                wanted[name].append(None)  # last, so that it shares the probes' prefix
-        names = [name for name in contexts if wanted[name]]
-        with installed(lm, chunk) as use:
+    passes = sum(len(names) * len(contexts[name]) for name, names in missing.items())
+    with progress.stage("scoring", passes, "passes of a context"):
+        for chunk in _chunks(probes):
+            wanted: dict[str, list[Probe | None]] = {
+                name: [p for p in chunk if p.name in missing[name]] for name in contexts
+            }
+            for name in contexts:
+                if BASE in missing[name] and (not chunk or chunk[0] is probes[0]):
+                    wanted[name].append(None)  # last, so that it shares the probes' prefix
+            with installed(lm, chunk) as use:
 
-            def work(name: str, _: Tick, warn: Say, use: Use = use, wanted: Any = wanted) -> tuple[str, Blocks]:
-                kept = sampled.get(name) if sampled else None
-                blocks = _score_set(lm, use, name, contexts[name], wanted[name], kept, warn)
-                release_memory()
-                return name, blocks
+                def work(job: _Job, progress: Progress, use: Use = use) -> tuple[str, Blocks]:
+                    blocks = _score_set(lm, use, job, progress)
+                    release_memory()
+                    return job.name, blocks
 
-            names.sort(key=lambda name: -sum(ends(row) for row in contexts[name]) * len(wanted[name]))
-            for name, blocks in side_by_side(work, names, lm.processes, _memory(lm, contexts), lambda: None, warn):
-                done += len(wanted[name])
-                yield name, blocks
-                tell("scoring", done, total)
+                jobs = [
+                    _Job(name, contexts[name], wanted[name], sampled.get(name) if sampled else None)
+                    for name in contexts
+                    if wanted[name]
+                ]
+                jobs.sort(key=lambda job: -sum(ends(row) for row in job.rows) * len(job.probes))
+                yield from side_by_side(work, jobs, lm.processes, _memory(lm, contexts), progress)
 
 
 def score_contexts(
-    lm: LanguageModel, pool: TaskPool, probes: Sequence[Probe], config: Config, tell: Tell = tell_nobody
+    lm: LanguageModel, pool: TaskPool, probes: Sequence[Probe], config: Config, progress: Progress = QUIET
 ) -> Scores:
     """Scores of all probes (one a task and seed) on all contexts of the pool, kept in memory; see `make_scores`."""
     names = [*(p.name for p in probes), BASE]
     cache = BlockCache({s.name: {name: name for name in names} for s in pool.all})
-    return make_scores(Engine.of(lm, tell), pool, probes, config, cache).scores
+    return make_scores(Engine.of(lm, progress), pool, probes, config, cache).scores
 
 
 class Scoring(NamedTuple):
@@ -125,7 +124,7 @@ def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config:
             found = cache.usable(name, {p.name: columns[name] for p in probes})
             return {probe: _hidden(block, probe) for probe, (block, _) in found.items()}
 
-        divergences = measure_divergences(engine.lm, contexts, sample, hidden, names, engine.tell)
+        divergences = measure_divergences(engine.lm, contexts, sample, hidden, names, engine.progress)
     scores = assemble(pool.names, contexts, blocks, names, divergences, base)
     tokens = sum(len(row.ids) for rows in contexts.values() for row in rows)
     scored = tokens * (len(probes) + (BASE in base))
@@ -150,12 +149,12 @@ def _blocks(
     if any(missing.values()):
         if some:
             count, of = sum(map(len, missing.values())), len(everyone) * len(contexts)
-            engine.say(f"scoring {count} of {of} blocks; the others are there")
+            engine.progress.say(f"scoring {count} of {of} blocks; the others are there")
         sampled = {name: at for name, at in columns.items() if at is not None}
         if sampled:
             check_divergences_possible(engine.lm, probes)
         clock = Clock()
-        for name, new in score_sets(engine.lm, contexts, probes, missing, sampled, engine.tell, engine.say):
+        for name, new in score_sets(engine.lm, contexts, probes, missing, sampled, engine.progress):
             spent = clock.seconds / len(new)
             cache.keep(name, {probe: block for (probe, _), block in new.items()}, wanted[name], spent)
             blocks |= {key: Block(block.logp) for key, block in new.items()}
@@ -245,7 +244,7 @@ def measure_divergences(
     sample: Mapping[str, tuple[Ints, Floats]],
     hidden: Callable[[str], Mapping[str, Hidden]],
     names: Sequence[Sequence[str]],
-    tell: Tell = tell_nobody,
+    progress: Progress = QUIET,
 ) -> Divergences:
     """JSD between all pairs of probes at the sampled positions of the task sets, seed by seed.
 
@@ -258,22 +257,23 @@ def measure_divergences(
     groups = int(max(context_groups(len(c), counts).max() for c in counts)) + 1
     n = len(names[0])
     total, weight = np.zeros((len(names), groups, n, n)), np.zeros(groups)
-    for done, (name, (columns, weights)) in enumerate(sample.items()):
-        lengths = [row.response_tokens for row in contexts[name]]
-        group = np.repeat(context_groups(len(lengths), counts), lengths)[columns]
-        weight_PB = np.zeros((len(columns), groups))
-        weight_PB[np.arange(len(columns)), group] = weights
-        weight += weight_PB.sum(0)
-        of_set = hidden(name)
-        for seed, of_seed in enumerate(names):
-            hidden_NPd = torch.from_numpy(np.stack([of_set[probe] for probe in of_seed]))
-            with torch.inference_mode():
-                sums = jsd_matrix(
-                    hidden_NPd, lambda h: head(h.to(lm.device, head.weight.dtype)), torch.from_numpy(weight_PB),
-                    head.weight.shape[0],
-                )  # fmt: skip
-            total[seed] += sums.numpy()
-        tell("divergences", done + 1, len(sample))
+    with progress.stage("divergences", len(sample), "sets"):
+        for name, (columns, weights) in sample.items():
+            lengths = [row.response_tokens for row in contexts[name]]
+            group = np.repeat(context_groups(len(lengths), counts), lengths)[columns]
+            weight_PB = np.zeros((len(columns), groups))
+            weight_PB[np.arange(len(columns)), group] = weights
+            weight += weight_PB.sum(0)
+            of_set = hidden(name)
+            for seed, of_seed in enumerate(names):
+                hidden_NPd = torch.from_numpy(np.stack([of_set[probe] for probe in of_seed]))
+                with torch.inference_mode():
+                    sums = jsd_matrix(
+                        hidden_NPd, lambda h: head(h.to(lm.device, head.weight.dtype)), torch.from_numpy(weight_PB),
+                        head.weight.shape[0],
+                    )  # fmt: skip
+                total[seed] += sums.numpy()
+            progress.advance()
     return Divergences(total, weight, sum(len(c) for c, _ in sample.values()))
 
 
@@ -287,11 +287,18 @@ def check_divergences_possible(lm: LanguageModel, probes: Sequence[Probe]) -> No
             )
 
 
-def _score_set(
-    lm: LanguageModel, use: Use, name: str, rows: list[Encoded], probes: Sequence[Probe | None],
-    kept: Ints | None, warn: Say,
-) -> Blocks:  # fmt: skip
+class _Job(NamedTuple):
+    """One set, to be scored under some probes."""
+
+    name: str
+    rows: list[Encoded]
+    probes: Sequence[Probe | None]
+    kept: Ints | None  # positions at which hidden states are kept
+
+
+def _score_set(lm: LanguageModel, use: Use, job: _Job, progress: Progress) -> Blocks:
     """Blocks of one set: every batch runs the shared layers once, then the rest under each probe."""
+    name, rows, probes, kept = job
     order = {id(row): i for i, row in enumerate(rows)}
     logp: list[dict[int, NDArray[np.float32]]] = [{} for _ in probes]
     hidden: list[dict[int, NDArray[np.float32]]] = [{} for _ in probes]
@@ -304,9 +311,10 @@ def _score_set(
         for k, (logp_R, hidden_Rd) in enumerate(_score_batch(lm, use, packed, probes, kept is not None)):
             logp[k].update(zip(places, np.split(logp_R, cuts), strict=True))
             hidden[k].update(zip(places, np.split(hidden_Rd, cuts), strict=True))
+            progress.advance(len(batch))
 
     for batch in batches([ends(row) for row in rows], lm.token_budget, shared):
-        split_on_oom([rows[i] for i in batch], run, warn)
+        split_on_oom([rows[i] for i in batch], run, progress)
     blocks: Blocks = {}
     for k, probe in enumerate(probes):
         logp_T = np.concatenate([logp[k][i] for i in range(len(rows))])

@@ -6,9 +6,7 @@ its rows, their order and the run seed.
 """
 
 import contextlib
-import itertools
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,8 +29,8 @@ from taskpgm.parallel import side_by_side
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.probe import Probe, adapter_seed, lora_settings, peft_quiet
 from taskpgm.probes.schedule import encoded_steps, probe_schedule, warm_start_schedule
+from taskpgm.progress import QUIET, Progress
 from taskpgm.system import release_memory
-from taskpgm.types import Say, Tell, Tick, tell_nobody
 
 
 def train_probes(
@@ -40,9 +38,8 @@ def train_probes(
     rows: Mapping[str, Sequence[Row]],
     config: Config,
     seed: int = 0,
-    tell: Tell = tell_nobody,
-    warn: Say = warnings.warn,
     start: Probe | None = None,
+    progress: Progress = QUIET,
 ) -> Iterator[Probe]:
     """One probe for each task in `rows`, yielded as its training ends: side by side on a CPU's cores.
 
@@ -55,23 +52,21 @@ def train_probes(
     Raises:
         UserError: a loss that is not finite, with the task and the step.
     """
-    trainer = Trainer(lm, config, seed, warn, start)
+    trainer = Trainer(lm, config, seed, start)
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
     steps = {
         task: encoded_steps(encoder, task_rows, probe_schedule(task_rows, config, task, seed))
         for task, task_rows in rows.items()
     }
-    total, done = sum(map(len, steps.values())), itertools.count(1)
 
-    def work(task: str, tick: Tick, warn: Say) -> Probe:
-        trainer.warn = warn
-        return trainer.train(task, steps[task], tick)
+    def work(task: str, progress: Progress) -> Probe:
+        trainer.progress = progress
+        return trainer.train(task, steps[task])
 
-    yield from side_by_side(
-        work, sorted(steps, key=lambda task: -tokens_of(steps[task])), lm.processes,
-        training_memory(lm, list(steps.values()), trainer.first), lambda: tell("training probes", next(done), total),
-        warn,
-    )  # fmt: skip
+    longest_first = sorted(steps, key=lambda task: -tokens_of(steps[task]))
+    memory = training_memory(lm, list(steps.values()), trainer.first)
+    with progress.stage("training probes", sum(map(len, steps.values())), "steps"):
+        yield from side_by_side(work, longest_first, lm.processes, memory, progress)
 
 
 def train_warm_start(
@@ -79,8 +74,7 @@ def train_warm_start(
     rows: Mapping[str, Sequence[Row]],
     config: Config,
     seed: int = 0,
-    tell: Tell = tell_nobody,
-    warn: Say = warnings.warn,
+    progress: Progress = QUIET,
 ) -> Probe:
     """An adapter trained on a uniform sample of all tasks, three times as long as a probe.
 
@@ -94,9 +88,9 @@ def train_warm_start(
     tasks = list(rows.values())
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
     steps = encoded_steps(encoder, Joined(tasks), warm_start_schedule(tasks, config, seed))
-    done = itertools.count(1)
-    trainer = Trainer(replace(lm, processes=1), config, seed, warn)  # alone, on all cores
-    return trainer.train(WARM, steps, lambda: tell("training the warm start", next(done), len(steps)))
+    trainer = Trainer(replace(lm, processes=1), config, seed, progress=progress)  # alone, on all cores
+    with progress.stage("training the warm start", len(steps), "steps"):
+        return trainer.train(WARM, steps)
 
 
 class Trainer:
@@ -107,24 +101,20 @@ class Trainer:
     """
 
     def __init__(
-        self, lm: LanguageModel, config: Config, seed: int = 0, warn: Say = warnings.warn,
-        start: Probe | None = None,
-    ) -> None:  # fmt: skip
+        self, lm: LanguageModel, config: Config, seed: int = 0, start: Probe | None = None, progress: Progress = QUIET
+    ) -> None:
         self.lm = lm
         self.config = config.probes
         self.seed = seed
-        self.warn = warn
+        self.progress = progress
         self.first = config.probes.lora.first_layer(len(lm.layers))
         self.settings = lora_settings(lm, config.probes.lora)
         self.initial = start.weights if start else _initial_weights(lm, self.settings, adapter_seed(config, seed))
         self.limit = lm.token_budget  # tokens of a batch; shrinks when memory runs out
         self.recompute = False  # True when memory ran out with single rows
 
-    def train(
-        self, name: str, steps: Sequence[Sequence[Encoded]], tell: Tick = lambda: None,
-        trunk: Trunk | None = None,
-    ) -> Probe:  # fmt: skip
-        """The adapter trained on these rows, step by step; `tell` is called after each.
+    def train(self, name: str, steps: Sequence[Sequence[Encoded]], trunk: Trunk | None = None) -> Probe:
+        """The adapter trained on these rows, step by step; each is a piece of the stage that is open.
 
         Args:
             trunk: of rows that these are among, to share activations below the adapter with other trainings.
@@ -136,16 +126,16 @@ class Trainer:
         update, gradient = self._update(master)
         rows = [row for step in steps for row in step]
         trunk = trunk or Trunk(self.lm, self.first, self.lm.shared_prefix(rows))
-        trunk.fill(rows, self.warn)
+        trunk.fill(rows, self.progress)
         with patched([update]) as switch, switch.use(update):
-            losses = self.descend(name, steps, trunk, master, update.flat, gradient, tell)
+            losses = self.descend(name, steps, trunk, master, update.flat, gradient)
         weights = update.weights(master.detach().cpu())
         release_memory()
         return Probe(name, self.seed, self.settings, weights, losses, tokens_of(steps))
 
     def descend(
         self, name: str, steps: Sequence[Sequence[Encoded]], trunk: Trunk, master: torch.nn.Parameter, flat: Tensor,
-        gradient: Tensor, tell: Tick = lambda: None,
+        gradient: Tensor,
     ) -> tuple[float, ...]:  # fmt: skip
         """Mean loss of every step, while `master` is moved by AdamW.
 
@@ -176,7 +166,7 @@ class Trainer:
             with torch.no_grad():
                 flat.copy_(master)
             losses.append(loss)
-            tell()
+            self.progress.advance()
         return tuple(losses)
 
     def _update(self, master: Tensor) -> tuple[LowRank, Tensor]:
@@ -210,10 +200,12 @@ class Trainer:
                     ) from error
             if tokens > longest:
                 self.limit = tokens // 2
-                self.warn(f"out of memory in {where}: going on with {self.limit} tokens a batch")
+                self.progress.say(f"out of memory in {where}: going on with {self.limit} tokens a batch")
             else:
                 self.recompute = True
-                self.warn(f"out of memory in {where}: going on with activations computed again in the backward pass")
+                self.progress.say(
+                    f"out of memory in {where}: going on with activations computed again in the backward pass"
+                )
             total.zero_()
             of_batch.zero_()
 

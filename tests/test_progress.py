@@ -1,0 +1,85 @@
+"""What is told of stages, and the lines that a log gets."""
+
+import contextlib
+import io
+import re
+import threading
+import time
+
+import pytest
+from rich.console import Console
+from support.heard import Heard
+
+from taskpgm.cli.bars import shown
+from taskpgm.progress import Lines, Progress, duration
+
+
+def test_a_stage_within_another_is_not_told():
+    heard = Heard()
+    with heard.stage("outer", 2):
+        for _ in range(2):
+            with heard.stage("inner", 5):
+                heard.advance(5)
+            heard.advance()
+    assert heard.totals == {"outer": 2}
+    assert heard.done == {"outer": 2}
+    assert heard.ended == [("outer", True)]
+
+
+def test_a_stage_that_breaks_is_told_as_such_and_the_next_one_is_heard():
+    heard = Heard()
+    with contextlib.suppress(ValueError), heard.stage("first", 2):
+        heard.advance()
+        raise ValueError
+    with heard.stage("second", 1):
+        heard.advance()
+    assert heard.ended == [("first", False), ("second", True)]
+    assert heard.done == {"first": 1, "second": 1}
+
+
+def test_a_log_gets_a_line_at_the_start_and_the_end_and_now_and_then_between():
+    stream = io.StringIO()
+    lines = Lines(stream, between=0.05)
+    with lines.stage("training probes", 8, "steps"):
+        lines.advance(2)
+        while stream.getvalue().count("\n") < 4:
+            time.sleep(0.01)
+        lines.say("out of memory: going on with halves")
+    first, *between, said, last = stream.getvalue().splitlines()
+    assert first == "training probes: 8 steps"
+    assert all(re.fullmatch(r"training probes: 2 of 8 steps after \d+ s, about \d+ s left", line) for line in between)
+    assert said == "out of memory: going on with halves"
+    assert re.fullmatch(r"training probes: done in \d+ s", last)
+    assert threading.active_count() == 1 or not any(t.name.endswith("(_beat)") for t in threading.enumerate())
+
+
+def test_a_log_says_how_far_a_stopped_stage_came():
+    stream = io.StringIO()
+    lines = Lines(stream)
+    with contextlib.suppress(KeyboardInterrupt), lines.stage("scoring", 3, "sets"):
+        lines.advance()
+        raise KeyboardInterrupt
+    assert stream.getvalue() == "scoring: 3 sets\nscoring: stopped at 1 of 3 sets after 0 s\n"
+
+
+def test_sentences_that_nobody_shows_are_warnings():
+    with pytest.warns(UserWarning, match="made again"):
+        Progress().say("pool is made again")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_gets_bars_and_a_file_gets_lines(terminal):
+    stream = io.StringIO()
+    with shown(Console(file=stream, force_terminal=terminal, width=80)) as progress:
+        with progress.stage("scoring", 3, "sets"):
+            progress.advance(3)
+        with progress.stage("loading the model"):
+            progress.say("a sentence [not] markup")
+    text = stream.getvalue()
+    assert ("3/3 sets" in text) == terminal
+    assert ("scoring: 3 sets\n" in text) != terminal
+    assert "a sentence [not] markup" in text
+
+
+def test_durations():
+    assert [duration(s) for s in (0.4, 59, 61, 3599, 7500)] == ["0 s", "59 s", "1 min 1 s", "59 min 59 s", "2 h 5 min"]
