@@ -161,8 +161,8 @@ class SourceStream:
             facts.see(part, number, record)
             if way is None or error is not None:
                 continue
-            data = _quick(way, record)
-            text = b"" if data is None else _text(data)
+            data = _quick(way, record) or []
+            text = _text(data) if data else b""
             try:
                 if not text:
                     data = _conversation(way, record, f"{self.who}: {part.place(number)}", unread).to_data()
@@ -383,7 +383,7 @@ def _quick(way: Way, record: dict[str, Any]) -> list[Any] | None:
     """Data of a row that is only plain texts, which most are; none if it takes a closer look."""
     if way.layout == "messages":
         return _quick_turns(record.get(way.columns["messages"])) if len(way.columns) == 1 else None
-    texts = [record.get(column) for column in way.columns.values()]
+    texts: list[Any] = [record.get(column) for column in way.columns.values()]
     if len(texts) > len(LAYOUTS[way.layout]) or not all(type(text) is str for text in texts):
         return None
     *asked, answer = texts

@@ -51,7 +51,7 @@ class TaskSet:
     layout: Layout
     columns: dict[str, str]  # field -> column it was read from
     train: Sequence[Row]  # of a large set `Rows`, which are measured where they are drawn: some may not fit
-    contexts: tuple[Row, ...]
+    contexts: Sequence[Row]
     validation: Sequence[Row]
     counts: Counts
     notes: tuple[str, ...] = ()  # what `check` says of its source
@@ -156,7 +156,7 @@ class TaskPool:
         """Write the rows, index.npz and pool.json into the folder (not atomic; the store does that)."""
         folder.mkdir(parents=True, exist_ok=True)
         store = Store(folder)
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for i, task_set in enumerate(self.all):
             for side in SIDES:
                 rows = store.kept(getattr(task_set, side))
@@ -196,7 +196,7 @@ class TaskPool:
         sets = []
         with np.load(folder / "index.npz", allow_pickle=False) as arrays:
             for i, one in enumerate(described["sets"]):
-                estimate = one["estimate"] and Estimate(*one["estimate"][:2], Sample(*one["estimate"][2]))
+                estimate = _estimate_of(one["estimate"]) if one["estimate"] else None
                 fields = {**one, "counts": Counts(**one["counts"]), "notes": tuple(one["notes"]), "estimate": estimate}
                 title = None if one["refused"] == "drop" else f"{one['kind'].capitalize()} {one['name']!r}"
                 for side in SIDES:
@@ -205,6 +205,11 @@ class TaskPool:
                 sets.append(TaskSet(**fields))
         dropped = None if described["dropped"] is None else np.array(described["dropped"], dtype=np.int64)
         return _pool(sets, np.array(described["overlap"], dtype=np.int64), dropped, described["duplicates"])
+
+
+def _estimate_of(stored: list[Any]) -> Estimate:
+    rows, tokens, sample = stored
+    return Estimate(rows, tokens, Sample(*sample))
 
 
 def load_tasks(
@@ -258,8 +263,8 @@ def _finished(source: Source, split: SplitSet, meter: Meter) -> TaskSet:
     sides = {name: Rows(own.files, part.entries, part.costs, meter, title) for name, part in split.sides.items()}
     other = [f"validation file: {note}" for note in (given.notes if given else ()) if note not in own.notes]
     return TaskSet(
-        source.name, split.kind, own.stream.way.layout, own.stream.way.all_columns, counts=split.counts,
-        notes=(*own.notes, *other, *split.losses()), estimate=split.estimate, refused=source.refused, **sides,
+        source.name, split.kind, own.stream.way.layout, own.stream.way.all_columns, sides["train"], sides["contexts"],
+        sides["validation"], split.counts, (*own.notes, *other, *split.losses()), split.estimate, source.refused,
     )  # fmt: skip
 
 

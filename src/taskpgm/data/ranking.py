@@ -115,20 +115,22 @@ class Ranked:
         if not wrong:
             return
         where = {(int(self.entries[i]["high"]), int(self.entries[i]["low"])): i for i in wrong}
-        bad = self._read[np.isin(self._read["high"], self.entries["high"][wrong])]
-        bad = [(one, self.refused[where[key]]) for one in bad if (key := (int(one["high"]), int(one["low"]))) in where]
+        alike = self._read[np.isin(self._read["high"], self.entries["high"][wrong])]
+        bad = [
+            (one, self.refused[where[key]]) for one in alike if (key := (int(one["high"]), int(one["low"]))) in where
+        ]
         at, row = bad[0]
         who = "model" if row.by == "model" else "model's chat template"
-        alike = sum(other.by == row.by for _, other in bad)
+        count = sum(other.by == row.by for _, other in bad)
         all_ = f"{self.read}" if self.measured == len(self.entries) else f"{self.measured} measured"
-        first = f", the first at {self.files.place(at)}" if alike > 1 else f", {self.files.place(at)}"
+        first = f", the first at {self.files.place(at)}" if count > 1 else f", {self.files.place(at)}"
         remedy = (
             " Correct or remove such rows, mend the template, or leave them out with `refused: drop`."
             if row.by == "chat template"
             else ""
         )
         raise UserError(
-            f"{title_of(self.source)}: the {who} cannot take {alike} of {all_} rows{first}: {row.why}.{remedy}"
+            f"{title_of(self.source)}: the {who} cannot take {count} of {all_} rows{first}: {row.why}.{remedy}"
         )
 
     def usable(self) -> Part:
