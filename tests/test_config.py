@@ -28,6 +28,31 @@ def refused(tmp_path, text):
     return str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("energy", "targets", "said"),
+    [
+        ({"max_loss": "5%"}, True, None),
+        ({"max_task_loss": 0.05}, False, None),
+        ({"balance": 0.5}, True, None),
+        ({"max_loss": "x%"}, True, "max_loss"),
+        ({"max_loss": 5}, True, "max_loss"),
+        ({"max_loss": "0%"}, True, "max_loss"),
+        ({"balance": 0.5}, False, "there are none"),
+        ({"balance": 1.5}, True, "balance"),
+        ({"kind": "gain", "max_loss": 0.1}, True, "for energy.kind likelihood alone"),
+    ],
+)
+def test_targets_and_tasks_are_weighed(energy, targets, said):
+    settings = {"tasks": [{"name": "a", "path": "a.jsonl"}], "budget": {"examples": 5}, "energy": energy}
+    settings |= {"targets": [{"name": "t", "path": "t.jsonl"}]} if targets else {}
+    if said is None:
+        found = parse_config(settings).energy
+        assert (found.max_loss or found.max_task_loss or found.balance / 10) == pytest.approx(0.05)
+        return
+    with pytest.raises(UserError, match=said):
+        parse_config(settings)
+
+
 def test_names_that_look_like_other_values_are_names(tmp_path):
     written = ["no", "2024", "1e5", "1.50", "null", "2024-01-01", "0x1F", "On", "1_000"]
     tasks = "".join(f"  - {{name: {name}, path: x}}\n" for name in written)

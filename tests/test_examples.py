@@ -63,3 +63,21 @@ def test_from_files_to_a_trained_model(tmp_path: Path) -> None:
         assert written[task] == pytest.approx(48 * share / 100, abs=1)
     assert any("for 2 steps: loss" in line for line in lines)
     assert (out / "trained").is_dir()
+
+
+def test_the_notebook_on_a_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    for name in ("plotly", "pandas", "ipykernel"):
+        pytest.importorskip(name)
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    from support.finished import finished_run
+
+    folder = finished_run(tmp_path / "run", n=4, targets=2)
+    monkeypatch.setenv("RUN", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(SOURCE))
+    notebook = nbformat.read(EXAMPLES / "finished_run.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    outputs = [cell.outputs[0].data for cell in notebook.cells if cell.cell_type == "code"]
+    assert ["application/vnd.plotly.v1+json" in data for data in outputs] == [False, *[True] * 4, False, False]
+    first = json.loads((folder / "mixture.json").read_text())["tasks"][0]
+    assert f"{first['weight']:.6f}" in outputs[0]["text/plain"]

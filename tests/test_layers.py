@@ -7,7 +7,7 @@ import taskpgm
 
 ROOT = Path(taskpgm.__file__).parent
 # From the ground up: a package imports from itself and from those before it.
-LAYERS = ("top", "mixture", "data", "lm", "probes", "evaluation", "pipeline", "cli")
+LAYERS = ("top", "mixture", "data", "export", "lm", "probes", "trainer", "evaluation", "pipeline", "report", "cli")
 WITH_TORCH = LAYERS[LAYERS.index("lm") :]
 HEAVY = {"torch", "transformers", "peft", "accelerate", "trl", "lm_eval"}
 # Runs work in processes, each with one of torch's threads.

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import sys
 import threading
 import time
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from support.heard import Heard
 
 from taskpgm.cli.bars import shown
-from taskpgm.progress import Lines, Progress, duration
+from taskpgm.progress import Lines, Progress, duration, plain_lines
 
 
 def test_a_stage_within_another_is_not_told():
@@ -44,10 +45,16 @@ def test_a_log_gets_a_line_at_the_start_and_the_end_and_now_and_then_between():
         lines.advance(2)
         while stream.getvalue().count("\n") < 4:
             time.sleep(0.01)
+        with lines.stage("running the shared layers", 5):
+            before = stream.getvalue().count("\n")
+            while stream.getvalue().count("\n") < before + 2:
+                time.sleep(0.01)
         lines.say("out of memory: going on with halves")
     first, *between, said, last = stream.getvalue().splitlines()
     assert first == "training probes: 8 steps"
-    assert all(re.fullmatch(r"training probes: 2 of 8 steps after \d+ s, about \d+ s left", line) for line in between)
+    far = r"training probes: 2 of 8 steps after \d+ s, about \d+ s left( \(running the shared layers\))?"
+    assert all(re.fullmatch(far, line) for line in between)
+    assert any("(running the shared layers)" in line for line in between)
     assert said == "out of memory: going on with halves"
     assert re.fullmatch(r"training probes: done in \d+ s", last)
     assert threading.active_count() == 1 or not any(t.name.endswith("(_beat)") for t in threading.enumerate())
@@ -79,6 +86,12 @@ def test_a_terminal_gets_bars_and_a_file_gets_lines(terminal):
     assert ("3/3 sets" in text) == terminal
     assert ("scoring: 3 sets\n" in text) != terminal
     assert "a sentence [not] markup" in text
+
+
+def test_a_script_hears_on_standard_error_and_a_notebook_among_its_output(monkeypatch):
+    assert plain_lines().stream is sys.stderr
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    assert plain_lines().stream is sys.stdout
 
 
 def test_durations():

@@ -15,7 +15,7 @@ __version__ = "0.2.0"
 
 _HOME = {
     "Config": "config", "load_config": "config", "parse_config": "config", "UserError": "errors",
-    "run": "pipeline.run", "load_run": "pipeline.run", "Result": "evaluation.result",
+    "run": "pipeline.run", "load_run": "pipeline.run", "plot": "report", "Result": "evaluation.result",
     "TaskPool": "data.pool", "load_tasks": "data.pool", "RowPlan": "data.plan", "plan_rows": "data.plan",
     "load_model": "lm.loading", "train_probes": "probes.training", "score_contexts": "probes.scoring",
     "Scores": "scores", "Progress": "progress",
@@ -25,6 +25,9 @@ _HOME = {
     "select_tasks": "mixture.selection", "explain": "mixture.explanation", "verify": "mixture.verification",
     "CompareOptions": "evaluation.compare", "compare_mixtures": "pipeline.run",
     "Comparison": "evaluation.statistics", "predict_mixtures": "pipeline.run",
+    "train": "pipeline.train", "TrainOptions": "pipeline.train", "Trained": "pipeline.train",
+    "export_run": "pipeline.run", "Export": "export.write",
+    "refine": "pipeline.refine", "RefineOptions": "evaluation.refine", "Refinement": "evaluation.refine",
 }  # fmt: skip
 __all__ = sorted(_HOME)
 

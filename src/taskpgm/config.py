@@ -21,6 +21,9 @@ from taskpgm.yamls import read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Percent = Annotated[
+    float, pydantic.BeforeValidator(lambda value: _fraction(value)), Field(gt=0, le=1, allow_inf_nan=False)
+]
 Positive = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 GRADING_COLUMNS = ("choices", "reasoning_gym")  # columns that say how an answer is graded; only evaluation reads them
 EXTRAS = ("system", "history", "tools", "reasoning_content")  # what a row may have beside its question and answer
@@ -159,6 +162,11 @@ class TargetConfig(Source):
     """One set that the mixture should serve; it never enters training."""
 
     weight: Positive = Field(1.0, description="Weight among the targets; normalised to sum to one.")
+    score: Literal["tokens", "options"] = Field(
+        "tokens",
+        description="What the mixture is chosen by: tokens, the answer's loss; options, how likely the right one of a "
+        "row's `choices` is among them, which asks for right answers and not for their form.",
+    )
 
 
 class GroupConfig(Section):
@@ -230,8 +238,18 @@ class ProbeConfig(Section):
     warm_start: bool = Field(
         True,
         description="Start every probe from one adapter that is trained first, on a uniform sample of all tasks, three "
-        "times as long as a probe. From the base model all probes learn the same format first; new rows of any task "
+        "times as long as a probe. From the base model all probes learn the same format first; other rows of a task "
         "train all again.",
+    )
+    freeze_warm_start: bool = Field(
+        True,
+        description="When tasks are added to a finished run, keep its warm start, which has not seen them: their "
+        "probes alone are trained. false: train the warm start and all probes again.",
+    )
+    early_stop: bool = Field(
+        False,
+        description="End a probe once its task's rows have been seen, none of them twice, or, in the second half of "
+        "its steps, once its loss is flat: that of the last quarter less than 2 % below the quarter before.",
     )
     learning_rate: Positive = Field(
         5e-4, description="Peak of the schedule: a short linear warm-up, then down to zero."
@@ -244,11 +262,10 @@ class ProbeConfig(Section):
 class DataConfig(Section):
     """Which rows are copies of each other: those of held-out rows are never trained on."""
 
-    duplicates: Literal["exact", "normalised", "near"] = Field(
+    duplicates: Literal["exact", "normalised"] = Field(
         "normalised",
-        description="exact (the same text), normalised (the same but for case, spacing, Unicode's forms and "
-        "punctuation between words) or near (also four fifths of the same runs of three words, with the same numbers "
-        "and signs; needs taskpgm[near]).",
+        description="exact (the same text) or normalised (the same but for case, spacing, Unicode's forms and "
+        "punctuation between words).",
     )
     within_tasks: bool = Field(
         False, description="Also keep only one of the training rows of a task that are copies of each other."
@@ -258,7 +275,22 @@ class DataConfig(Section):
 class ContextConfig(Section):
     """The held-out rows on which all probes are compared."""
 
-    per_set: Annotated[int, Field(ge=2)] = Field(32, description="Contexts of every task and of every target.")
+    per_set: Annotated[int, Field(ge=2)] = Field(
+        32, description="Contexts of every task, and of every target if per_target is left out."
+    )
+    per_target: Annotated[int | None, Field(ge=2)] = Field(
+        None,
+        description="Contexts of every target. With targets the mixture is measured on theirs; the tasks' serve the "
+        "affinities alone and may be few.",
+    )
+    total: Annotated[int | None, Field(ge=2)] = Field(
+        None,
+        description="Contexts of all tasks together, shared out equally in place of per_set: scoring then costs as "
+        "much a task, however many there are. A new task changes everyone's share, so all is made again.",
+    )
+    positions: PositiveInt | None = Field(
+        None, description="Response tokens of a context that are scored, from its start; all when left out."
+    )
     validation: Annotated[int, Field(ge=0)] = Field(
         32, description="Rows a task sets aside for evaluation, at most a tenth of what its contexts leave."
     )
@@ -303,9 +335,25 @@ class EnergyConfig(Section):
     ridge: NonNegative = Field(
         0.0, description="affinity: adds ridge times K's mean curvature on the simplex to its diagonal."
     )
+    balance: Share = Field(
+        0.0,
+        description="likelihood, gain, with targets: how much the tasks themselves count beside the targets; 0 the "
+        "targets alone, 1 the tasks alone.",
+    )
+    max_loss: Percent | None = Field(
+        None,
+        description="likelihood: by how much the tasks' mean loss may be above uniform's, as the probes' ensemble "
+        "predicts it, such as 5%.",
+    )
+    max_task_loss: Percent | None = Field(None, description="likelihood: the same of every single task.")
     utility: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
         default_factory=dict, description="Your own utility of a task, added to its ψ: {task: value}."
     )
+
+    @property
+    def limited(self) -> tuple[str, ...]:
+        """The limits on the tasks' losses that are set."""
+        return tuple(name for name in ("max_loss", "max_task_loss") if getattr(self, name) is not None)
 
 
 class SelectionConfig(Section):
@@ -364,14 +412,46 @@ class Config(Section):
             raise ValueError(
                 f"probes.{other} is given but the budget counts {self.budget.unit}; give probes.{self.budget.unit}"
             )
+        if self.contexts.per_target is not None and not self.targets:
+            raise ValueError("contexts.per_target is given but there are no targets; use contexts.per_set")
+        unused = self.contexts.per_target is not None or not self.targets
+        if self.contexts.total is not None and unused and self.contexts.per_set != ContextConfig().per_set:
+            raise ValueError("contexts.total and contexts.per_set both say how many contexts a task has; give one")
+        if self.task_contexts.per_set < 2:
+            raise ValueError(
+                f"contexts.total {self.contexts.total} gives {len(self.tasks)} tasks "
+                f"{self.task_contexts.per_set} each; every task needs two: give {2 * len(self.tasks)} or more"
+            )
+        if self.energy.balance and not self.targets:
+            raise ValueError("energy.balance weighs tasks against targets, and there are none; leave it out")
+        if self.energy.limited and self.energy.kind != "likelihood":
+            limit = self.energy.limited[0]
+            raise ValueError(f"energy.{limit} is for energy.kind likelihood alone, not for {self.energy.kind!r}")
         if self.energy.kind == "affinity" and self.targets:
             raise ValueError("energy.kind 'affinity' takes no targets: S has no such columns; use likelihood or gain")
         return self
 
     @property
+    def task_contexts(self) -> ContextConfig:
+        """The contexts of tasks: `per_set` of each, or each one's part of `total`."""
+        if self.contexts.total is None:
+            return self.contexts
+        return self.contexts.model_copy(update={"per_set": self.contexts.total // len(self.tasks)})
+
+    @property
+    def target_contexts(self) -> ContextConfig:
+        """The contexts of targets: `per_set` of each."""
+        return self.contexts.model_copy(update={"per_set": self.contexts.per_target or self.contexts.per_set})
+
+    @property
     def target_weights(self) -> dict[str, float]:
         """Weight of each target by name, as given; empty without targets."""
         return {target.name: target.weight for target in self.targets}
+
+    @property
+    def option_targets(self) -> tuple[str, ...]:
+        """Targets that are scored by options."""
+        return tuple(target.name for target in self.targets if target.score == "options")
 
     @property
     def probe_size(self) -> int:
@@ -385,7 +465,7 @@ class Config(Section):
         """Optimiser steps of each probe: the same for every task."""
         return self.steps_of(self.probe_size)
 
-    def steps_of(self, size: int) -> int:
+    def steps_of(self, size: float) -> int:
         """Optimiser steps of a training on so many examples or response tokens."""
         return max(1, round(size / self.step_size))
 
@@ -398,6 +478,13 @@ class Config(Section):
     def step_size(self) -> int:
         """Examples or response tokens of an optimiser step, in the unit of the budget."""
         return self.probes.batch or (16 if self.budget.unit == "examples" else 1024)
+
+
+def _fraction(value: object) -> object:
+    """5% as 0.05; a number as it is."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return float(value.strip()[:-1]) / 100
+    return value
 
 
 def name_key(name: str) -> str:

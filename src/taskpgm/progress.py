@@ -21,6 +21,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._open = 0  # stages that are open, one inside another
+        self.inside: list[str] = []  # names of those that are not shown
 
     @contextmanager
     def stage(self, what: str, total: int = 0, unit: str = "") -> Iterator[None]:
@@ -34,6 +35,8 @@ class Progress:
         self._open += 1
         if self._open == 1:
             self.begin(what, total, unit)
+        else:
+            self.inside.append(what)
         finished = False
         try:
             yield
@@ -42,6 +45,8 @@ class Progress:
             self._open -= 1
             if self._open == 0:
                 self.end(finished)
+            else:
+                self.inside.pop()
 
     def advance(self, pieces: int = 1) -> None:
         """So many more pieces of the open stage are done."""
@@ -107,7 +112,8 @@ class Lines(Progress):
             spent = self._spent()
             known = self.done and self.total
             left = f", about {duration(spent / self.done * (self.total - self.done))} left" if known else ""
-            self.say(f"{self.what}:{self._far()} after {duration(spent)}{left}")
+            now = "".join(f" ({what})" for what in self.inside[-1:])
+            self.say(f"{self.what}:{self._far()} after {duration(spent)}{left}{now}")
 
     def _spent(self) -> float:
         return time.monotonic() - self.started

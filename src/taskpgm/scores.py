@@ -3,18 +3,43 @@
 Shapes: n tasks, T columns (positions, once for every probe seed), C contexts, B jackknife groups.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from taskpgm.types import Floats, Ints
+from taskpgm.types import Brief, Floats, Ints
+
+MOST_GROUPS = 16
 
 
-@dataclass(frozen=True)
-class Divergences:
+def context_groups(contexts: Sequence[int], tasks: int) -> list[Ints]:
+    """Jackknife group of each context of every set, 0..B-1.
+
+    B = min(16, contexts of the smallest set that the mixture is measured on: a target, or a task if there are none). A
+    set goes through the groups in turn. Sets of fewer than B contexts go through them one set after another, so that
+    every group has its part of them.
+
+    Such a set of c contexts loses 1/c of itself with a group, not 1/B: the variance of its mean comes out
+    c/(c−1) · (B−1)/B times too large, never too small.
+
+    Args:
+        contexts: how many each set has, tasks first.
+        tasks: how many of the sets are tasks.
+    """
+    B = min(MOST_GROUPS, *(contexts[tasks:] or contexts), MOST_GROUPS)
+    found, so_far = [], 0
+    for count in contexts:
+        start = so_far if count < B else 0
+        so_far += count if count < B else 0
+        found.append((start + np.arange(count)) % B)
+    return found
+
+
+@dataclass(frozen=True, repr=False)
+class Divergences(Brief):
     """Jensen–Shannon sums over sampled positions, kept apart by probe seed and jackknife group.
 
     total[s, b] sums JSD(P_i, P_j) in nats over the sampled positions of group b, weighted, under the probes of seed s;
@@ -26,8 +51,8 @@ class Divergences:
     positions: int
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Brief):
     """Label log-probabilities ℓ of n probes, and of what they start from, on one shared pool of contexts.
 
     A column t is one label token of one context, under the probes of one seed; with k seeds every position has k
@@ -90,10 +115,11 @@ class Scores:
         """The same on the tasks' own contexts, for a mixture that is chosen without the targets."""
         kept_C = self.context_set < len(self.tasks)
         kept_T = kept_C[self.context]
+        counts = np.bincount(self.context_set[kept_C], minlength=len(self.tasks))
         return replace(
             self, sets=self.tasks, logp=self.logp[:, kept_T], context=self.context[kept_T],
             position=self.position[kept_T], seed=self.seed[kept_T], context_set=self.context_set[kept_C],
-            context_group=self.context_group[kept_C],
+            context_group=np.concatenate(context_groups([int(count) for count in counts], len(self.tasks))),
         )  # fmt: skip
 
     def task_weights(self) -> Floats:

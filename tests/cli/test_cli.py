@@ -1,6 +1,7 @@
 """The command line: what a user types, sees and is told when something is wrong."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,8 +11,9 @@ import pytest
 from support.models import CHATML, make_tokenizer
 from support.runs import experiment, write_rows
 
-from taskpgm import load_config
+from taskpgm import __version__, load_config, load_run
 from taskpgm.cli import main as cli
+from taskpgm.probes.probe import Probe
 
 
 def taskpgm(capsys, monkeypatch, *arguments) -> tuple[int, str, str]:
@@ -65,7 +67,7 @@ def test_init_check_stages_and_run(call, tmp_path, monkeypatch, model_folders):
     code, out, _ = call("run", "mix.yaml", "--out", "out")
     assert code == 0
     assert "by size" in out
-    assert "better than uniform" in out
+    assert "held-out contexts: " in out
     assert "interfer" in out
     assert (tmp_path / "out" / "train.jsonl").read_bytes() == before
 
@@ -207,6 +209,15 @@ def test_a_matrix_of_ones_own_is_solved_and_selected_from(call, matrix, tmp_path
     assert sum(weights[one["task"]] for one in selection["chosen"]) == pytest.approx(1)
     code, out, _ = call("select", "--affinity", matrix, "--t", "2", "-k", "2", "--exhaustive", "--out", tmp_path / "s")
     assert "the best set there is" in out
+    code, out, err = call("explain", "--affinity", matrix, "--t", "2", "--out", tmp_path / "e")
+    assert code == 0, err
+    assert "energy" in out
+    explanation = json.loads((tmp_path / "e" / "explanation.json").read_text())
+    mixture = json.loads((tmp_path / "e" / "mixture.json").read_text())
+    shares = {task["name"]: task["weight"] for task in mixture["tasks"] if task["weight"] > 0}
+    assert {one["task"]: one["share"] for one in explanation["dropped"]} == pytest.approx(shares)
+    code, _, err = call("explain", "--affinity", matrix, "--out", tmp_path / "e")
+    assert (code, "needs --t" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +249,18 @@ def test_a_run_is_selected_from_and_explained(call, tmp_path, model_folders):
     mixture = json.loads((tmp_path / "out" / "selections" / "k2" / "mixture.json").read_text())
     assert sum(task["count"] > 0 for task in mixture["tasks"]) == 2
     assert sum(task["count"] for task in mixture["tasks"]) == 50
+    assert "left out: " in out
+    assert "at max_share" not in out
     code, out, err = call("explain", config, "--out", tmp_path / "out")
     assert code == 0, err
     assert "who takes over" in out
+    code, out, err = call("solve", config, "--out", tmp_path / "out", "--knob", "0.1,0.5")
+    assert code == 0, err
+    assert re.search(r"prior = +0\.1 +0\.5", out)
+    path = json.loads((tmp_path / "out" / "path.json").read_text())
+    for task, weights in path["weights"].items():
+        assert re.search(rf" {task} +{weights[0]:.1%} +{weights[1]:.1%}", out)
+    assert "contexts a set are few" in out
     explanation = json.loads((tmp_path / "out" / "explanation.json").read_text())
     assert {one["task"] for one in explanation["dropped"]} == {"sums", "sky", "words"}
 
@@ -261,9 +281,28 @@ def test_a_run_is_estimated_compared_and_predicted(call, tmp_path, model_folders
     comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [one["mixture"] for one in comparison["summaries"]] == mixtures.split(",")
     assert {one["other"] for one in comparison["differences"]} == {"uniform", mixtures.split(",")[2]}
-    assert (tmp_path / "out" / "comparison.html").stat().st_size > 1e6
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert 'id="differences"' in page
+    assert 'id="accuracies"' in page
+    settings = comparison["settings"]
+    assert (settings["trainer"], settings["seeds"], settings["budget"]["size"]) == ("trl", 2, 50)
+    given = next(one for one in comparison["summaries"] if one["mixture"].endswith("mine.json"))
+    assert given["weights"] == pytest.approx({"sums": 0.25, "sky": 0.5, "words": 0.25})
+    for one in comparison["summaries"]:
+        graded = [m["accuracy"] for m in comparison["measurements"] if m["mixture"] == one["mixture"]]
+        assert one["accuracies"].keys() == graded[0].keys()
+        for name, found in one["accuracies"].items():
+            assert found["mean"] == pytest.approx(sum(run[name] for run in graded) / len(graded))
     kept = list((tmp_path / "out" / "compare").glob("*/adapter_config.json"))
     assert len(kept) == 2 * 2 * (3 + 2)
+    before = (tmp_path / "out" / "mixture.json").read_bytes()
+    code, out, err = call("solve", config, "--out", tmp_path / "out", "--balance", "0,0.5,1")
+    assert code == 0, err
+    assert "not as trained" in out
+    assert (tmp_path / "out" / "mixture.json").read_bytes() == before
+    curve = json.loads((tmp_path / "out" / "balance.json").read_text())["points"]
+    assert [point["balance"] for point in curve] == [0, 0.5, 1]
+    assert curve[0]["weights"] == load_run(tmp_path / "out").mixture.shares
     code, out, err = call("predict", config, "--out", tmp_path / "out", "--mixtures", "taskpgm,size")
     assert code == 0, err
     assert "rank correlation of merged with what was measured" in out
@@ -275,6 +314,37 @@ def test_a_run_is_estimated_compared_and_predicted(call, tmp_path, model_folders
         ("--budgets", "9"): "exceeds the supply",
     }.items():
         code, _, err = call("compare", config, "--out", tmp_path / "out", *arguments)
+        assert (code, sentence in err) == (2, True), err
+
+
+def test_a_run_is_tried_and_refined(call, tmp_path, model_folders):
+    config, out = experiment(tmp_path, model_folders["llama"]), tmp_path / "out"
+    code, text, err = call("run", config, "--out", out, "--trial")
+    assert code == 0, err
+    assert "50 rows: " in text
+    assert "trials ended after 2 runs, as asked for" in text
+    surface = json.loads((out / "refined" / "response_surface.json").read_text())
+    assert [trial["name"] for trial in surface["trials"]] == ["uniform", "taskpgm"]
+    assert surface["verdict"] in text
+    assert len((out / "refined" / "train.jsonl").read_text().splitlines()) == 50
+
+    (tmp_path / "mine.csv").write_text("sums,sky,words,score\n1,1,1,5\n2,1,0,7\n0,1,2,3\n2,0,1,6.5\n")
+    options = ("--from", tmp_path / "mine.csv", "--metric", "score:max")
+    for arguments in ((), (config,)):
+        code, text, err = call("refine", *arguments, "--out", tmp_path / "out", *options)
+        assert code == 0, err
+        assert "nothing trained" in text
+        assert "minus score, which is better if larger" in text
+        assert ("without probes" in text) == (not arguments)
+    for arguments, sentence in {
+        ("--runs", 4): "Give the experiment's MIX.YAML",
+        ("--from", tmp_path / "none.csv"): "Cannot read results from",
+        ("--from", tmp_path / "mine.csv"): "no column 'loss'",
+        ("--metric", "score:max"): "--metric is for --from",
+        (config, "--from", tmp_path / "mine.csv", "--metric", "score:max", "--rows", 5): "--from trains nothing",
+        (config, "--runs", 1): "at least 2 runs",
+    }.items():
+        code, _, err = call("refine", *arguments, "--out", tmp_path / "out")
         assert (code, sentence in err) == (2, True), err
 
 
@@ -436,7 +506,63 @@ def test_an_interrupt_says_that_finished_work_is_kept(call, tmp_path, monkeypatc
     monkeypatch.setattr(cli, "load_config", interrupt)
     code, _, err = call("check", tmp_path / "mix.yaml")
     assert code == 130
-    assert "Stopped: Finished work is kept; the same command goes on from there." in err
+    assert "Stopped: Nothing was written yet." in err
+
+
+def test_an_interrupt_says_what_was_kept(call, tmp_path, model_folders, monkeypatch):
+    config = experiment(tmp_path, model_folders["llama"])
+    trained = Probe.save
+
+    def interrupted(probe, folder, **facts):
+        if probe.task == "words":
+            raise KeyboardInterrupt
+        trained(probe, folder, **facts)
+
+    monkeypatch.setattr(Probe, "save", interrupted)
+    code, _, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 130
+    done = len(list((tmp_path / "out" / "adapters").glob("*/key.json")))
+    assert re.search(
+        rf"Stopped: Kept in \S+/out: the rows of all sets(, {done} of 3 probes)?. The same command goes on", err
+    )
+    monkeypatch.setattr(Probe, "save", trained)
+    assert call("run", config, "--out", tmp_path / "out")[0] == 0
+
+
+def test_the_version_and_what_to_type_first(call):
+    assert call("--version")[:2] == (0, f"taskpgm {__version__}\n")
+    code, out, _ = call("--help")
+    assert code == 0
+    commands = [line.split()[1] for line in out.splitlines() if line.strip().startswith("taskpgm ")]
+    assert commands == ["demo", "init", "run"]
+    assert out.index("taskpgm run") < out.index("Options")
+
+
+@pytest.mark.parametrize("command", ["explain", "predict", "sample", "solve", "score", "select"])
+def test_a_mistyped_folder_is_an_error_that_leaves_none(command, call, tmp_path, model_folders):
+    config = experiment(tmp_path, model_folders["llama"])
+    more = ["-k", "2"] if command == "select" else []
+    code, _, err = call(command, config, "--out", tmp_path / "runs" / "mistyped", *more)
+    assert code == 2
+    assert "has no finished stage" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_redirected_is_never_wrapped(tmp_path):
+    names = [f"a_task_with_a_name_of_some_forty_letters_{i}" for i in range(3)]
+    lines = [
+        ",".join(["", *names]),
+        *(",".join([name, *(str(float(name == other)) for other in names)]) for name in names),
+    ]
+    (tmp_path / "S.csv").write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "taskpgm", "solve", "--affinity", "S.csv", "--t", "1", "--out", "out"]
+    environment = {key: value for key, value in os.environ.items() if key != "FORCE_COLOR"} | {"COLUMNS": "80"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
+    table = [line for line in done.stdout.splitlines() if line.strip().startswith("a_task")]
+    assert len(table) == 3
+    assert all(re.search(r"_\d +33\.3% +█+ +33\.3%", line) for line in table)
+    assert done.stdout.startswith("Spread the budget nearly evenly over 3 tasks")
+    assert "\x1b" not in done.stdout
 
 
 def test_check_says_that_a_format_does_not_hold_the_rows(call, tmp_path, monkeypatch):

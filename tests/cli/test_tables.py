@@ -2,13 +2,17 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 from support.pools import make_config, make_pool
 
-from taskpgm.cli.tables import Listing, mixture_table, pool_view
+from taskpgm.cli.listing import Listing
+from taskpgm.cli.mixtures import mixture_table
+from taskpgm.cli.tables import comparison_view, pool_view
+from taskpgm.evaluation.statistics import Measurement, compare_measurements
 
 NAMES = {
     "short": ["sums", "sky"],
@@ -27,7 +31,7 @@ def shown(view, width=80):
 def mixture(names):
     references = {"uniform": 0.125, "size-proportional": 0.0625}
     return {
-        "replicates": 40,
+        "replicates": [[]] * 40,
         "tasks": [
             {"name": name, "weight": 0.75 / (i + 1), "references": references, "count": 1234, "epochs": 2.5, "at_bound": False, "interval": [0.1, 0.25]}
             for i, name in enumerate(names)
@@ -71,3 +75,40 @@ def test_cells_of_several_lines_keep_them_together():
     )
     lines = [line.rstrip() for line in shown(listing).splitlines()]
     assert lines[3:] == ["a" * 70, "   1  b +1%", "      c d +2%", "b", "  22"]
+
+
+def test_what_was_read_of_three_hundred_sets_is_legible():
+    lengths = {f"t{i}": [3] * (i + 2) for i in range(316)}
+    pool = make_pool(lengths)
+    noted = [
+        replace(task, notes=("not read: extra", *([f"odd {task.name}"] if i < 40 else [])))
+        for i, task in enumerate(pool.tasks)
+    ]
+    pool = replace(pool, tasks=tuple(noted))
+    config = make_config(pool, examples=3)
+    short, whole = (shown(pool_view(pool, config, everything)) for everything in (False, True))
+    assert len(short.splitlines()) < 70
+    assert "296 more (--all)" in short
+    between = sum(i + 2 for i in range(10, 306))
+    assert re.search(rf"296 more \(--all\) +task +{between}", short)
+    assert re.search(r"^ t315 .*\n.*\n.*\n", short, re.M)  # the largest
+    assert re.search(r"^ t0 ", short, re.M)  # the smallest
+    assert "t0, t1 and 314 more: not read: extra" in short
+    assert "18 more notes (--all)" in short  # of the format, what all say, and what forty say: 24 are shown
+    assert all(re.search(rf"^ t{i} ", whole, re.M) for i in range(316))
+    assert "t7: odd t7" in whole
+
+
+def test_a_comparison_begins_with_the_difference_from_uniform_on_the_targets():
+    runs = [
+        Measurement(name, seed, {"a": 1 + 0.1 * seed + shift, "g": 2 + shift + 0.01 * seed * shift}, rows=10)
+        for name, shift in (("taskpgm", 0.0), ("size", 0.2), ("uniform", 0.1))
+        for seed in range(3)
+    ]
+    comparison = compare_measurements(runs, ["a"], ["g"])
+    text = " ".join(shown(comparison_view(comparison)).split())
+    (difference,) = (d for d in comparison.differences if (d.quantity, d.other) == ("targets", "uniform"))
+    assert text.startswith("taskpgm on the targets: lower than uniform by 0.10")
+    assert "both corrected for 2 comparisons" in text
+    assert difference.corrected_interval[0] < difference.estimate.low
+    assert "3 seeds are few: --seeds 5 would narrow the intervals by" in text

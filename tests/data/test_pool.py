@@ -1,6 +1,5 @@
 """Reading and splitting: against plain recomputation, `datasets` itself, and what a user may get wrong."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from support.files import GOOD, bad, configure, lengths_of, load, one_sentence, pair, pairs, prompts, read, write
+from support.heard import Heard
 
 from taskpgm.config import Config
 from taskpgm.data.messages import Conversation, conversation
@@ -39,10 +39,6 @@ def test_gradings_reach_the_pool_and_move_nothing(tmp_path: Path) -> None:
     assert {row.choices for row in pool["b"].train} == {None}
     pool.save(tmp_path / "pool")
     assert TaskPool.load(tmp_path / "pool").tasks == pool.tasks
-    lines = [json.loads(line) for line in (tmp_path / "pool" / "rows.jsonl").read_text().splitlines()]
-    old = "".join(json.dumps(line[:7]) + "\n" for line in lines)
-    (tmp_path / "pool" / "rows.jsonl").write_text(old)  # as written before rows had gradings
-    assert {row.choices for row in TaskPool.load(tmp_path / "pool")["a"].train} == {None}
 
 
 def test_the_verifier_of_every_demo_generator_marks_what_was_read(tmp_path: Path) -> None:
@@ -142,7 +138,9 @@ def test_shared_rows_fall_on_the_same_side(tmp_path: Path) -> None:
     assert pool["a"].train == pool["b"].train
     assert pool["a"].contexts == pool["b"].contexts
     assert pool["a"].counts.train_dropped == 0
-    assert pool.overlap_table() == {"sets": ["a", "b"], "rows": [[50, 50], [50, 50]]}
+    table = pool.overlap_table()
+    assert (table["sets"], table["rows"]) == (["a", "b"], [[50, 50], [50, 50]])
+    assert (table["dropped"], table["contamination"]) == ({"a": [0, 0], "b": [0, 0]}, {})
 
 
 def test_the_seed_moves_the_split(tmp_path: Path) -> None:
@@ -189,15 +187,13 @@ def test_validation_file(tmp_path: Path) -> None:
 
 def test_lengths_are_counted(tmp_path: Path) -> None:
     rows = [*pairs(*range(20)), {"prompt": "p " * 40, "completion": "cut"}, {"prompt": "q", "completion": "w " * 40}]
-    seen: list[tuple[str, int, int]] = []
-    pool = load_tasks(
-        configure({"a": write(tmp_path / "a.jsonl", rows)}), lengths_of, lambda *event: seen.append(event)
-    )
+    heard = Heard()
+    pool = load_tasks(configure({"a": write(tmp_path / "a.jsonl", rows)}), lengths_of, heard)
     a = pool["a"]
     assert (a.counts.too_long, a.counts.truncated) == (1, 1)
     assert a.response_tokens == 2 * len(a.train)
     assert all(row.tokens == lengths_of([row.conversation])[0].tokens for row in a.train)  # type: ignore[union-attr]
-    assert seen == [("reading", 0, 1), ("reading", 1, 1), ("tokenising", 0, 22), ("tokenising", 22, 22)]
+    assert heard.done == heard.totals == {"reading": 1, "tokenising": 22}
 
 
 def test_a_shared_row_is_measured_once(tmp_path: Path) -> None:
@@ -238,7 +234,7 @@ def test_loading_plain_files_needs_neither_datasets_nor_torch(tmp_path: Path) ->
     path = write(tmp_path / "a.jsonl", pairs(*range(20)))
     data = {"tasks": [{"name": "a", "path": path}], "budget": {"examples": 1}, "contexts": {"per_set": 2}}
     code = (
-        "import sys, taskpgm.data.export\n"
+        "import sys, taskpgm.export.train_file\n"
         "from taskpgm.config import parse_config\n"
         "from taskpgm.data.pool import Length, load_tasks\n"
         f"load_tasks(parse_config({data!r}), lambda rows: [Length(2, 1, False) for _ in rows])\n"
@@ -300,3 +296,39 @@ def test_too_few_rows(tmp_path: Path) -> None:
 def shares(seed: int) -> bool:
     """Whether row 3 ranks last, so that the target's rows 1 and 2 take no training row away."""
     return max("123", key=lambda p: row_key(seed, pair(p))) == "3"
+
+
+def test_contexts_of_tasks_and_of_targets_are_counted_apart(tmp_path):
+    """A pool of seven contexts gives three tasks two each; the lowest by hash stay contexts, however many there are."""
+    tasks = {name: write(tmp_path / f"{name}.jsonl", pairs(*(f"{name} {i}" for i in range(40)))) for name in "abc"}
+    targets = {"t": write(tmp_path / "t.jsonl", pairs(*(f"t {i}" for i in range(40))))}
+    plain = load(configure(tasks, targets, per_set=12))
+    apart = load(configure(tasks, targets, per_set=5, per_target=9))
+    shared = load(configure(tasks, targets, per_set=32, per_target=9, total=7))
+    assert [len(s.contexts) for s in apart.all] == [5, 5, 5, 9]
+    assert [len(s.contexts) for s in shared.all] == [2, 2, 2, 9]
+    for few, many in zip((*apart.all, *shared.all), (*plain.all, *plain.all), strict=True):
+        assert few.contexts == many.contexts[: len(few.contexts)]
+    assert [len(s.contexts) for s in load(configure(tasks, targets, per_set=6, total=6)).all] == [2, 2, 2, 6]
+
+
+@pytest.mark.parametrize(
+    ("contexts", "said"),
+    [
+        ({"per_set": 32, "total": 5}, "gives 3 tasks 1 each; every task needs two: give 6 or more"),
+        ({"per_set": 8, "total": 9, "per_target": 4}, "both say how many contexts a task has"),
+        ({"per_set": 39, "per_target": 41}, "lower contexts.per_target or add data"),
+        ({"per_set": 32, "per_target": 9, "total": 120}, "lower contexts.total or add data"),
+    ],
+)
+def test_contexts_that_cannot_be_had_are_refused(tmp_path, contexts, said):
+    tasks = {name: write(tmp_path / f"{name}.jsonl", pairs(*(f"{name} {i}" for i in range(40)))) for name in "abc"}
+    targets = {"t": write(tmp_path / "t.jsonl", pairs(*(f"t {i}" for i in range(40))))}
+    with pytest.raises((UserError, ValueError), match=said):
+        load(configure(tasks, targets, **contexts))
+
+
+def test_contexts_of_targets_need_targets(tmp_path):
+    tasks = {"a": write(tmp_path / "a.jsonl", pairs(*range(40)))}
+    with pytest.raises((UserError, ValueError), match="there are no targets; use contexts.per_set"):
+        load(configure(tasks, per_set=4, per_target=4))

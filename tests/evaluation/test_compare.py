@@ -11,13 +11,14 @@ from support.runs import experiment
 
 from taskpgm import UserError, load_config, parse_config
 from taskpgm.data.chat import ChatEncoder
-from taskpgm.data.plan import plan_rows
+from taskpgm.data.plan import plan_rows, uniform_mixture
 from taskpgm.evaluation.compare import (
     CompareOptions,
-    _Worker,
+    Trainings,
     evaluation_rows,
     plan_steps,
     run_comparison,
+    training_run,
 )
 from taskpgm.evaluation.full_finetuning import under
 from taskpgm.evaluation.loss import Evaluator
@@ -150,14 +151,13 @@ def test_another_mixture_under_the_name_of_one_is_told_apart(compared):
 
 def test_another_order_of_the_rows_is_another_measurement(compared, monkeypatch):
     _, finished, *_ = compared
-    worker = _Worker(finished, replace(OPTIONS, mixtures=("uniform",), seeds=1, budgets=()))
-    (run,) = worker.runs
-    monkeypatch.setattr(worker, "measure", lambda *_: pytest.fail("trained again"))
-    assert len(list(worker.measurements())) == 1
+    trainings = Trainings(finished, OPTIONS)
+    run = training_run(finished, "uniform", uniform_mixture(finished.result.pool), 0)
+    monkeypatch.setattr(trainings, "measure", lambda *_: pytest.fail("trained again"))
+    assert len(trainings.measurements([run], "comparing")) == 1
     turned = replace(run.plan, task=run.plan.task[::-1], row=run.plan.row[::-1])
-    worker.runs = [replace(run, plan=turned)]
     with pytest.raises(pytest.fail.Exception, match="trained again"):
-        list(worker.measurements())
+        trainings.measurements([replace(run, plan=turned)], "comparing")
 
 
 @pytest.mark.skipif(not possible(), reason="processes are forked on Linux alone")

@@ -16,7 +16,7 @@ from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.messages import conversation
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
-from taskpgm.evaluation.answers import _last_turn, option_logp, same_answer, written_answers
+from taskpgm.evaluation.answers import option_logp, same_answer, written_answers
 from taskpgm.evaluation.full_finetuning import under
 from taskpgm.evaluation.loss import Evaluation, Evaluator
 from taskpgm.probes.training import train_probes
@@ -137,7 +137,7 @@ def test_writing_is_that_of_one_prompt_at_a_time(architecture, model_folders, tm
     rows = [*rows["sums"], rows["sky"][0]]
     with under(lm, probe):
         found = written_answers(lm, encoder, rows)
-    limit = max(_last_turn(one).response.sum() for one in encoder.encode([row.conversation for row in rows])) + 4
+    limit = max(one.last_turn.response.sum() for one in encoder.encode([row.conversation for row in rows])) + 4
     for row, said in zip(rows, found, strict=True):
         chat = row.conversation.to_dicts()[:-1]
         text = lm.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

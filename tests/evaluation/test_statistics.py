@@ -19,7 +19,9 @@ from taskpgm.evaluation.equivalence import budget_equivalence
 from taskpgm.evaluation.statistics import (
     Measurement,
     compare_measurements,
+    corrected_interval,
     holm,
+    holm_factors,
     t_interval,
     t_test,
 )
@@ -73,6 +75,17 @@ def test_holm_is_bonferroni_in_closed_testing(p):
     assert holm(p) == pytest.approx(slow)
 
 
+@common
+@given(st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=5), min_size=1, max_size=4))
+def test_a_corrected_interval_holds_zero_exactly_if_no_difference_is_found(changes):
+    tests = [(values, p) for values in changes if (p := t_test(values)) is not None]
+    factors, corrected = holm_factors([p for _, p in tests]), holm([p for _, p in tests])
+    for (values, _), factor, p in zip(tests, factors, corrected, strict=True):
+        low, high = corrected_interval(values, factor, 0.95)
+        if abs(p - 0.05) > 1e-9:
+            assert (low <= 0 <= high) == (p >= 0.05)
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
@@ -96,6 +109,10 @@ def test_averages_pairs_and_relative_differences():
         assert d.p_value == pytest.approx(raw[other].pvalue)
         assert d.corrected == pytest.approx(corrected[other])
         assert (d.estimate.low, d.estimate.high) == pytest.approx(tuple(raw[other].confidence_interval()))
+        level = 1 - 0.05 * float(raw[other].pvalue) / d.corrected
+        low, high = d.corrected_interval
+        assert (low, high) == pytest.approx(tuple(raw[other].confidence_interval(level)))
+        assert (low < 0 < high) == (d.verdict == "no difference")
         assert d.relative == pytest.approx(d.estimate.mean / np.mean(macro[other]))
         assert d.relative_low * np.mean(macro[other]) == pytest.approx(d.estimate.low)
         assert d.comparisons == 2
@@ -240,22 +257,6 @@ def test_json_and_table_hold_everything():
         assert f"{summary.averages['targets'].mean:.3f}" in text
     words = " ".join(text.split())
     assert all(" ".join(sentence.split()) in words for sentence in c.sentences)
-
-
-def test_the_picture_needs_no_network(tmp_path):
-    pytest.importorskip("plotly")
-    from taskpgm.cli.html import write_picture
-
-    changes = {"taskpgm": -0.1, "uniform": 0.0, "a/<b>/weights.json": 0.1}
-    c = compare_measurements(runs(changes), TASKS, TARGETS)
-    write_picture(c, tmp_path / "comparison.html")
-    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
-    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
-    assert "<b>/weights" not in page
-    assert page.count("Plotly.newPlot(") == 2
-    assert "lower than uniform by" in page
-    write_picture(compare_measurements(runs({"taskpgm": 0.0}), TASKS, TARGETS), tmp_path / "one.html")
-    assert "0 other mixtures, 5 seeds" in (tmp_path / "one.html").read_text(encoding="utf-8")
 
 
 ROWS = (144, 288, 576, 1152)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from support.numerics import names, random_bounds, random_field, synthetic_scores
 
 from taskpgm.config import AffinityConfig, EnergyConfig
@@ -42,6 +43,28 @@ def test_marginal_energies_add_up_to_the_price_of_mass(i, bounded):
     slopes = [-m.utility + sum(m.redundancy.values()) - m.prior for m in explanation.margins]
     np.testing.assert_allclose(slopes, energy.gradient(mixture.weights), atol=1e-8)
     json.dumps(explanation.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("i", [0, 2])
+def test_with_a_prior_leaving_out_is_solving_the_same_energy_twice(i):
+    """Both minima by scipy, of the energy whose prior expects nothing of the task that is left out."""
+    energy = energies()[i]
+    n = len(energy.tasks)
+    mixture = solve_mixture(energy)
+    for dropped in explain(energy, mixture).dropped:
+        at = energy.tasks.index(dropped.task)
+        r = np.where(np.arange(n) == at, 0.0, energy.reference)
+        same = replace(energy, reference=r / r.sum())
+        found = []
+        for most in (0.0, 1.0):  # of the task
+            box = [(1e-12, most if k == at else 1.0) if k != at else (0.0, most) for k in range(n)]
+            one = minimize(
+                same.value, np.where(np.arange(n) == at, 0.0, 1 / (n - 1)), jac=same.gradient, bounds=box,
+                method="SLSQP", constraints={"type": "eq", "fun": lambda p: p.sum() - 1}, options={"ftol": 1e-13, "maxiter": 500},
+            )  # fmt: skip
+            found.append(one.fun)
+        assert dropped.loss == pytest.approx(found[0] - found[1], abs=1e-6)
+        assert dropped.loss >= 0
 
 
 @pytest.mark.parametrize("i", [1, 3])
@@ -100,6 +123,21 @@ def test_strongest_pairs_in_words():
     affinity = measure_affinity(scores, AffinityConfig())
     unsure = replace(affinity, errors={"G": np.full_like(affinity.errors["G"], 0.6)})  # -1 is within two of these
     assert strongest_pairs(unsure)["interferences"] == []
+
+
+def test_strongest_pairs_are_of_different_tasks_and_name_targets_first():
+    alike = np.full((5, 5), 0.9) + 0.1 * np.eye(5)
+    alike[4, :4] = alike[:4, 4] = 0.1
+    pairs = strongest_pairs(given_affinity(alike, tuple("abcde")))["redundancies"]
+    named = [task for pair in pairs for task in pair["tasks"]]
+    assert len(named) == len(set(named)) == 4
+    truth = np.full((4, 5), -2.0)
+    truth[1, 1:] = [-4.0, -3.5, -3.0, -2.0]  # task 0 hurts both other tasks more than the first of two targets
+    truth[2, 0] = -6.0  # task 1 hurts task 0 most of all, and no target
+    scores = synthetic_scores(np.random.default_rng(5), n=3, targets=2, truth=truth, noise=0.01)
+    first, second = strongest_pairs(measure_affinity(scores, AffinityConfig()))["interferences"][:2]
+    assert (first["task"], first["set"], set(first["others"])) == ("t0", "g0", {"t1", "t2"})
+    assert (second["task"], second["set"]) == ("t1", "t0")
 
 
 def test_gains_alone_make_no_tasks_interchangeable():

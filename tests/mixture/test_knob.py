@@ -9,7 +9,7 @@ from support.numerics import synthetic_scores
 from support.runs import experiment
 
 from taskpgm import load_config, run
-from taskpgm.cli.tables import knob_lines
+from taskpgm.cli.mixtures import knob_lines
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.bounds import simplex

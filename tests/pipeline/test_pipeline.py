@@ -356,7 +356,7 @@ def test_probes_continue_the_warm_start_and_gains_are_over_it(tmp_path, model_fo
         np.testing.assert_allclose(result.scores.logp[0][result.scores.seed == seed], base, atol=1e-4)
 
 
-def test_a_warm_start_is_kept_and_made_again_when_a_task_comes_in(tmp_path, model_folders):
+def test_a_warm_start_is_kept_and_if_not_frozen_made_again_when_a_task_comes_in(tmp_path, model_folders):
     config = warm(tmp_path, model_folders["llama"])
     run(config, tmp_path / "out")
     before = times(tmp_path / "out", "*/**/*.safetensors") | times(tmp_path / "out", "warm/*.safetensors")
@@ -364,8 +364,9 @@ def test_a_warm_start_is_kept_and_made_again_when_a_task_comes_in(tmp_path, mode
     assert times(tmp_path / "out", "*/**/*.safetensors") | times(tmp_path / "out", "warm/*.safetensors") == before
     write_rows(tmp_path / "more.jsonl", "more", 40)
     heard = Heard()
-    run(warm(tmp_path, model_folders["llama"], (*TASKS, "more")), tmp_path / "out", progress=heard)
-    assert "the warm start is made again: training rows changed" in heard.said
+    again = warm(tmp_path, model_folders["llama"], (*TASKS, "more"), freeze_warm_start=False)
+    run(again, tmp_path / "out", progress=heard)
+    assert "the warm start is made again: training rows of 'more' changed" in heard.said
     assert "the probe of 'sums' is made again: warm start changed" in heard.said
 
 

@@ -26,7 +26,7 @@ from taskpgm.lm.memory import Fit, fitting
 from taskpgm.lm.model import LanguageModel
 from taskpgm.probes import training
 from taskpgm.probes.probe import check_adapter, installed, load_probe, lora_settings
-from taskpgm.probes.schedule import probe_schedule
+from taskpgm.probes.schedule import is_flat, probe_schedule
 from taskpgm.probes.training import train_probes
 from taskpgm.types import derive_seed
 
@@ -414,3 +414,35 @@ def test_a_weight_that_is_not_finite_is_named(model_folders, tmp_path):
     saved_adapter(model_folders["llama"], tmp_path, lambda w: w[f"{QUERY}.lora_B.weight"].fill_(float("inf")))
     with pytest.raises(UserError, match=rf"a weight that is not finite in '{QUERY}.lora_B.weight'"):
         load_probe(tmp_path, "sums")
+
+
+def test_a_probe_that_ends_early_is_the_shorter_training(model_folders):
+    """Out of rows: as with a size of its rows. Flat: the weights after the steps that were made, and their tokens."""
+    folder = model_folders["llama"]
+    lm, _, rows = loaded(folder)
+    few = {"sums": rows["sums"][:3]}
+    (ended,) = train_probes(lm, few, config_for(folder, examples=12, batch=2, early_stop=True))
+    (plain,) = train_probes(lm, few, config_for(folder, examples=3, batch=2))
+    assert ended.ended == "out of rows"
+    assert ended.losses == plain.losses
+    assert all(torch.equal(ended.weights[name], plain.weights[name]) for name in plain.weights)
+
+    settings = {"examples": 24, "batch": 2, "learning_rate": 1e-9}  # one row and no learning: the loss is flat
+    same = {"sums": rows["sums"][:1] * 24}
+    heard = Heard()
+    (flat,) = train_probes(lm, same, config_for(folder, early_stop=True, **settings), progress=heard)
+    (full,) = train_probes(lm, same, config_for(folder, **settings))
+    assert (flat.ended, len(flat.losses), len(full.losses)) == ("flat", 6, 12)
+    assert flat.losses == full.losses[:6]
+    assert 2 * flat.trained_tokens == full.trained_tokens
+    assert heard.done == heard.totals == {"training probes": 12}
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=30), st.integers(1, 30))
+def test_a_loss_is_flat_where_two_quarters_say_so(losses, steps):
+    """By a slow count: never before half of the steps, and never while the loss falls by 2 % a quarter."""
+    quarter = max(2, steps // 4)
+    last, before = losses[-quarter:], losses[-2 * quarter : -quarter]
+    enough = len(losses) >= steps / 2 and len(losses) >= 2 * quarter
+    falls = enough and sum(last) / quarter <= 0.98 * sum(before) / quarter
+    assert is_flat(losses, steps) == (enough and not falls)

@@ -10,8 +10,8 @@ from rich.progress import Progress as Display
 from taskpgm.progress import Lines, Progress
 
 COLUMNS = (
-    TextColumn("{task.description:20}", markup=False),
-    BarColumn(20),
+    TextColumn("{task.description}", markup=False),
+    BarColumn(10),
     TextColumn("{task.fields[pieces]}", markup=False),
     TimeElapsedColumn(),
     TextColumn("left"),

@@ -7,34 +7,54 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+import taskpgm
 from taskpgm.cli.bars import shown
-from taskpgm.config import Config, EnergyConfig, load_config
+from taskpgm.cli.options import (
+    All,
+    Choice,
+    Comparing,
+    ConfigFile,
+    Exporting,
+    Matrix,
+    Mixtures,
+    OptionalConfig,
+    Out,
+    Refining,
+    bundled,
+    numbers,
+)
+from taskpgm.config import Config, load_config
 from taskpgm.errors import UserError
 from taskpgm.system import wait_passively
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="How much of each task to fine-tune on: measured with probes, certified, sampled.",
-)  # fmt: skip
-screen = Console()
-errors = Console(stderr=True)
+UNBROKEN = 100_000  # columns of what is no terminal: a line of a file is never broken
 
-ConfigFile = Annotated[
-    Path, typer.Argument(help="The experiment's YAML file; `taskpgm init` writes one.", metavar="MIX.YAML")
-]
-Out = Annotated[
-    Path, typer.Option("--out", "-o", help="Run directory; made if missing, resumed if not.", metavar="DIR")
-]
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+
+def _console(**options: Any) -> Console:
+    console = Console(**options)
+    return console if console.is_terminal else Console(**options, width=UNBROKEN)
+
+
+screen = _console()
+errors = _console(stderr=True)
+
+
+class StoppedError(Exception):
+    """Ctrl-C, with what was kept."""
 
 
 def main() -> None:
@@ -44,10 +64,12 @@ def main() -> None:
         app()
     except UserError as error:
         _fail("Error", str(error), 2)
+    except StoppedError as stopped:
+        _fail("Stopped", str(stopped), 130)
     except SystemExit as error:
         if error.code != 130:  # what typer makes of Ctrl-C
             raise
-        _fail("Stopped", "Finished work is kept; the same command goes on from there.", 130)
+        _fail("Stopped", "Nothing was written yet.", 130)
     except ModuleNotFoundError as error:
         _fail("Error", f"This needs {error.name}, which is not installed: pip install 'taskpgm[lm]'.", 1)
     except (OSError, MemoryError) as error:
@@ -63,16 +85,24 @@ def _remedy(error: Exception) -> str:
     return f"Free some space on that disk. {kept}" if full else kept
 
 
-OptionalConfig = Annotated[
-    Path | None, typer.Argument(help="The experiment's YAML file; not needed with --affinity.", metavar="[MIX.YAML]")
-]
-AffinityFile = Annotated[
-    Path | None, typer.Option(help="A symmetric affinity matrix: .csv with names, .npy or .npz.", metavar="FILE")
-]
-Knob = Annotated[
-    float | None,
-    typer.Option("--t", help="With --affinity: utility against redundancy (0 least redundant, 1 uniform).", min=0),
-]
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"taskpgm {taskpgm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def taskpgm_command(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """How much of each task to fine-tune on: measured with probes, certified, sampled. Type first:
+
+    [cyan]taskpgm demo[/]                            a whole run in two minutes\n
+    [cyan]taskpgm init data/*.jsonl > mix.yaml[/]    a configuration for your files\n
+    [cyan]taskpgm run mix.yaml --out runs/first[/]   the mixture and train.jsonl
+    """
 
 
 @app.command()
@@ -97,39 +127,97 @@ def check(
     exact: Annotated[
         bool, typer.Option("--exact", help="Tokenise every row of large sets too, instead of a sample of each.")
     ] = False,
+    everything: All = False,
 ) -> None:
     """Read everything, tokenise a sample of each set, train nothing; show what a run would use."""
     from taskpgm.cli.tables import pool_view, rows_view
-    from taskpgm.data.export import check_format
+    from taskpgm.export.train_file import check_format
     from taskpgm.pipeline.inspection import inspect
     from taskpgm.pipeline.stages import allowed_shares
+    from taskpgm.probes.options import check_options
 
     settings = load_config(config)
     with shown(errors) as progress:
         found = inspect(settings, progress, exact=exact)
     allowed_shares(found.pool, settings)
     check_format(found.pool, settings.export.format, found.encoder.has_template)
+    check_options(found.pool, settings)
     if show:
         marked = screen.no_color or not screen.is_terminal
         screen.print(rows_view(found.pool, found.encoder, show, marked=marked), soft_wrap=True)
-    screen.print(pool_view(found.pool, settings), crop=False)
+    screen.print(pool_view(found.pool, settings, everything), crop=False)
     for note in found.notes:
         screen.print(note, markup=False, highlight=False)
     screen.print("[green]ok[/]: ready to run" if found.runnable else "[green]ok[/] but for the model")
 
 
 @app.command()
-def run(config: ConfigFile, out: Out) -> None:
+def run(
+    config: ConfigFile,
+    out: Out,
+    trial: Annotated[
+        bool,
+        typer.Option("--trial", help="Then train uniform and this mixture once each and correct it: refine --runs 2."),
+    ] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be made, why, and how long it takes; make nothing.")
+    ] = False,
+    everything: All = False,
+) -> None:
     """Everything: probes, scores, mixture, training set."""
-    _run(load_config(config), out)
+    if dry:
+        _look_ahead(load_config(config), out, trial)
+        return
+    _run(load_config(config), out, everything)
+    if trial:
+        _refine(out, config, Refining(runs=2))
 
 
 @app.command()
-def demo(out: Out = Path("runs/demo")) -> None:
+@bundled
+def refine(out: Out, trials: Refining, config: OptionalConfig = None) -> None:
+    """Spend a few trial runs, correct the mixture by what they measure, and confirm it on fresh seeds and rows.
+
+    Written to DIR/refined; the run's own mixture stays as it is.
+    """
+    _refine(out, config, trials)
+
+
+def _refine(out: Path, config: Path | None, trials: Refining) -> None:
+    from taskpgm.cli.refine import choice_line, refinement_lines, task_lines, trials_table
+    from taskpgm.pipeline.refine import refine_run
+
+    if trials.results is not None:
+        surface, lines = _refine_results(out, config, trials)
+    else:
+        options = trials.options
+        with _session(_required(config), out) as session:
+            found = refine_run(session, options)
+        surface, lines = found.surface(), refinement_lines(found, out)
+    _show(out / "refined", None)
+    screen.print(trials_table(surface), crop=False)
+    _print(choice_line(surface), *task_lines(surface), *lines)
+
+
+def _refine_results(out: Path, config: Path | None, trials: Refining) -> tuple[dict[str, Any], list[str]]:
+    from taskpgm.pipeline.refine import refine_results
+
+    metrics = trials.metrics
+    assert trials.results is not None, "results are given"
+    with _session(load_config(config), out) if config else nullcontext() as session:
+        surface, _ = refine_results(trials.results, metrics, session, out)
+    probes = "" if config else "; without probes: with MIX.YAML of a run, theirs would be used too"
+    turned = [one.column for one in metrics if one.sign < 0]
+    lines = [f"shown as losses: minus {', '.join(turned)}, which is better if larger"] if turned else []
+    return surface, [*lines, f"fitted to {len(surface['trials'])} runs, nothing trained{probes}", f"{out}/refined"]
+
+
+@app.command()
+def demo(out: Out = Path("runs/demo"), everything: All = False) -> None:
     """The main job on an embedded model and generated tasks: no file, no network."""
     from taskpgm.cli.demo import write_demo
 
-    _run(write_demo(out), out)
+    _run(write_demo(out), out, everything)
 
 
 @app.command()
@@ -139,7 +227,7 @@ def estimate(
 ) -> None:
     """Time, memory and disk of a run on this machine, before anything is spent: counts, and a trial of seconds."""
     started = time.perf_counter()
-    from taskpgm.cli.tables import estimate_table
+    from taskpgm.cli.tables import estimate_view
     from taskpgm.files import write_json
     from taskpgm.probes.cost import estimate_run
 
@@ -147,78 +235,81 @@ def estimate(
     with shown(errors) as progress:
         found = estimate_run(load_config(config), progress)
     found = replace(found, seconds={"start": importing, **found.seconds})
-    screen.print(estimate_table(found))
+    screen.print(estimate_view(found), crop=False)
     if json_file:
         write_json(json_file, found.to_dict())
 
 
 @app.command()
-def compare(
-    config: ConfigFile,
-    out: Out,
-    mixtures: Annotated[
-        str,
-        typer.Option(
-            help="The first is judged against the others: taskpgm, uniform, size, size:CAP, temperature:T, random, "
-            "smart, or a weights file (.json, .yaml)."
-        ),
-    ] = "taskpgm,uniform,size",
-    seeds: Annotated[int, typer.Option(help="Trainings of each mixture.", min=1)] = 3,
-    budgets: Annotated[
-        str, typer.Option(help="Also train uniform at these multiples of the budget: 0.5,2,4; gives the equivalence.")
-    ] = "",
-    trainer: Annotated[str, typer.Option(help="engine (this project's) or trl (SFTTrainer).")] = "engine",
-    method: Annotated[str, typer.Option(help="lora, or full to train every weight of the model.")] = "lora",
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak of the schedule; as the probes', or 5e-5 for full.", min=0)
-    ] = None,
-    accuracy: Annotated[bool, typer.Option(help="Mark answers too: options, verifiers, exact match.")] = True,
-    rows: Annotated[int | None, typer.Option(help="Rows a set to evaluate at most.", min=1)] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the adapters, or with --method full the models.")] = False,
-    harness: Annotated[
-        str, typer.Option(help="Also run these tasks of lm-evaluation-harness on every adapter: arc_easy,my_task.")
-    ] = "",
-    include: Annotated[
-        Path | None, typer.Option(help="Folder or file of the harness's local tasks.", metavar="PATH")
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="A run directory, or two to see side by side.", metavar="DIR [DIR]")
+    ],
+    figures: Annotated[
+        Path | None, typer.Option(help="Also write every figure there, as SVG for papers.", metavar="FOLDER")
     ] = None,
 ) -> None:
+    """One self-contained page of a finished run: what to train on, how sure, how tasks relate, why, and how it ran."""
+    from taskpgm.cli.report import check_installed
+
+    if len(runs) > 2:
+        raise UserError(f"A report shows one run, or two side by side, not {len(runs)}; give at most two folders.")
+    check_installed()
+    from taskpgm.report.build import summary, write_figures, write_report
+
+    screen.print(str(write_report(*runs)), markup=False, highlight=False, soft_wrap=True)
+    for run_folder in runs[: 1 if figures else 0]:
+        screen.print(summary(write_figures(run_folder, figures or run_folder)), markup=False, highlight=False)
+
+
+@app.command()
+@bundled
+def compare(config: ConfigFile, out: Out, comparing: Comparing) -> None:
     """Does it work? Train every mixture at the same budget, evaluate it on held-out rows, and say what differs."""
-    from taskpgm.cli.html import write_picture
+    from taskpgm.cli.report import report_line
     from taskpgm.cli.tables import comparison_view
-    from taskpgm.evaluation.baselines import parse_mixtures
-    from taskpgm.evaluation.compare import CompareOptions
     from taskpgm.pipeline.run import compare_run
 
-    if trainer not in ("engine", "trl"):
-        raise UserError(f"--trainer is engine or trl, not {trainer!r}.")
-    if learning_rate == 0:
-        raise UserError("--learning-rate 0 trains nothing; give a positive one, or leave it out.")
-    if method not in ("lora", "full"):
-        raise UserError(f"--method is lora or full, not {method!r}.")
-    options = CompareOptions(
-        parse_mixtures(mixtures), seeds, tuple(_values(budgets, "--budgets")) if budgets else (), trainer, method,
-        learning_rate, accuracy, keep, rows, tuple(task for task in harness.split(",") if task), include,
-    )  # fmt: skip
+    options = comparing.options
     with _session(load_config(config), out) as session:
         comparison, facts = compare_run(session, options)
     screen.print(comparison_view(comparison), crop=False)
     if equivalence := facts.get("budget equivalence"):
-        screen.print(f"budget equivalence: {equivalence['sentence']}", markup=False, highlight=False)
-    pictured = _has("plotly")
-    if pictured:
-        write_picture(comparison, out / "comparison.html")
-    screen.print(
-        f"{out}/comparison.json" + (f", {out}/comparison.html" if pictured else ""), markup=False, highlight=False
-    )
+        _print(f"budget equivalence: {equivalence['sentence']}")
+    _print(f"{out}/comparison.json", report_line(out))
+
+
+@app.command()
+def train(
+    run: Annotated[Path, typer.Argument(help="A finished run directory.", metavar="DIR")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write; DIR/trained if left out.", metavar="OUT")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Train every weight instead of an adapter.")] = False,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak of the schedule; 2e-4, or 2e-5 with --full.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Rows of an optimiser step.")] = 16,
+    epochs: Annotated[int, typer.Option(help="Passes over train.jsonl; the plan's repeats are in it.")] = 1,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Do not keep the order of train.jsonl.")] = False,
+) -> None:
+    """Train the model on the run's training set with TRL's SFTTrainer; started again, it goes on."""
+    from taskpgm.pipeline.train import TrainOptions
+    from taskpgm.pipeline.train import train as train_model
+
+    options = TrainOptions(full, learning_rate, batch, epochs, shuffle)
+    with shown(errors) as progress:
+        trained = train_model(run, out, options, progress)
+    first, last = trained.losses[0], trained.losses[-1]
+    screen.print(f"loss {first:.3f} at the first step, {last:.3f} at the last: {trained.folder}", markup=False)
+    screen.print(trained.loading, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
 def predict(
     config: ConfigFile,
     out: Out,
-    mixtures: Annotated[
-        str, typer.Option(help="As for compare; what was compared before is added.")
-    ] = "taskpgm,uniform,size",
+    mixtures: Mixtures = "taskpgm,uniform,size",
     merged: Annotated[
         bool, typer.Option(help="Also evaluate the probes merged with the weights (runs the model).")
     ] = True,
@@ -233,10 +324,8 @@ def predict(
     screen.print(prediction_table(found), crop=False)
     for name, value in ranks.items():
         if name != "mixtures":
-            screen.print(
-                f"rank correlation of {name} with what was measured: {value:.2f} ({ranks['mixtures']} mixtures)"
-            )
-    screen.print(f"{out}/prediction.json", markup=False, highlight=False)
+            _print(f"rank correlation of {name} with what was measured: {value:.2f} ({ranks['mixtures']} mixtures)")
+    _print(f"{out}/prediction.json")
 
 
 @app.command()
@@ -247,7 +336,7 @@ def probe(config: ConfigFile, out: Out) -> None:
     with _session(load_config(config), out) as session:
         make_probes(session, make_pool(session))
     facts = session.artifacts.recorded("probe")
-    screen.print(f"{facts['trained_tokens']} tokens trained in {facts['seconds']:.0f} s: {out}/adapters", markup=False)
+    _print(f"{facts['trained_tokens']} tokens trained in {facts['seconds']:.0f} s: {out}/adapters")
 
 
 @app.command()
@@ -256,179 +345,236 @@ def score(config: ConfigFile, out: Out) -> None:
     from taskpgm.pipeline.stages import make_pool, make_scores
 
     with _session(load_config(config), out) as session:
+        session.artifacts.recorded("probe")  # before anything is written to a folder that was mistyped
         make_scores(session, make_pool(session))
     facts = session.artifacts.recorded("score")
-    screen.print(f"{facts['scored_tokens']} tokens scored in {facts['seconds']:.0f} s: {out}/scores.npz", markup=False)
+    _print(f"{facts['scored_tokens']} tokens scored in {facts['seconds']:.0f} s: {out}/scores.npz")
 
 
 @app.command()
+@bundled
 def solve(
     out: Out,
+    matrix: Matrix,
     config: OptionalConfig = None,
-    affinity: AffinityFile = None,
-    t: Knob = None,
-    ridge: Annotated[
-        float, typer.Option(help="Adds this times K's mean curvature on the simplex to its diagonal.", min=0)
-    ] = 0.0,
     knob: Annotated[
         str | None,
         typer.Option(help="Also solve for these knob values (t or prior) into path.json: 0.1,1,10."),
     ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(help="Also show what targets gain and tasks lose at these balances: 0,0.25,0.5,0.75,1."),
+    ] = None,
+    everything: All = False,
 ) -> None:
     """Find the mixture, from a run's scores or from an affinity matrix of your own; takes no model."""
+    if matrix.affinity is not None:
+        if balance is not None:
+            raise UserError("--balance weighs targets against tasks by a run's scores; a matrix has none.")
+        _, energy, bounds = _solve_matrix(out, config, matrix, None, everything)
+    else:
+        from taskpgm.cli.mixtures import balance_view
+        from taskpgm.pipeline.run import balance_run, solve_run
+
+        settings = _required(config)
+        if knob is not None and settings.energy.limited:
+            raise UserError("--knob keeps no energy.max_loss or max_task_loss; leave out one of the two.")
+        with _session(settings, out) as session:
+            curve = balance_run(session, numbers(balance, "--balance")) if balance is not None else None
+            result = solve_run(session)
+        _show(out, result.affinity, everything, out)
+        if curve:
+            screen.print(balance_view(curve), crop=False)
+        energy, bounds = result.energy, result.mixture.bounds
+    if knob is not None:
+        _trace(out, energy, numbers(knob, "--knob"), bounds, everything)
+
+
+def _trace(out: Path, energy: Any, values: list[float], bounds: Any, everything: bool) -> None:
+    from taskpgm.cli.mixtures import path_view
     from taskpgm.files import write_json
     from taskpgm.mixture.path import trace_path
 
-    if affinity is not None:
-        energy, bounds = _solve_matrix(out, config, affinity, _energy(t, ridge), None, False), None
-    else:
-        from taskpgm.pipeline.run import solve_run
-
-        with _session(_required(config), out) as session:
-            result = solve_run(session)
-        _show(out, result.affinity)
-        energy, bounds = result.energy, result.mixture.bounds
-    if knob is not None:
-        path = trace_path(energy, _values(knob, "--knob"), bounds)
-        write_json(out / "path.json", path.to_dict())
-        screen.print(f"{len(path.values)} solutions along the knob: {out}/path.json", markup=False)
+    path = trace_path(energy, values, bounds)
+    write_json(out / "path.json", path.to_dict())
+    screen.print(path_view(path, everything), crop=False)
+    _print(f"{len(path.values)} solutions along the knob: {out}/path.json")
 
 
 @app.command()
-def select(
-    out: Out,
-    k: Annotated[int, typer.Option("-k", help="Use at most so many tasks.", min=1)],
-    config: OptionalConfig = None,
-    affinity: AffinityFile = None,
-    t: Knob = None,
-    ridge: Annotated[
-        float, typer.Option(help="Adds this times K's mean curvature on the simplex to its diagonal.", min=0)
-    ] = 0.0,
-    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="Look at every set; at most 20 tasks.")] = False,
-    sample: Annotated[bool, typer.Option("--sample", help="Also write the selection's training set.")] = False,
-) -> None:
+@bundled
+def select(out: Out, choice: Choice, matrix: Matrix, config: OptionalConfig = None, everything: All = False) -> None:
     """Choose at most k tasks, with a bound on what the best choice could reach, and solve the mixture on them.
 
     Written to DIR/selections/kK; the run's own mixture stays as it is.
     """
-    from taskpgm.cli.tables import selection_table
+    from taskpgm.cli.mixtures import selection_view
     from taskpgm.pipeline.run import select_run
 
-    if affinity is not None:
-        _solve_matrix(out, config, affinity, _energy(t, ridge), k, exhaustive)
+    if matrix.affinity is not None:
+        _solve_matrix(out, config, matrix, choice, everything)
         return
+    k = choice.k
     with _session(_required(config), out) as session:
-        result, selection, folder = select_run(session, k, exhaustive, sample)
-    screen.print(selection_table(selection), crop=False)
-    _show(folder, result.affinity)
-    if sample:
-        screen.print(f"{len(result.plan)} rows: {folder}/train.jsonl", markup=False, highlight=False)
-    else:
-        screen.print("its training set: the same command with --sample", highlight=False)
-    screen.print(
+        result, selection, folder = select_run(session, k, choice.exhaustive, choice.sample)
+    screen.print(selection_view(selection, everything), crop=False)
+    _show(folder, result.affinity, everything, out)
+    _print(
+        f"{len(result.plan)} rows: {folder}/train.jsonl"
+        if choice.sample
+        else "its training set: the same command with --sample",
         f"The run's own mixture is what it was; `selection: {{k: {k}}}` in {config} and `taskpgm sample` make this one "
         "the run's.",
-        markup=False, highlight=False,
-    )  # fmt: skip
+    )
 
 
 @app.command()
-def explain(config: ConfigFile, out: Out) -> None:
-    """Why the mixture is what it is: marginal energies, leave-one-out, interchangeable tasks, into explanation.json."""
-    from taskpgm.cli.tables import explanation_table
+@bundled
+def explain(out: Out, matrix: Matrix, config: OptionalConfig = None, everything: All = False) -> None:
+    """Why the mixture is what it is: interchangeable tasks, what each one is worth, marginal energies.
+
+    Written to DIR/explanation.json.
+    """
+    from taskpgm.cli.mixtures import explanation_view
+    from taskpgm.files import write_json
+    from taskpgm.mixture.explanation import explain as explain_mixture
     from taskpgm.pipeline.run import explain_run
 
-    with _session(load_config(config), out) as session:
-        explanation = explain_run(session)
-    screen.print(explanation_table(explanation), crop=False)
+    if matrix.affinity is not None:
+        mixture, energy, _ = _solve_matrix(out, config, matrix, None, everything)
+        explanation, kind = explain_mixture(energy, mixture), energy.kind
+        write_json(out / "explanation.json", explanation.to_dict())
+    else:
+        with _session(_required(config), out) as session:
+            explanation, kind = explain_run(session), session.config.energy.kind
+    screen.print(explanation_view(explanation, kind, everything), crop=False)
+    _print(f"marginal energies of every task, and the rest: {out}/explanation.json")
 
 
 @app.command()
-def sample(config: ConfigFile, out: Out) -> None:
+def sample(config: ConfigFile, out: Out, everything: All = False) -> None:
     """Find the mixture from the scores and write the training set; takes no model."""
     from taskpgm.pipeline.run import sample_run
 
     with _session(load_config(config), out) as session:
         result = sample_run(session)
-    _show(out, result.affinity)
-    screen.print(f"{len(result.plan)} rows: {out}/train.jsonl", markup=False)
+    _show(out, result.affinity, everything, out)
+    _print(f"{len(result.plan)} rows: {out}/train.jsonl")
 
 
-def _run(config: Config, out: Path) -> None:
+@app.command()
+@bundled
+def export(
+    exporting: Exporting,
+    run: Annotated[Path | None, typer.Argument(help="A finished run directory.", metavar="RUN")] = None,
+) -> None:
+    """Hand the mixture to a trainer: its rows, the trainer's own config, and how to start."""
+    from taskpgm.cli.handover import export_table, targets_table
+    from taskpgm.export.handover import By
+    from taskpgm.pipeline.run import export_run
+
+    if exporting.show:
+        screen.print(targets_table(), crop=False)
+        return
+    to, out, by = exporting.to, exporting.out, exporting.by
+    if run is None or not to or out is None:
+        raise UserError("Give a run directory, --to and --out: taskpgm export runs/first --to trl --out exports/trl.")
+    if by not in ("rows", "counts", "shares"):
+        raise UserError(f"--by is rows, counts or shares, not {by!r}.")
+    found = export_run(run, to, out, cast(By, by), exporting.lossy, exporting.force)
+    screen.print(export_table(found), crop=False)
+    _print(f"{to}: {found.sees}")
+    for note in found.notes:
+        screen.print(note, style="yellow", markup=False, highlight=False)
+    _print(f"how to start: {out}/HOWTO.md")
+
+
+def _look_ahead(config: Config, out: Path, trial: bool) -> None:
+    from taskpgm.cli.outlook import UP_TO_DATE, look_ahead, outlook_line, outlook_view, seconds_of
+
+    if trial:
+        raise UserError("--dry-run looks at the run alone; leave out --trial.")
+    with shown(errors) as progress:
+        steps = look_ahead(config, out, progress)
+        seconds = seconds_of(steps, config, progress)
+    if not steps:
+        _print(f"{UP_TO_DATE}: a run would make nothing again")
+        return
+    screen.print(outlook_view(steps, seconds), crop=False)
+    _print(outlook_line(seconds))
+
+
+def _run(config: Config, out: Path, everything: bool) -> None:
+    from taskpgm.cli.report import report_line
     from taskpgm.pipeline.run import run_session
 
     with _session(config, out) as session:
         result = run_session(session)
-    _show(out, result.affinity)
-    screen.print(f"{len(result.plan)} rows: {out}/train.jsonl", markup=False)
+        made = session.artifacts.made
+    _show(out, result.affinity, everything, out)
+    if not made:
+        _print("up to date: nothing had to be made again")
+    _print(f"{len(result.plan)} rows: {out}/train.jsonl")
+    _print(report_line(out))
 
 
-def _show(out: Path, affinity: Any) -> None:
-    from taskpgm.cli.tables import knob_lines, mixture_table, relation_lines, verdict_lines
+def _show(out: Path, affinity: Any, everything: bool = False, run: Path | None = None) -> None:
+    """The mixture that lies in `out`, and what there is to say of it; `run` is the run directory that it comes from."""
+    from taskpgm.cli.mixtures import mixture_view
+    from taskpgm.pipeline.run import load_run
 
     data = json.loads((out / "mixture.json").read_text(encoding="utf-8"))
-    screen.print(mixture_table(data), crop=False)
-    for line in (*knob_lines(data), *verdict_lines(data), *relation_lines(affinity)):
-        screen.print(line, highlight=False)
-    certificate = data["certificate"]
-    screen.print(
-        f"certified: gap {certificate['gap']:.1e}, stationarity {certificate['stationarity']:.1e}; {out}/mixture.json",
-        markup=False,
-        highlight=False,
-    )
+    doubts = load_run(run).doubts if run else ()
+    screen.print(mixture_view(data, affinity, everything, doubts), crop=False)
+    _print(f"{out}/mixture.json")
+
+
+def _print(*lines: str) -> None:
+    """Sentences, as they stand."""
+    for line in lines:
+        screen.print(line, markup=False, highlight=False)
 
 
 def _required(config: Path | None) -> Config:
     if config is None:
-        raise UserError("Give the experiment's MIX.YAML, or a matrix with --affinity FILE.")
+        raise UserError(
+            "Give the experiment's MIX.YAML, or a file of your own: a matrix (--affinity) or results (--from)."
+        )
     return load_config(config)
 
 
-def _energy(t: float | None, ridge: float) -> EnergyConfig:
-    if t is None:
-        raise UserError(
-            "An affinity matrix needs --t: utility against redundancy, such as 2; see docs/how-to-choose.md."
-        )
-    return EnergyConfig(kind="affinity", t=t, ridge=ridge)
-
-
 def _solve_matrix(
-    out: Path, config: Path | None, file: Path, energy: EnergyConfig, k: int | None, exhaustive: bool
-) -> Any:
-    from taskpgm.cli.tables import selection_table
+    out: Path, config: Path | None, matrix: Matrix, choice: Choice | None, everything: bool
+) -> tuple[Any, Any, Any]:
+    """(mixture, energy, bounds) of a matrix, shown."""
+    from taskpgm.cli.mixtures import selection_view
     from taskpgm.mixture.affinity import read_affinity
     from taskpgm.mixture.energies import build_energy
     from taskpgm.pipeline.run import solve_affinity
 
+    settings = matrix.energy
+    assert matrix.affinity is not None, "a matrix is given"
     if config is not None:
-        raise UserError(f"Give either {config} or --affinity {file}, not both.")
-    affinity = read_affinity(file)
-    _, selection = solve_affinity(affinity, energy, out, k, exhaustive)
+        raise UserError(f"Give either {config} or --affinity {matrix.affinity}, not both.")
+    affinity = read_affinity(matrix.affinity)
+    k, exhaustive = (choice.k, choice.exhaustive) if choice else (None, False)
+    mixture, selection = solve_affinity(affinity, settings, out, k, exhaustive)
     if selection:
-        screen.print(selection_table(selection), crop=False)
-    _show(out, affinity)
-    return build_energy(None, affinity, energy)
-
-
-def _values(text: str, option: str) -> list[float]:
-    try:
-        return [float(value) for value in text.split(",")]
-    except ValueError:
-        raise UserError(f"{option} takes numbers with commas between, such as 0.1,1,10, not {text!r}.") from None
-
-
-def _has(package: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(package) is not None
+        screen.print(selection_view(selection, everything), crop=False)
+    _show(out, affinity, everything)
+    return mixture, build_energy(None, affinity, settings), mixture.bounds
 
 
 @contextmanager
 def _session(config: Config, out: Path) -> Iterator[Any]:
+    from taskpgm.pipeline.directory import kept_work
     from taskpgm.pipeline.stages import open_session
 
     with shown(errors) as progress, open_session(config, out, progress) as session:
-        yield session
+        try:
+            yield session
+        except KeyboardInterrupt:
+            raise StoppedError(kept_work(out, config)) from None
 
 
 def _fail(word: str, sentence: str, code: int) -> None:

@@ -1,4 +1,4 @@
-"""Which rows count as equal: exactly, but for case, spacing and punctuation, or nearly.
+"""Which rows count as equal: exactly, or but for case, spacing and punctuation.
 
 What carries meaning stays: digits, signs, operators, brackets, and every mark between digits. So "3 + 4" never equals
 "3 - 4", nor 3.5 equals 35, nor 10² equals 102, and 5! is not 5.

@@ -38,6 +38,20 @@ class Encoded:
         """How many tokens are learned."""
         return int(self.response.sum())
 
+    def until(self, responses: int | None) -> "Encoded":
+        """The row up to so many response tokens; itself if it has no more."""
+        if responses is None or self.response_tokens <= responses:
+            return self
+        end = int(np.flatnonzero(self.response)[responses - 1]) + 1
+        return Encoded(self.ids[:end], self.response[:end], self.truncated)
+
+    @property
+    def last_turn(self) -> "Encoded":
+        """The row with only the tokens of its last answer as the response."""
+        said = np.flatnonzero(self.response)
+        start = said[np.flatnonzero(np.diff(said, prepend=-2) > 1)[-1]]
+        return Encoded(self.ids, self.response & (np.arange(len(self.ids)) >= start), self.truncated)
+
 
 class Limits(NamedTuple):
     """What a model can be given."""

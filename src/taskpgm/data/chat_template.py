@@ -93,7 +93,7 @@ class Template:
             except _RefusalError:
                 continue
             if trace.read(traced, text):
-                return _Turns(self, row, dicts, trace, text, traced, marks).rendered()
+                return _Turns(self, row, dicts, trace, Written(text, traced, marks)).rendered()
         raise _RefusalError("it rewrites the texts of the row, so that its answers cannot be placed")
 
     def prompt(self, row: Conversation, dicts: list[dict[str, Any]], generation: bool = True) -> str | None:
@@ -244,15 +244,22 @@ class Trace:
         return self.place[own] if part is None else self.place[own][self.part[own] == part]
 
 
+class Written(NamedTuple):
+    """A row as its template writes it."""
+
+    text: str
+    traced: str  # with stand-ins for its letters
+    marks: list[tuple[int, int]] | None  # where the template itself marks answers
+
+
 class _Turns:
     """The turns of one row in one traced text."""
 
     def __init__(
-        self, template: Template, row: Conversation, dicts: list[dict[str, Any]], trace: Trace, text: str, traced: str,
-        marks: list[tuple[int, int]] | None,
-    ) -> None:  # fmt: skip
+        self, template: Template, row: Conversation, dicts: list[dict[str, Any]], trace: Trace, written: Written
+    ) -> None:
         self.template, self.row, self.dicts, self.trace = template, row, dicts, trace
-        self.text, self.traced, self.marks = text, traced, marks
+        self.text, self.traced, self.marks = written
         self.lost: dict[str, None] = {}
 
     def rendered(self) -> Rendered:

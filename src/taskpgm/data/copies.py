@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from taskpgm.data.alike import normal_data
-from taskpgm.data.near import near_pairs
 from taskpgm.data.rows import Entries, RowFiles
 from taskpgm.types import Ints
 
-Sense = Literal["exact", "normalised", "near"]
+Sense = Literal["exact", "normalised"]
 
 
 def find_copies(sets: Sequence[Entries], sense: Sense, files: RowFiles) -> list[Ints]:
@@ -28,8 +27,6 @@ def find_copies(sets: Sequence[Entries], sense: Sense, files: RowFiles) -> list[
     numbers, one_of_each = _equal(everything)
     if sense != "exact":
         numbers = _normalised(everything[one_of_each], files)[numbers]
-    if sense == "near":
-        numbers = _nearly(everything, numbers, files)
     return np.split(numbers, np.cumsum([len(one) for one in sets])[:-1])
 
 
@@ -61,16 +58,6 @@ def _groups(values: NDArray[np.uint64]) -> Iterator[Ints]:
     starts, ends = np.r_[0, cuts], np.r_[cuts, len(order)]
     for start, end in zip(starts[ends - starts > 1].tolist(), ends[ends - starts > 1].tolist(), strict=True):
         yield order[start:end]
-
-
-def _nearly(entries: Entries, numbers: Ints, files: RowFiles) -> Ints:
-    """The numbers, those of rows that are nearly the same joined."""
-    kept, where = np.unique(numbers, return_index=True)
-    pairs = near_pairs(len(kept), lambda i: json.loads(files.line(entries[where[i]]))[0])
-    a, b = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    graph = sparse.coo_array((np.ones(len(a)), (a, b)), shape=(len(kept), len(kept)))
-    _, joined = sparse.csgraph.connected_components(graph, directed=False)
-    return joined[np.searchsorted(kept, numbers)].astype(np.int64)
 
 
 def shared(members: Sequence[Ints], others: Sequence[Ints]) -> Ints:

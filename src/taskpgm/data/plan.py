@@ -17,7 +17,7 @@ from taskpgm.config import Config
 from taskpgm.data.pool import TaskPool, TaskSet
 from taskpgm.data.rows import CHUNK, blocks, response_tokens, taken
 from taskpgm.errors import UserError
-from taskpgm.types import Ints
+from taskpgm.types import Brief, Ints
 
 Unit = Literal["examples", "tokens"]
 
@@ -40,8 +40,8 @@ class TaskPlan:
     replaced: int = 0  # rows that turned out not to fit when they were drawn; the next took their places
 
 
-@dataclass(frozen=True, eq=False)
-class RowPlan:
+@dataclass(frozen=True, eq=False, repr=False)
+class RowPlan(Brief):
     """The training set: its i-th row is row[i] of the training rows of task task[i].
 
     Inside an epoch no row is drawn twice: a task's rows are used ⌊count/rows⌋ or ⌈count/rows⌉ times each. Every task is

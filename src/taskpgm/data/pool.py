@@ -37,13 +37,13 @@ from taskpgm.data.rows import Refused as Refused
 from taskpgm.data.rows import Row as Row
 from taskpgm.errors import UserError
 from taskpgm.progress import QUIET, Progress
-from taskpgm.types import Ints
+from taskpgm.types import Brief, Ints
 
 SIDES = ("train", "contexts", "validation")
 
 
-@dataclass(frozen=True)
-class TaskSet:
+@dataclass(frozen=True, repr=False)
+class TaskSet(Brief):
     """The rows of one task or target, each side ordered by key. A target has no training rows."""
 
     name: str
@@ -94,8 +94,8 @@ class TaskSet:
         return float(costs["tokens"].mean()), float(costs["response"].mean())
 
 
-@dataclass(frozen=True, eq=False)
-class TaskPool:
+@dataclass(frozen=True, eq=False, repr=False)
+class TaskPool(Brief):
     """All sets, and how many distinct rows every two of them share."""
 
     tasks: tuple[TaskSet, ...]
@@ -218,8 +218,9 @@ def load_tasks(
 ) -> TaskPool:  # fmt: skip
     """Pool of the tasks and targets that the configuration names.
 
-    Within a set, equal rows are merged and ranked by key. The lowest `contexts.per_set` that fit are its contexts; of a
-    target the rest is validation; of a task the next `contexts.validation`, at most a tenth of what the contexts leave,
+    Within a set, equal rows are merged and ranked by key. The lowest that fit are its contexts, as many as `contexts`
+    says; of a target the rest is validation; of a task the next `contexts.validation`, at most a tenth of what the
+    contexts leave,
     are validation (or all rows of its `validation` file are), and the rest is for training. Then whatever is a copy of
     a context of any set leaves validation, and whatever is a copy of a context, validation or target row of any set
     leaves training: no other set ever changes a set's contexts.
@@ -242,7 +243,7 @@ def load_tasks(
     sources = (*config.tasks, *config.targets)
     own, given = gather_sources(config, files, progress)
     meter = Meter(lengths_of, memory, progress)
-    measure_heads(own, given, config.contexts, meter, exact)
+    measure_heads(own, given, config, meter, exact)
     ranked = [one for one in (*own, *given) if one]
     for one in (one for pair in zip(own, given, strict=True) for one in pair if one):
         one.check_refused()

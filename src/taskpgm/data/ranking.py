@@ -174,7 +174,7 @@ def gather_sources(config: Config, files: RowFiles, progress: Progress) -> tuple
 
 
 def measure_heads(
-    own: Sequence[Ranked], given: Sequence[Ranked | None], contexts: ContextConfig, meter: Meter, exact: bool
+    own: Sequence[Ranked], given: Sequence[Ranked | None], config: Config, meter: Meter, exact: bool
 ) -> None:
     """Have the first rows of every source measured: a sample, and as many as decide what falls on which side."""
     ranked = [*own, *(one for one in given if one)]
@@ -184,7 +184,9 @@ def measure_heads(
     for one, head in zip(ranked, heads, strict=True):
         one.measure(meter, head)
     for one, other in zip(own, given, strict=True):
-        carved = 0 if other or isinstance(one.source, TargetConfig) else TENTH * contexts.validation
+        is_target = isinstance(one.source, TargetConfig)
+        contexts = config.target_contexts if is_target else config.task_contexts
+        carved = 0 if other or is_target else TENTH * contexts.validation
         while one.fitting < contexts.per_set + carved and one.measured < len(one.entries):
             one.measure(meter, one.measured + CHUNK)
 
@@ -235,7 +237,8 @@ def split_rows(own: Ranked, given: Ranked | None, config: Config) -> SplitSet:
     """
     kind: Literal["task", "target"] = "target" if isinstance(own.source, TargetConfig) else "task"
     counts = _counted(own, given)
-    ranked, contexts = own.usable(), config.contexts
+    ranked = own.usable()
+    contexts = config.target_contexts if kind == "target" else config.task_contexts
     _check_enough(own.source.name, kind, len(ranked.entries), counts, contexts)
     head, rest = ranked.of(slice(contexts.per_set)), ranked.of(slice(contexts.per_set, None))
     held = min(contexts.validation, len(rest.entries) // TENTH)
@@ -269,8 +272,15 @@ def _check_enough(name: str, kind: str, rows: int, counts: Counts, contexts: Con
     needs = f"{contexts.per_set} contexts" + (" and one training row" if kind == "task" else "")
     raise UserError(
         f"{kind.capitalize()} {name!r} has {rows} usable row{'s' * (rows != 1)}{read}, but {needs} need {need}; "
-        f"{'raise probes.max_length, ' * bool(counts.too_long)}lower contexts.per_set or add data."
+        f"{'raise probes.max_length, ' * bool(counts.too_long)}lower {_setting(kind, contexts)} or add data."
     )
+
+
+def _setting(kind: str, contexts: ContextConfig) -> str:
+    """The setting that says how many contexts a set has."""
+    if kind == "target":
+        return "contexts.per_set" if contexts.per_target is None else "contexts.per_target"
+    return "contexts.per_set" if contexts.total is None else "contexts.total"
 
 
 def drop_leaks(sets: Sequence[SplitSet], tasks: int, within: bool) -> Ints:
@@ -297,7 +307,7 @@ def drop_leaks(sets: Sequence[SplitSet], tasks: int, within: bool) -> Ints:
         if len(train.forms) and not len(clean.forms):
             raise UserError(
                 f"Task {one.own.source.name!r} has no training row left: all {len(train.forms)} equal held-out rows of "
-                "its own or other sets; lower contexts.per_set, add data, or leave out the task or the set that it "
+                "its own or other sets; take fewer contexts, add data, or leave out the task or the set that it "
                 "repeats."
             )
         kept = clean.of(np.sort(np.unique(clean.forms, return_index=True)[1])) if within else clean

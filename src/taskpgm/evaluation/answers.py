@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from torch import Tensor
 
 from taskpgm.data.chat import ChatEncoder, Encoded
@@ -57,7 +58,7 @@ def option_logp(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]) ->
     by_row: list[NDArray[np.float64] | None] = [None] * len(rows)
     asked: dict[int, _Question] = {}
     for i, options in enumerate(encoded):
-        turns = [_last_turn(option) for option in options if option]
+        turns = [option.last_turn for option in options if option]
         if len(turns) < len(options):
             continue
         if question := _question(turns):
@@ -79,7 +80,7 @@ def written_answers(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]
     behind the length of the longest reference.
     """
     references = encoder.encode([_until_answer(row) for row in rows])
-    turns = [_last_turn(row) for row in references if row]
+    turns = [row.last_turn for row in references if row]
     assert len(turns) == len(rows), "rows fit: their lengths were measured"
     starts = [int(np.flatnonzero(turn.response)[0]) for turn in turns]
     prompts = [turn.ids[:start] for turn, start in zip(turns, starts, strict=True)]
@@ -108,6 +109,7 @@ class Grades(NamedTuple):
     accuracy: float | None = None
     accuracy_norm: float | None = None
     score: float | None = None
+    option_loss: float | None = None
 
 
 def grade_answers(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row], generate: bool) -> Grades:
@@ -126,20 +128,25 @@ def grade_answers(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row], gene
 
 
 def _grade_choices(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row]) -> Grades:
-    right, right_norm = [], []
+    right, right_norm, losses = [], [], []
     for row, logp in zip(rows, option_logp(lm, encoder, rows), strict=True):
         if logp is not None and row.choices:
             length = np.array([max(1, len(choice)) for choice in row.choices])
             right.append(row.choices[int(logp.argmax())] == _answer(row))
             right_norm.append(row.choices[int((logp / length).argmax())] == _answer(row))
-    return Grades("choices", len(right), float(np.mean(right)), float(np.mean(right_norm))) if right else Grades()
+            losses.append(float(logsumexp(logp) - logp[row.choices.index(_answer(row))]))
+    if not right:
+        return Grades()
+    return Grades(
+        "choices", len(right), float(np.mean(right)), float(np.mean(right_norm)), option_loss=float(np.mean(losses))
+    )
 
 
 def _grade_written(
     lm: LanguageModel, encoder: ChatEncoder, measure: GradedBy, rows: list[Row], longest: int,
     score: Callable[[Row, str], float],
 ) -> Grades:  # fmt: skip
-    references = [_last_turn(row) for row in encoder.encode([_until_answer(row) for row in rows]) if row]
+    references = [row.last_turn for row in encoder.encode([_until_answer(row) for row in rows]) if row]
     if max(turn.response_tokens for turn in references) > longest:
         return Grades()
     scores = [float(score(row, said)) for row, said in zip(rows, written_answers(lm, encoder, rows), strict=True)]
@@ -241,13 +248,6 @@ def _answer(row: Row) -> str:
 
 def _plain(text: str) -> str:
     return text.strip().removesuffix(".").strip().casefold()
-
-
-def _last_turn(row: Encoded) -> Encoded:
-    """The row with only the tokens of its last answer as the response."""
-    said = np.flatnonzero(row.response)
-    start = said[np.flatnonzero(np.diff(said, prepend=-2) > 1)[-1]]
-    return Encoded(row.ids, row.response & (np.arange(len(row.ids)) >= start), row.truncated)
 
 
 def _ends(lm: LanguageModel, turns: Sequence[Encoded]) -> list[int]:

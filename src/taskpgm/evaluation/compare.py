@@ -66,16 +66,16 @@ def run_comparison(finished: FinishedRun, options: CompareOptions) -> tuple[Comp
         UserError: a mixture that is none, a set without rows to evaluate, or what a run of the pipeline would raise.
     """
     result = finished.result
-    worker = _Worker(finished, options)
-    found = {(one.mixture, one.seed): one for one in worker.measurements()}
-    measurements = {(run.name, run.seed): found[run.name, run.seed] for run in worker.runs}  # in their order
+    trainings, runs = Trainings(finished, options), list(_runs(finished, options))
+    measurements = {(m.mixture, m.seed): m for m in trainings.measurements(runs, "comparing")}
     asked = [m for (name, _), m in measurements.items() if "@" not in name]
     weights = finished.config.target_weights
     comparison = compare_measurements(asked, result.pool.names, [s.name for s in result.pool.targets], weights or None)
     facts: dict[str, Any] = {}
     if options.budgets:
         facts["budget equivalence"] = _equivalence(measurements, comparison, options, finished.config.budget.size)
-    write_json(finished.folder / "comparison.json", {**comparison.to_dict(), **facts, "setting": worker.setting})
+    settings = {"setting": trainings.setting, "settings": compared_settings(finished.config, options)}
+    write_json(finished.folder / "comparison.json", {**comparison.to_dict(), **facts, **settings})
     return comparison, facts
 
 
@@ -95,7 +95,9 @@ def evaluation_rows(pool: TaskPool, most: int | None = None) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Run:
+class TrainingRun:
+    """One training: a mixture's rows at one seed and budget."""
+
     name: str  # as asked for, or uniform@2 for twice the budget
     seed: int
     weights: Mapping[str, float]
@@ -103,18 +105,24 @@ class _Run:
     plan: RowPlan
 
 
-def _runs(finished: FinishedRun, options: CompareOptions) -> Iterator[_Run]:
+def _runs(finished: FinishedRun, options: CompareOptions) -> Iterator[TrainingRun]:
     """All runs, seed by seed, so that a stopped comparison has whole seeds."""
     result = finished.result
     for seed in range(options.seeds):
         config = _seeded(finished.config, seed)
         for name, weights in mixture_weights(finished.config, result, options.mixtures, seed).items():
-            yield _Run(name, seed, weights, config, plan_rows(result.pool, weights, config))
+            yield training_run(finished, name, weights, seed)
         for times in options.budgets:
             budget = config.budget.model_copy(update={config.budget.unit: round(config.budget.size * times)})
             scaled = config.model_copy(update={"budget": budget})
             weights = _baseline("uniform", result, scaled, seed)
-            yield _Run(f"uniform@{times:g}", seed, weights, scaled, plan_rows(result.pool, weights, scaled))
+            yield TrainingRun(f"uniform@{times:g}", seed, weights, scaled, plan_rows(result.pool, weights, scaled))
+
+
+def training_run(finished: FinishedRun, name: str, weights: Mapping[str, float], seed: int) -> TrainingRun:
+    """The training of a mixture at the budget; a seed redraws rows, order and the adapter's initialisation."""
+    config = _seeded(finished.config, seed)
+    return TrainingRun(name, seed, weights, config, plan_rows(finished.result.pool, weights, config))
 
 
 def _training(config: Config, options: CompareOptions) -> Config:
@@ -124,6 +132,18 @@ def _training(config: Config, options: CompareOptions) -> Config:
         update={"learning_rate": options.learning_rate if options.learning_rate is not None else full}
     )
     return config.model_copy(update={"probes": probes})
+
+
+def compared_settings(config: Config, options: CompareOptions) -> dict[str, Any]:
+    """How the mixtures were trained and evaluated, for JSON."""
+    probes = _training(config, options).probes
+    trained = probes.model_dump(mode="json", include={"learning_rate", "batch", "max_length"})
+    lora = {"lora": probes.lora.model_dump(mode="json")} if options.method == "lora" else {}
+    asked = {key: value if value is None else str(value) for key, value in [("include", options.include)]}
+    return {
+        **asdict(options), **asked, **trained, **lora, "model": config.model.path, "seed": config.seed,
+        "budget": {"unit": config.budget.unit, "size": config.budget.size, "max_epochs": config.budget.max_epochs},
+    }  # fmt: skip
 
 
 def _seeded(config: Config, seed: int) -> Config:
@@ -145,16 +165,22 @@ def _baseline(name: str, result: Result, config: Config, seed: int) -> dict[str,
     return within_supply(weights, *supply_bounds(result.pool, config))
 
 
-class _Worker:
-    """Trains and measures runs, side by side on a CPU's cores. What they share is made once, and only if a run is left
-    to train: tokens, activations below the adapters, the evaluator."""
+class Trainings:
+    """Trains and measures mixtures, side by side on a CPU's cores. What trainings share is made once, and only if one
+    is left to do: tokens, activations below the adapters, the evaluator."""
 
-    def __init__(self, finished: FinishedRun, options: CompareOptions) -> None:
+    def __init__(self, finished: FinishedRun, options: CompareOptions, halves: bool = False) -> None:
+        """
+        Args:
+            halves: whether to train again what was measured before losses of half the rows were kept.
+        """
         self.run = finished
+        self.halves = halves
         self.pool = finished.result.pool
         self.options = options
         self.sets = evaluation_rows(self.pool, options.rows)
-        self.runs = [replace(run, config=_training(run.config, options)) for run in _runs(finished, options)]
+        self.rows: dict[tuple[int, int], Encoded] = {}  # tokens by task and row, of every run so far
+        self.trunk: Trunk | None = None
 
     @cached_property
     def setting(self) -> str:
@@ -171,34 +197,43 @@ class _Worker:
             ]
         )  # fmt: skip
 
-    def measurements(self) -> Iterator[Measurement]:
-        """Measurements of all runs as they are had, those first that the run directory holds; the others are made side
+    def measurements(self, runs: Sequence[TrainingRun], what: str) -> list[Measurement]:
+        """Measurements of the runs, in their order; every one is kept as it is done. Progress is told as of `what`."""
+        found = {(one.mixture, one.seed): one for one in self.as_done(runs, what)}
+        return [found[run.name, run.seed] for run in runs]
+
+    def as_done(self, runs: Sequence[TrainingRun], what: str) -> Iterator[Measurement]:
+        """Measurements of the runs as they are had, those first that the run directory holds; the others are made side
         by side."""
         from taskpgm.lm.memory import training_memory
         from taskpgm.parallel import side_by_side
 
-        todo: dict[Path, list[_Run]] = {}  # several if two mixtures are the same
-        for run in self.runs:
-            if (path := self.path(run)).exists():
-                yield _measurement(run, json.loads(path.read_text()))
+        todo: dict[Path, list[TrainingRun]] = {}  # several if two mixtures are the same
+        for run in (replace(run, config=_training(run.config, self.options)) for run in runs):
+            path = self.path(run)
+            found = _measurement(run, json.loads(path.read_text())) if path.exists() else None
+            if found and (found.halves or not self.halves):
+                yield found
             else:
                 todo.setdefault(path, []).append(run)
         if not todo:
             return
         (self.run.folder / "compare").mkdir(exist_ok=True)
+        self._encode([run for run, *_ in todo.values()])
         steps = {path: plan_steps(self.rows, run.plan, run.config) for path, (run, *_) in todo.items()}
         lm, processes, memory, progress = self.run.engine.lm, 1, 1.0, self.run.engine.progress
         if self.shares_trunks:  # before processes part, so that each has them
-            self.trunk.fill(list(self.rows.values()), progress)
-            self.evaluator.fill(self.trunk.first, progress)
+            trunk = self._shared_trunk()
+            trunk.fill(list(self.rows.values()), progress)
+            self.evaluator.fill(trunk.first, progress)
             processes = lm.processes
-            memory = max(training_memory(lm, list(steps.values()), self.trunk.first), self.evaluator.memory)
+            memory = max(training_memory(lm, list(steps.values()), trunk.first), self.evaluator.memory)
 
         def work(path: Path, progress: Progress) -> tuple[Path, dict[str, Any]]:
             return path, self.measure(todo[path][0], steps[path], progress)
 
         pieces = sum(len(steps[path]) + len(self.sets) for path in todo)
-        with progress.stage(f"comparing, {len(todo)} trainings", pieces, "steps and sets"):
+        with progress.stage(f"{what}, {len(todo)} trainings", pieces, "steps, sets"):
             for path, record in side_by_side(work, list(todo), processes, memory, progress):
                 write_json(path, record)
                 yield from (_measurement(run, record) for run in todo[path])
@@ -210,7 +245,7 @@ class _Worker:
         options = self.options
         return options.trainer == "engine" and options.method == "lora" and not options.harness
 
-    def measure(self, run: _Run, steps: "list[list[Encoded]]", progress: Progress) -> dict[str, Any]:
+    def measure(self, run: TrainingRun, steps: "list[list[Encoded]]", progress: Progress) -> dict[str, Any]:
         """What a run gives: trained, evaluated, and kept if asked for."""
         clock = Clock()
         trained = self.train(run, steps, progress)
@@ -232,12 +267,12 @@ class _Worker:
                 self.save(trained, folder)
         return record
 
-    def path(self, run: _Run) -> Path:
+    def path(self, run: TrainingRun) -> Path:
         """Where the measurement of a run is kept."""
         key = digest([self.setting, _planned(run.plan), run.config.seed, run.config.budget.model_dump()])
         return self.run.folder / "compare" / f"{key[:16]}.json"
 
-    def train(self, run: _Run, steps: "list[list[Encoded]]", progress: Progress) -> "Probe | Finetuned":
+    def train(self, run: TrainingRun, steps: "list[list[Encoded]]", progress: Progress) -> "Probe | Finetuned":
         """The adapter of a run, or its model."""
         if self.options.trainer == "trl":
             from taskpgm.evaluation import trl as trl_backend
@@ -263,27 +298,29 @@ class _Worker:
 
     @cached_property
     def evaluator(self) -> "Evaluator":
+        """Of all sets."""
         from taskpgm.evaluation.loss import Evaluator
 
         return Evaluator(self.run.engine.lm, self.sets, self.run.config)
 
-    @cached_property
-    def rows(self) -> "dict[tuple[int, int], Encoded]":
-        """Tokens of every row that any run trains on, by task and row."""
+    def _encode(self, runs: Sequence[TrainingRun]) -> None:
+        """Tokenise the rows of these runs that no run before them had."""
         from taskpgm.data.chat import ChatEncoder
 
         encoder = ChatEncoder(self.run.engine.lm.tokenizer, self.run.config.probes.max_length)
-        used = sorted({key for run in self.runs for key in _planned(run.plan)})
+        used = sorted({key for run in runs for key in _planned(run.plan)} - self.rows.keys())
         encoded = encoder.encode([self.pool.tasks[task].train[row].conversation for task, row in used])
-        return {key: row for key, row in zip(used, encoded, strict=True) if row is not None}
+        self.rows |= {key: row for key, row in zip(used, encoded, strict=True) if row is not None}
 
-    @cached_property
-    def trunk(self) -> "Trunk":
+    def _shared_trunk(self) -> "Trunk":
+        """The trunk of the rows; another one if the new rows have less in common than those before."""
         from taskpgm.lm.trunk import Trunk
 
         lm, last = self.run.engine.lm, self.run.config.probes.lora.last_layers
-        first = len(lm.layers) - last if last else 0
-        return Trunk(lm, first, lm.shared_prefix(list(self.rows.values())), TRUNK_MEMORY)
+        first, shared = len(lm.layers) - last if last else 0, lm.shared_prefix(list(self.rows.values()))
+        if self.trunk is None or shared < self.trunk.shared:
+            self.trunk = Trunk(lm, first, shared, TRUNK_MEMORY)
+        return self.trunk
 
 
 def plan_steps(encoded: "Mapping[tuple[int, int], Encoded]", plan: RowPlan, config: Config) -> "list[list[Encoded]]":
@@ -302,7 +339,7 @@ def _planned(plan: RowPlan) -> list[tuple[int, int]]:
     return list(zip(plan.task.tolist(), plan.row.tolist(), strict=True))
 
 
-def _measurement(run: _Run, record: Mapping[str, Any]) -> Measurement:
+def _measurement(run: TrainingRun, record: Mapping[str, Any]) -> Measurement:
     sets = record["sets"]
     accuracy = {name: one["accuracy"] for name, one in sets.items() if one["accuracy"] is not None}
     for task, metrics in record.get("harness", {}).items():
@@ -310,8 +347,16 @@ def _measurement(run: _Run, record: Mapping[str, Any]) -> Measurement:
             (metrics[m] for m in ("acc", "exact_match") if m in metrics), next(iter(metrics.values()))
         )
     seconds = sum(record["seconds"].values())
+    halves = {name: tuple(one["halves"]) for name, one in sets.items() if one.get("halves")}
     return Measurement(
-        run.name, run.seed, {n: one["token_loss"] for n, one in sets.items()}, accuracy, record["rows"], seconds
+        run.name,
+        run.seed,
+        {n: one["token_loss"] for n, one in sets.items()},
+        accuracy,
+        record["rows"],
+        seconds,
+        dict(run.weights),
+        halves,
     )
 
 

@@ -26,11 +26,10 @@ def run_harness(
     tasks: Sequence[str],
     include: Path | None = None,
     limit: int | None = None,
-    few_shot: int | None = None,
-    chat: bool | None = None,
-    seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Metrics by task (acc, acc_norm, exact_match, …, and their standard errors as acc_stderr), groups included.
+
+    Examples before questions are as many as the task says, and questions stand in the chat template if there is one.
 
     Args:
         lm: the base model; unchanged afterwards.
@@ -38,9 +37,6 @@ def run_harness(
         tasks: names of benchmarks, groups or local tasks (what their files call `task`).
         include: a YAML file or a folder of them; a task in it goes before the harness's own of that name.
         limit: at most so many rows a task; all when None.
-        few_shot: examples before each question; what the task says when None.
-        chat: render questions with the model's chat template; None: if it has one.
-        seed: of the few-shot examples.
 
     Raises:
         UserError: lm-eval is not installed, a task is unknown, or its data cannot be read.
@@ -57,9 +53,9 @@ def run_harness(
     with under(lm, probe), _quiet(), _padding_kept(lm.tokenizer):
         found = lm_eval.simple_evaluate(
             HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=ROWS_AT_ONCE), tasks=list(tasks),
-            num_fewshot=few_shot, limit=limit, task_manager=manager, log_samples=False, bootstrap_iters=1000,
-            apply_chat_template=bool(lm.tokenizer.chat_template) if chat is None else chat,
-            random_seed=None, numpy_random_seed=None, torch_random_seed=None, fewshot_random_seed=seed,
+            limit=limit, task_manager=manager, log_samples=False, bootstrap_iters=1000,
+            apply_chat_template=bool(lm.tokenizer.chat_template),
+            random_seed=None, numpy_random_seed=None, torch_random_seed=None, fewshot_random_seed=0,
         )  # fmt: skip
     return {task: _metrics(values) for task, values in found["results"].items()}
 

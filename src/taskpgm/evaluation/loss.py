@@ -23,6 +23,7 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.probe import Probe
 from taskpgm.progress import QUIET, Progress
+from taskpgm.types import Brief
 
 TRUNK_MEMORY = 2 << 30  # bytes of activations that an evaluator keeps: a guess, small beside a model
 
@@ -40,10 +41,12 @@ class SetEvaluation:
     accuracy: float | None = None  # choices: the most likely answer is right; otherwise what the model wrote is
     accuracy_norm: float | None = None  # choices: the same by log-likelihood per character of the answer's text
     score: float | None = None  # verifier: mean score; a wrong answer may earn a part
+    option_loss: float | None = None  # choices: mean of −log P(answer) / Σ P(options), in nats
+    halves: tuple[float, float] | None = None  # token_loss of every other row, and of the rest: one may choose by one
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Brief):
     """All sets under one adapter."""
 
     sets: dict[str, SetEvaluation]
@@ -55,7 +58,8 @@ class Evaluation:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":
         """Evaluation from what `to_dict` gave."""
-        return cls({name: SetEvaluation(**one) for name, one in data["sets"].items()})
+        halves = {name: one.get("halves") and tuple(one["halves"]) for name, one in data["sets"].items()}
+        return cls({name: SetEvaluation(**{**one, "halves": halves[name]}) for name, one in data["sets"].items()})
 
 
 class Evaluator:
@@ -107,7 +111,7 @@ class Evaluator:
 
     def fill(self, first: int, progress: Progress) -> None:
         """Run what lies below layer `first` now, before processes part that would each do it."""
-        with progress.stage("running the shared layers to evaluate", len(self.sets), "sets"):
+        with progress.stage("shared layers to evaluate", len(self.sets), "sets"):
             for name, kept in self.sets.items():
                 self._trunk(name, first).fill([one for _, one in kept], progress)
                 progress.advance()
@@ -138,5 +142,7 @@ def _loss(lm: LanguageModel, name: str, kept: Sequence[tuple[Row, Encoded]], tru
         raise UserError(
             f"The loss on {name!r} is not finite; use model.dtype bfloat16 or float32, or a lower probes.learning_rate."
         )
-    losses = {"token_loss": float(sums.sum() / tokens.sum()), "row_loss": float((sums / tokens).mean())}
+    losses: dict[str, Any] = {"token_loss": float(sums.sum() / tokens.sum()), "row_loss": float((sums / tokens).mean())}
+    if len(kept) > 1:
+        losses["halves"] = tuple(float(sums[k::2].sum() / tokens[k::2].sum()) for k in range(2))
     return {"rows": len(kept), "tokens": int(tokens.sum()), **losses}

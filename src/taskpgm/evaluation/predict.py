@@ -24,14 +24,14 @@ from taskpgm.files import digest, write_json
 from taskpgm.mixture.affinity import mean_logp
 from taskpgm.mixture.energies import build_energy, usual_prior
 from taskpgm.mixture.energy import Energy
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 if TYPE_CHECKING:
     from taskpgm.probes.probe import Probe
 
 
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, repr=False)
+class Prediction(Brief):
     """What the predictions say of one mixture; losses in nats a token on the target contexts."""
 
     mixture: str
@@ -155,24 +155,31 @@ class _Merger:
 
     def __init__(self, finished: FinishedRun) -> None:
         from taskpgm.data.chat import ChatEncoder
+        from taskpgm.probes.options import encode_options
         from taskpgm.probes.scoring import encode_contexts
 
         self.probes = finished.probes()
         self.lm = finished.engine.lm
         self.shares = _shares(finished.config)
         encoder = ChatEncoder(self.lm.tokenizer, finished.config.probes.max_length)
-        self.contexts = {
-            name: rows for name, rows in encode_contexts(encoder, finished.result.pool).items() if name in self.shares
+        pool = finished.result.pool
+        self.options = encode_options(encoder, pool, finished.config)
+        rows = encode_contexts(encoder, pool, finished.config.contexts.positions) | {
+            name: one.rows for name, one in self.options.items()
         }
+        self.contexts = {name: of_set for name, of_set in rows.items() if name in self.shares}
 
     def loss(self, p: Any) -> float:
-        """Mean over targets, then contexts, then positions, of −log P_merged."""
+        """Mean over targets, then contexts, then positions (options: one each), of −log P_merged."""
         from taskpgm.probes.scoring import score_sets
 
         probe = merged_probe(self.probes, p)
         wanted = {name: [probe.name] for name in self.contexts}
         total = 0.0
         for name, blocks in score_sets(self.lm, self.contexts, [probe], wanted):
+            if name in self.options:
+                total -= self.shares[name] * float(self.options[name].logp(blocks[probe.name, name].logp).mean())
+                continue
             lengths = [row.response_tokens for row in self.contexts[name]]
             parts = np.split(blocks[probe.name, name].logp, np.cumsum(lengths)[:-1])
             total -= self.shares[name] * float(np.mean([part.mean() for part in parts]))

@@ -14,13 +14,14 @@ from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.selection import Selection
 from taskpgm.mixture.solve import Mixture
 from taskpgm.scores import Scores
+from taskpgm.types import Brief
 
 if TYPE_CHECKING:
     from taskpgm.probes.probe import Probe
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, repr=False)
+class Result(Brief):
     """What a run leaves behind, in memory; the same is in the run directory."""
 
     pool: TaskPool

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 from taskpgm.errors import UserError
+from taskpgm.types import Brief
 
 Quantity = Literal["targets", "tasks", "target accuracy", "task accuracy"]
 Outcome = Literal["better", "worse", "no difference", "not tested"]
@@ -30,6 +31,8 @@ class Measurement:
     accuracy: Mapping[str, float] = field(default_factory=dict)  # 0 to 1, by set; any sets, alike in all measurements
     rows: int = 0
     seconds: float = 0.0
+    weights: Mapping[str, float] = field(default_factory=dict)  # share by task that it was trained on
+    halves: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # loss of either half of the rows, by set
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Estimate:
     seeds: int
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, repr=False)
+class Summary(Brief):
     """What one mixture reached: macro averages by quantity, and where it did worst.
 
     `worst` is the task of the largest mean loss increase over uniform if uniform was measured, else of the largest
@@ -56,6 +59,8 @@ class Summary:
     worst_task: str | None
     worst: Estimate | None
     losses: Mapping[str, Estimate]  # by set
+    accuracies: Mapping[str, Estimate] = field(default_factory=dict)  # by set that is graded
+    weights: Mapping[str, float] = field(default_factory=dict)  # share by task, mean over seeds
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,9 @@ class Difference:
     """The first mixture minus another, paired by seed, in one quantity.
 
     `p_value` is two-sided, by a t-test over the seeds that both have; `corrected` is Holm's over all comparisons of
-    this quantity. The interval is that of this comparison alone. Relative numbers are in parts of the other mixture's
-    mean over these seeds, which is taken as known.
+    this quantity. The estimate's interval is that of this comparison alone; `corrected_interval` is wider, in the way
+    that the p-value is larger: it holds zero if and only if no difference is found. Relative numbers are in parts of
+    the other mixture's mean over these seeds, which is taken as known.
     """
 
     quantity: Quantity
@@ -75,12 +81,13 @@ class Difference:
     relative_high: float | None
     p_value: float | None
     corrected: float | None
+    corrected_interval: tuple[float, float] | None
     comparisons: int  # with a p-value, in this quantity
     verdict: Outcome
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Brief):
     """Summaries of all mixtures and the first one's differences from the others."""
 
     mixtures: tuple[str, ...]
@@ -187,14 +194,30 @@ def _spread(values: Sequence[float]) -> bool:
     return bool(np.ptp(values) > 1e-12 * max(1.0, np.abs(values).max()))
 
 
+def corrected_interval(values: Sequence[float], factor: float, level: float) -> tuple[float, float]:
+    """Student's interval of a mean at the level 1 − (1 − level)/factor, by which Holm's correction multiplied its p.
+
+    It holds zero exactly if p · factor ≥ 1 − level, as the verdict has it.
+    """
+    found = t_interval(values, 1 - (1 - level) / factor)
+    assert found.low is not None, "values that have a p-value have an interval"
+    assert found.high is not None, "values that have a p-value have an interval"
+    return found.low, found.high
+
+
+def holm_factors(p_values: Sequence[float]) -> list[float]:
+    """By how much Holm's correction multiplies each p-value, before it is cut at 1."""
+    m = len(p_values)
+    factors, largest = [1.0] * m, 0.0
+    for k, i in enumerate(sorted(range(m), key=lambda i: p_values[i])):
+        largest = max(largest, (m - k) * p_values[i])
+        factors[i] = largest / p_values[i] if p_values[i] > 0 else float(m - k)
+    return factors
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's corrected p-values (1979): sorted upwards, p_(k) times (m − k), k = 0.., made monotone, at most 1."""
-    m = len(p_values)
-    corrected, largest = [0.0] * m, 0.0
-    for k, i in enumerate(sorted(range(m), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (m - k) * p_values[i]))
-        corrected[i] = largest
-    return corrected
+    return [min(1.0, p * factor) for p, factor in zip(p_values, holm_factors(p_values), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -287,6 +310,7 @@ def _summary(
     level: float,
 ) -> Summary:  # fmt: skip
     own = runs[name]
+    first = next(iter(own.values()))
     averages = {quantity: t_interval(list(map(one.of, own.values())), level) for quantity, one in quantities.items()}
     losses = {one: t_interval([m.loss[one] for m in own.values()], level) for one in sets}
     worse = {task: losses[task] for task in tasks}
@@ -294,7 +318,10 @@ def _summary(
         pairs = {task: _loss_on(task).differences(own, runs[UNIFORM]) for task in tasks}
         worse = {task: t_interval(values, level) for task, values in pairs.items() if values}
     worst = max(worse, key=lambda task: worse[task].mean, default=None)
-    return Summary(name, averages, worst, None if worst is None else worse[worst], losses)
+    accuracies = {one: t_interval([m.accuracy[one] for m in own.values()], level) for one in first.accuracy}
+    weights = {task: fmean(m.weights.get(task, 0.0) for m in own.values()) for task in first.weights}
+    worst_one = None if worst is None else worse[worst]
+    return Summary(name, averages, worst, worst_one, losses, accuracies, weights)
 
 
 def _differences(
@@ -304,6 +331,7 @@ def _differences(
     changes = {other: average.differences(runs[judged], runs[other]) for other in others}
     tests = {other: p for other, values in changes.items() if (p := t_test(values)) is not None}
     corrected = dict(zip(tests, holm(list(tests.values())), strict=True))
+    factors = dict(zip(tests, holm_factors(list(tests.values())), strict=True))
     found = []
     for other, values in changes.items():
         estimate = t_interval(values, level)
@@ -313,7 +341,10 @@ def _differences(
         )
         p = corrected.get(other)
         verdict = _verdict(quantity, estimate.mean, p, level)
-        one = Difference(quantity, other, estimate, relative, low, high, tests.get(other), p, len(tests), verdict)
+        wider = corrected_interval(values, factors[other], level) if other in factors else None
+        one = Difference(
+            quantity, other, estimate, relative, low, high, tests.get(other), p, wider, len(tests), verdict
+        )
         found.append(one)
     return found
 
@@ -329,7 +360,7 @@ def _verdict(quantity: Quantity, mean: float, corrected: float | None, level: fl
 def verdict_sentence(difference: Difference, level: float = 0.95) -> str:
     """What one difference says, in plain words: lower, higher or no difference found, by how much, how surely.
 
-    p is corrected for the number of comparisons.
+    The interval and p are corrected for the number of comparisons.
     """
     d, e = difference, difference.estimate
     word = "lower" if e.mean < 0 else "higher"
@@ -340,7 +371,10 @@ def verdict_sentence(difference: Difference, level: float = 0.95) -> str:
         found = f"{word} than {d.other} by {size}" if abs(e.mean) > 1e-12 else f"the same as {d.other}"
         seeds = "one seed" if e.seeds == 1 else f"each of {e.seeds} seeds"
         return f"{d.quantity}: {found} with {seeds}: no interval, so nothing is shown"
-    sure = f"{100 * level:g} % interval {_range(d.quantity, e)}, p = {_p(d.corrected)}"
+    interval = d.corrected_interval or (e.low, e.high)
+    sure = f"{100 * level:g} % interval {_range(d.quantity, *interval)}, p = {_p(d.corrected)}"
+    if d.comparisons > 1:
+        sure += f", both corrected for {d.comparisons} comparisons"
     if d.verdict == "no difference":
         return f"{d.quantity}: no difference from {d.other} found: {word} by {size}, {sure}"
     loses = ": this mixture loses" if d.verdict == "worse" else ""
@@ -351,12 +385,10 @@ def _amount(quantity: Quantity, x: float) -> str:
     return f"{100 * x:.1f} points" if quantity.endswith("accuracy") else f"{x:.3f} nats"
 
 
-def _range(quantity: Quantity, e: Estimate) -> str:
+def _range(quantity: Quantity, low: float, high: float) -> str:
     """The interval as two magnitudes if both ends have the sign of the mean, else with signs."""
-    assert e.low is not None
-    assert e.high is not None
     unit, digits = (100, 1) if quantity.endswith("accuracy") else (1, 3)
-    low, high = e.low * unit, e.high * unit
+    low, high = low * unit, high * unit
     if low * high < 0:
         return f"{low:+.{digits}f} to {high:+.{digits}f}"
     return " to ".join(f"{abs(x):.{digits}f}" for x in sorted([low, high], key=abs))

@@ -5,13 +5,11 @@ those of `training.py`: AdamW without weight decay, linear warm-up over a twenti
 gradient norm clipped at one, the mean over the response tokens of the whole step, no dropout.
 """
 
-import contextlib
 import copy
 import math
-import random
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +24,7 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.probes.probe import Probe, adapter_seed, lora_settings
 from taskpgm.probes.training import learning_rate_factor
 from taskpgm.progress import QUIET, Progress
-
-IGNORED = -100  # label of a token that is not to be predicted
+from taskpgm.trainer.trl import as_before, columns, import_trl
 
 
 def train_with_trl(
@@ -56,7 +53,7 @@ def train_with_trl(
     from peft import get_peft_model, get_peft_model_state_dict
 
     settings = lora_settings(lm, config.probes.lora)
-    with _as_before(lm.model), warnings.catch_warnings():
+    with as_before(lm.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer_class = _trainer_class()  # its import draws random numbers
         torch.manual_seed(adapter_seed(config, seed))
@@ -77,8 +74,8 @@ def train_full_with_trl(
     Raises:
         UserError: as `train_with_trl`.
     """
-    dtype = next(lm.model.parameters()).dtype
-    with _as_before(lm.model), warnings.catch_warnings():
+    dtype = lm.dtype
+    with as_before(lm.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer_class = _trainer_class()
         model = copy.deepcopy(lm.model).float().requires_grad_(True)
@@ -101,14 +98,10 @@ def _trained(
 
 def _trainer_class() -> Any:
     """SFTTrainer with the steps given instead of sampled; made here, since importing TRL takes seconds."""
-    try:
-        from datasets import Dataset
-        from transformers import PrinterCallback
-        from trl import SFTConfig, SFTTrainer
-    except ImportError as error:
-        raise UserError(
-            f"Training with TRL needs {error.name}, which is not installed; pip install 'taskpgm[trl]'."
-        ) from error
+    import_trl()
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
 
     class StepTrainer(SFTTrainer):
         """SFTTrainer whose optimiser steps are given."""
@@ -124,14 +117,15 @@ def _trainer_class() -> Any:
             rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, len(steps)))
             settings = SFTConfig(
                 output_dir=scratch, max_steps=len(steps), gradient_accumulation_steps=self.microbatches.accumulated,
-                max_grad_norm=1.0, bf16=_mixed(lm, model), fp16=False, gradient_checkpointing=False,
+                max_grad_norm=1.0, bf16=_mixed(lm, model), fp16=False,
+                gradient_checkpointing=False,
                 use_cpu=lm.device.type == "cpu", max_length=None, pad_to_multiple_of=None,
                 dataset_kwargs={"skip_prepare_dataset": True},
                 report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
                 dataloader_pin_memory=False,
             )  # fmt: skip
             super().__init__(
-                model, settings, train_dataset=Dataset.from_list([_columns(row) for row in rows]),
+                model, settings, train_dataset=Dataset.from_list([columns(row) for row in rows]),
                 processing_class=lm.tokenizer, optimizers=(optimiser, rate),
             )  # fmt: skip
             self.remove_callback(PrinterCallback)
@@ -173,7 +167,7 @@ def _trainer_class() -> Any:
 
 def _mixed(lm: LanguageModel, model: Any) -> bool:
     """Whether a float32 copy of a bfloat16 model is trained."""
-    return next(lm.model.parameters()).dtype == torch.bfloat16 and next(model.parameters()).dtype == torch.float32
+    return lm.dtype == torch.bfloat16 and next(model.parameters()).dtype == torch.float32
 
 
 class _Microbatches:
@@ -187,29 +181,3 @@ class _Microbatches:
         for start, step in zip(starts, steps, strict=False):
             by_length = start + np.argsort([len(row.ids) for row in step], kind="stable")
             self.batches += [part.tolist() for part in np.array_split(by_length, self.accumulated)]
-
-
-def _columns(row: Encoded) -> dict[str, list[int]]:
-    return {"input_ids": row.ids.tolist(), "labels": np.where(row.response, row.ids, IGNORED).tolist()}
-
-
-@contextlib.contextmanager
-def _as_before(model: Any) -> Iterator[None]:
-    """Afterwards the model, its settings and the random generators are as before: trainers patch and reseed them."""
-    settings = [model.config, model.config.get_text_config(), model.generation_config]
-    before = [copy.deepcopy(vars(one)) for one in settings]
-    patched = vars(model).get("forward")
-    generators = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(generators[0])
-            np.random.set_state(generators[1])
-            vars(model).pop("forward", None)
-            if patched is not None:
-                model.forward = patched
-            for one, values in zip(settings, before, strict=True):
-                vars(one).clear()
-                vars(one).update(values)
-            model.eval().requires_grad_(False)

@@ -45,6 +45,11 @@ class LanguageModel:
         return next(self.model.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
     def limits(self) -> Limits:
         """What it can be given."""
         return limits_of(self.model)

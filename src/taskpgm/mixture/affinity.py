@@ -14,16 +14,31 @@ from scipy.sparse import csr_array
 
 from taskpgm.config import AffinityConfig
 from taskpgm.errors import UserError
+from taskpgm.frames import frame
 from taskpgm.mixture import jackknife
 from taskpgm.mixture.jackknife import EVERYTHING, Fold
 from taskpgm.scores import Scores
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 LN2 = float(np.log(2))
 
 
 @dataclass(frozen=True, eq=False)
-class Affinity:
+class Gains:
+    """Nats a token that each task's probe gains on each set over what it started from, with standard errors."""
+
+    tasks: tuple[str, ...]
+    sets: tuple[str, ...]
+    G: Floats  # (n, sets)
+    standard_error: Floats | None  # (n, sets)
+
+    def frame(self) -> Any:
+        """One row a task and set: gain and standard error; a pandas table, without pandas lists by column."""
+        return _pairs(self.tasks, self.sets, {"gain": self.G}, {"gain": self.standard_error})
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Affinity(Brief):
     """The chosen affinity S with its jackknife replicates, and every matrix that was measured.
 
     `matrices` holds M (n+1, sets), G (n, sets), pmi_own, pmi_base, ratio and, if divergences were scored, jsd (the
@@ -40,6 +55,23 @@ class Affinity:
     seeds: Floats  # (k, n, n) S without one probe seed; empty with a single seed
     matrices: Mapping[str, Floats] = field(default_factory=dict)
     errors: Mapping[str, Floats] = field(default_factory=dict)
+
+    @property
+    def gains(self) -> Gains:
+        """What each probe gains on each set.
+
+        Raises:
+            UserError: a matrix of the user's own, which has none.
+        """
+        if "G" not in self.matrices:
+            raise UserError("This affinity was given, not measured from scores, so there are no gains.")
+        return Gains(self.tasks, self.sets, self.matrices["G"], self.errors.get("G"))
+
+    def frame(self) -> Any:
+        """One row a pair of tasks: S and all that was measured, with errors; a pandas table, or lists by column."""
+        n = len(self.tasks)
+        square = {name: M[:, :n] for name, M in self.matrices.items() if len(M) == n}
+        return _pairs(self.tasks, self.tasks, {"S": self.S, **square}, {k: e[:, :n] for k, e in self.errors.items()})
 
     def save(self, path: Path) -> None:
         """Write all arrays to one .npz file (not atomic; the store does that)."""
@@ -61,6 +93,18 @@ class Affinity:
                 tuple(map(str, z["tasks"])), tuple(map(str, z["sets"])), str(z["kind"]), z["S"], z["S_without"],
                 z["S_only"], z["S_seeds"], matrices, errors,
             )  # fmt: skip
+
+
+def _pairs(
+    tasks: tuple[str, ...], sets: tuple[str, ...], values: Mapping[str, Floats], errors: Mapping[str, Floats | None]
+) -> Any:
+    """Long table of matrices: task, set, then each value and its error."""
+    columns: dict[str, Any] = {"task": [t for t in tasks for _ in sets], "set": [s for _ in tasks for s in sets]}
+    for name, M in values.items():
+        columns[name] = M.ravel().tolist()
+        if (error := errors.get(name)) is not None:
+            columns["standard_error" if name == "gain" else f"{name}_se"] = error.ravel().tolist()
+    return frame(columns)
 
 
 def measure_affinity(scores: Scores, config: AffinityConfig) -> Affinity:

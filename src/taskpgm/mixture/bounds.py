@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 
 from taskpgm.errors import UserError
 from taskpgm.mixture.linalg import named_vector
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 # Two shares closer than this count as equal.
 SLACK = 1e-12
@@ -29,15 +29,15 @@ class Group:
     hi: float = 1.0
 
 
-@dataclass(frozen=True, eq=False)
-class Bounds:
+@dataclass(frozen=True, eq=False, repr=False)
+class Bounds(Brief):
     """Shares that are allowed: bounds on each task and on groups of tasks. A fixed share has lo = hi."""
 
     tasks: tuple[str, ...]
     lo: Floats  # (n,)
     hi: Floats  # (n,)
     groups: tuple[Group, ...] = ()
-    hi_reason: tuple[str, ...] = ()  # (n,) what sets hi: "max_share" or "supply"
+    hi_reason: tuple[str, ...] = ()  # (n,) what sets hi: "max_share", "supply", or "selection" (left out)
 
     @property
     def members(self) -> Floats:
@@ -67,7 +67,9 @@ class Bounds:
                 f"Task {self.tasks[i]!r} has min_share {self.lo[i]:g} but is not among the chosen tasks; "
                 "lower its min_share or choose it."
             )
-        bounds = replace(self, hi=np.where(out, 0.0, self.hi))
+        reasons = self.hi_reason or ("max_share",) * len(self.tasks)
+        reason = tuple("selection" if left else why for left, why in zip(out, reasons, strict=True))
+        bounds = replace(self, hi=np.where(out, 0.0, self.hi), hi_reason=reason)
         bounds.check()
         return bounds
 

@@ -11,7 +11,7 @@ from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.linalg import mean_curvature
 from taskpgm.mixture.qp import FREE, Active
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 RELATIVE_GAP = 1e-9  # of quadratic energies: far below any error of the data, above rounding
 ABSOLUTE_GAP = 1e-6  # of likelihoods, in nats: far below a standard error of the loss, 5e-3 in the demo
@@ -22,8 +22,8 @@ class NotCertifiedError(RuntimeError):
     """The solver's answer failed its certificate: a bug or arithmetic out of range, never the user's settings."""
 
 
-@dataclass(frozen=True, eq=False)
-class Certificate:
+@dataclass(frozen=True, eq=False, repr=False)
+class Certificate(Brief):
     """Karush–Kuhn–Tucker residuals of a mixture, and the multipliers that they were taken with.
 
     gap = max_s ∇E(p)ᵀ(p − s) over the feasible set bounds E(p) − min E from above. It is relative to |ψᵀp| + |½pᵀKp|
@@ -51,8 +51,8 @@ class Certificate:
         return bool(gap <= self.tolerance and self.feasibility <= FEASIBILITY)
 
 
-@dataclass(frozen=True, eq=False)
-class Optimum:
+@dataclass(frozen=True, eq=False, repr=False)
+class Optimum(Brief):
     """Minimiser p with what is active there, the warm start of a neighbouring problem."""
 
     p: Floats

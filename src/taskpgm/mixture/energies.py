@@ -58,10 +58,38 @@ def build_energy(
     return _likelihood_energy(scores, config, weights, reference)
 
 
-def usual_prior(kind: str, scores: Scores) -> float:
-    """κ if none is given: that of the kind, but more for a likelihood without targets."""
-    targets = len(scores.sets) > len(scores.tasks)
-    return PRIOR[kind] if targets or kind != "likelihood" else WITHOUT_TARGETS
+def usual_prior(kind: str, scores: Scores, balance: float = 0.0) -> float:
+    """κ if none is given: that of the kind, but more for a likelihood as far as it serves the tasks themselves."""
+    if kind != "likelihood":
+        return PRIOR[kind]
+    tasks = balance if len(scores.sets) > len(scores.tasks) else 1.0
+    return (1 - tasks) * PRIOR[kind] + tasks * WITHOUT_TARGETS
+
+
+def wanted_sets(scores: Scores, weights: Mapping[str, float], balance: float) -> Floats:
+    """(sets,) what each set counts, summing to one: (1 − balance) the targets', balance the tasks', all tasks alike."""
+    return (1 - balance) * scores.target_weights(weights) + balance * scores.task_weights()
+
+
+def ensemble_loss(scores: Scores, set_weights: Floats, fold: Fold = EVERYTHING) -> Energy:
+    """F(p) = −E_ω log Σ_i p_i P_i(y_t), the loss of the probes' ensemble on these sets, on one fold of the contexts.
+
+    Args:
+        set_weights: (sets,) non-negative, summing to one.
+
+    Raises:
+        UserError: a log-probability that is not finite.
+    """
+    used_T = scores.omega(set_weights) > 0
+    logp_NT = scores.logp[1:, used_T]
+    if not np.isfinite(logp_NT).all():
+        raise UserError("The scores hold NaN or infinite log-probabilities; score the contexts again.")
+    n, column_T = len(scores.tasks), logp_NT.max(axis=0)
+    omega_T = jackknife.omega_of(scores, set_weights, fold)[used_T]
+    return Energy(
+        "likelihood", scores.tasks, np.zeros(n), np.zeros(n), np.zeros((n, n)), np.exp(logp_NT - column_T),
+        omega_T / omega_T.sum(), column_T, np.full(n, 1 / n),
+    )  # fmt: skip
 
 
 def _affinity_energy(affinity: Affinity, config: EnergyConfig, weights: Mapping[str, float]) -> Energy:
@@ -105,7 +133,7 @@ def _gain_energy(
     goes to one task.
     """
     prior = config.prior if config.prior is not None else usual_prior("gain", scores)
-    w = scores.target_weights(weights)
+    w = wanted_sets(scores, weights, config.balance)
     r = normalised(scores.tasks, reference, "the reference mixture")
     utility = named_vector(scores.tasks, config.utility, 0.0, "energy.utility")
     settings = {
@@ -132,29 +160,22 @@ def _gain_energy(
 def _likelihood_energy(
     scores: Scores, config: EnergyConfig, weights: Mapping[str, float], reference: Mapping[str, float] | None
 ) -> Energy:
-    prior = config.prior if config.prior is not None else usual_prior("likelihood", scores)
-    w = scores.target_weights(weights)
-    n = len(scores.tasks)
+    prior = config.prior if config.prior is not None else usual_prior("likelihood", scores, config.balance)
+    w = wanted_sets(scores, weights, config.balance)
     r = normalised(scores.tasks, reference, "the reference mixture")
-    used_T = scores.omega(w) > 0
-    logp_NT = scores.logp[1:, used_T]
-    if not np.isfinite(logp_NT).all():
-        raise UserError("The scores hold NaN or infinite log-probabilities; score the contexts again.")
-    column_T = logp_NT.max(axis=0)
-    probe_NT = np.exp(logp_NT - column_T)
     settings = {
         "prior": prior, "reference": {name: float(v) for name, v in zip(scores.tasks, r, strict=True)},
         "utility": dict(config.utility),
         "weights": {name: float(v) for name, v in zip(scores.sets, w, strict=True) if v > 0},
     }  # fmt: skip
     utility = named_vector(scores.tasks, config.utility, 0.0, "energy.utility")
+    ensemble = ensemble_loss(scores, w)
 
     def of(fold: Fold) -> Energy:
-        omega_T = jackknife.omega_of(scores, w, fold)[used_T]
-        return Energy(
-            "likelihood", scores.tasks, np.zeros(n), utility, np.zeros((n, n)), probe_NT, omega_T / omega_T.sum(),
-            column_T, r, prior=prior, settings=settings,
-        )  # fmt: skip
+        omega_T = jackknife.omega_of(scores, w, fold)[scores.omega(w) > 0]
+        return replace(
+            ensemble, utility=utility, omega=omega_T / omega_T.sum(), reference=r, prior=prior, settings=settings
+        )
 
     return replace(
         of(EVERYTHING),

@@ -19,20 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskpgm.mixture.linalg import convexity_shift, tangent_spectrum
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
-KNOBS = {"likelihood": "prior", "gain": "prior", "affinity": "t"}
+KNOBS = {"likelihood": "prior", "gain": "prior", "affinity": "t", "surrogate": "prior"}
 
 
-@dataclass(frozen=True, eq=False)
-class Energy:
+@dataclass(frozen=True, eq=False, repr=False)
+class Energy(Brief):
     """Convex energy on the simplex over `tasks`, with its delete-one-group replicates.
 
     `K` is already shifted and has its ridge. `likelihoods` is P_i(y_t) scaled to a
     column maximum of one, `log_scale` the logarithm of that scale. Quadratic energies have T = 0, a likelihood K = 0.
     """
 
-    kind: str  # likelihood, gain or affinity
+    kind: str  # likelihood, gain, affinity or surrogate
     tasks: tuple[str, ...]
     unary: Floats  # (n,)
     utility: Floats  # (n,) the user's own

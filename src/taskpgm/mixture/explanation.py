@@ -15,7 +15,7 @@ from taskpgm.mixture.certificate import Optimum, certify
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.solve import Mixture
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 # Tasks are interchangeable when swapping mass between them bends the energy by less than this part of the median pair.
 # A guess: on the 14 task pool's scale it joins near copies and nothing else.
@@ -48,16 +48,17 @@ class Dropped:
     """What happens without one task: the energy lost, and who takes over its share."""
 
     task: str
-    loss: float | None  # E without it − E; None if the others cannot hold the budget
+    share: float  # that it has
+    loss: float | None  # energy lost, see `leave_out`; None if the others cannot hold the budget
     takers: Mapping[str, float]  # change of every other weight that moves
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"task": self.task, "loss": self.loss, "takers": dict(self.takers)}
+        return {"task": self.task, "share": self.share, "loss": self.loss, "takers": dict(self.takers)}
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, repr=False)
+class Explanation(Brief):
     """Marginal energies, leave-one-out and clusters of interchangeable tasks."""
 
     nu: float  # multiplier of 1ᵀp = 1: what mass costs everywhere
@@ -114,21 +115,28 @@ def _margins(energy: Energy, mixture: Mixture, optimum: Optimum, psi: Floats, K:
 
 
 def leave_out(energy: Energy, bounds: Bounds, optimum: Optimum, i: int) -> Dropped:
-    """What happens when task i gets nothing; the prior then expects nothing of it either."""
+    """What happens when task i gets nothing.
+
+    A prior that expects something of task i would make its absence infinitely dear. So the energy on both sides is that
+    of the prior renormalised over the others: its minimum without task i minus its minimum with it. It is negative
+    only if a least share forces the task in.
+    """
     task = energy.tasks[i]
     others = replace(bounds, lo=np.where(np.arange(len(bounds.lo)) == i, 0.0, bounds.lo), hi=bounds.hi.copy())
     others.hi[i] = 0.0
     try:
         others.check()
     except UserError:
-        return Dropped(task, None, {})
+        return Dropped(task, float(optimum.p[i]), None, {})
     without = energy.allowing(others.usable)
     p = minimise(without, others, optimum if energy.quadratic else None).p
-    # With a prior the two energies differ by what the prior expects; the loss of the data is what is comparable.
-    loss = without.loss(p) - energy.loss(optimum.p) if energy.prior > 0 else energy.value(p) - energy.value(optimum.p)
+    with_it = optimum.p if energy.prior == 0 else minimise(without, bounds, optimum).p
+    loss = without.value(p) - without.value(with_it)
+    if bounds.lo[i] == 0:
+        loss = max(loss, 0.0)  # what is below is rounding: the mixtures without it are among those with it
     change = p - optimum.p
     moved = {energy.tasks[j]: float(change[j]) for j in np.argsort(-change) if j != i and abs(change[j]) > 1e-9}
-    return Dropped(task, float(loss), moved)
+    return Dropped(task, float(optimum.p[i]), float(loss), moved)
 
 
 def clusters(tasks: tuple[str, ...], K: Floats, threshold: float = INTERCHANGEABLE) -> tuple[tuple[str, ...], ...]:
@@ -152,11 +160,12 @@ def clusters(tasks: tuple[str, ...], K: Floats, threshold: float = INTERCHANGEAB
 
 
 def strongest_pairs(affinity: Affinity, count: int = 3) -> dict[str, list[dict[str, Any]]]:
-    """The strongest redundancies and interferences, for saying in words.
+    """The strongest redundancies and interferences, for saying in words, each of them about other tasks.
 
-    redundancies: pairs of tasks of highest correlation in S centred on the simplex (1: copies). interferences: task i
-    and set j ≠ i with the most negative G_ij, in nats a token, of those more than two standard errors below zero; none
-    if no probe is seen to hurt, or with a given matrix.
+    redundancies: pairs of tasks of highest correlation in S centred on the simplex (1: copies); no task is in two.
+    interferences: task i and set j ≠ i with the most negative G_ij, in nats a token, of those more than two standard
+    errors below zero. One for each task, a target if it hurts one; `others` are the further sets that it hurts. None if
+    no probe is seen to hurt, or with a given matrix.
     """
     n = len(affinity.tasks)
     J = np.eye(n) - 1 / n
@@ -165,18 +174,29 @@ def strongest_pairs(affinity: Affinity, count: int = 3) -> dict[str, list[dict[s
     scale = np.outer(size, size)
     correlation = np.divide(centred, scale, out=np.zeros_like(centred), where=scale > 0)
     upper = [(float(correlation[i, j]), i, j) for i in range(n) for j in range(i + 1, n) if correlation[i, j] > 0]
-    redundant = [
-        {"tasks": [affinity.tasks[i], affinity.tasks[j]], "correlation": value, "affinity": float(affinity.S[i, j])}
-        for value, i, j in sorted(upper, key=lambda one: -one[0])[:count]
-    ]
-    interfering: list[dict[str, Any]] = []
+    redundant: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    for value, i, j in sorted(upper, key=lambda one: -one[0]):
+        if len(redundant) < count and not seen & {i, j}:
+            seen |= {i, j}
+            pair = [affinity.tasks[i], affinity.tasks[j]]
+            redundant.append({"tasks": pair, "correlation": value, "affinity": float(affinity.S[i, j])})
+    return {"redundancies": redundant, "interferences": _interferences(affinity)[:count]}
+
+
+def _interferences(affinity: Affinity) -> list[dict[str, Any]]:
+    """One for each task that is seen to hurt another set; those that hurt targets first, then the worst."""
     G, errors = affinity.matrices.get("G"), affinity.errors.get("G")
-    if G is not None:
-        most = np.zeros_like(G) if errors is None else -2 * errors
-        hurt = [(float(G[i, j]), i, j) for i, j in np.argwhere(most > G) if i != j]
-        interfering = [
-            {"task": affinity.tasks[i], "set": affinity.sets[j], "gain": value,
-             "standard_error": None if errors is None else float(errors[i, j])}
-            for value, i, j in sorted(hurt)[:count]
-        ]  # fmt: skip
-    return {"redundancies": redundant, "interferences": interfering}
+    if G is None:
+        return []
+    n = len(affinity.tasks)
+    most = np.zeros_like(G) if errors is None else -2 * errors
+    found = []
+    for i in range(n):
+        hurt = sorted((bool(j < n), float(G[i, j]), int(j)) for j in np.flatnonzero(most[i] > G[i]) if j != i)
+        if hurt:
+            own, value, j = hurt[0]
+            error = None if errors is None else float(errors[i, j])
+            pair = {"task": affinity.tasks[i], "set": affinity.sets[j], "gain": value, "standard_error": error}
+            found.append((own, value, {**pair, "others": [affinity.sets[k] for *_, k in hurt[1:]]}))
+    return [pair for *_, pair in sorted(found, key=lambda one: one[:2])]

@@ -63,6 +63,16 @@ def minimise(
     return optimum
 
 
+def nearest_to_uniform(bounds: Bounds) -> Floats:
+    """(n,) the mixture within bounds of least KL(u‖p), u uniform over the tasks that may have a share; certified."""
+    n, none = len(bounds.tasks), np.empty(0)
+    zero, u = np.zeros(n), np.full(n, 1 / n)
+    energy = Energy(
+        "likelihood", bounds.tasks, zero, zero, np.zeros((n, n)), np.empty((n, 0)), none, none, u, prior=1.0
+    )
+    return minimise(energy.allowing(bounds.usable), bounds).p
+
+
 def _with_zeros(optimum: Optimum, kept: NDArray[np.bool_]) -> Optimum:
     p, variables = np.zeros(len(kept)), np.full(len(kept), LOWER)
     p[kept], variables[kept] = optimum.p, optimum.active.variables

@@ -11,11 +11,11 @@ from taskpgm.mixture.certificate import Optimum
 from taskpgm.mixture.energy import KNOBS, Energy
 from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.qp import Quadratic
-from taskpgm.types import Floats
+from taskpgm.types import Brief, Floats
 
 
-@dataclass(frozen=True, eq=False)
-class KnobPath:
+@dataclass(frozen=True, eq=False, repr=False)
+class KnobPath(Brief):
     """Certified mixtures along the values of a knob, for a plot of weights against it."""
 
     tasks: tuple[str, ...]

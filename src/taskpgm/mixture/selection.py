@@ -25,14 +25,14 @@ from taskpgm.mixture.energy import Energy, field_energy
 from taskpgm.mixture.linalg import SHIFT_MARGIN, mean_curvature, tangent_basis
 from taskpgm.mixture.maximiser import DEPENDENT, ZERO, Pricing, maximise
 from taskpgm.mixture.optimum import minimise
-from taskpgm.types import Floats, Ints
+from taskpgm.types import Brief, Floats, Ints
 
 EXHAUSTIVE_UP_TO = 20  # tasks: 2^20 sets at worst, most of which branch and bound leaves out
 _TINY = 1e-300  # what is smaller cannot be divided by
 
 
-@dataclass(frozen=True, eq=False)
-class Selection:
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection(Brief):
     """Chosen tasks in order, with the value f after each and bounds on what the best set of that size reaches."""
 
     chosen: tuple[str, ...]
@@ -243,7 +243,10 @@ def _best_candidate(
     closed = np.where(sound & kept, 0.5 * c_j * step, 0.0)
     best_at = int(np.argmax(closed))
     best_gain, best_v = float(closed[best_at]), None
-    limit = np.where(worth & ~(sound & kept), _most(pricing, v, value, candidates, c_j, d, sound, len(idle) == 0), 0.0)
+    most = _most(pricing, v, value, candidates, c_j)
+    if len(idle) == 0:  # c_j²/(2d_j) lets the others go negative
+        most = np.minimum(most, np.where(sound, 0.5 * c_j**2 / np.where(sound, d, 1.0), np.inf) + 1e-12 * abs(value))
+    limit = np.where(worth & ~(sound & kept), most, 0.0)
     count = 0
     for at in np.argsort(-limit, kind="stable"):
         if limit[at] < best_gain * (1 - 1e-12) or limit[at] == 0:
@@ -262,22 +265,16 @@ def _best_candidate(
     return j, best_v, value + best_gain, count
 
 
-def _most(
-    pricing: Pricing, v: Floats, value: float, candidates: Ints, c: Floats, d: Floats, sound: Any, all_positive: bool
-) -> Floats:
+def _most(pricing: Pricing, v: Floats, value: float, candidates: Ints, c: Floats) -> Floats:
     """An upper bound on the gain of each candidate j.
 
     By duality f(A) = min {½xᵀKx : Kx ≥ b on A}. x = (1−s)v + s p* with s = c_j/(c_j + (Kp* − b)_j) is feasible for
-    A ∪ {j}, because Kv ≥ b on A and Kp* ≥ b everywhere. If all of A has v > 0, c_j²/(2d_j) bounds it as well: it
-    lets the others go negative.
+    A ∪ {j}, because Kv ≥ b on A and Kp* ≥ b everywhere.
     """
     slack = np.maximum((pricing.K @ pricing.p - pricing.b)[candidates], 0.0)
     s = np.divide(c, c + slack, out=np.zeros_like(c), where=c > _TINY)
     vKv, vKp, pKp = (float(x @ pricing.K @ y) for x, y in ((v, v), (v, pricing.p), (pricing.p, pricing.p)))
     dual = 0.5 * ((1 - s) ** 2 * vKv + 2 * s * (1 - s) * vKp + s**2 * pKp) - value
-    if all_positive:
-        free = np.where(sound, 0.5 * c**2 / np.where(sound, d, 1.0), np.inf)
-        dual = np.minimum(dual, free)
     # Rounding of the difference above must not hide a gain.
     return np.maximum(dual, 0.0) + 1e-12 * abs(value)
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from taskpgm.frames import frame
 from taskpgm.mixture import jackknife
 from taskpgm.mixture.bounds import Bounds, Group, simplex
 from taskpgm.mixture.certificate import Certificate, certify
@@ -43,7 +44,7 @@ class Verdict:
         return self.p_value < 0.025
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mixture:
     """Weights of `tasks` that minimise an energy within bounds, with their certificate.
 
@@ -69,6 +70,12 @@ class Mixture:
     replicates: Floats | None = None
     verdicts: tuple[Verdict, ...] = ()
 
+    def __repr__(self) -> str:
+        heaviest = sorted(self.shares.items(), key=lambda item: -item[1])[:4]
+        shares = ", ".join(f"{task} {weight:.1%}" for task, weight in heaviest)
+        more = f" and {len(self.tasks) - 4} more" if len(self.tasks) > 4 else ""
+        return f"Mixture({shares}{more}; gap {self.certificate.gap:.1e})"
+
     @property
     def shares(self) -> dict[str, float]:
         """Weights by name."""
@@ -79,6 +86,7 @@ class Mixture:
         """What one more hundredth of the budget at a binding bound would lower the energy by, by the bound's name.
 
         `a.max_share` or `a.supply`: if the bound rose; `a.min_share`: if it fell; groups as `group.max_share`.
+        `a.max_loss`: if task a, or all tasks, might lose one hundredth of uniform's loss more.
         """
         certificate, bounds = self.certificate, self.bounds
         reasons = bounds.hi_reason or ("max_share",) * len(self.tasks)
@@ -89,7 +97,19 @@ class Mixture:
         for group, z in zip(bounds.groups, certificate.group, strict=True):
             if z != 0:
                 prices[f"{group.name}.{'max_share' if z > 0 else 'min_share'}"] = abs(z)
+        # A limit that rose by a hundredth of uniform's loss.
+        limits = self.energy["settings"].get("limits", ())
+        prices |= {f"{one['name']}.max_loss": one["price"] * abs(one["uniform"]) for one in limits if one["price"] > 0}
         return {name: 0.01 * float(z) for name, z in prices.items()}
+
+    def frame(self) -> Any:
+        """One row a task: weight, error, interval, references; a pandas table, without pandas lists by column."""
+        rows = [self._task(i) for i in range(len(self.tasks))]
+        kept = ("name", "weight", "standard_error", "at_bound", "min_share", "max_share")
+        columns: dict[str, list[Any]] = {"task" if key == "name" else key: [row[key] for row in rows] for key in kept}
+        for k, side in enumerate(("low", "high")):
+            columns[side] = [row["interval"][k] if row["interval"] else None for row in rows]
+        return frame(columns | {name: r.tolist() for name, r in self.references.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: everything, arrays as lists; infinities (the curvature of a single task) as null."""

@@ -29,6 +29,7 @@ class Artifacts:
     def __init__(self, directory: RunDirectory, header: Callable[[], Mapping[str, Any]], progress: Progress) -> None:
         self.path = directory.path
         self.manifest: dict[str, Any] = directory.manifest()
+        self.made: set[str] = set()  # stages of which something was made anew by this process
         self._directory = directory
         self._header = header
         self._progress = progress
@@ -46,6 +47,11 @@ class Artifacts:
     def key(self, folder: Path) -> str:
         """Hash of what a folder was made from."""
         return digest(json.loads((folder / KEY_FILE).read_text()))
+
+    def parts(self, folder: Path) -> Parts | None:
+        """What a folder was made from; None if it is not there."""
+        path = folder / KEY_FILE
+        return dict(json.loads(path.read_text())) if path.is_file() else None
 
     def name(self, folder: Path) -> str:
         """The folder as the manifest names it."""
@@ -87,6 +93,7 @@ class Artifacts:
 
     def forget(self, stage: str) -> None:
         """Take a stage out of the manifest before its files change, so that a crash leaves none that does not match."""
+        self.made.add(stage)
         if self.manifest.get("stages", {}).pop(stage, None) is not None:
             self._directory.write_manifest(self.manifest)
 

@@ -4,6 +4,7 @@ A piece (an adapter folder, a file) carries the parts of its key: a name for eac
 thing's hash. A piece whose parts equal the wanted ones is done; otherwise the differing names say why it is not.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import filelock
 
+from taskpgm.config import Config
 from taskpgm.errors import UserError
 from taskpgm.files import KEY_FILE, Parts, atomic_file
 
@@ -21,6 +23,7 @@ class RunDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = filelock.FileLock(self.path / ".lock")
@@ -41,7 +44,12 @@ class RunDirectory:
         self.close()
 
     def close(self) -> None:
-        """Let other processes in."""
+        """Let other processes in; what this one made and nothing was written to is taken away again."""
+        with contextlib.suppress(OSError):  # not empty
+            if self._made and {one.name for one in self.path.iterdir()} <= {".lock"}:
+                (self.path / ".lock").unlink(missing_ok=True)
+                for folder in self._made:
+                    folder.rmdir()
         self._lock.release()
 
     def __truediv__(self, name: str) -> Path:
@@ -56,6 +64,21 @@ class RunDirectory:
         """Replace the manifest."""
         with atomic_file(self.path / "manifest.json") as path:
             path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def kept_work(path: Path, config: Config) -> str:
+    """What a run directory holds of an interrupted run, in a sentence."""
+    probes, of = len(list(path.glob(f"adapters*/*/{KEY_FILE}"))), len(config.tasks) * config.probes.seeds
+    blocks, sets = len(list(path.glob("blocks/*.npz"))), len(config.tasks) + len(config.targets)
+    trainings = len(list(path.glob("compare/*.json")))
+    kept = ["the rows of all sets"] if (path / "pool" / KEY_FILE).exists() else []
+    kept += ["the warm start"] if any(path.glob(f"warm*/{KEY_FILE}")) else []
+    kept += [f"{min(probes, of)} of {of} probes"] if probes else []
+    kept += [f"scores on {min(blocks, sets)} of {sets} sets"] if blocks else []
+    kept += [f"{trainings} measured trainings"] if trainings else []
+    if not kept:
+        return f"Nothing was finished in {path} yet."
+    return f"Kept in {path}: {', '.join(kept)}. The same command goes on from there."
 
 
 def stale_because(folder: Path, wanted: Parts) -> str | None:

@@ -40,7 +40,7 @@ def inspect(config: Config, progress: Progress = QUIET, folder: Path | None = No
     from taskpgm.lm.checkpoint import load_tokenizer
     from taskpgm.probes.probe import check_adapters
 
-    with progress.stage("opening the model"):
+    with progress.stage("checking the model"):
         tokenizer = load_tokenizer(config.model)
         skeleton = read_skeleton(config.model)
         notes = check_adapters(config, skeleton)

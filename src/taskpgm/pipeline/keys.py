@@ -10,6 +10,9 @@ from taskpgm.data.pool import TaskPool
 from taskpgm.data.splits import asked_of, files_of
 from taskpgm.errors import UserError
 from taskpgm.files import Parts, digest, files_digest, path_digest
+from taskpgm.probes.options import option_keys
+
+ROWS_OF = "training rows of "  # and the name of a task, in what a warm start depends on
 
 
 def data_parts(config: Config) -> dict[str, str]:
@@ -25,7 +28,7 @@ def data_parts(config: Config) -> dict[str, str]:
         "how rows are read": digest(READING_VERSION),
         "model setting": digest([config.model.path, config.model.revision]),
         "seed": digest(config.seed),
-        "contexts": digest(config.contexts.model_dump()),
+        "contexts": digest(config.contexts.model_dump(exclude={"positions"}, exclude_none=True)),
         "data": digest(config.data.model_dump()),
         "probes.max_length": digest(config.probes.max_length),
     }
@@ -43,14 +46,24 @@ def warm_parts(config: Config, model: str, pool: TaskPool, seed: int) -> Parts:
     settings |= {"unit": config.budget.unit, "size": size, "steps": config.steps_of(size)}
     return {
         "model": model,
-        "training rows": digest([(task.name, task.train_key) for task in pool.tasks]),
+        **{f"{ROWS_OF}{task.name!r}": task.train_key for task in pool.tasks},
         "seed": digest([config.seed, seed]),
         "probes": digest(settings),
     }
 
 
-def probe_parts(config: Config, model: str, pool: TaskPool, task: TaskConfig, seed: int) -> Parts:
+def is_frozen(config: Config, found: Parts, wanted: Parts) -> bool:
+    """Whether a warm start made of `found` is kept though `wanted` has more: tasks were added, nothing else."""
+    added = wanted.keys() - found.keys()
+    same = all(wanted.get(name) == value for name, value in found.items())
+    return config.probes.freeze_warm_start and same and all(name.startswith(ROWS_OF) for name in added)
+
+
+def probe_parts(config: Config, model: str, pool: TaskPool, task: TaskConfig, seed: int, warm: Parts | None) -> Parts:
     """What a task's probe depends on.
+
+    Args:
+        warm: what its warm start is made of; None without one.
 
     Raises:
         UserError: the adapter that the task brings is no folder.
@@ -61,31 +74,37 @@ def probe_parts(config: Config, model: str, pool: TaskPool, task: TaskConfig, se
         return {"model": model, "adapter": path_digest(Path(task.adapter))}
     settings = config.probes.model_dump(include={"lora", "learning_rate"})
     settings |= {"unit": config.budget.unit, "size": config.probe_size, "steps": config.probe_steps}
+    settings |= {"early_stop": True} if config.probes.early_stop else {}
     return {
         "model": model,
         "training rows": pool[task.name].train_key,
         "seed": digest([config.seed, seed]),
         "probes": digest(settings),
         "probes.max_length": digest(config.probes.max_length),
-        "warm start": digest(warm_parts(config, model, pool, seed) if has_warm_start(config) else None),
+        "warm start": digest(warm),
     }
 
 
 def score_parts(config: Config, pool: TaskPool, adapters: Mapping[str, str]) -> dict[str, str]:
     """What scores depend on; `adapters` has the key of every adapter's folder, by its name."""
     positions = config.affinity.jsd_positions if config.affinity.kind == "jsd" else 0
+    cut = {"contexts.positions": digest(config.contexts.positions)} if config.contexts.positions else {}
+    asked = option_keys(pool, config)
     return {
+        **cut,
         "probes": digest(dict(adapters)),
-        "contexts": digest([(s.name, s.context_key) for s in pool.all]),
+        "contexts": digest([(s.name, s.context_key, *asked.get(s.name, ())) for s in pool.all]),
         "affinity.jsd_positions": digest(positions),
     }
 
 
 def block_keys(config: Config, model: str, pool: TaskPool, adapters: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """By set and probe, what a block of scores is made of; `adapters` has the key of every probe, by its name."""
+    cut = [config.contexts.positions] if config.contexts.positions else []
+    asked = option_keys(pool, config)
     return {
         s.name: {
-            probe: digest([model, adapter, s.context_key, config.probes.max_length])
+            probe: digest([model, adapter, s.context_key, config.probes.max_length, *asked.get(s.name, ()), *cut])
             for probe, adapter in adapters.items()
         }
         for s in pool.all

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from taskpgm.config import Config, EnergyConfig, parse_config
 from taskpgm.data.plan import RowPlan, plan_rows
 from taskpgm.data.pool import TaskPool
@@ -20,8 +22,12 @@ from taskpgm.evaluation.compare import CompareOptions, run_comparison
 from taskpgm.evaluation.predict import Prediction, run_prediction
 from taskpgm.evaluation.result import Result
 from taskpgm.evaluation.statistics import Comparison
+from taskpgm.export.handover import By, Handover, trainers_model
+from taskpgm.export.write import Export, export_plan
 from taskpgm.files import write_json
-from taskpgm.mixture.affinity import Affinity
+from taskpgm.mixture.affinity import Affinity, Gains, measure_affinity
+from taskpgm.mixture.balance import BalanceCurve, balanced, trace_balance
+from taskpgm.mixture.doubts import few_contexts, unfinished_probes
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.explanation import Explanation
 from taskpgm.mixture.explanation import explain as explain_mixture
@@ -31,6 +37,8 @@ from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.inspection import late_lengths
 from taskpgm.pipeline.stages import (
     Session,
+    allowed_shares,
+    choose_energy,
     counted,
     finished_run,
     keep_mixture,
@@ -38,11 +46,13 @@ from taskpgm.pipeline.stages import (
     make_pool,
     make_probes,
     make_scores,
+    mixture_is_there,
     open_session,
     recorded_pool,
     recorded_scores,
     solve,
 )
+from taskpgm.probes.cache import TRAINING
 from taskpgm.progress import Progress
 from taskpgm.scores import Scores
 from taskpgm.system import Clock
@@ -94,13 +104,28 @@ def solve_run(session: Session) -> Result:
     return result
 
 
+def balance_run(session: Session, values: Sequence[float]) -> BalanceCurve:
+    """Mixtures at these balances of targets and tasks, by the scores that the run holds, written to `balance.json`.
+
+    Raises:
+        UserError: no targets, a value outside of 0 to 1, or no scores.
+    """
+    pool, config = recorded_pool(session), session.config
+    scores = recorded_scores(session, pool)
+    affinity, energies = measure_affinity(scores, config.affinity), []
+    for value in values:
+        own = config.model_copy(update={"energy": balanced(config.energy, value)})
+        energies.append((value, choose_energy(scores, affinity, pool, own)))
+    curve = trace_balance(scores, energies, allowed_shares(pool, config), scores.target_weights(config.target_weights))
+    session.artifacts.write_json("balance.json", curve.to_dict())
+    return curve
+
+
 def sample_run(session: Session) -> Result:
     """The run's training set; its mixture is written again only if it is another one than the directory holds."""
     clock = Clock()
     result = solved(session)
-    written = session.artifacts / "mixture.json"
-    same = json.loads(json.dumps(counted(result.mixture, result.plan)))
-    if not written.exists() or json.loads(written.read_text(encoding="utf-8")) != same:
+    if not mixture_is_there(session, result):
         keep_mixture(session, result, clock)
     keep_training_set(session, result, Clock())
     return result
@@ -169,7 +194,7 @@ class FinishedDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.manifest: dict[str, Any] = self._json("manifest.json")
+        self.manifest: dict[str, Any] = self.read_json("manifest.json")
 
     def __repr__(self) -> str:
         return f"FinishedDirectory({str(self.path)!r}, stages={list(self.manifest.get('stages', {}))})"
@@ -194,10 +219,15 @@ class FinishedDirectory:
         """Gains, and how alike tasks are."""
         return Affinity.load(self._there("affinity.npz"))
 
+    @property
+    def gains(self) -> Gains:
+        """What each probe gains on each set, against what it started from."""
+        return self.affinity.gains
+
     @cached_property
     def mixture(self) -> Mixture:
         """The run's mixture."""
-        return Mixture.from_dict(self._json("mixture.json"))
+        return Mixture.from_dict(self.read_json("mixture.json"))
 
     @cached_property
     def plan(self) -> RowPlan:
@@ -205,16 +235,29 @@ class FinishedDirectory:
         return plan_rows(self.pool, self.mixture.shares, self.config)
 
     @cached_property
+    def doubts(self) -> list[str]:
+        """Why the mixture may be less sure than its errors say, and what more would buy: contexts, probes."""
+        contexts = few_contexts(min(np.bincount(self.scores.context_set)))
+        records = [json.loads(path.read_text()) for path in sorted(self.path.glob(f"adapters/*/{TRAINING}"))]
+        names = {task.name for task in self.config.tasks}
+        losses = {one["task"]: one["losses"] for one in records if one["losses"] and one["task"] in names}
+        seconds = sum(record["seconds"] for record in records)
+        setting = f"probes.{self.config.budget.unit}"
+        probes = unfinished_probes(losses, setting, self.config.probe_size, seconds)
+        return [doubt for doubt in (contexts, probes) if doubt]
+
+    @cached_property
     def comparison(self) -> dict[str, Any]:
         """What `taskpgm compare` measured, as plain data."""
-        return self._json("comparison.json")
+        return self.read_json("comparison.json")
 
     def _there(self, name: str) -> Path:
         if not (self.path / name).exists():
             raise UserError(f"{self.path} has no {name}; it is no run directory, or its run has not come so far.")
         return self.path / name
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the directory as plain data."""
         return dict(json.loads(self._there(name).read_text(encoding="utf-8")))
 
 
@@ -225,6 +268,23 @@ def load_run(path: Path | str) -> FinishedDirectory:
         UserError: no run directory there, or it lacks what is asked for.
     """
     return FinishedDirectory(path)
+
+
+def export_run(
+    path: Path | str, to: str, out: Path | str, by: By = "rows", lossy: bool = False, force: bool = False
+) -> Export:
+    """A finished run's training set in the form of a trainer, in the folder `out`; see `export_plan`.
+
+    Raises:
+        UserError: no finished run there, no such target, rows that it cannot carry, or `out` is there already.
+    """
+    run = load_run(path)
+    settings = run.config
+    handover = Handover(
+        run.pool, run.plan, by, trainers_model(settings.model.path), settings.probes.max_length, settings.seed,
+        run.manifest["stages"]["pool"]["chat_template"],
+    )  # fmt: skip
+    return export_plan(handover, to, Path(out), lossy, force)
 
 
 def solve_affinity(

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskpgm.config import Config, TaskConfig
-from taskpgm.data.export import check_format, choose_format, trainer_units, write_train_jsonl
 from taskpgm.data.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.result import FinishedRun, Result
+from taskpgm.export.train_file import check_format, choose_format, trainer_units, write_train_jsonl
 from taskpgm.files import digest
 from taskpgm.lm.engine import Engine
 from taskpgm.mixture.affinity import Affinity, measure_affinity
@@ -29,20 +29,16 @@ from taskpgm.mixture.bounds import Bounds, Group, make_bounds
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.knob import choose_t
+from taskpgm.mixture.limits import keep_tasks
 from taskpgm.mixture.selection import select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.artifacts import Artifacts
 from taskpgm.pipeline.directory import RunDirectory, differing, stale_because
 from taskpgm.pipeline.inspection import inspect, late_lengths
-from taskpgm.pipeline.keys import (
-    block_keys,
-    data_parts,
-    has_warm_start,
-    probe_parts,
-    score_parts,
-    warm_parts,
-)
-from taskpgm.probes.cache import BASE, WARM, BlockCache
+from taskpgm.pipeline.keys import block_keys, data_parts, has_warm_start, score_parts
+from taskpgm.pipeline.starts import adapter_folder, ended_sentence, kept_sentence, parts_of_probe, parts_of_warm_start
+from taskpgm.probes.cache import BASE, TRAINING, WARM, BlockCache
+from taskpgm.probes.options import check_options
 from taskpgm.progress import Progress, plain_lines
 from taskpgm.scores import Scores
 from taskpgm.system import Clock, wait_passively
@@ -122,9 +118,10 @@ def recorded_pool(session: Session) -> TaskPool:
 
 def make_probes(session: Session, pool: TaskPool) -> None:
     """One finished adapter for every task and probe seed; those are trained that are missing or out of date."""
-    config, artifacts, model = session.config, session.artifacts, session.engine.fingerprint
+    config, artifacts = session.config, session.artifacts
     allowed_shares(pool, config)  # what cannot be solved or written later is said before anything is trained
     check_format(pool, config.export.format, artifacts.recorded("pool")["chat_template"])
+    check_options(pool, config)
     for seed in range(config.probes.seeds):
         if has_warm_start(config):
             _make_warm_start(session, pool, seed)
@@ -133,7 +130,7 @@ def make_probes(session: Session, pool: TaskPool) -> None:
             for task in config.tasks
             if artifacts.is_stale(
                 f"the probe of {task.name!r}", adapter_folder(artifacts, task.name, seed),
-                probe_parts(config, model, pool, task, seed),
+                parts_of_probe(session, pool, task, seed),
             )
         ]  # fmt: skip
         if stale:
@@ -144,8 +141,11 @@ def make_probes(session: Session, pool: TaskPool) -> None:
 def _make_warm_start(session: Session, pool: TaskPool, seed: int) -> None:
     """The adapter that the probes of a seed start from."""
     artifacts, folder = session.artifacts, adapter_folder(session.artifacts, WARM, seed)
-    parts = warm_parts(session.config, session.engine.fingerprint, pool, seed)
+    parts = parts_of_warm_start(session, pool, seed)
+    assert parts is not None, "there is to be one"
     if not artifacts.is_stale("the warm start", folder, parts):
+        if said := kept_sentence(pool, parts):
+            session.progress.say(said)
         return
     from taskpgm.probes.training import train_warm_start
 
@@ -165,7 +165,7 @@ def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], 
     clock = Clock()
 
     def save(task: TaskConfig, probe: "Probe") -> None:
-        parts = probe_parts(config, engine.fingerprint, pool, task, seed)
+        parts = parts_of_probe(session, pool, task, seed)
         with artifacts.folder(adapter_folder(artifacts, task.name, seed), parts, "probe") as scratch:
             probe.save(scratch, seconds=clock.seconds, peak_memory=clock.peak())
 
@@ -178,14 +178,16 @@ def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], 
     if trained:
         start = load_probe(adapter_folder(artifacts, WARM, seed), WARM, seed) if has_warm_start(config) else None
         rows = {name: pool[name].train for name in trained}
+        ended: dict[str, str] = {}
         for probe in train_probes(engine.lm, rows, config, seed, start, session.progress):
             save(trained[probe.task], probe)
+            ended |= {probe.task: probe.ended} if probe.ended else {}
             clock = Clock()
+        if ended:
+            session.progress.say(ended_sentence(ended, len(trained)))
 
 
 def _record_probes(session: Session) -> None:
-    from taskpgm.probes.probe import TRAINING
-
     artifacts = session.artifacts
     folders = _adapter_folders(session)
     records = [json.loads((folder / TRAINING).read_text()) for folder in folders]
@@ -194,12 +196,6 @@ def _record_probes(session: Session) -> None:
         seconds=sum(r["seconds"] for r in records), peak_memory=max(r["peak_memory"] for r in records),
         trained_tokens=sum(r["trained_tokens"] for r in records),
     )  # fmt: skip
-
-
-def adapter_folder(artifacts: Artifacts, task: str, seed: int) -> Path:
-    """Where the adapter of a task, or the warm start, of a probe seed lies."""
-    number = f".{seed}" if seed else ""
-    return artifacts / f"warm{number}" if task == WARM else artifacts / f"adapters{number}" / task
 
 
 def _adapter_folders(session: Session) -> list[Path]:
@@ -275,16 +271,17 @@ def _adapter_keys(session: Session) -> dict[str, str]:
 
 
 def _check_probes(session: Session, pool: TaskPool) -> None:
-    config, artifacts, model = session.config, session.artifacts, session.engine.fingerprint
+    config, artifacts = session.config, session.artifacts
     for seed in range(config.probes.seeds):
         warm = adapter_folder(artifacts, WARM, seed)
-        if has_warm_start(config) and (why := stale_because(warm, warm_parts(config, model, pool, seed))):
+        wanted = parts_of_warm_start(session, pool, seed)
+        if wanted is not None and (why := stale_because(warm, wanted)):
             raise UserError(
                 f"The warm start in {artifacts.path} is not up to date ({why}); run `taskpgm probe`, then "
                 "`taskpgm score`."
             )
         for task in config.tasks:
-            parts = probe_parts(config, model, pool, task, seed)
+            parts = parts_of_probe(session, pool, task, seed)
             if why := stale_because(adapter_folder(artifacts, task.name, seed), parts):
                 raise UserError(
                     f"The probe of task {task.name!r} in {artifacts.path} is not up to date ({why}); "
@@ -314,8 +311,8 @@ def choose_energy(scores: Scores, affinity: Affinity, pool: TaskPool, config: Co
         return choose_t(scores, affinity, config.energy, allowed_shares(pool, config))
     by_size = config.energy.reference == "size"
     reference = size_mixture(pool, config.budget.unit) if by_size else uniform_mixture(pool)
-    weights = config.target_weights
-    return build_energy(scores, affinity, config.energy, weights, reference)
+    energy = build_energy(scores, affinity, config.energy, config.target_weights, reference)
+    return keep_tasks(energy, scores, config.energy, allowed_shares(pool, config))
 
 
 def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = False) -> Result:
@@ -331,6 +328,8 @@ def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = Fal
     energy = choose_energy(scores, affinity, pool, config)
     bounds = allowed_shares(pool, config)
     k = config.selection.k
+    if k and config.energy.limited:
+        raise UserError("A selection of k tasks keeps no energy.max_loss or max_task_loss; leave out one of the two.")
     selection = select_tasks(energy, bounds, k, exhaustive) if k else None
     references = {
         "uniform": uniform_mixture(pool),
@@ -344,6 +343,8 @@ def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = Fal
 def keep_mixture(session: Session, result: Result, clock: Clock) -> None:
     """Write the mixture as the run's own: `affinity.npz`, `mixture.json`, `selection.json` if tasks were selected."""
     artifacts = session.artifacts
+    if not mixture_is_there(session, result):
+        artifacts.forget("solve")
     with artifacts.file("affinity.npz") as path:
         result.affinity.save(path)
     if result.selection:
@@ -354,11 +355,20 @@ def keep_mixture(session: Session, result: Result, clock: Clock) -> None:
     artifacts.record("solve", {"scores": digest(artifacts.recorded("score")["parts"])}, clock)
 
 
+def mixture_is_there(session: Session, result: Result) -> bool:
+    """Whether the run directory has this mixture and the rows that it takes."""
+    written = session.artifacts / "mixture.json"
+    same = json.loads(json.dumps(counted(result.mixture, result.plan)))
+    return written.exists() and json.loads(written.read_text(encoding="utf-8")) == same
+
+
 def keep_training_set(session: Session, result: Result, clock: Clock, name: str = "train.jsonl") -> None:
     """Write the rows of the plan; the run's own, `train.jsonl`, is recorded."""
     artifacts = session.artifacts
     has_template = artifacts.recorded("pool")["chat_template"]
     layout = choose_format(result.pool, result.plan, session.config.export.format, has_template)
+    if not (artifacts / name).exists():
+        artifacts.made.add("sample")
     with artifacts.file(name) as path:
         write_train_jsonl(path, result.pool, result.plan, layout)
     if name == "train.jsonl":

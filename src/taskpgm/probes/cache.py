@@ -13,6 +13,7 @@ from taskpgm.types import Ints
 
 BASE = "base"  # the name of the base model's blocks
 WARM = "~warm"  # the task of the adapter that probes start from; no task can have this name
+TRAINING = "training.json"  # beside an adapter: losses of every step, tokens, seconds, memory
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,10 @@ from taskpgm.lm.packing import ends
 from taskpgm.parallel import Item, side_by_side
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.divergence import jsd_matrix
+from taskpgm.probes.options import check_options, encode_options
 from taskpgm.probes.probe import Probe, check_adapters
 from taskpgm.probes.schedule import Schedule, encoded_steps, probe_schedule, warm_start_schedule
-from taskpgm.probes.scoring import score_sets
+from taskpgm.probes.scoring import encode_contexts, score_sets
 from taskpgm.probes.training import Trainer
 from taskpgm.progress import QUIET, Progress
 from taskpgm.system import Clock
@@ -167,7 +168,9 @@ def estimate_run(config: Config, progress: Progress = QUIET) -> RunEstimate:
         pace, probe = _try_training(lm, shape, pool, config, progress)
         warm_pace = _try_warm_start(lm, shape, trainings[WARM], config) if WARM in trainings else pace
     peak_training = _peak(lm, clock)
-    contexts = {s.name: _encode(encoder, s.contexts) for s in pool.all}
+    check_options(pool, config)
+    options = {name: one.rows for name, one in encode_options(encoder, pool, config).items()}
+    contexts = encode_contexts(encoder, pool, config.contexts.positions) | options
     clock = Clock()
     with progress.stage("trying scoring"):
         scoring_rate = _try_scoring(lm, shape, contexts, probe)

@@ -18,9 +18,10 @@ from taskpgm.errors import UserError, first_line
 from taskpgm.lm.batching import out_of_memory
 from taskpgm.lm.lora import HARMLESS, low_rank, patched
 from taskpgm.lm.model import LanguageModel
-from taskpgm.types import derive_seed
+from taskpgm.probes.cache import TRAINING
+from taskpgm.types import Brief, derive_seed
 
-WEIGHTS, SETTINGS, TRAINING = "adapter_model.safetensors", "adapter_config.json", "training.json"
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 # Starts of an adapter that leave the base model's weights alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take theirs out
 # of these, so an adapter that began so means something else on the base itself, and loading it would change the base.
 STARTS = (True, False, "gaussian", "eva", "orthogonal")
@@ -29,8 +30,8 @@ BY_PEFT = {"use_dora", "rank_pattern", "alpha_pattern", "lora_bias"}  # what PEF
 IDLE = {"qalora_group_size", "megatron_core", "runtime_config"}  # nothing without another setting
 
 
-@dataclass(frozen=True)
-class Probe:
+@dataclass(frozen=True, repr=False)
+class Probe(Brief):
     """A task's adapter: PEFT settings and weights on the CPU, and how training went."""
 
     task: str
@@ -39,6 +40,7 @@ class Probe:
     weights: dict[str, Tensor]
     losses: tuple[float, ...] = ()  # mean response loss of every step, nats a token
     trained_tokens: int = 0  # tokens that went through the training pass, prompts included
+    ended: str = ""  # why before its time: "flat" or "out of rows"
 
     @property
     def name(self) -> str:
@@ -69,6 +71,7 @@ class Probe:
             "task": self.task,
             "seed": self.seed,
             "trained_tokens": self.trained_tokens,
+            **({"ended": self.ended} if self.ended else {}),
             **facts,
             "losses": self.losses,
         }

@@ -13,6 +13,7 @@ from taskpgm.data.rows import Costs, check_some_fit, fits_last, fitting, respons
 from taskpgm.errors import UserError
 from taskpgm.types import Ints, derive_seed
 
+FLAT = 0.02  # a fall of the loss, from a quarter of the steps to the next, that is too little to go on for: a guess
 Schedule = list[Ints]  # indices of the rows of every optimiser step
 
 
@@ -20,7 +21,8 @@ def probe_schedule(rows: Costs, config: Config, task: str, seed: int) -> Schedul
     """Row indices of every optimiser step: whole shuffled epochs, cut at the probe size, in equal steps.
 
     The size and the steps are counted in the unit of the budget, examples or response tokens, and are the same for
-    every task, up to the one row that crosses the end. Rows that do not fit are passed over.
+    every task, up to the one row that crosses the end. Rows that do not fit are passed over. With `probes.early_stop` a
+    task of fewer rows ends when each has come once.
 
     Args:
         rows: the task's training rows, or the response tokens of each.
@@ -35,7 +37,19 @@ def probe_schedule(rows: Costs, config: Config, task: str, seed: int) -> Schedul
         if not len(order):
             raise UserError(f"Task {task!r} has no row that fits; raise probes.max_length or leave the task out.")
         orders, costs, left = [*orders, order], [*costs, spent], left - float(spent.sum())
-    return _equal_steps(np.concatenate(orders), np.cumsum(np.concatenate(costs)), config.probe_steps)
+        if config.probes.early_stop:
+            break
+    spent = np.cumsum(np.concatenate(costs))
+    return _equal_steps(np.concatenate(orders), spent, config.steps_of(min(config.probe_size, float(spent[-1]))))
+
+
+def is_flat(losses: Sequence[float], steps: int) -> bool:
+    """Whether a training of so many steps may end here: half of them are done, and the mean loss of the last quarter is
+    less than 2 % below that of the quarter before."""
+    quarter = max(2, steps // 4)
+    if len(losses) < max(steps / 2, 2 * quarter):
+        return False
+    return bool(np.mean(losses[-quarter:]) > (1 - FLAT) * np.mean(losses[-2 * quarter : -quarter]))
 
 
 def _spend(rows: Costs, order: Ints, amount: float, config: Config) -> tuple[Ints, NDArray[np.float64]]:

@@ -24,9 +24,10 @@ from taskpgm.lm.packing import Packed, ends, pack
 from taskpgm.parallel import side_by_side
 from taskpgm.probes.cache import BASE, WARM, Block, BlockCache, Blocks
 from taskpgm.probes.divergence import jsd_matrix, label_logp
+from taskpgm.probes.options import encode_options
 from taskpgm.probes.probe import Probe, Use, installed
 from taskpgm.progress import QUIET, Progress
-from taskpgm.scores import Divergences, Scores
+from taskpgm.scores import Divergences, Scores, context_groups
 from taskpgm.system import Clock, release_memory
 from taskpgm.types import Floats, Ints, derive_seed
 
@@ -50,7 +51,7 @@ def score_sets(
         sampled: by set, the positions at which hidden states are kept, as indices into the set's columns.
     """
     passes = sum(len(names) * len(contexts[name]) for name, names in missing.items())
-    with progress.stage("scoring", passes, "passes of a context"):
+    with progress.stage("scoring", passes, "passes"):
         for chunk in _chunks(probes):
             wanted: dict[str, list[Probe | None]] = {
                 name: [p for p in chunk if p.name in missing[name]] for name in contexts
@@ -104,7 +105,9 @@ def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config:
     Raises:
         UserError: scores that are not finite, or divergences of a model that cannot have them.
     """
-    contexts = encode_contexts(ChatEncoder(engine.tokenizer, config.probes.max_length), pool)
+    encoder = ChatEncoder(engine.tokenizer, config.probes.max_length)
+    contexts = encode_contexts(encoder, pool, config.contexts.positions)
+    options = encode_options(encoder, pool, config)
     names = [
         [p.name for task in pool.names for p in probes if (p.task, p.seed) == (task, seed)]
         for seed in range(config.probes.seeds)
@@ -116,7 +119,11 @@ def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config:
         sample = sample_positions(of_tasks, config.affinity.jsd_positions, config.seed)
     columns = {name: sample[name][0] if name in sample else None for name in contexts}
     base = starts(probes)
-    blocks, seconds = _blocks(engine, contexts, probes, BASE in base, columns, cache)
+    contexts |= {name: one.answers for name, one in options.items()}
+    scored_rows = {name: options[name].rows if name in options else rows for name, rows in contexts.items()}
+    blocks, seconds = _blocks(engine, scored_rows, probes, BASE in base, columns, cache)
+    for probe, name in [key for key in blocks if key[1] in options]:
+        blocks[probe, name] = Block(options[name].logp(blocks[probe, name].logp).astype(np.float32))
     divergences = None
     if sample:
 
@@ -125,8 +132,9 @@ def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config:
             return {probe: _hidden(block, probe) for probe, (block, _) in found.items()}
 
         divergences = measure_divergences(engine.lm, contexts, sample, hidden, names, engine.progress)
-    scores = assemble(pool.names, contexts, blocks, names, divergences, base)
-    tokens = sum(len(row.ids) for rows in contexts.values() for row in rows)
+    lengths = {name: [1] * len(one.counts) for name, one in options.items()}
+    scores = assemble(pool.names, contexts, blocks, names, divergences, base, lengths)
+    tokens = sum(len(row.ids) for rows in scored_rows.values() for row in rows)
     scored = tokens * (len(probes) + (BASE in base))
     return Scoring(scores, seconds, sum(map(len, contexts.values())), tokens, scored)
 
@@ -169,10 +177,10 @@ def starts(probes: Sequence[Probe]) -> list[str]:
     return [warm.get(seed, BASE) for seed in sorted({p.seed for p in probes})]
 
 
-def encode_contexts(encoder: ChatEncoder, pool: TaskPool) -> dict[str, list[Encoded]]:
-    """Encoded contexts of every set, tasks first."""
+def encode_contexts(encoder: ChatEncoder, pool: TaskPool, positions: int | None = None) -> dict[str, list[Encoded]]:
+    """Encoded contexts of every set, tasks first, each up to so many response tokens."""
     encoded = {s.name: encoder.encode([row.conversation for row in s.contexts]) for s in pool.all}
-    return {name: [row for row in rows if row is not None] for name, rows in encoded.items()}
+    return {name: [row.until(positions) for row in rows if row is not None] for name, rows in encoded.items()}
 
 
 def assemble(
@@ -182,13 +190,18 @@ def assemble(
     names: Sequence[Sequence[str]],
     divergences: Divergences | None = None,
     base: Sequence[str] | None = None,
+    lengths: Mapping[str, Sequence[int]] | None = None,
 ) -> Scores:
     """Scores from all blocks; `names[s][i]` is the probe of task i under seed s, `base[s]` what it started from.
 
-    Contexts fall into B = min(16, contexts of the smallest set) groups, in turn within each set.
+    Contexts fall into jackknife groups, see `context_groups`.
+
+    Args:
+        lengths: columns of each context, of sets whose columns are not the contexts' response tokens.
     """
     sets = tuple(contexts)
-    counts = [[row.response_tokens for row in rows] for rows in contexts.values()]
+    own = {name: [row.response_tokens for row in rows] for name, rows in contexts.items()}
+    counts = list((own | dict(lengths or {})).values())
     logp = [
         np.stack([np.concatenate([blocks[name, s].logp for s in sets]) for name in (start, *of_seed)])
         for start, of_seed in zip(base or [BASE] * len(names), names, strict=True)
@@ -205,14 +218,9 @@ def assemble(
         position=np.tile(position, seeds),
         seed=np.repeat(np.arange(seeds), len(context)),
         context_set=np.repeat(np.arange(len(sets)), [len(c) for c in counts]),
-        context_group=np.concatenate([context_groups(len(c), counts) for c in counts]),
+        context_group=np.concatenate(context_groups([len(c) for c in counts], len(tasks))),
         divergences=divergences,
     )
-
-
-def context_groups(contexts: int, counts: Sequence[Sequence[int]]) -> Ints:
-    """(contexts,) jackknife group of each context of one set: taken in turn, B = min(16, smallest set)."""
-    return np.arange(contexts) % min(16, *(len(c) for c in counts), 16)
 
 
 def sample_positions(
@@ -253,14 +261,14 @@ def measure_divergences(
         hidden: last hidden states of a set at its sampled positions, by probe; asked for set by set.
     """
     head = lm.model.get_output_embeddings()
-    counts = [[row.response_tokens for row in rows] for rows in contexts.values()]
-    groups = int(max(context_groups(len(c), counts).max() for c in counts)) + 1
+    group_of = dict(zip(contexts, context_groups([len(rows) for rows in contexts.values()], len(sample)), strict=True))
+    groups = int(max(of_set.max() for of_set in group_of.values())) + 1
     n = len(names[0])
     total, weight = np.zeros((len(names), groups, n, n)), np.zeros(groups)
     with progress.stage("divergences", len(sample), "sets"):
         for name, (columns, weights) in sample.items():
             lengths = [row.response_tokens for row in contexts[name]]
-            group = np.repeat(context_groups(len(lengths), counts), lengths)[columns]
+            group = np.repeat(group_of[name], lengths)[columns]
             weight_PB = np.zeros((len(columns), groups))
             weight_PB[np.arange(len(columns)), group] = weights
             weight += weight_PB.sum(0)

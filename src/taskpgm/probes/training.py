@@ -28,7 +28,7 @@ from taskpgm.lm.trunk import Trunk
 from taskpgm.parallel import side_by_side
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.probe import Probe, adapter_seed, lora_settings, peft_quiet
-from taskpgm.probes.schedule import encoded_steps, probe_schedule, warm_start_schedule
+from taskpgm.probes.schedule import encoded_steps, is_flat, probe_schedule, warm_start_schedule
 from taskpgm.progress import QUIET, Progress
 from taskpgm.system import release_memory
 
@@ -53,6 +53,7 @@ def train_probes(
         UserError: a loss that is not finite, with the task and the step.
     """
     trainer = Trainer(lm, config, seed, start)
+    trainer.ends_early = config.probes.early_stop
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
     steps = {
         task: encoded_steps(encoder, task_rows, probe_schedule(task_rows, config, task, seed))
@@ -61,7 +62,9 @@ def train_probes(
 
     def work(task: str, progress: Progress) -> Probe:
         trainer.progress = progress
-        return trainer.train(task, steps[task])
+        probe = trainer.train(task, steps[task])
+        out_of_rows = config.probes.early_stop and len(steps[task]) < config.probe_steps
+        return replace(probe, ended=probe.ended or "out of rows" * out_of_rows)
 
     longest_first = sorted(steps, key=lambda task: -tokens_of(steps[task]))
     memory = training_memory(lm, list(steps.values()), trainer.first)
@@ -110,6 +113,7 @@ class Trainer:
         self.first = config.probes.lora.first_layer(len(lm.layers))
         self.settings = lora_settings(lm, config.probes.lora)
         self.initial = start.weights if start else _initial_weights(lm, self.settings, adapter_seed(config, seed))
+        self.ends_early = False  # True for probes under `probes.early_stop`: ends where `is_flat`
         self.limit = lm.token_budget  # tokens of a batch; shrinks when memory runs out
         self.recompute = False  # True when memory ran out with single rows
 
@@ -131,7 +135,8 @@ class Trainer:
             losses = self.descend(name, steps, trunk, master, update.flat, gradient)
         weights = update.weights(master.detach().cpu())
         release_memory()
-        return Probe(name, self.seed, self.settings, weights, losses, tokens_of(steps))
+        done = tokens_of(steps[: len(losses)])
+        return Probe(name, self.seed, self.settings, weights, losses, done, "flat" if len(losses) < len(steps) else "")
 
     def descend(
         self, name: str, steps: Sequence[Sequence[Encoded]], trunk: Trunk, master: torch.nn.Parameter, flat: Tensor,
@@ -167,6 +172,9 @@ class Trainer:
                 flat.copy_(master)
             losses.append(loss)
             self.progress.advance()
+            if self.ends_early and is_flat(losses, len(steps)):
+                self.progress.advance(len(steps) - len(losses))
+                break
         return tuple(losses)
 
     def _update(self, master: Tensor) -> tuple[LowRank, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from taskpgm.data.chat_template import separated
+from taskpgm.data.messages import Conversation
 from taskpgm.data.plan import RowPlan
 from taskpgm.data.pool import Row, TaskPool
 from taskpgm.data.rows import one_of_each_shape
@@ -51,7 +52,7 @@ def choose_format(
         return "messages"
     pairs: Format = "prompt_completion" if has_chat_template else "text"
     rows = list(_planned_rows(pool, plan))
-    odd = next(((task, why) for task, row in rows if (why := _unfit(row, pairs))), None)
+    odd = next(((task, why) for task, row in rows if (why := unfit(row.conversation, pairs))), None)
     if asked == "auto" and (odd or (has_chat_template and all(_all_learned(row) for _, row in rows))):
         return "messages"
     if odd:
@@ -70,7 +71,7 @@ def check_format(pool: TaskPool, asked: str, has_chat_template: bool) -> None:
     """
     pairs: Format = "prompt_completion" if has_chat_template else "text"
     for task in pool.tasks if asked == "prompt_completion" else ():
-        whys = [(number, why) for number, row in one_of_each_shape(task.train) if (why := _unfit(row, pairs))]
+        whys = [(n, why) for n, row in one_of_each_shape(task.train) if (why := unfit(row.conversation, pairs))]
         if whys:
             raise UserError(
                 f"export.format prompt_completion cannot hold {sum(number for number, _ in whys)} of the "
@@ -92,7 +93,9 @@ def write_train_jsonl(path: Path, pool: TaskPool, plan: RowPlan, format: Format)
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for task, row in _planned_rows(pool, plan):
             tools = {"tools": list(row.conversation.tools) or None} if with_tools else {}
-            file.write(json.dumps({**_columns(row, format), **tools, "task": task}, ensure_ascii=False) + "\n")
+            file.write(
+                json.dumps({**line_of(row.conversation, format), **tools, "task": task}, ensure_ascii=False) + "\n"
+            )
 
 
 def _planned_rows(pool: TaskPool, plan: RowPlan) -> Iterator[tuple[str, Row]]:
@@ -101,11 +104,11 @@ def _planned_rows(pool: TaskPool, plan: RowPlan) -> Iterator[tuple[str, Row]]:
         yield pool.tasks[task].name, pool.tasks[task].train[row]
 
 
-def _unfit(row: Row, format: Format) -> str | None:
+def unfit(conversation: Conversation, format: Format) -> str | None:
     """What keeps a row from being one prompt and its completion; None if it fits."""
-    turns = row.conversation.messages
+    turns = conversation.messages
     if format == "text":
-        fits = row.conversation.plain and [turn.role for turn in turns] == ["user", "assistant"]
+        fits = conversation.plain and [turn.role for turn in turns] == ["user", "assistant"]
         return None if fits else "that is more than a question and its answer"
     if sum(turn.answers for turn in turns) > 1:
         return "with several answers to learn"
@@ -116,11 +119,12 @@ def _all_learned(row: Row) -> bool:
     return all(turn.learned for turn in row.conversation.messages)
 
 
-def _columns(row: Row, format: Format) -> dict[str, object]:
+def line_of(conversation: Conversation, format: Format) -> dict[str, object]:
+    """The columns of a row that fits the format, without `tools`."""
     if format == "messages":
-        return {"messages": row.conversation.to_dicts()}
-    assert not _unfit(row, format), "choose_format refuses these rows"
-    *asked, answer = row.conversation.messages
+        return {"messages": conversation.to_dicts()}
+    assert not unfit(conversation, format), "the row does not fit the format"
+    *asked, answer = conversation.messages
     if format == "text":
         return {"prompt": separated(asked[0].content), "completion": answer.content}
     prompt = [replace(turn, learned=True).to_dict() for turn in asked]  # all of it is context: no turn needs to say so

@@ -14,11 +14,11 @@ from support.pools import make_config, make_pool, make_task
 
 from taskpgm.config import ModelConfig, TaskConfig
 from taskpgm.data.conversations import read_source
-from taskpgm.data.export import Format, check_format, choose_format, trainer_units, write_train_jsonl
 from taskpgm.data.messages import Conversation, Message, conversation
 from taskpgm.data.plan import RowPlan, plan_rows
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
+from taskpgm.export.train_file import Format, check_format, choose_format, trainer_units, write_train_jsonl
 
 PAIRS: list[Conversation] = [conversation(("user", f"q{i}\n\u2028ü"), ("assistant", f"a{i} 😀")) for i in range(6)]
 CHATS: list[Conversation] = [

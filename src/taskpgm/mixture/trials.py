@@ -1,0 +1,191 @@
+"""`Trials`: mixtures that were trained and what each of them reached; read from CSV, and described by a surrogate."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskpgm.errors import UserError
+from taskpgm.mixture.refinement import Choice, left_out
+from taskpgm.mixture.surrogate import LEAST_SHARE, SCALE, Prior, Surrogate
+from taskpgm.types import Brief, Floats
+
+LEAST_RUNS = 3  # fewer tell nothing without a known noise
+EVEN = 0.02  # by how much the sums of weights may differ, rounded as people write them
+NAMES = ("start", "ensemble", "gain", "divergence")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trials(Brief):
+    """Mixtures of `tasks`, each (n,) and summing to one, and the loss of each; lower is better."""
+
+    tasks: tuple[str, ...]
+    names: tuple[str, ...]
+    mixtures: tuple[Floats, ...]
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of results; `sign` is −1 if more is better."""
+
+    column: str
+    sign: float = 1.0
+    weight: float = 1.0
+
+
+def parse_metrics(text: str) -> tuple[Metric, ...]:
+    """Metrics from 'loss', 'accuracy:max' or 'loss:min:2,accuracy:max:0.5': column, which end is good, weight.
+
+    Raises:
+        UserError: another word than min and max, a weight that is no positive number, a column twice.
+    """
+    metrics = tuple(_metric(part) for part in text.split(",") if part.strip())
+    columns = [metric.column for metric in metrics]
+    if not metrics or len(set(columns)) < len(columns):
+        raise UserError(f"--metric {text!r} names no column, or one twice; give loss, or accuracy:max,loss:min:2.")
+    return metrics
+
+
+def _metric(part: str) -> Metric:
+    column, _, rest = part.strip().partition(":")
+    end, _, weight = rest.partition(":")
+    number = float(weight) if weight.replace(".", "", 1).isdigit() else math.nan if weight else 1.0
+    if end not in ("", "min", "max") or not number > 0:
+        raise UserError(
+            f"--metric {part.strip()!r} is not COLUMN, COLUMN:min or COLUMN:max, with a positive weight behind it if "
+            "there are several, such as accuracy:max:0.5."
+        )
+    return Metric(column, -1.0 if end == "max" else 1.0, number)
+
+
+def read_trials(path: Path, metrics: Sequence[Metric], tasks: Sequence[str] = ()) -> Trials:
+    """Trials from a CSV file with a column a task, its weight, and the columns of the metrics.
+
+    The loss of a row is Σ weight · sign · metric. Weights are scaled to sum to one. A column `name` names the rows.
+
+    Args:
+        tasks: all of them, in order; without any, every column that is no metric is a task.
+
+    Raises:
+        UserError: unreadable, a column that is missing or of no use, a cell that is no number, negative weights, sums
+            that differ from row to row, or too few rows.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows, header = list(reader), list(reader.fieldnames or ())
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"Cannot read results from {path}: {error}.") from error
+    columns = [metric.column for metric in metrics]
+    names = tuple(tasks) or tuple(name for name in header if name not in (*columns, "name"))
+    _check_header(path, header, columns, names)
+    if len(rows) < LEAST_RUNS:
+        raise UserError(f"{path} has {len(rows)} rows; a fit takes at least {LEAST_RUNS} trained mixtures.")
+    lines = range(2, len(rows) + 2)
+    weights = np.array([[_number(path, k, row, n) for n in names] for k, row in zip(lines, rows, strict=True)])
+    losses = [sum(m.weight * m.sign * _number(path, k, row, m.column) for m in metrics)
+              for k, row in zip(lines, rows, strict=True)]  # fmt: skip
+    labels = tuple(row.get("name") or f"row {k}" for k, row in zip(lines, rows, strict=True))
+    return Trials(names, labels, tuple(_scaled(path, weights)), tuple(losses))
+
+
+def _check_header(path: Path, header: Sequence[str], metrics: Sequence[str], tasks: Sequence[str]) -> None:
+    for column in (*metrics, *tasks):
+        if header.count(column) != 1:
+            what = "metric" if column in metrics else "task"
+            times = "no column" if column not in header else "several columns"
+            raise UserError(f"{path} has {times} {column!r}, which is a {what}; its columns are {', '.join(header)}.")
+    if unused := [name for name in header if name not in (*metrics, *tasks, "name")]:
+        raise UserError(
+            f"{path} has columns that are neither tasks nor metrics: {', '.join(unused)}; take them out, or name the "
+            "metrics among them with --metric."
+        )
+    if len(tasks) < 2:
+        raise UserError(f"{path} has {len(tasks)} columns of weights; a mixture takes at least two tasks.")
+
+
+def _number(path: Path, line: int, row: Mapping[str, str | None], column: str) -> float:
+    try:
+        value = float(row[column] or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{path}, line {line}: {column} is {row[column]!r}, which is not a number; fill it in.")
+    return value
+
+
+def _scaled(path: Path, weights: Floats) -> Floats:
+    sums = weights.sum(axis=1)
+    if (weights < 0).any() or not (sums > 0).all():
+        line = int(np.flatnonzero((weights < 0).any(axis=1) | (sums <= 0))[0]) + 2
+        raise UserError(f"{path}, line {line}: weights are negative or all zero.")
+    if sums.max() > (1 + EVEN) * sums.min():
+        low, high = int(sums.argmin()), int(sums.argmax())
+        raise UserError(
+            f"{path}: the weights of line {low + 2} sum to {sums[low]:g}, those of line {high + 2} to {sums[high]:g}; "
+            "they must be shares. If a column is no task, take it out or name it with --metric."
+        )
+    return np.asarray(weights / sums[:, None])
+
+
+def describe_surface(
+    trials: Trials, surrogate: Surrogate, prior: Prior, choice: Choice, uniform: Floats
+) -> dict[str, Any]:
+    """JSON-ready: what the surrogate says of mixtures, with its errors.
+
+    Its coefficients; every trial as measured, fitted, and predicted by the others; losses from uniform to the choice
+    and beyond; and what one hundredth more of a task, taken from all others alike, changes at the choice.
+    """
+    others = left_out(surrogate, trials.mixtures, trials.losses, prior) if len(trials.losses) > 2 else None
+    tried = [
+        {
+            "name": name, "weights": _named(trials.tasks, p), "measured": loss, "fitted": surrogate.loss(p),
+            "error": surrogate.error(p), "predicted by the others": None if others is None else float(others[k]),
+        }
+        for k, (name, p, loss) in enumerate(zip(trials.names, trials.mixtures, trials.losses, strict=True))
+    ]  # fmt: skip
+    return {
+        "tasks": list(trials.tasks), "noise": surrogate.noise, "coefficients": _coefficients(surrogate, trials.tasks),
+        "trials": tried,
+        "choice": {
+            "weights": _named(trials.tasks, choice.p), "uniform": choice.uniform, "loss": surrogate.loss(choice.p),
+            "gain over uniform": choice.gain, "error": choice.error,
+        },
+        "uniform": {"weights": _named(trials.tasks, uniform), "loss": surrogate.loss(uniform)},
+        "from uniform to choice": _line(surrogate, uniform, choice.p),
+        "one hundredth more": _steps(surrogate, choice.p, trials.tasks),
+    }  # fmt: skip
+
+
+def _coefficients(surrogate: Surrogate, tasks: Sequence[str]) -> dict[str, Any]:
+    errors = surrogate.draws.std(axis=0)
+    pairs = [{"mean": float(m), "error": float(e)} for m, e in zip(surrogate.coefficients, errors, strict=True)]
+    return {**dict(zip(NAMES, pairs, strict=False)), "tasks": dict(zip(tasks, pairs[SCALE:], strict=True))}
+
+
+def _line(surrogate: Surrogate, u: Floats, p: Floats) -> list[dict[str, float]]:
+    """L̂ and the error of its difference from uniform on the way from u to p."""
+    points = []
+    for part in np.linspace(0, 1, 11):
+        q = u + part * (p - u)
+        points.append({"part": float(part), "loss": surrogate.loss(q), "error": surrogate.error(q, u)})
+    return points
+
+
+def _steps(surrogate: Surrogate, p: Floats, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+    found = {}
+    for i, task in enumerate(tasks):
+        q = p * (1 - 0.01 / max(1 - p[i], LEAST_SHARE))
+        q[i] = p[i] + 0.01
+        q = np.maximum(q, 0.0) / np.maximum(q, 0.0).sum()
+        found[task] = {"change": surrogate.loss(q) - surrogate.loss(p), "error": surrogate.error(q, p)}
+    return found
+
+
+def _named(tasks: Sequence[str], p: Floats) -> dict[str, float]:
+    return dict(zip(tasks, p.tolist(), strict=True))

@@ -1,0 +1,98 @@
+"""`refine` on a run directory, or on results that a user has: writes `refined/`; the run's own mixture stays."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from taskpgm.config import Config
+from taskpgm.evaluation.refine import Refinement, RefineOptions, run_features, run_kappa, run_refinement
+from taskpgm.files import write_json
+from taskpgm.mixture.bounds import Bounds, simplex
+from taskpgm.mixture.energies import PRIOR
+from taskpgm.mixture.optimum import nearest_to_uniform
+from taskpgm.mixture.refinement import choose, fitted_prior
+from taskpgm.mixture.solve import Mixture, solve_mixture
+from taskpgm.mixture.surrogate import Features, fit_surrogate
+from taskpgm.mixture.trials import Metric, Trials, describe_surface, read_trials
+from taskpgm.pipeline.directory import RunDirectory
+from taskpgm.pipeline.run import run_session, solved
+from taskpgm.pipeline.stages import Session, counted, finished_run, keep_training_set, open_session
+from taskpgm.progress import Progress
+from taskpgm.system import Clock
+
+FOLDER, SURFACE = "refined", "response_surface.json"
+
+
+def refine_run(session: Session, options: RefineOptions) -> Refinement:
+    """The run, brought up to date; trials, the mixture that they choose with its training set, and the confirmation."""
+    result = run_session(session)
+    found = run_refinement(finished_run(session, result), options)
+    artifacts = session.artifacts
+    artifacts.write_json(f"{FOLDER}/{SURFACE}", found.surface())
+    artifacts.write_json(f"{FOLDER}/mixture.json", counted(found.mixture, found.plan))
+    chosen = replace(result, mixture=found.mixture, plan=found.plan)
+    keep_training_set(session, chosen, Clock(), f"{FOLDER}/train.jsonl")
+    return found
+
+
+def refine(
+    config: Config, out: Path | str, options: RefineOptions | None = None, progress: Progress | None = None
+) -> Refinement:
+    """A refinement on the run directory `out`, as `taskpgm refine` makes it.
+
+    Args:
+        config: the experiment.
+        out: run directory, made if missing.
+        options: eight trials of the budget, three fresh seeds, if left out.
+        progress: as of `run`.
+
+    Raises:
+        UserError: as `run` raises, fewer than two trials, or a set with a single row to evaluate.
+    """
+    with open_session(config, out, progress) as session:
+        return refine_run(session, options or RefineOptions())
+
+
+def refine_results(
+    file: Path, metrics: tuple[Metric, ...], session: Session | None, out: Path
+) -> tuple[dict[str, Any], Mixture]:
+    """The response surface of results that are there already, and the mixture of its least loss; nothing is trained.
+
+    Args:
+        session: of a finished run, for its probes and bounds; without one the results alone are used.
+        out: where `refined/` is written.
+
+    Raises:
+        UserError: results that cannot be read, or scores that are not there.
+    """
+    if session is None:
+        trials = read_trials(file, metrics)
+        with RunDirectory(out) as directory:
+            return _written(
+                directory / FOLDER, trials, Features(trials.tasks), simplex(trials.tasks), PRIOR["likelihood"]
+            )
+    result = solved(session)
+    features = run_features(session.config, result)
+    trials = read_trials(file, metrics, features.tasks)
+    return _written(
+        session.artifacts / FOLDER, trials, features, result.mixture.bounds, run_kappa(session.config, result)
+    )
+
+
+def _written(
+    folder: Path, trials: Trials, features: Features, bounds: Bounds, kappa: float
+) -> tuple[dict[str, Any], Mixture]:
+    surface, mixture = surface_of(trials, features, bounds, kappa)
+    folder.mkdir(exist_ok=True)
+    write_json(folder / SURFACE, surface)
+    write_json(folder / "mixture.json", mixture.to_dict())
+    return surface, mixture
+
+
+def surface_of(trials: Trials, features: Features, bounds: Bounds, kappa: float) -> tuple[dict[str, Any], Mixture]:
+    """The response surface of trials in any unit, and the mixture of its least loss."""
+    prior, noise = fitted_prior(features, trials.mixtures, trials.losses, kappa)
+    surrogate = fit_surrogate(features, trials.mixtures, trials.losses, noise, prior)
+    choice = choose(surrogate, bounds)
+    mixture = solve_mixture(choice.energy, bounds, {"uniform": None})
+    return describe_surface(trials, surrogate, prior, choice, nearest_to_uniform(bounds)), mixture

@@ -1,0 +1,109 @@
+"""`write_report`: the page of one run, or of two side by side; `write_figures`: its figures as files."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from taskpgm.errors import UserError
+from taskpgm.pipeline.run import FinishedDirectory, load_run
+from taskpgm.report import choices, gains, history, outcome, reasons, relations, rows, shares, sides, trials
+from taskpgm.report.field import Field
+from taskpgm.report.material import Material
+from taskpgm.report.page import write_page
+from taskpgm.report.parts import Section, joined, some
+
+Make = Callable[[], Section]
+
+
+def write_report(folder: Path, other: Path | None = None) -> Path:
+    """Path of the page that was written into the first run's folder.
+
+    Raises:
+        UserError: a folder that is no finished run.
+    """
+    run = load_run(folder)
+    if other is None:
+        path = folder / "report.html"
+        write_page(path, f"Mixture of {folder.resolve().name}", _lead(run), sections(Material(run)))
+        return path
+    names = sides.names_of(folder, other)
+    path = folder / f"report-beside-{other.resolve().name}.html"
+    lead = f"{folder} beside {other}"
+    write_page(
+        path, f"{names[0]} beside {names[1]}", lead, sides.sections(Material(run), Material(load_run(other)), names)
+    )
+    return path
+
+
+def _lead(run: FinishedDirectory) -> str:
+    config, mixture = run.config, run.mixture
+    targets = f"served to {some(len(config.targets), 'target')}" if config.targets else "served to themselves"
+    return (
+        f"{some(len(mixture.tasks), 'task')}, {targets}; a budget of {config.budget.size:,} {config.budget.unit}; "
+        f"{Path(config.model.path).name}."
+    )
+
+
+def sections(material: Material) -> list[Section]:
+    """The eight questions in order, one that cannot be answered says why; then the trial runs, if there were some."""
+    field = Field(material.affinity)
+    makers: dict[str, Make] = {
+        "What should I train on, and how sure is it?": lambda: shares.section(material),
+        "How do the tasks relate?": lambda: relations.section(material, field),
+        "What helps what?": lambda: gains.section(material),
+        "Why this share?": lambda: reasons.section(material),
+        "Could it be different?": lambda: choices.section(material),
+        "Is the data all right?": lambda: rows.section(material),
+        "How did it run?": lambda: history.section(material),
+        "Did it work?": lambda: outcome.section(material),
+    }
+    tried = trials.section(material)
+    return [*(_section(title, k, make) for k, (title, make) in enumerate(makers.items())), *([tried] if tried else [])]
+
+
+def _section(title: str, number: int, make: Make) -> Section:
+    try:
+        return make()
+    except UserError as error:
+        return Section(f"section-{number + 1}", title, [f"Not shown: {error}"])
+
+
+def write_figures(folder: Path, to: Path) -> list[Path]:
+    """Paths of the figures of a run, as SVG, drawn by Chrome or Chromium.
+
+    Raises:
+        UserError: no run there, kaleido is not installed, or no browser is found.
+    """
+    pictures = [picture for section in sections(Material(load_run(folder))) for picture in section.pictures]
+    figures = {picture.name: _still(picture.figure) for picture in pictures}
+    return _drawn(figures, to)
+
+
+def _still(figure: Any) -> Any:
+    """The figure as it stands, without its controls."""
+    figure.update_layout(updatemenus=[], sliders=[], width=1000)
+    return figure
+
+
+def _drawn(figures: dict[str, Any], to: Path) -> list[Path]:
+    try:
+        import choreographer.errors
+        import kaleido  # noqa: F401  # plotly draws with it
+        import plotly.io
+    except ModuleNotFoundError:
+        raise UserError("Figures as files need kaleido; pip install 'taskpgm[report]'.") from None
+    to.mkdir(parents=True, exist_ok=True)
+    paths = [to / f"{name}.svg" for name in figures]
+    try:
+        plotly.io.write_images(list(figures.values()), paths)
+    except (choreographer.errors.ChromeNotFoundError, RuntimeError):  # the latter is how plotly passes it on
+        raise UserError(
+            "Figures as files are drawn by Chrome or Chromium, and none was found; install one, such as Debian's "
+            "package chromium, or take the figures from the page."
+        ) from None
+    return paths
+
+
+def summary(written: Sequence[Path]) -> str:
+    """What was written, in a sentence."""
+    return f"{some(len(written), 'figure')}: {joined([path.name for path in written], 20)}"

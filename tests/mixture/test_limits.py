@@ -1,0 +1,158 @@
+"""Targets against tasks: the balance, limits on what tasks lose, and their prices, against a convex solver."""
+
+from dataclasses import replace
+
+import cvxpy as cp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.numerics import synthetic_scores
+
+from taskpgm.config import AffinityConfig, EnergyConfig
+from taskpgm.errors import UserError
+from taskpgm.mixture.affinity import measure_affinity
+from taskpgm.mixture.balance import balanced, trace_balance
+from taskpgm.mixture.bounds import make_bounds, simplex
+from taskpgm.mixture.energies import build_energy, ensemble_loss, usual_prior
+from taskpgm.mixture.limits import find_prices, keep_tasks, task_limits
+from taskpgm.mixture.optimum import minimise, nearest_to_uniform
+from taskpgm.mixture.solve import Mixture, solve_mixture
+from taskpgm.mixture.verification import verify
+
+
+def scored(seed, n=5, targets=2, noise=0.3):
+    return synthetic_scores(np.random.default_rng(seed), n=n, targets=targets, noise=noise)
+
+
+def by_convex_solver(energy, limits, bounds):
+    """(minimiser, prices) of the energy within limits."""
+    p = cp.Variable(len(energy.tasks))
+
+    def loss(one):
+        return -one.omega @ (cp.log(p @ one.likelihoods) + one.log_scale)
+
+    r = energy.reference
+    prior = energy.prior * (r[r > 0] @ (np.log(r[r > 0]) - cp.log(p)[r > 0]))
+    kept = [loss(one.energy) <= one.most for one in limits]
+    problem = cp.Problem(cp.Minimize(loss(energy) + prior), [*kept, cp.sum(p) == 1, p >= bounds.lo, p <= bounds.hi])
+    problem.solve(solver=cp.CLARABEL)
+    return p.value, np.array([float(one.dual_value) for one in kept])
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 500), st.sampled_from([0.005, 0.02, 0.05]), st.booleans())
+def test_limits_and_prices_are_those_of_a_convex_solver(seed, share, each):
+    scores = scored(seed)
+    config = EnergyConfig(prior=0.1, **{"max_task_loss" if each else "max_loss": share})
+    bounds = make_bounds(scores.tasks, {scores.tasks[0]: 0.05}, {scores.tasks[1]: 0.4})
+    energy = replace(build_energy(scores, None, config), without=(), only=(), seeds=())
+    uniform = nearest_to_uniform(bounds)
+    limits = task_limits(scores, config, uniform)
+    prices, optimum = find_prices(energy, limits, bounds, uniform)
+    assert max(one.excess(optimum.p) for one in limits) <= 1e-8
+    assert (prices >= 0).all()
+    assert max(price * abs(one.excess(optimum.p)) for one, price in zip(limits, prices, strict=True)) <= 1e-8
+    try:
+        p, wanted = by_convex_solver(energy, limits, bounds)
+    except cp.SolverError:
+        return
+    np.testing.assert_allclose(optimum.p, p, atol=2e-4)
+    np.testing.assert_allclose(prices, wanted, atol=5e-3 * (1 + prices.max()))
+
+
+def test_a_loss_of_a_task_is_the_mean_over_its_contexts():
+    scores = scored(0)
+    p = np.array([0.1, 0.2, 0.3, 0.15, 0.25])
+    config = EnergyConfig(max_task_loss=0.1, max_loss=0.05)
+    limits = {one.name: one for one in task_limits(scores, config, np.full(5, 0.2))}
+    of_task = []
+    for j, task in enumerate(scores.tasks):
+        contexts = np.flatnonzero(scores.context_set == j)
+        ensemble = [-np.log(p @ np.exp(scores.logp[1:, scores.context == c])).mean() for c in contexts]
+        of_task.append(np.mean(ensemble))
+        assert limits[task].energy.loss(p) == pytest.approx(of_task[-1])
+    assert limits["all tasks"].energy.loss(p) == pytest.approx(np.mean(of_task))
+    assert limits["all tasks"].most == pytest.approx(1.05 * limits["all tasks"].start)
+
+
+def test_a_price_is_what_another_hundredth_of_loss_would_gain():
+    scores, bounds = scored(3), simplex(scored(3).tasks)
+    values, found = [], None
+    for share in (0.0295, 0.03, 0.0305):
+        config = EnergyConfig(prior=0.1, max_task_loss=share)
+        mixture = solve_mixture(keep_tasks(build_energy(scores, None, config), scores, config, bounds), bounds)
+        values.append(build_energy(scores, None, config).value(mixture.weights))
+        found = mixture if share == 0.03 else found
+    prices = {name: price for name, price in found.shadow_prices.items() if name.endswith(".max_loss")}
+    assert sum(prices.values()) > 1e-4
+    assert sum(prices.values()) == pytest.approx(10 * (values[0] - values[2]), rel=1e-2)
+    assert Mixture.from_dict(found.to_dict()).shadow_prices == pytest.approx(found.shadow_prices)
+
+
+def test_a_mixture_within_limits_is_certified_with_errors_and_replicates_keep_them_too():
+    scores, bounds = scored(3), simplex(scored(3).tasks)
+    config = EnergyConfig(prior=0.1, max_task_loss=0.03)
+    energy = keep_tasks(build_energy(scores, None, config), scores, config, bounds)
+    mixture = solve_mixture(energy, bounds, {"uniform": None})
+    assert mixture.certificate.passed
+    assert verify(energy, mixture).passed
+    for replicate, p in zip(energy.without, mixture.replicates, strict=True):
+        for one in replicate.settings["limits"]:
+            assert one["loss"] <= one["most"] + 1e-6
+        np.testing.assert_allclose(minimise(replicate, bounds).p, p, atol=1e-6)
+    free = solve_mixture(build_energy(scores, None, EnergyConfig(prior=0.1)), bounds)
+    assert np.abs(free.weights - mixture.weights).max() > 0.01  # the limits held it back
+
+
+def test_limits_that_do_not_bind_change_nothing():
+    scores, bounds = scored(3), simplex(scored(3).tasks)
+    config = EnergyConfig(max_loss=1.0)
+    energy = build_energy(scores, None, config)
+    limited = keep_tasks(energy, scores, config, bounds)
+    np.testing.assert_array_equal(solve_mixture(limited, bounds).weights, solve_mixture(energy, bounds).weights)
+    assert [one["price"] for one in limited.settings["limits"]] == [0.0]
+    assert keep_tasks(energy, scores, EnergyConfig(), bounds) is energy
+
+
+@pytest.mark.parametrize("kind", ["likelihood", "gain"])
+def test_balance_goes_from_the_targets_to_the_tasks(kind):
+    scores = scored(1)
+    affinity = measure_affinity(scores, AffinityConfig())
+    p = np.random.default_rng(2).dirichlet(np.ones(5))
+
+    def loss(balance):
+        return build_energy(scores, affinity, EnergyConfig(kind=kind, prior=0.0, balance=balance)).loss(p)
+
+    assert loss(0.25) == pytest.approx(0.75 * loss(0) + 0.25 * loss(1))
+    if kind == "likelihood":
+        assert loss(1) == pytest.approx(ensemble_loss(scores, scores.task_weights()).loss(p))
+        own = build_energy(scores.without_targets(), None, EnergyConfig())
+        both = build_energy(scores, None, EnergyConfig(balance=1.0))
+        assert (both.prior, both.value(p)) == (own.prior, pytest.approx(own.value(p)))
+        assert usual_prior(kind, scores, 0.5) == pytest.approx(0.35)
+
+
+def test_along_the_curve_targets_lose_and_tasks_gain():
+    scores, bounds = scored(4), simplex(scored(4).tasks)
+    config = EnergyConfig(prior=0.1)
+    energies = [(b, build_energy(scores, None, balanced(config, b))) for b in (0.0, 0.3, 0.6, 1.0)]
+    curve = trace_balance(scores, energies, bounds, scores.target_weights({}))
+    targets, tasks = ([getattr(point, name) for point in curve.points] for name in ("targets", "tasks"))
+    assert targets == sorted(targets)
+    assert tasks == sorted(tasks, reverse=True)
+    first = curve.points[0]
+    losses = ensemble_loss(scores, np.eye(7)[scores.tasks.index(first.worst_task)])
+    p = np.array(list(first.weights.values()))
+    assert first.worst == pytest.approx(losses.loss(p) / losses.loss(np.full(5, 0.2)) - 1)
+    assert max(point.gap for point in curve.points) < 1e-6
+
+
+def test_wrong_balances_are_told():
+    with pytest.raises(UserError, match="from 0, the targets alone, to 1"):
+        balanced(EnergyConfig(), 1.5)
+    with pytest.raises(UserError, match="no balance"):
+        balanced(EnergyConfig(kind="affinity", t=2), 0.5)
+    scores = scored(0, targets=0)
+    with pytest.raises(UserError, match="there are none"):
+        trace_balance(scores, [], simplex(scores.tasks), scores.task_weights())

@@ -1,0 +1,203 @@
+"""The surrogate against a convex solver, rejection sampling, and worlds whose coefficients are known."""
+
+import cvxpy as cp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from support.numerics import synthetic_scores
+
+from taskpgm.config import AffinityConfig, EnergyConfig
+from taskpgm.mixture.affinity import measure_affinity
+from taskpgm.mixture.bounds import make_bounds, simplex
+from taskpgm.mixture.certificate import certify
+from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.optimum import nearest_to_uniform
+from taskpgm.mixture.refinement import (
+    choose,
+    default_coefficients,
+    fitted_prior,
+    left_out,
+    likely_noise,
+    next_trial,
+    usual_prior,
+)
+from taskpgm.mixture.surrogate import (
+    SCALE,
+    Features,
+    Prior,
+    evidence,
+    fit_surrogate,
+    most_likely,
+)
+
+KAPPA = 0.2
+
+
+def features(seed=0):
+    scores = synthetic_scores(np.random.default_rng(seed), targets=2)
+    affinity = measure_affinity(scores, AffinityConfig())
+    energy, gain = (
+        build_energy(scores, affinity, EnergyConfig(kind=kind, prior=0.0)) for kind in ("likelihood", "gain")
+    )
+    return Features(energy.tasks, energy, gain.psi)
+
+
+def trained(of, count, noise=0.01, seed=1):
+    """Mixtures, and losses by coefficients that are drawn from the prior."""
+    random = np.random.default_rng(seed)
+    prior = usual_prior(of, KAPPA)
+    truth = np.r_[2.0, np.abs(random.normal(prior.mean[1:4], prior.error[1:4])), random.normal(0, prior.error[4:])]
+    mixtures = [of.uniform, *random.dirichlet(np.ones(len(of.tasks)), count - 1)]
+    return mixtures, [float(of(p) @ truth + noise * random.standard_normal()) for p in mixtures], truth
+
+
+def test_features_are_losses_gains_and_divergence_less_those_of_uniform():
+    of = features()
+    p, u = np.array([0.1, 0.2, 0.3, 0.4]), np.full(4, 0.25)
+    x = of(p)
+    assert x[0] == 1
+    assert x[1] == pytest.approx(of.energy.loss(p) - of.energy.loss(u))
+    assert x[2] == pytest.approx(sum(of.gains * u) - sum(of.gains * p))
+    assert x[3] == pytest.approx(stats.entropy(u, p))
+    np.testing.assert_allclose(x[SCALE:], p - u)
+    np.testing.assert_array_equal(of(u), [1, *np.zeros(7)])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 999), st.integers(2, 9), st.floats(0.001, 0.3))
+def test_the_mode_is_the_ridge_regression_of_a_convex_solver(seed, count, noise):
+    of = features(seed)
+    prior = usual_prior(of, KAPPA)
+    mixtures, losses, _ = trained(of, count, noise, seed)
+    found = most_likely(of, mixtures, losses, noise, prior)
+
+    def cost(beta, total, square):
+        rest = np.array([of(p) for p in mixtures]) @ beta - np.array(losses)
+        return total(square(rest / noise)) + total(square((beta - prior.mean)[1:] / prior.error[1:]))
+
+    beta = cp.Variable(len(found))
+    problem = cp.Problem(cp.Minimize(cost(beta, cp.sum, cp.square)), [beta[1:4] >= 0])
+    problem.solve(solver=cp.CLARABEL)
+    assert (found[1:4] >= 0).all()
+    assert cost(found, np.sum, np.square) <= problem.value * (1 + 1e-5) + 1e-6
+
+
+def test_the_posterior_is_that_of_rejection_sampling():
+    of = features(3)
+    prior = Prior(np.r_[0.0, 0.3, 0.1, 0.1, np.zeros(4)], np.r_[0.0, 0.5, 0.3, 0.3, np.full(4, 0.2)])
+    mixtures, losses, _ = trained(of, 4, 0.05)
+    found = fit_surrogate(of, mixtures, losses, 0.05, prior)
+    X = np.array([of(p) for p in mixtures])
+    A = X.T @ X / 0.05**2 + np.diag([0, *prior.error[1:] ** -2.0])
+    b = X.T @ np.array(losses) / 0.05**2 + np.r_[0, prior.mean[1:] / prior.error[1:] ** 2]
+    wild = np.random.default_rng(0).multivariate_normal(np.linalg.solve(A, b), np.linalg.inv(A), 200_000)
+    kept = wild[(wild[:, 1:4] >= 0).all(axis=1)]
+    assert len(kept) > 5000
+    error = kept.std(axis=0) * np.sqrt(1 / len(found.draws) + 1 / len(kept))
+    assert (np.abs(found.coefficients - kept.mean(axis=0)) < 4.5 * error).all()
+    np.testing.assert_allclose(found.draws.std(axis=0), kept.std(axis=0), rtol=0.12)
+    assert (found.draws[:, 1:4] >= 0).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 999))
+def test_every_draw_is_convex_and_its_optimum_certified(seed):
+    of = features(seed)
+    mixtures, losses, _ = trained(of, 5, seed=seed)
+    found = fit_surrogate(of, mixtures, losses, 0.01, usual_prior(of, KAPPA))
+    bounds = make_bounds(of.tasks, {of.tasks[0]: 0.1}, {of.tasks[1]: 0.3})
+    random = np.random.default_rng(seed)
+    for coefficients in (found.coefficients, *found.draws[:5]):
+        a, b = random.dirichlet(np.ones(4), 2)
+        values = [of(p) @ coefficients for p in (a, b, 0.5 * (a + b))]
+        assert values[2] <= (values[0] + values[1]) / 2 + 1e-9
+        optimum = found.optimum(bounds, coefficients)
+        assert certify(found.energy(coefficients), bounds, optimum).passed
+        others = np.clip(random.dirichlet(np.ones(4), 200), 0, 1)
+        others = [p for p in others if p[0] >= 0.1 and p[1] <= 0.3]
+        assert min(of(p) @ coefficients for p in others) >= of(optimum.p) @ coefficients - 1e-7
+
+
+def test_many_trainings_give_the_truth_whatever_was_believed():
+    of = features()
+    mixtures, losses, truth = trained(of, 400, 1e-4)
+    found = fit_surrogate(of, mixtures, losses, 1e-4, usual_prior(of, KAPPA))
+    for p in np.random.default_rng(5).dirichlet(np.full(4, 3.0), 20):
+        assert found.loss(p) == pytest.approx(of(p) @ truth, abs=4e-4)
+
+
+def test_errors_cover_the_truth_as_often_as_they_say():
+    of, inside = features(), []
+    prior = usual_prior(of, KAPPA)
+    p = np.array([0.5, 0.3, 0.1, 0.1])
+    for seed in range(150):
+        mixtures, losses, truth = trained(of, 4, 0.02, seed)
+        found = fit_surrogate(of, mixtures, losses, 0.02, prior)
+        inside.append(abs(found.loss(p) - of(p) @ truth) < 2 * found.error(p))
+    assert 0.88 <= np.mean(inside) <= 0.99
+
+
+def test_a_default_that_is_worse_is_left_for_uniform_and_one_that_is_better_kept():
+    of, bounds = features(), simplex(("t0", "t1", "t2", "t3"))
+    prior = usual_prior(of, KAPPA)
+    first = fit_surrogate(of, [of.uniform], [2.0], 0.005, prior)
+    default = first.optimum(bounds, default_coefficients(of, KAPPA)).p
+    chosen = {}
+    for gain in (-0.3, 0.0, float(-of(default) @ default_coefficients(of, KAPPA))):
+        fit = fit_surrogate(of, [of.uniform, default], [2.0, 2.0 - gain], 0.005, prior)
+        chosen[gain] = np.abs(choose(fit, bounds).p - default).sum()
+    assert sorted(chosen.values(), reverse=True) == list(chosen.values())
+    assert chosen[-0.3] > 0.8 * np.abs(of.uniform - default).sum()
+    assert np.abs(choose(fit, bounds).p - default).sum() < 0.3 * np.abs(of.uniform - default).sum()
+
+
+def test_next_trials_differ_and_stay_within_bounds():
+    of = features()
+    bounds = make_bounds(of.tasks, {}, {of.tasks[2]: 0.2})
+    mixtures, losses, _ = trained(of, 2)
+    fit = fit_surrogate(of, mixtures, losses, 0.01, usual_prior(of, KAPPA))
+    tried = np.array([next_trial(fit, bounds, k) for k in range(4)])
+    assert (tried[:, 2] <= 0.2 + 1e-12).all()
+    assert min(np.abs(a - b).sum() for i, a in enumerate(tried) for b in tried[:i]) > 1e-4
+    again = fit_surrogate(of, mixtures, losses, 0.01, usual_prior(of, KAPPA))
+    np.testing.assert_array_equal(tried[0], next_trial(again, bounds, 0))
+    np.testing.assert_allclose(nearest_to_uniform(bounds), [0.8 / 3, 0.8 / 3, 0.2, 0.8 / 3], atol=1e-7)
+
+
+def test_evidence_is_the_density_of_differences():
+    of = features()
+    prior = usual_prior(of, KAPPA)
+    mixtures, losses, _ = trained(of, 6)
+    X = np.array([of(p)[1:] for p in mixtures])
+    step = np.linalg.qr(np.c_[np.ones(6), np.eye(6)])[0][:, 1:6].T  # orthonormal, and blind to θ₀
+    wanted = []
+    for scale in (0.5, 1.0, 2.0):
+        C = scale**2 * X @ np.diag(prior.error[1:] ** 2) @ X.T + 0.01**2 * np.eye(6)
+        density = stats.multivariate_normal(step @ X @ prior.mean[1:] * scale, step @ C @ step.T)
+        wanted.append(density.logpdf(step @ losses) - evidence(of, mixtures, losses, 0.01, prior.scaled(scale)))
+    np.testing.assert_allclose(wanted, wanted[0], rtol=1e-8)
+
+
+def test_repeats_tell_the_noise():
+    of, random = features(), np.random.default_rng(4)
+    prior = usual_prior(of, KAPPA)
+    for noise in (0.005, 0.01, 0.04):
+        mixtures, losses, _ = trained(of, 6, 0.0)
+        mixtures, losses = mixtures * 6, [loss + noise * random.standard_normal() for loss in losses * 6]
+        assert likely_noise(of, mixtures, losses, 0.01, prior) == pytest.approx(noise, rel=0.45)
+    assert likely_noise(of, mixtures[:1], losses[:1], 0.01, prior) == 0.01  # nothing known: what is usual
+
+
+@pytest.mark.parametrize("unit", [1.0, 250.0])
+def test_without_probes_and_in_any_unit_the_best_mixture_is_found(unit):
+    of = Features(tuple("abcd"))
+    random = np.random.default_rng(2)
+    best = np.array([0.4, 0.3, 0.2, 0.1])
+    mixtures = list(random.dirichlet(np.full(4, 2.0), 40))
+    losses = [unit * (3 + 0.3 * stats.entropy(best, p) + 0.002 * random.standard_normal()) for p in mixtures]
+    prior, noise = fitted_prior(of, mixtures, losses, KAPPA)
+    fit = fit_surrogate(of, mixtures, losses, noise, prior)
+    np.testing.assert_allclose(choose(fit, simplex(of.tasks)).p, best, atol=0.06)
+    assert np.corrcoef(left_out(fit, mixtures, losses, prior), losses)[0, 1] > 0.9

@@ -1,0 +1,140 @@
+"""Refining a mixture by trial runs of a tiny random model, and what is said of the outcome."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support.models import make_model
+from support.runs import experiment
+
+from taskpgm import UserError, load_config
+from taskpgm.evaluation.compare import CompareOptions, Trainings, run_comparison
+from taskpgm.evaluation.refine import (
+    USUAL_NOISE,
+    RefineOptions,
+    confirmed_sentence,
+    run_features,
+    run_kappa,
+    run_refinement,
+)
+from taskpgm.evaluation.statistics import Measurement, compare_measurements
+from taskpgm.mixture.refinement import choose, likely_noise, usual_prior
+from taskpgm.mixture.surrogate import fit_surrogate
+from taskpgm.mixture.trials import parse_metrics
+from taskpgm.pipeline.refine import refine_results, refine_run
+from taskpgm.pipeline.run import run_session
+from taskpgm.pipeline.stages import finished_run, open_session
+
+OPTIONS = RefineOptions(runs=3, seeds=2)
+
+
+@pytest.fixture(scope="module")
+def refined(tmp_path_factory):
+    root = tmp_path_factory.mktemp("refine")
+    config = load_config(experiment(root, make_model(root / "model")))
+    with open_session(config, root / "run") as session:
+        finished = finished_run(session, run_session(session))
+        yield session, finished, run_refinement(finished, OPTIONS)
+
+
+def records(finished):
+    return {path: json.loads(path.read_text()) for path in (finished.folder / "compare").glob("*.json")}
+
+
+def test_trials_begin_with_uniform_and_the_default_and_are_judged_by_half_of_the_rows(refined):
+    _, finished, found = refined
+    assert found.trials.names[:2] == ("uniform", "taskpgm")
+    np.testing.assert_array_equal(found.trials.mixtures[1], finished.result.mixture.weights)
+    by_name = {r["mixture"]: r for r in records(finished).values() if r["seed"] == 0}
+    for name, loss in zip(found.trials.names, found.trials.losses, strict=True):
+        assert loss == by_name[name]["sets"]["target"]["halves"][0]
+
+
+def test_the_choice_is_that_of_the_surrogate_of_these_trials(refined):
+    _, finished, found = refined
+    features = run_features(finished.config, finished.result)
+    prior = usual_prior(features, run_kappa(finished.config, finished.result))
+    trials = found.trials.mixtures, found.trials.losses
+    noise = likely_noise(features, *trials, USUAL_NOISE * np.mean(found.trials.losses), prior)
+    fit = fit_surrogate(features, *trials, noise, prior, finished.config.seed)
+    np.testing.assert_allclose(found.mixture.weights, choose(fit, finished.result.mixture.bounds).p)
+    assert found.mixture.certificate.passed
+
+
+def test_it_is_confirmed_with_fresh_seeds_on_the_other_rows(refined):
+    _, finished, found = refined
+    if found.choice.uniform:
+        assert found.comparison is None
+        assert "uniform is chosen" in found.sentence
+        return
+    assert {m.seed for m in found.comparison.measurements} == {1, 2}
+    kept = {(r["mixture"], r["seed"]): r for r in records(finished).values()}
+    for one in found.comparison.measurements:
+        assert one.loss["target"] == kept[one.mixture, one.seed]["sets"]["target"]["halves"][1]
+
+
+def test_it_goes_on_where_it_was_and_compare_uses_its_runs(refined, monkeypatch):
+    _, finished, found = refined
+    monkeypatch.setattr(Trainings, "measure", lambda *_: pytest.fail("trained again"))
+    again = run_refinement(finished, OPTIONS)
+    np.testing.assert_array_equal(again.mixture.weights, found.mixture.weights)
+    assert again.sentence == found.sentence
+    run_comparison(finished, CompareOptions(("taskpgm", "uniform"), seeds=1, accuracy=False))
+
+
+def test_measurements_without_halves_are_made_again(refined, monkeypatch):
+    _, finished, _ = refined
+    path, record = next((p, r) for p, r in records(finished).items() if r["mixture"] == "uniform" and r["seed"] == 0)
+    old = {**record, "sets": {n: {**one, "halves": None} for n, one in record["sets"].items()}}
+    path.write_text(json.dumps(old))
+    run_comparison(finished, CompareOptions(("uniform",), seeds=1, accuracy=False))  # has no use for them
+    assert json.loads(path.read_text()) == old
+    run_refinement(finished, OPTIONS)
+    assert json.loads(path.read_text())["sets"] == record["sets"]
+
+
+def test_trials_of_another_size_are_trained_on_so_many_rows(refined):
+    _, finished, found = refined
+    small = run_refinement(finished, replace(OPTIONS, runs=2, size=20, seeds=1))
+    assert {r["rows"] for r in records(finished).values()} == {20, 50}
+    assert small.plan.budget == found.plan.budget == 50  # of the training set that is written
+
+
+def test_what_is_written_can_be_compared_and_read_again(refined):
+    session, finished, _ = refined
+    before = (finished.folder / "mixture.json").read_bytes()
+    found = refine_run(session, OPTIONS)
+    folder = finished.folder / "refined"
+    assert (finished.folder / "mixture.json").read_bytes() == before
+    assert len((folder / "train.jsonl").read_text().splitlines()) == 50
+    surface = json.loads((folder / "response_surface.json").read_text())
+    assert [t["measured"] for t in surface["trials"]] == list(found.trials.losses)
+    rows = [{"name": t["name"], **t["weights"], "loss": t["measured"]} for t in surface["trials"]]
+    lines = [",".join(map(str, row.values())) for row in (*rows, *rows)]
+    (finished.folder / "mine.csv").write_text("\n".join([",".join(rows[0]), *lines]))
+    again, mixture = refine_results(finished.folder / "mine.csv", parse_metrics("loss"), session, finished.folder)
+    assert mixture.certificate.passed
+    assert len(again["trials"]) == 2 * len(rows)
+    assert again["coefficients"].keys() == surface["coefficients"].keys()
+
+
+@pytest.mark.parametrize("options", [RefineOptions(runs=1), RefineOptions(seeds=0)])
+def test_too_few_runs_are_told(refined, options):
+    with pytest.raises(UserError, match="at least 2 runs"):
+        run_refinement(refined[1], options)
+
+
+@pytest.mark.parametrize(
+    ("uniform", "ours", "said"),
+    [
+        ([2.0, 2.1, 2.05], [1.9, 2.0, 1.96], "measured with 3 fresh seeds and fresh rows: 4.7 % below uniform"),
+        ([2.0, 2.1, 2.05], [2.1, 2.2, 2.16], "measured with 3 fresh seeds and fresh rows: 5.0 % above uniform"),
+        ([2.0, 2.1, 2.05], [1.9, 2.3, 2.0], "cannot be told from uniform; measured"),
+        ([2.0], [1.9], "1 fresh seed and fresh rows, without an interval: 5.0 % below uniform on the targets"),
+    ],
+)
+def test_what_was_confirmed_is_said(uniform, ours, said):
+    runs = [Measurement("refined", k, {"x": y}) for k, y in enumerate(ours)]
+    runs += [Measurement("uniform", k, {"x": y}) for k, y in enumerate(uniform)]
+    assert said in confirmed_sentence(compare_measurements(runs, [], ["x"]))

@@ -1,0 +1,44 @@
+"""The part of a report on trial runs: its numbers are those of the response surface."""
+
+import numpy as np
+import pytest
+from support.models import make_model
+from support.runs import experiment
+
+from taskpgm import load_config, load_run
+from taskpgm.evaluation.refine import RefineOptions
+from taskpgm.pipeline.refine import refine_run
+from taskpgm.pipeline.stages import open_session
+from taskpgm.report.build import sections
+from taskpgm.report.material import Material
+from taskpgm.report.trials import section
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tried")
+    with open_session(load_config(experiment(root, make_model(root / "model"))), root / "run") as session:
+        return root / "run", refine_run(session, RefineOptions(runs=2, seeds=1))
+
+
+def test_trials_and_surface_are_shown_as_they_were_measured(run):
+    folder, found = run
+    part = section(Material(load_run(folder)))
+    fitted, measured = part.pictures[0].figure.data
+    assert list(measured.x) == list(found.trials.losses)
+    expected = [found.surrogate.loss(p) for p in found.trials.mixtures]
+    np.testing.assert_allclose(fitted.x, expected)
+    np.testing.assert_allclose(fitted.error_x.array, [1.96 * found.surrogate.error(p) for p in found.trials.mixtures])
+    line = part.pictures[1].figure.data[1]
+    assert line.y[-1] == pytest.approx(found.surrogate.loss(found.choice.p))
+    assert found.sentence[1:] in part.sentences[0]
+    assert [row[0] for row in part.tables[0].rows] == sorted(
+        found.mixture.tasks, key=lambda task: -found.choice.p[found.mixture.tasks.index(task)]
+    )
+    assert sections(Material(load_run(folder)))[-1].name == "trials"
+
+
+def test_without_trials_there_is_no_such_part(run, tmp_path):
+    material = Material(load_run(run[0]))
+    material.optional = lambda name: None
+    assert section(material) is None

@@ -1,0 +1,5 @@
+"""Imported by mosaicml-streaming."""
+
+
+class VisionDataset:
+    """Base of its sets of images."""
