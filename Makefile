@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Modules are compiled when they are first imported: most of what is installed never is.
 PIP := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: setup demo test test-trainers check results clean
+.PHONY: setup demo test test-trainers test-cluster check results clean
 setup: .venv/ready
 demo: .venv/ready
 	$(BIN)/taskpgm demo --out runs/demo
@@ -17,6 +17,9 @@ check: .venv/ready-dev
 test-trainers: .venv/ready-dev
 	sh tests/trainers/environments.sh $(BIN)/python build/trainers
 	$(BIN)/python -m pytest -m trainers tests/trainers
+# Ray clusters on this machine whose nodes vanish in the middle of a run, some minutes.
+test-cluster: .venv/ready-dev
+	$(BIN)/python -m pytest -m cluster tests/workers
 # The experiments of docs/results.md with all variants, some hours on two cores; a stopped run goes on.
 results: .venv/ready-dev
 	$(BIN)/python benchmarks/results.py runs/results

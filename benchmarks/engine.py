@@ -46,18 +46,19 @@ from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
 from taskpgm.data.pool import load_tasks
 from taskpgm.lm.batching import padded
 from taskpgm.lm.checkpoint import load_tokenizer, model_folder
+from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
-from taskpgm.lm.memory import training_memory
-from taskpgm.parallel import one_core, side_by_side
 from taskpgm.probes.cache import BASE
 from taskpgm.probes.cost import context_tokens, model_shape, run_tokens
 from taskpgm.probes.divergence import jsd_matrix
 from taskpgm.probes.probe import Probe
 from taskpgm.probes.schedule import encoded_steps, probe_schedule
 from taskpgm.probes.scoring import encode_contexts, score_sets
-from taskpgm.probes.training import Trainer, train_probes
+from taskpgm.probes.training import Trainer, Training, train_probes
 from taskpgm.progress import QUIET
 from taskpgm.system import Clock, environment, resident_memory
+from taskpgm.workers.dispatch import Job
+from taskpgm.workers.processes import threads
 
 RANK = 16
 screen = Console(width=110)
@@ -135,7 +136,7 @@ class Bench:
     def train(self, tasks: Sequence[str]) -> list[Probe]:
         """The probes of these tasks, as `taskpgm probe` trains them."""
         rows = {task: self.pool[task].train[: self.args.rows] for task in tasks}
-        return list(train_probes(self.lm, rows, self.config))
+        return list(train_probes(Engine.of(self.lm), rows, self.config))
 
     def steps(self, task: str) -> list[list[Encoded]]:
         """What a probe of the task is trained on: `rows` of its rows, `epochs` times."""
@@ -251,7 +252,7 @@ def some_probes(bench: Bench, count: int) -> list[Probe]:
 
 def score_ours(bench: Bench, probes: list[Probe], sampled: Any = None) -> dict[tuple[str, str], Any]:
     names = {name: [p.name for p in probes] for name in bench.contexts}
-    found = score_sets(bench.lm, bench.contexts, probes, names, sampled)
+    found = score_sets(Engine.of(bench.lm), bench.contexts, probes, names, sampled)
     return {key: block for _, blocks in found for key, block in blocks.items()}
 
 
@@ -430,9 +431,9 @@ def limit(bench: Bench) -> dict[str, Any]:
     together = bench.lm
     bench.lm = replace(together, processes=1)
     base = {name: [BASE] for name in bench.contexts}
-    with one_core() if together.processes > 1 else contextlib.nullcontext():
+    with threads(1 if together.processes > 1 else None):
         with _timed_linears(bench) as bare:
-            list(score_sets(bench.lm, bench.contexts, [], base))
+            list(score_sets(Engine.of(bench.lm), bench.contexts, [], base))
         with _timed_linears(bench) as calls:
             score_ours(bench, probes)
         thin = {d for c in calls if c.adapted for n, i, o in [c.dims] for d in ((n, i, RANK), (n, RANK, o))}
@@ -538,7 +539,7 @@ def memory_of(bench: Bench, count: int) -> dict[str, float]:
     )
     before = resident_memory()
     clock = Clock()
-    for _ in score_sets(bench.lm, bench.contexts, probes, names, sampled):
+    for _ in score_sets(Engine.of(bench.lm), bench.contexts, probes, names, sampled):
         pass
     return {"bytes": max(clock.peak() - before - adapters, 1 << 20), "adapters": adapters, "seconds": clock.seconds}
 
@@ -581,7 +582,9 @@ def length_pair(bench: Bench, sets: dict[str, list[Encoded]]) -> dict[str, float
     seconds = {}
     for name, probes in (("base", []), ("probes", some)):
         wanted = {key: [p.name for p in probes] or [BASE] for key in sets}
-        seconds[f"scoring {name}"], _ = timed(lambda p=probes, w=wanted: list(score_sets(bench.lm, sets, p, w)))
+        seconds[f"scoring {name}"], _ = timed(
+            lambda p=probes, w=wanted: list(score_sets(Engine.of(bench.lm), sets, p, w))
+        )
     steps = {name: _batched(of_set, step) for name, of_set in sets.items()}
     seconds["training"], _ = timed(lambda: list(train_steps(bench, trainer, steps)))
     for attention in ("sdpa", "eager"):
@@ -608,10 +611,9 @@ def length_pair(bench: Bench, sets: dict[str, list[Encoded]]) -> dict[str, float
 
 def train_steps(bench: Bench, trainer: Trainer, steps: dict[str, list[list[Encoded]]]) -> Iterator[Probe]:
     """Probes on given rows, side by side as `train_probes` has them."""
-    memory = training_memory(bench.lm, list(steps.values()), trainer.first)
-    yield from side_by_side(
-        lambda name, _: trainer.train(name, steps[name]), list(steps), bench.lm.processes, memory, QUIET
-    )
+    work = Training(bench.config, trainer.seed, None, max(steps.values(), key=tokens_of))
+    jobs = [Job(name, tokens_of(of_set), (name, of_set)) for name, of_set in steps.items()]
+    yield from Engine.of(bench.lm).workers.map(work, jobs, QUIET)
 
 
 def plain_labels(bench: Bench, model: Any, rows: Sequence[Encoded]) -> torch.Tensor:

@@ -22,6 +22,7 @@ from taskpgm.cli.demo import write_demo
 from taskpgm.config import load_config, parse_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.pool import load_tasks
+from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
@@ -42,9 +43,9 @@ def measure(lm, pool, config, last, seed):
     config = parse_config(data)
     started = time.perf_counter()
     rows = {task.name: task.train for task in pool.tasks}
-    start = train_warm_start(lm, rows, config, seed) if config.probes.warm_start else None
-    probes = [*([start] if start else []), *train_probes(lm, rows, config, seed, start=start)]
-    scores = score_contexts(lm, pool, [replace(probe, seed=0) for probe in probes], config)
+    start = train_warm_start(Engine.of(lm), rows, config, seed) if config.probes.warm_start else None
+    probes = [*([start] if start else []), *train_probes(Engine.of(lm), rows, config, seed, start=start)]
+    scores = score_contexts(Engine.of(lm), pool, [replace(probe, seed=0) for probe in probes], config)
     seconds = time.perf_counter() - started
     affinity = measure_affinity(scores, config.affinity)
     weights = config.target_weights

@@ -7,11 +7,24 @@ import taskpgm
 
 ROOT = Path(taskpgm.__file__).parent
 # From the ground up: a package imports from itself and from those before it.
-LAYERS = ("top", "mixture", "data", "export", "lm", "probes", "trainer", "evaluation", "pipeline", "report", "cli")
+LAYERS = (
+    "top",
+    "mixture",
+    "data",
+    "export",
+    "workers",
+    "lm",
+    "probes",
+    "trainer",
+    "evaluation",
+    "pipeline",
+    "report",
+    "cli",
+)
 WITH_TORCH = LAYERS[LAYERS.index("lm") :]
 HEAVY = {"torch", "transformers", "peft", "accelerate", "trl", "lm_eval"}
 # Runs work in processes, each with one of torch's threads.
-ALLOWED = {("parallel.py", "torch")}
+ALLOWED = {("processes.py", "torch"), ("executor.py", "torch"), ("desk.py", "torch")}
 
 
 def modules() -> dict[str, Path]:

@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -90,7 +91,9 @@ def test_a_terminal_gets_bars_and_a_file_gets_lines(terminal):
 
 def test_a_script_hears_on_standard_error_and_a_notebook_among_its_output(monkeypatch):
     assert plain_lines().stream is sys.stderr
-    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    ipython = pytest.importorskip("IPython")
+    assert plain_lines().stream is sys.stderr  # imported, but no notebook
+    monkeypatch.setattr(ipython, "get_ipython", lambda: SimpleNamespace(kernel=object()))
     assert plain_lines().stream is sys.stdout
 
 

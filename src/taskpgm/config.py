@@ -105,7 +105,11 @@ class ModelConfig(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="Precision of the base model; auto takes the one it was saved in."
     )
-    device: str = Field("auto", description="auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, mps.")
+    device: str = Field(
+        "auto",
+        description="auto (the accelerator that PyTorch finds: CUDA, ROCm, XPU or MPS; else the CPU), cpu, cuda, "
+        "cuda:1, xpu, mps.",
+    )
     processes: PositiveInt | None = Field(
         None,
         description="On a CPU under Linux, processes that train and score side by side, one core each; 1: none, all "
@@ -260,12 +264,13 @@ class ProbeConfig(Section):
 
 
 class DataConfig(Section):
-    """Which rows are copies of each other: those of held-out rows are never trained on."""
+    """Which rows are copies of each other: what copies a held-out row is never trained on."""
 
-    duplicates: Literal["exact", "normalised"] = Field(
+    duplicates: Literal["exact", "normalised", "near"] = Field(
         "normalised",
-        description="exact (the same text) or normalised (the same but for case, spacing, Unicode's forms and "
-        "punctuation between words).",
+        description="exact (the same text), normalised (the same but for case, white space, Unicode's forms and "
+        "punctuation between words) or near (also four fifths of the same runs of three words, with the same numbers "
+        "and signs; needs taskpgm[near]).",
     )
     within_tasks: bool = Field(
         False, description="Also keep only one of the training rows of a task that are copies of each other."
@@ -324,6 +329,12 @@ class EnergyConfig(Section):
         description="likelihood, gain: weight κ of the pull to the reference mixture (default 0.2, without "
         "targets 0.5; gain 0.3).",
     )
+    loss: Literal["per_row", "per_token"] = Field(
+        "per_row",
+        description="How a set's loss is averaged: per_row (every context alike, long answers do not drown short ones) "
+        "or per_token (as most trainers do; of the tokens that contexts.positions leaves). Changing it solves again "
+        "and trains nothing.",
+    )
     reference: Literal["uniform", "size"] = Field(
         "uniform", description="likelihood, gain: the prior's reference mixture."
     )
@@ -373,6 +384,37 @@ class ExportConfig(Section):
     )
 
 
+class WorkersConfig(Section):
+    """What trains and scores side by side; it never changes a result."""
+
+    backend: Literal["auto", "local", "ray", "serial"] = Field(
+        "auto",
+        description="auto and local: processes of one core each, or one a GPU; ray: actors on a Ray cluster "
+        "(pip install 'taskpgm[ray]'); serial: one after another.",
+    )
+    address: str | None = Field(
+        None, description="ray: the cluster, auto or host:port; left out, that of RAY_ADDRESS, else one started here."
+    )
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None, description="ray: GPUs a worker, also a part of one; left out, one where the cluster has any."
+    )
+    cpus: PositiveInt | None = Field(
+        None,
+        description="Threads a worker uses on a CPU, and with ray the CPUs it takes; left out, one, and all cores for "
+        "what is alone, such as the warm start. Locally more than one means in turn.",
+    )
+    count: PositiveInt | None = Field(
+        None, description="Workers at most; left out, as many as there are cores, GPUs or places in the cluster."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _for_ray(self) -> Self:
+        for name in ("address", "gpus"):
+            if getattr(self, name) is not None and self.backend != "ray":
+                raise ValueError(f"{name} is for backend ray alone; leave it out, or set backend: ray")
+        return self
+
+
 class Config(Section):
     """A whole experiment. Only `tasks` and `budget` are required."""
 
@@ -392,6 +434,7 @@ class Config(Section):
         default_factory=lambda: SelectionConfig(), description=str(SelectionConfig.__doc__)
     )
     export: ExportConfig = Field(default_factory=lambda: ExportConfig(), description=str(ExportConfig.__doc__))
+    workers: WorkersConfig = Field(default_factory=lambda: WorkersConfig(), description=str(WorkersConfig.__doc__))
     seed: int = Field(0, ge=0, description="Seed of splits, adapters, orders and draws.")
 
     @pydantic.model_validator(mode="after")
@@ -427,6 +470,11 @@ class Config(Section):
         if self.energy.limited and self.energy.kind != "likelihood":
             limit = self.energy.limited[0]
             raise ValueError(f"energy.{limit} is for energy.kind likelihood alone, not for {self.energy.kind!r}")
+        if self.energy.loss == "per_token" and self.affinity.kind == "jsd":
+            raise ValueError(
+                "energy.loss per_token does not go with affinity.kind jsd, whose positions are drawn per row; use loss "
+                "per_row or another affinity"
+            )
         if self.energy.kind == "affinity" and self.targets:
             raise ValueError("energy.kind 'affinity' takes no targets: S has no such columns; use likelihood or gain")
         return self

@@ -134,4 +134,6 @@ def duration(seconds: float) -> str:
 
 def plain_lines() -> Lines:
     """Lines where a script's user sees them: on standard error, in a notebook among its output."""
-    return Lines(sys.stdout if "ipykernel" in sys.modules else sys.stderr)
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return Lines(sys.stdout if hasattr(shell, "kernel") else sys.stderr)

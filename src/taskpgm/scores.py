@@ -6,13 +6,15 @@ Shapes: n tasks, T columns (positions, once for every probe seed), C contexts, B
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taskpgm.types import Brief, Floats, Ints
 
 MOST_GROUPS = 16
+LossBy = Literal["per_row", "per_token"]
 
 
 def context_groups(contexts: Sequence[int], tasks: int) -> list[Ints]:
@@ -68,6 +70,7 @@ class Scores(Brief):
     context_set: Ints  # (C,) which set
     context_group: Ints  # (C,) which jackknife group, 0..B-1, stratified by set
     divergences: Divergences | None = None
+    loss: LossBy = "per_row"  # how ω spreads a set's weight; a setting, not saved
 
     @property
     def groups(self) -> int:
@@ -81,7 +84,12 @@ class Scores(Brief):
         without_seed: int | None = None,
         only_group: int | None = None,
     ) -> Floats:
-        """(T,) position weights ω, Σω = 1: a set's weight, spread evenly over its contexts, then over their columns.
+        """(T,) position weights ω, Σω = 1 unless per_token with `only_group`.
+
+        per_row: a set's weight, spread evenly over its contexts, then over their columns, so that long answers do not
+        drown short ones. per_token: spread evenly over all its columns, Σ NLL / Σ tokens, as trainers average losses.
+        A group alone then keeps its part of all B groups, ω = B · weight / columns of the whole set: a mean within the
+        group would make its short rows count more, and the mean over groups would be none over tokens.
 
         Args:
             set_weights: (sets,) non-negative, sums to one.
@@ -95,14 +103,27 @@ class Scores(Brief):
         if only_group is not None:
             kept_C = kept_C & (self.context_group == only_group)
         kept_T = kept_C[self.context]
-        if without_seed is not None:
-            kept_T = kept_T & (self.seed != without_seed)
-        contexts_of_set = np.bincount(self.context_set[kept_C], minlength=len(self.sets))
-        columns_of_context = np.bincount(self.context[kept_T], minlength=len(self.context_set))
+        seed_T = self.seed != without_seed if without_seed is not None else np.ones(len(self.seed), dtype=bool)
+        kept_T = kept_T & seed_T
         set_T = self.context_set[self.context]
         weight = set_weights[set_T] * kept_T
-        divisor = contexts_of_set[set_T] * columns_of_context[self.context]
+        if self.loss == "per_row":
+            divisor = self._spread(kept_C, kept_T)
+        elif only_group is None:
+            divisor = self._columns_of_sets(kept_T)[set_T]
+        else:
+            divisor, weight = self._columns_of_sets(seed_T)[set_T], self.groups * weight
         return np.divide(weight, divisor, out=np.zeros_like(weight), where=divisor > 0)
+
+    def _columns_of_sets(self, kept_T: NDArray[np.bool_]) -> Ints:
+        """(sets,) columns that are kept of each set."""
+        return np.bincount(self.context_set[self.context[kept_T]], minlength=len(self.sets))
+
+    def _spread(self, kept_C: NDArray[np.bool_], kept_T: NDArray[np.bool_]) -> Ints:
+        """(T,) contexts that are kept of a column's set, times columns that are kept of its context."""
+        contexts_of_set = np.bincount(self.context_set[kept_C], minlength=len(self.sets))
+        columns_of_context = np.bincount(self.context[kept_T], minlength=len(self.context_set))
+        return contexts_of_set[self.context_set[self.context]] * columns_of_context[self.context]
 
     def target_weights(self, weights: Mapping[str, float]) -> Floats:
         """(sets,) w, sums to one: `weights` of the targets, normalised; equal over the tasks if there are none."""
@@ -142,11 +163,11 @@ class Scores(Brief):
             )  # fmt: skip
 
     @classmethod
-    def load(cls, path: Path) -> "Scores":
+    def load(cls, path: Path, loss: LossBy = "per_row") -> "Scores":
         """Scores written by `save`."""
         with np.load(path, allow_pickle=False) as z:
             jsd = Divergences(z["jsd_total"], z["jsd_weight"], int(z["jsd_positions"])) if "jsd_total" in z else None
             return cls(
                 tuple(map(str, z["tasks"])), tuple(map(str, z["sets"])), z["logp"], z["context"],
-                z["position"], z["seed"], z["context_set"], z["context_group"], jsd,
+                z["position"], z["seed"], z["context_set"], z["context_group"], jsd, loss,
             )  # fmt: skip

@@ -69,8 +69,9 @@ def environment() -> dict[str, Any]:
     hardware: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
     hardware["processor"] = _processor()
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        hardware["gpu"] = torch.cuda.get_device_name()
+    if torch is not None and torch.accelerator.is_available():
+        module = torch.get_device_module(torch.accelerator.current_accelerator())
+        hardware["gpu"] = getattr(module, "get_device_name", lambda: str(torch.accelerator.current_accelerator()))()
     return {"taskpgm": __version__, "python": platform.python_version(), "versions": versions, "hardware": hardware}
 
 

@@ -66,7 +66,7 @@ def test_init_check_stages_and_run(call, tmp_path, monkeypatch, model_folders):
     before = (tmp_path / "out" / "train.jsonl").read_bytes()
     code, out, _ = call("run", "mix.yaml", "--out", "out")
     assert code == 0
-    assert "by size" in out
+    assert "tokens" in out
     assert "held-out contexts: " in out
     assert "interfer" in out
     assert (tmp_path / "out" / "train.jsonl").read_bytes() == before

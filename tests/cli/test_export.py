@@ -1,5 +1,6 @@
 """`docs/hand-over.md`, run as it stands on a finished run; and the command's errors."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,19 @@ def test_errors_are_sentences(place: Path, call: Callable[..., tuple[int, str]])
         assert "Traceback" not in said
     assert not (place / "e").exists()
     assert (place / "runs/first/train.jsonl").exists()
+
+
+def test_a_selection_is_handed_over_by_its_folder(place: Path, call: Callable[..., tuple[int, str]]) -> None:
+    assert call("select", "mix.yaml", "--out", "runs/first", "-k", "2")[0] == 0
+    code, said = call("export", "runs/first/selections/k2", "--to", "weights", "--out", "exports/k2")
+    assert code == 0, said
+    found = json.loads((place / "exports/k2/weights.json").read_text())
+    chosen = json.loads((place / "runs/first/selections/k2/mixture.json").read_text())
+    assert {task["task"]: task["count"] for task in found["tasks"]} == {t["name"]: t["count"] for t in chosen["tasks"]}
+    assert sum(task["count"] > 0 for task in found["tasks"]) == 2
+    code, said = call("export", "runs/first/selections/k1", "--to", "weights", "--out", "exports/k1")
+    assert code == 2
+    assert "no mixture.json" in said
 
 
 def test_the_list_names_every_target(call: Callable[..., tuple[int, str]]) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from support.pools import make_config, make_pool
 
 from taskpgm.cli.listing import Listing
-from taskpgm.cli.mixtures import mixture_table
+from taskpgm.cli.mixtures import mixture_table, token_lines
 from taskpgm.cli.tables import comparison_view, pool_view
 from taskpgm.evaluation.statistics import Measurement, compare_measurements
 
@@ -46,7 +46,7 @@ def test_names_and_numbers_are_whole_at_80_columns(names):
     for i, name in enumerate(names):
         at = next(k for k, line in enumerate(lines) if line.strip().startswith(name))
         row = lines[at] if len(lines[at].strip()) > len(name) else lines[at + 1]
-        cells = [f"{0.75 / (i + 1):.1%}", "10.0 – 25.0%", "1234", "2.50", "12.5%", "6.2%"]
+        cells = [f"{0.75 / (i + 1):.1%}", "10.0–25.0%", "1234", "2.50", "12.5%", "6.2%"]
         assert re.search(r"\s.*".join(map(re.escape, cells)), row), row
     assert max(cell_len(line) for line in lines) <= max(80, *map(cell_len, names))
 
@@ -112,3 +112,29 @@ def test_a_comparison_begins_with_the_difference_from_uniform_on_the_targets():
     assert "both corrected for 2 comparisons" in text
     assert difference.corrected_interval[0] < difference.estimate.low
     assert "3 seeds are few: --seeds 5 would narrow the intervals by" in text
+    assert "losses are means over tokens; taskpgm was chosen by the loss per_row (energy.loss)" in text
+    assert "by the loss per_token" in " ".join(shown(comparison_view(comparison, "per_token")).split())
+
+
+def shares(rows, tokens, unit="examples"):
+    tasks = [{"name": name, "row_share": r, "token_share": t} for name, r, t in zip("abc", rows, tokens, strict=True)]
+    return {"tasks": tasks, "budget": {"unit": unit}}
+
+
+def test_shares_of_rows_and_tokens_that_differ_twofold_are_named():
+    (line,) = token_lines(shares([0.21, 0.59, 0.2], [0.9, 0.06, 0.04]))
+    assert line.startswith("b has 59.0% of the rows and 6.0% of the response tokens (2 more tasks differ twofold)")
+    assert "budget.tokens" in line
+    assert token_lines(shares([0.4, 0.3, 0.3], [0.55, 0.25, 0.2])) == []
+    assert token_lines(shares([0.996, 0.003, 0.001], [0.995, 0.001, 0.004])) == []  # of next to nothing
+    (line,) = token_lines(shares([0.2, 0.4, 0.4], [0.5, 0.25, 0.25], "tokens"))
+    assert line.startswith("a has 20.0% of the rows and 50.0% of the response tokens: ")
+    assert "budget.examples" in line
+
+
+@pytest.mark.parametrize(("unit", "named"), [("examples", True), ("tokens", False)])
+def test_check_names_whose_equal_share_of_rows_is_another_of_tokens(unit, named):
+    pool = make_pool({"a": [2] * 8, "b": [8] * 4, "c": [10] * 4})
+    text = " ".join(shown(pool_view(pool, make_config(pool, **{unit: 3})), width=400).split())
+    said = "with equal shares a has 33.3% of the rows and 10.0% of the response tokens"
+    assert (said in text) is named

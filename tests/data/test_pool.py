@@ -140,7 +140,7 @@ def test_shared_rows_fall_on_the_same_side(tmp_path: Path) -> None:
     assert pool["a"].counts.train_dropped == 0
     table = pool.overlap_table()
     assert (table["sets"], table["rows"]) == (["a", "b"], [[50, 50], [50, 50]])
-    assert (table["dropped"], table["contamination"]) == ({"a": [0, 0], "b": [0, 0]}, {})
+    assert table["contamination"] == []
 
 
 def test_the_seed_moves_the_split(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_too_few_rows(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="Target 't' has 1 usable row, but 2 contexts need 2; lower contexts"):
         load(configure({"a": three}, {"t": write(tmp_path / "one.jsonl", pairs(1))}))
-    with pytest.raises(UserError, match="Task 'a' has no training row left: all 1 equal held-out rows") as error:
+    with pytest.raises(UserError, match="Task 'a' has no training row left: all 1 copy held-out rows") as error:
         load(configure({"a": three}, {"t": three}))
     one_sentence(error)
     long = write(tmp_path / "long.jsonl", [{"prompt": str(i), "completion": "w " * 40} for i in range(9)])

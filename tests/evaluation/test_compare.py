@@ -25,10 +25,10 @@ from taskpgm.evaluation.loss import Evaluator
 from taskpgm.evaluation.predict import Prediction, merged_probe, rank_correlations, run_prediction
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.lora import KEY
-from taskpgm.parallel import possible
 from taskpgm.pipeline.run import compare_mixtures, run_session
 from taskpgm.pipeline.stages import finished_run, make_pool, open_session
 from taskpgm.probes.training import Trainer
+from taskpgm.workers.processes import possible
 
 OPTIONS = CompareOptions(("taskpgm", "uniform", "random"), seeds=2, budgets=(0.5, 2), accuracy=False)
 
@@ -73,7 +73,7 @@ def test_a_measurement_is_that_of_training_the_plan_and_the_plain_loss(compared)
     steps = plan_steps(rows, plan_rows(finished.result.pool, uniform, seeded), seeded)
     assert sum(map(len, steps)) == config.budget.size
     assert len(steps) == round(config.budget.size / 4)
-    probe = Trainer(finished.engine.lm, seeded, 0).train("again", steps)
+    probe = Trainer(finished.engine.lm, seeded, 0).train("again", [[rows[key] for key in step] for step in steps])
     (found,) = [m for m in comparison.measurements if (m.mixture, m.seed) == ("uniform", 1)]
     for name, rows in evaluation_rows(finished.result.pool).items():
         losses = []
@@ -153,7 +153,7 @@ def test_another_order_of_the_rows_is_another_measurement(compared, monkeypatch)
     _, finished, *_ = compared
     trainings = Trainings(finished, OPTIONS)
     run = training_run(finished, "uniform", uniform_mixture(finished.result.pool), 0)
-    monkeypatch.setattr(trainings, "measure", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(Trainer, "train", lambda *_, **__: pytest.fail("trained again"))
     assert len(trainings.measurements([run], "comparing")) == 1
     turned = replace(run.plan, task=run.plan.task[::-1], row=run.plan.row[::-1])
     with pytest.raises(pytest.fail.Exception, match="trained again"):

@@ -19,6 +19,7 @@ from taskpgm.errors import UserError
 from taskpgm.evaluation.answers import option_logp, same_answer, written_answers
 from taskpgm.evaluation.full_finetuning import under
 from taskpgm.evaluation.loss import Evaluation, Evaluator
+from taskpgm.lm.engine import Engine
 from taskpgm.probes.training import train_probes
 
 CHOICES = ("7", "The answer is 42.", "yes", "a much longer answer than the question")
@@ -28,7 +29,7 @@ def prepared(folder, tmp_path):
     """The model, rows by set, a probe far from the base, and the same model and adapter as plain PEFT loads them."""
     lm, encoder, rows = loaded(folder)
     config = config_for(folder, lora={"r": 4, "alpha": 8}, learning_rate=0.02)
-    (probe,) = train_probes(lm, {"sums": rows["sums"]}, config)
+    (probe,) = train_probes(Engine.of(lm), {"sums": rows["sums"]}, config)
     (tmp_path / "a").mkdir()
     probe.save(tmp_path / "a")
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -171,7 +172,7 @@ def test_what_marks_a_set(model_folders):
     # Trained until it gives every answer by heart: grades must then be full.
     config = config_for(model_folders["llama"], examples=300, batch=3, learning_rate=0.02)
     learned = [*rows["sums"], rows["sky"][0]]
-    (probe,) = train_probes(lm, {"sums": learned}, config)
+    (probe,) = train_probes(Engine.of(lm), {"sums": learned}, config)
     item = reasoning_gym.create_dataset("chain_sum", size=1, seed=1)[0]
     verified = [
         dataclasses.replace(row, verifier={"dataset": "chain_sum", "answer": answer, "metadata": item["metadata"]})

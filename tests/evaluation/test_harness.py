@@ -10,6 +10,7 @@ from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
 from taskpgm.evaluation.harness import run_harness
 from taskpgm.evaluation.loss import Evaluator
+from taskpgm.lm.engine import Engine
 from taskpgm.probes.training import train_probes
 
 pytest.importorskip("lm_eval")
@@ -53,7 +54,7 @@ def test_a_local_task_gives_the_accuracy_of_our_own_evaluation(model_folders, tm
                 json.dumps({"prompt": row.conversation.messages[0].content, "ends": ends, "label": label}) + "\n"
             )
     (tmp_path / "choice.yaml").write_text(TASK.replace("DATA", str(tmp_path / "data.jsonl")))
-    (probe,) = train_probes(lm, {"sums": rows["sums"]}, config)
+    (probe,) = train_probes(Engine.of(lm), {"sums": rows["sums"]}, config)
     accuracies = []
     for adapter in (None, probe):
         own = Evaluator(lm, {"a": questions}, config).evaluate(adapter).sets["a"]

@@ -16,10 +16,11 @@ from support.probing import all_blocks, config_for, setup
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from taskpgm.lm.engine import Engine
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Span, blocked_attention, fused_attention
 from taskpgm.probes import training
-from taskpgm.probes.scoring import measure_divergences, sample_positions
+from taskpgm.probes.diverging import measure_divergences, sample_positions
 from taskpgm.probes.training import Trainer
 
 COPIES = {"aten._to_copy.default", "aten.copy_.default"}
@@ -61,7 +62,7 @@ def test_no_path_mixes_devices(architecture, last_layers, recompute, model_folde
             assert {k: w.shape for k, w in trained.weights.items()} == {k: w.shape for k, w in probe.weights.items()}
         blocks = all_blocks(lm, rows, probes, {name: columns for name, (columns, _) in sample.items()})
         hidden = {n: {p.name: blocks[p.name, n].hidden for p in probes} for n in rows}
-        found = measure_divergences(lm, rows, sample, hidden.__getitem__, [[p.name for p in probes]])
+        found = measure_divergences(Engine.of(lm), rows, sample, hidden.__getitem__, [[p.name for p in probes]])
     assert {len(blocks[probes[0].name, n].logp) for n in rows} == {sum(r.response.sum() for r in rows[n]) for n in rows}
     assert np.isfinite(found.total_SBNN).all()
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from taskpgm.config import ModelConfig
 from taskpgm.data.chat import Encoded
 from taskpgm.lm import packing
+from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.lora import flatten, low_rank
 from taskpgm.lm.model import LanguageModel
@@ -180,7 +181,7 @@ def test_an_adapter_that_is_no_plain_lora_is_left_to_peft(model_folders, tmp_pat
     probe = Probe("dora", 0, settings_, weights)
     assert low_rank(lm.model, settings_, weights) is None
     rows = some_rows()
-    blocks = dict(score_sets(lm, {"x": rows}, [probe], {"x": [probe.name, BASE]}))["x"]
+    blocks = dict(score_sets(Engine.of(lm), {"x": rows}, [probe], {"x": [probe.name, BASE]}))["x"]
     np.testing.assert_allclose(blocks[probe.name, "x"].logp, plain_logp(model, rows), atol=1e-4)
     with model.disable_adapter():
         np.testing.assert_allclose(blocks[BASE, "x"].logp, plain_logp(model, rows), atol=1e-4)

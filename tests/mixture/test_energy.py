@@ -110,6 +110,23 @@ def test_replicates_are_energies_of_what_is_left(targets):
         assert energy.only[7].loss(p) == pytest.approx(other.only[7].loss(p), rel=1e-9)
 
 
+@pytest.mark.parametrize("targets", [0, 2])
+def test_groups_of_a_loss_per_token_average_back_to_the_mean_over_tokens(targets):
+    """One context a group: a mean within groups would be the loss per row."""
+    rng = np.random.default_rng(5)
+    scores = replace(synthetic_scores(rng, targets=targets, contexts=16, longest=30, seeds=2), loss="per_token")
+    p, sets = np.array([0.1, 0.2, 0.3, 0.4]), range(4, 6) if targets else range(4)
+    set_T = scores.context_set[scores.context]
+    by_hand = -np.mean([np.log(p @ np.exp(scores.logp[1:, set_T == j])).mean() for j in sets])
+    by_row = build_energy(replace(scores, loss="per_row"), None, EnergyConfig()).loss(p)
+    assert abs(by_row - by_hand) > 1e-3
+    assert build_energy(scores, None, EnergyConfig()).loss(p) == pytest.approx(by_hand, rel=1e-12)
+    for energy in _rebuild(scores, targets):
+        assert np.mean([held_out.loss(p) for held_out in energy.only]) == pytest.approx(energy.loss(p), rel=1e-10)
+    affinity = measure_affinity(scores, RATIO)
+    np.testing.assert_allclose(affinity.only.mean(axis=0), affinity.S, rtol=1e-10)
+
+
 def _rebuild(scores, targets):
     affinity = measure_affinity(scores, RATIO)
     configs = [EnergyConfig(), EnergyConfig(prior=0, utility={"t1": 0.2}),

@@ -81,6 +81,16 @@ def test_leaving_out_is_solving_again(i):
         assert sum(dropped.takers.values()) == pytest.approx(mixture.shares[dropped.task], abs=1e-6)
 
 
+def test_of_many_the_heaviest_are_left_out():
+    energy = energies()[1]
+    mixture = solve_mixture(energy)
+    whole, part = explain(energy, mixture), explain(energy, mixture, 2)
+    heaviest = sorted(mixture.tasks, key=lambda task: -mixture.shares[task])[:2]
+    assert {one.task for one in part.dropped} == set(heaviest)
+    assert all(one in whole.dropped for one in part.dropped)
+    assert part.margins == whole.margins
+
+
 def test_a_task_that_cannot_be_spared():
     energy = random_field(np.random.default_rng(1), 2)
     mixture = solve_mixture(energy, make_bounds(names(2), supply={"t0": 0.4, "t1": 0.7}))

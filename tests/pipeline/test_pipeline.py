@@ -27,6 +27,7 @@ from taskpgm.data.pool import load_tasks
 from taskpgm.evaluation.answers import response_logp
 from taskpgm.evaluation.full_finetuning import under
 from taskpgm.lm.checkpoint import load_tokenizer
+from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
 from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.run import explain_run, sample_run, select_run, solve_run
@@ -114,7 +115,7 @@ def test_scores_in_memory_are_those_of_the_run(finished):
     config = load_config(root / "mix.yaml")
     lm = load_model(config.model)
     probes = [load_probe(root / "out" / "adapters" / name, name) for name in TASKS]
-    scores = score_contexts(lm, result.pool, probes, config)
+    scores = score_contexts(Engine.of(lm), result.pool, probes, config)
     np.testing.assert_array_equal(scores.logp, result.scores.logp)
     np.testing.assert_array_equal(scores.context_group, result.scores.context_group)
 
@@ -135,6 +136,20 @@ def test_the_same_again_and_nothing_is_done_twice(finished, copied, tmp_path):
     )
     assert files(copied / "out") == files(root / "out")
     assert result.mixture.shares == finished[1].mixture.shares
+
+
+def test_a_loss_per_token_solves_again_and_trains_nothing(copied, model_folders):
+    out = copied / "out"
+    before = times(out, "adapters/*/*") | times(out, "blocks/*") | times(out, "scores.npz")
+    config = load_config(experiment(copied, model_folders["llama"], energy={"loss": "per_token"}))
+    per_row = load_run(out).mixture.shares
+    result = run(config, out)
+    assert times(out, "adapters/*/*") | times(out, "blocks/*") | times(out, "scores.npz") == before
+    assert result.mixture.shares != per_row
+    assert load_run(out).scores.loss == "per_token"
+    target = load_run(out).affinity.matrices["M"][:, -1]
+    columns = result.scores.context_set[result.scores.context] == len(result.scores.tasks)
+    np.testing.assert_allclose(target, result.scores.logp[:, columns].mean(axis=1), rtol=1e-9)
 
 
 def test_a_new_task_trains_its_own_probe_and_scores_its_own_row_and_column(copied, model_folders, tmp_path):

@@ -9,7 +9,7 @@ from support.models import make_model
 from support.runs import experiment
 
 from taskpgm import UserError, load_config
-from taskpgm.evaluation.compare import CompareOptions, Trainings, run_comparison
+from taskpgm.evaluation.compare import CompareOptions, run_comparison
 from taskpgm.evaluation.refine import (
     USUAL_NOISE,
     RefineOptions,
@@ -25,6 +25,7 @@ from taskpgm.mixture.trials import parse_metrics
 from taskpgm.pipeline.refine import refine_results, refine_run
 from taskpgm.pipeline.run import run_session
 from taskpgm.pipeline.stages import finished_run, open_session
+from taskpgm.probes.training import Trainer
 
 OPTIONS = RefineOptions(runs=3, seeds=2)
 
@@ -76,7 +77,7 @@ def test_it_is_confirmed_with_fresh_seeds_on_the_other_rows(refined):
 
 def test_it_goes_on_where_it_was_and_compare_uses_its_runs(refined, monkeypatch):
     _, finished, found = refined
-    monkeypatch.setattr(Trainings, "measure", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(Trainer, "train", lambda *_, **__: pytest.fail("trained again"))
     again = run_refinement(finished, OPTIONS)
     np.testing.assert_array_equal(again.mixture.weights, found.mixture.weights)
     assert again.sentence == found.sentence
@@ -91,7 +92,11 @@ def test_measurements_without_halves_are_made_again(refined, monkeypatch):
     run_comparison(finished, CompareOptions(("uniform",), seeds=1, accuracy=False))  # has no use for them
     assert json.loads(path.read_text()) == old
     run_refinement(finished, OPTIONS)
-    assert json.loads(path.read_text())["sets"] == record["sets"]
+    again = json.loads(path.read_text())["sets"]
+    assert again.keys() == record["sets"].keys()
+    for name, one in record["sets"].items():  # the same but for how the rows were batched
+        assert again[name]["token_loss"] == pytest.approx(one["token_loss"], rel=1e-5)
+        assert again[name]["halves"] is not None
 
 
 def test_trials_of_another_size_are_trained_on_so_many_rows(refined):

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from taskpgm import load_config, run
 from taskpgm.config import parse_config
+from taskpgm.lm.engine import Engine
 from taskpgm.probes.cost import Pace, Shape, context_tokens, estimate_run, makespan, model_shape, run_tokens
 from taskpgm.probes.scoring import score_sets
 from taskpgm.probes.training import Trainer
@@ -31,7 +32,7 @@ def test_operations_are_those_that_torch_counts(last_layers, model_folders):
     shape = model_shape(lm, config)
     names = {name: [p.name for p in probes] for name in rows}
     with FlopCounterMode(display=False) as counter:
-        list(score_sets(lm, rows, probes, names))
+        list(score_sets(Engine.of(lm), rows, probes, names))
     tokens, responses = context_tokens(lm, rows)
     updates = 2 * sum(m.in_features for m in adapted(lm, shape)) * tokens * len(probes)  # addmm_ is not counted
     expected = shape.scoring(tokens, responses, len(probes)) + updates

@@ -21,6 +21,7 @@ from taskpgm.config import ModelConfig, parse_config
 from taskpgm.data.chat import Encoded
 from taskpgm.errors import UserError
 from taskpgm.lm.checkpoint import read_skeleton
+from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.memory import Fit, fitting
 from taskpgm.lm.model import LanguageModel
@@ -38,7 +39,7 @@ def test_training_is_that_of_a_plain_loop(architecture, last_layers, device, mod
     folder = model_folders[architecture]
     config = config_for(folder, lora={"r": 4, "alpha": 8, "last_layers": last_layers}, examples=10, batch=3)
     lm, encoder, rows = loaded(folder, device)
-    found = {probe.task: probe for probe in train_probes(lm, rows, config)}
+    found = {probe.task: probe for probe in train_probes(Engine.of(lm), rows, config)}
 
     torch.manual_seed(derive_seed(config.seed, "adapter", "0"))
     model = get_peft_model(
@@ -84,21 +85,21 @@ def test_probes_start_alike_and_leave_the_base_as_it_was(model_folders):
     lm, _, rows = loaded(model_folders["llama"])
     before = {name: p.clone() for name, p in lm.model.named_parameters()}
     config = config_for(model_folders["llama"], learning_rate=1e-12)
-    a, b = train_probes(lm, rows, config)
+    a, b = train_probes(Engine.of(lm), rows, config)
     for name in a.weights:
         torch.testing.assert_close(a.weights[name], b.weights[name], atol=1e-10, rtol=0)
         assert ("lora_B" in name) == (a.weights[name].abs().max() < 1e-10)
     assert dict(before).keys() == dict(lm.model.named_parameters()).keys()
     assert all(torch.equal(before[name], p) for name, p in lm.model.named_parameters())
-    other = next(iter(train_probes(lm, rows, config, seed=1)))
+    other = next(iter(train_probes(Engine.of(lm), rows, config, seed=1)))
     assert any(not torch.allclose(other.weights[n], a.weights[n]) for n in a.weights if "lora_A" in n)
 
 
 def test_a_probe_does_not_depend_on_the_other_tasks(model_folders):
     lm, _, rows = loaded(model_folders["llama"])
     config = config_for(model_folders["llama"])
-    together = {p.task: p for p in train_probes(lm, rows, config)}
-    (alone,) = train_probes(lm, {"sky": rows["sky"]}, config)
+    together = {p.task: p for p in train_probes(Engine.of(lm), rows, config)}
+    (alone,) = train_probes(Engine.of(lm), {"sky": rows["sky"]}, config)
     assert all(torch.equal(alone.weights[n], together["sky"].weights[n]) for n in alone.weights)
 
 
@@ -132,17 +133,17 @@ def test_a_loss_that_is_not_finite_names_the_probe_and_the_step(model_folders):
     with pytest.raises(
         UserError, match=r"Training probe '(sums|sky)' has loss .* at step \d+ of 6; lower the learning rate"
     ):
-        list(train_probes(lm, rows, config))
+        list(train_probes(Engine.of(lm), rows, config))
     assert not [name for name, _ in lm.model.named_parameters() if "lora" in name]
 
 
 def test_out_of_memory_halves_the_batch_and_is_told(model_folders, monkeypatch):
     lm, _, rows = loaded(model_folders["llama"])
     config = config_for(model_folders["llama"], examples=6, batch=6)
-    (expected,) = train_probes(lm, {"sums": rows["sums"]}, config)
+    (expected,) = train_probes(Engine.of(lm), {"sums": rows["sums"]}, config)
     run_short_of_memory(monkeypatch, 2)
     heard = Heard()
-    (found,) = train_probes(lm, {"sums": rows["sums"]}, config, progress=heard)
+    (found,) = train_probes(Engine.of(lm), {"sums": rows["sums"]}, config, progress=heard)
     assert "out of memory in probe 'sums', step 1" in heard.said[0]
     for name in found.weights:
         torch.testing.assert_close(found.weights[name], expected.weights[name], atol=1e-4, rtol=1e-3)
@@ -154,13 +155,13 @@ def test_recomputed_activations_train_the_same(architecture, last_layers, model_
     lm, _, rows = loaded(model_folders[architecture])
     config = config_for(model_folders[architecture], examples=10, batch=5, lora={"r": 4, "last_layers": last_layers})
     lm = replace(lm, processes=1)
-    (kept,) = train_probes(lm, {"sums": rows["sums"]}, config)
+    (kept,) = train_probes(Engine.of(lm), {"sums": rows["sums"]}, config)
     monkeypatch.setattr(training, "fitting", lambda *_: Fit(40, True))
     monkeypatch.setattr(torch.Tensor, "backward", in_a_thread(torch.Tensor.backward))
     calls = []
     handles = [layer.register_forward_hook(lambda *_: calls.append("layer")) for layer in lm.layers]
     handles += [norm.register_forward_hook(lambda *_: calls.append("inside")) for norm in norms(lm.layers[-1])[:1]]
-    (found,) = train_probes(lm, {"sums": rows["sums"]}, config)
+    (found,) = train_probes(Engine.of(lm), {"sums": rows["sums"]}, config)
     for handle in handles:
         handle.remove()
     adapted = last_layers or len(lm.layers)
@@ -216,7 +217,7 @@ def test_memory_that_runs_out_with_one_row_has_activations_recomputed_then_is_to
     lm, _, rows = loaded(model_folders["llama"])
     lm = replace(lm, processes=1)
     config = config_for(model_folders["llama"], examples=6, batch=6)
-    (expected,) = train_probes(lm, {"sums": rows["sums"]}, config)
+    (expected,) = train_probes(Engine.of(lm), {"sums": rows["sums"]}, config)
     accumulate, heard = training._accumulate, Heard()
 
     def short(lm, rows, trunk, fit, *rest):
@@ -225,13 +226,13 @@ def test_memory_that_runs_out_with_one_row_has_activations_recomputed_then_is_to
         return accumulate(lm, rows, trunk, fit, *rest)
 
     monkeypatch.setattr(training, "_accumulate", short)
-    (found,) = train_probes(lm, {"sums": rows["sums"]}, config, progress=heard)
+    (found,) = train_probes(Engine.of(lm), {"sums": rows["sums"]}, config, progress=heard)
     assert "computed again in the backward pass" in heard.said[-1]
     for name in found.weights:
         torch.testing.assert_close(found.weights[name], expected.weights[name], atol=1e-4, rtol=1e-3)
     monkeypatch.setattr(training, "_accumulate", lambda *_: short(*_[:3], Fit(2048, False)))
     with pytest.raises(UserError, match=r"A row of \d+ tokens does not fit .* lower probes.max_length"):
-        list(train_probes(lm, {"sums": rows["sums"]}, config, progress=heard))
+        list(train_probes(Engine.of(lm), {"sums": rows["sums"]}, config, progress=heard))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 6])
@@ -247,7 +248,7 @@ def test_memory_that_never_suffices_ends_however_many_rows_a_step_has(batch, mod
     monkeypatch.setattr(training, "_accumulate", short)
     config = config_for(model_folders["llama"], examples=6, batch=batch)
     with pytest.raises(UserError, match=r"A row of \d+ tokens does not fit .* lower probes.max_length"):
-        list(train_probes(replace(lm, processes=1), {"sums": rows["sums"]}, config, progress=Heard()))
+        list(train_probes(Engine.of(replace(lm, processes=1)), {"sums": rows["sums"]}, config, progress=Heard()))
 
 
 def test_wrong_adapters_and_modules_are_one_sentence(model_folders, tmp_path):
@@ -255,7 +256,7 @@ def test_wrong_adapters_and_modules_are_one_sentence(model_folders, tmp_path):
     with pytest.raises(UserError, match=r"needs adapter_config.json"):
         load_probe(tmp_path, "sums")
     other, _, _ = loaded(model_folders["gpt2"])
-    (probe,) = train_probes(other, {"sums": rows["sums"]}, config_for(model_folders["gpt2"]))
+    (probe,) = train_probes(Engine.of(other), {"sums": rows["sums"]}, config_for(model_folders["gpt2"]))
     with pytest.raises(UserError, match=r"adapter of task 'sums' does not fit"), installed(lm, [probe]):
         pass
     with pytest.raises(UserError, match=r"names 'q_prj'.*its linear modules are .*q_proj"):

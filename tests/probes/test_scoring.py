@@ -13,8 +13,10 @@ from support.models import ARCHITECTURES, devices, run_short_of_memory
 from support.probing import all_blocks, labels_of, plain_loop, setup
 
 from taskpgm.data.chat import Encoded
+from taskpgm.lm.engine import Engine
+from taskpgm.probes.diverging import measure_divergences, sample_positions
 from taskpgm.probes.probe import Probe
-from taskpgm.probes.scoring import BASE, assemble, measure_divergences, sample_positions, score_sets
+from taskpgm.probes.scoring import BASE, assemble, score_sets
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -53,7 +55,7 @@ def test_divergences_are_scipys_on_full_distributions(device, model_folders, tmp
     blocks = all_blocks(lm, rows, probes, {n: c for n, (c, _) in sample.items()})
     names = [[p.name for p in probes]]
     hidden = {n: {p.name: blocks[p.name, n].hidden for p in probes} for n in rows}
-    found = measure_divergences(lm, rows, sample, hidden.__getitem__, names)
+    found = measure_divergences(Engine.of(lm), rows, sample, hidden.__getitem__, names)
     full = []
     for probe in probes:
         (tmp_path / probe.task).mkdir()
@@ -112,7 +114,7 @@ def test_a_set_scored_later_or_in_parts_gives_the_same_blocks(model_folders):
     lm, rows, probes = setup(model_folders["mistral"])
     whole = all_blocks(lm, rows, probes)
     for name, probe in itertools.product(rows, probes):
-        part = dict(score_sets(lm, rows, [probe], {n: [probe.name] * (n == name) for n in rows}))
+        part = dict(score_sets(Engine.of(lm), rows, [probe], {n: [probe.name] * (n == name) for n in rows}))
         np.testing.assert_array_equal(part[name][probe.name, name].logp, whole[probe.name, name].logp)
 
 
@@ -158,7 +160,7 @@ def test_out_of_memory_halves_the_batch_and_is_told(model_folders, monkeypatch):
     run_short_of_memory(monkeypatch, 1)
     heard = Heard()
     names = {name: [p.name for p in probes] for name in rows}
-    for name, blocks in score_sets(lm, rows, probes, names, progress=heard):
+    for name, blocks in score_sets(Engine.of(lm), rows, probes, names, progress=heard):
         for probe, _ in blocks:
             np.testing.assert_allclose(blocks[probe, name].logp, expected[probe, name].logp, atol=1e-4)
     assert any("out of memory with 2 rows in a batch" in sentence for sentence in heard.said)

@@ -10,15 +10,19 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from support.finished import finished_run
+from typer.testing import CliRunner
 
 pytest.importorskip("plotly")
 pytest.importorskip("torch")
 
 from taskpgm import UserError, load_run, plot
+from taskpgm.cli.main import app
 from taskpgm.cli.report import report_line
 from taskpgm.mixture.affinity import given_affinity
-from taskpgm.report import build, history, sides
+from taskpgm.pipeline.run import balance_curve
+from taskpgm.report import build, history, shares, sides
 from taskpgm.report.field import Field, correlation
+from taskpgm.report.gains import _overall
 from taskpgm.report.material import Material
 
 
@@ -37,6 +41,20 @@ def test_frames_are_the_arrays(folder):
     np.testing.assert_array_equal(
         pairs.loc[list(run.affinity.tasks), list(run.affinity.tasks)], run.affinity.matrices["jsd"]
     )
+
+
+def test_shares_of_rows_and_of_tokens_are_said_beside_the_share(folder):
+    run = load_run(folder)
+    section = shares.section(Material(run))
+    table = next(one for one in section.tables if one.title == "All shares")
+    found = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
+    hover = "".join(shares.figure(Material(run)).data[-1].customdata)
+    rows, tokens = len(run.plan), sum(one.tokens for one in run.plan.tasks)
+    for one in run.plan.tasks:
+        assert found[one.name]["of rows"] == f"{one.count / rows:.2%}"
+        assert found[one.name]["of response tokens"] == f"{one.tokens / tokens:.2%}"
+        assert f"{one.count / rows:.1%} of the rows, {one.tokens / tokens:.1%} of the response tokens" in hover
+    assert {"95% CI", "size"} <= set(table.header)
 
 
 def test_frames_without_pandas_are_lists(folder, monkeypatch):
@@ -84,6 +102,39 @@ def test_margins_add_up_to_zero(folder):
         assert sum(value for _, value in _parts(margin, explanation.nu)) == pytest.approx(0, abs=1e-6)
 
 
+def test_the_balance_s_curve_is_the_probes_loss_at_each_mixture(folder):
+    run = load_run(folder)
+    picture = next(p for p in build.sections(Material(run))[4].pictures if p.name == "balance")
+    points = balance_curve(run.pool, run.scores, run.config, picture.table["balance"]).points
+    lines = {trace.name: list(trace.y) for trace in picture.figure.data}
+    at = [[_loss(run.scores, list(one.weights.values()), j) for j in range(7)] for one in points]
+    start = [_loss(run.scores, [0.2] * 5, j) for j in range(7)]
+    targets, tasks = (np.mean([row[part] for row in at], axis=1) for part in (slice(5, 7), slice(0, 5)))
+    np.testing.assert_allclose(lines["targets"], targets / np.mean(start[5:]) - 1)
+    np.testing.assert_allclose(lines["tasks"], tasks / np.mean(start[:5]) - 1)
+    np.testing.assert_allclose(lines["worst task"], np.max(np.divide(at, start)[:, :5], axis=1) - 1)
+    assert picture.table["balance"][0] == run.config.energy.balance
+    assert points[0].weights == pytest.approx(run.mixture.shares, abs=1e-6)
+
+
+def _loss(scores, weights, j):
+    """Mean over contexts, then over their tokens, of −log Σ_i p_i P_i."""
+    own = scores.context_set[scores.context] == j
+    logp, context = scores.logp[1:, own], scores.context[own]
+    loss = -np.log(np.array(weights) @ np.exp(logp))
+    return np.mean([loss[context == c].mean() for c in np.unique(context)])
+
+
+def test_few_that_help_are_said_to_be_few(folder):
+    material = Material(load_run(folder))
+    weights = np.array([0.5, 0.5])
+    gains = np.array([[1.0, 1], [-1, -1], [-2, -1], [-1, 0], [-3, -2]])
+    material.target_weights = np.r_[np.zeros(5), weights]
+    sets = material.affinity.sets[5:]
+    assert _overall(material, gains, sets).startswith("Only 1 of 5 tasks helps the targets on the whole; task 0 helps")
+    assert _overall(material, -gains, sets).startswith("4 of 5 tasks help the targets on the whole; task 4 helps")
+
+
 def test_curves_that_are_flat_or_explode_are_named():
     falling, flat, exploding = [3, 2, 1.5, 1.2, 1.1], [2.0] * 8, [2, 2, 3, 5, 9]
     assert [history.flat(c) for c in (falling, flat)] == [False, True]
@@ -129,12 +180,33 @@ def test_a_failure_to_draw_is_a_sentence(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium: apt-get install chromium")
+def test_figures_are_written_as_png(folder, tmp_path, monkeypatch):
+    pytest.importorskip("kaleido")
+    some = build.sections(Material(load_run(folder)))[:1]
+    monkeypatch.setattr(build, "sections", lambda _: some)
+    (path,) = build.write_figures(folder, tmp_path, "png")
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    size = [int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")]
+    assert size == [2000, 2 * some[0].pictures[0].figure.layout.height]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium: apt-get install chromium")
 def test_figures_are_written_as_svg(folder, tmp_path):
     pytest.importorskip("kaleido")
     paths = build.write_figures(folder, tmp_path / "figures")
     assert {"shares-picture.svg", "graph.svg", "matrix.svg"} <= {path.name for path in paths}
+    height = {p.name: p.figure.layout.height for s in build.sections(Material(load_run(folder))) for p in s.pictures}
     for path in paths:
-        assert ET.parse(path).getroot().tag.endswith("svg")
+        root = ET.parse(path).getroot()
+        assert root.tag.endswith("svg")
+        assert [float(root.get(side)) for side in ("width", "height")] == [1000, height[path.stem] or 500]
+
+
+def test_a_format_without_figures_is_not_ignored(folder):
+    result = CliRunner().invoke(app, ["report", str(folder), "--format", "png"])
+    assert isinstance(result.exception, UserError)
+    assert "add --figures" in str(result.exception)
 
 
 def test_figures_without_kaleido_say_what_to_install(folder, tmp_path, monkeypatch):
@@ -156,7 +228,7 @@ def test_figures_without_a_browser_say_what_to_install(folder, tmp_path, monkeyp
 
     pytest.importorskip("kaleido")
 
-    def no_browser(*_):
+    def no_browser(*_, **__):
         raise RuntimeError("Kaleido requires Google Chrome")
 
     monkeypatch.setattr(plotly.io, "write_images", no_browser)

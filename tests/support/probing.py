@@ -8,6 +8,7 @@ from taskpgm.config import ModelConfig, parse_config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.messages import conversation
 from taskpgm.data.pool import Row
+from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
 from taskpgm.probes.scoring import BASE, score_sets
 from taskpgm.probes.training import train_probes
@@ -42,7 +43,7 @@ def setup(folder, dtype="float32", device="cpu", **lora):
     encoder = ChatEncoder(lm.tokenizer, 256)
     rows = {name: encoder.encode(of_set) for name, of_set in ROWS.items()}
     train = {n: [Row(m, *encoder.lengths([m])[0][:3], key="") for m in of_set] for n, of_set in ROWS.items()}
-    return lm, rows, sorted(train_probes(lm, train, config), key=lambda probe: list(train).index(probe.task))
+    return lm, rows, sorted(train_probes(Engine.of(lm), train, config), key=lambda probe: list(train).index(probe.task))
 
 
 def plain_loop(folder, adapter, rows: list[Encoded], dtype=torch.float32) -> list[np.ndarray]:
@@ -65,7 +66,7 @@ def labels_of(row: Encoded) -> np.ndarray:
 
 def all_blocks(lm, rows, probes, sampled=None):
     missing = {name: [p.name for p in probes] + [BASE] for name in rows}
-    return {k: b for _, blocks in score_sets(lm, rows, probes, missing, sampled) for k, b in blocks.items()}
+    return {k: b for _, blocks in score_sets(Engine.of(lm), rows, probes, missing, sampled) for k, b in blocks.items()}
 
 
 def loaded(folder, device="cpu"):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -29,6 +29,7 @@ from taskpgm.cli.options import (
     OptionalConfig,
     Out,
     Refining,
+    Training,
     bundled,
     numbers,
 )
@@ -246,20 +247,25 @@ def report(
         list[Path], typer.Argument(help="A run directory, or two to see side by side.", metavar="DIR [DIR]")
     ],
     figures: Annotated[
-        Path | None, typer.Option(help="Also write every figure there, as SVG for papers.", metavar="FOLDER")
+        Path | None, typer.Option(help="Also write every figure there, for papers.", metavar="FOLDER")
     ] = None,
+    kind: Annotated[Literal["svg", "png"] | None, typer.Option("--format", help="Of the figures' files; svg.")] = None,
 ) -> None:
     """One self-contained page of a finished run: what to train on, how sure, how tasks relate, why, and how it ran."""
     from taskpgm.cli.report import check_installed
 
     if len(runs) > 2:
         raise UserError(f"A report shows one run, or two side by side, not {len(runs)}; give at most two folders.")
+    if kind and not figures:
+        raise UserError(f"--format {kind} is for --figures, which was not given; add --figures FOLDER.")
     check_installed()
     from taskpgm.report.build import summary, write_figures, write_report
 
     screen.print(str(write_report(*runs)), markup=False, highlight=False, soft_wrap=True)
     for run_folder in runs[: 1 if figures else 0]:
-        screen.print(summary(write_figures(run_folder, figures or run_folder)), markup=False, highlight=False)
+        screen.print(
+            summary(write_figures(run_folder, figures or run_folder, kind or "svg")), markup=False, highlight=False
+        )
 
 
 @app.command()
@@ -270,34 +276,29 @@ def compare(config: ConfigFile, out: Out, comparing: Comparing) -> None:
     from taskpgm.cli.tables import comparison_view
     from taskpgm.pipeline.run import compare_run
 
-    options = comparing.options
-    with _session(load_config(config), out) as session:
+    options, settings = comparing.options, load_config(config)
+    with _session(settings, out) as session:
         comparison, facts = compare_run(session, options)
-    screen.print(comparison_view(comparison), crop=False)
+    screen.print(comparison_view(comparison, settings.energy.loss), crop=False)
     if equivalence := facts.get("budget equivalence"):
         _print(f"budget equivalence: {equivalence['sentence']}")
     _print(f"{out}/comparison.json", report_line(out))
 
 
 @app.command()
+@bundled
 def train(
     run: Annotated[Path, typer.Argument(help="A finished run directory.", metavar="DIR")],
+    training: Training,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to write; DIR/trained if left out.", metavar="OUT")
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Train every weight instead of an adapter.")] = False,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak of the schedule; 2e-4, or 2e-5 with --full.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Rows of an optimiser step.")] = 16,
-    epochs: Annotated[int, typer.Option(help="Passes over train.jsonl; the plan's repeats are in it.")] = 1,
-    shuffle: Annotated[bool, typer.Option("--shuffle", help="Do not keep the order of train.jsonl.")] = False,
 ) -> None:
     """Train the model on the run's training set with TRL's SFTTrainer; started again, it goes on."""
     from taskpgm.pipeline.train import TrainOptions
     from taskpgm.pipeline.train import train as train_model
 
-    options = TrainOptions(full, learning_rate, batch, epochs, shuffle)
+    options = TrainOptions(**vars(training))
     with shown(errors) as progress:
         trained = train_model(run, out, options, progress)
     first, last = trained.losses[0], trained.losses[-1]

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from taskpgm.cli.listing import Listing, some
+from taskpgm.data.plan import tokens_apart
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.balance import BalanceCurve
 from taskpgm.mixture.doubts import few_contexts
@@ -15,10 +16,11 @@ from taskpgm.mixture.explanation import Explanation, strongest_pairs
 from taskpgm.mixture.path import KnobPath
 from taskpgm.mixture.selection import Selection
 
-COLUMN = {"size-proportional": "by size"}
+COLUMN = {"size-proportional": "size"}
 MOST = 20  # rows of a table of tasks, as many as a terminal shows at once; with --all every one
 NATS = ("likelihood", "gain")  # energies in nats a token
 REDUNDANT = 0.5  # correlation worth a line; below, two tasks share less than a quarter of their variance
+OTHER_SHARE = {"row_share": "row share", "token_share": "tokens"}  # the share that the weight is not
 LEAST_PRICE = 1e-6  # of a hundredth of the budget; below, a bound binds by rounding
 
 
@@ -35,7 +37,7 @@ def mixture_view(
     """
     relations = relation_lines(affinity) if affinity else []
     bounds = (*left_out_lines(data), *bound_lines(data), *limit_lines(data))
-    lines = (*bounds, *knob_lines(data), *relations, *verdict_lines(data))
+    lines = (*bounds, *token_lines(data), *knob_lines(data), *relations, *verdict_lines(data))
     return Group(
         Text(headline(data), style="bold"), mixture_table(data, everything), *map(Text, lines),
         *(Text(doubt, style="yellow") for doubt in doubts), *map(Text, certificate_lines(data)),
@@ -79,7 +81,10 @@ def mixture_table(data: Mapping[str, Any], everything: bool = False) -> Listing:
     references = list(data["tasks"][0]["references"])
     counted = "count" in data["tasks"][0]
     sampled = data["replicates"] is not None
-    measured = ["95 % interval"] * sampled + ["rows", "epochs"] * counted
+    other = "row_share" if data.get("budget", {}).get("unit") == "tokens" else "token_share"
+    both = counted and other in data["tasks"][0]
+    counts_of = ["rows", "epochs"] * counted + [OTHER_SHARE[other]] * both
+    measured = ["95% CI"] * sampled + counts_of
     header = ["task", "weight", "", *measured, *(COLUMN.get(name, name) for name in references)]
     tasks = sorted(_in_use(data), key=lambda task: (-task["weight"], task["name"]))
     shown, rest = _shortened(tasks, everything)
@@ -89,13 +94,15 @@ def mixture_table(data: Mapping[str, Any], everything: bool = False) -> Listing:
         cells: list[str | Text] = [task["name"], f"{task['weight']:.1%}", bar]
         cells += [_interval(task, len(data["replicates"]))] if sampled else []
         cells += [str(task["count"]), f"{task['epochs']:.2f}"] if counted else []
+        cells += [f"{task[other]:.1%}"] if both else []
         rows.append([*cells, *(f"{task['references'][r]:.1%}" for r in references)])
     if rest:
         sums = [f"{sum(task['references'][r] for task in rest):.1%}" for r in references]
         counts = [str(sum(task["count"] for task in rest)), ""] if counted else []
+        counts += [f"{sum(task[other] for task in rest):.1%}"] if both else []
         weight = f"{sum(task['weight'] for task in rest):.1%}"
         rows.append([f"{len(rest)} more (--all)", weight, "", *[""] * sampled, *counts, *sums])
-    return Listing(header, rows, frozenset({"", "95 % interval"}))
+    return Listing(header, rows, frozenset({"", "95% CI"}))
 
 
 def _in_use(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -116,13 +123,20 @@ def _interval(task: Mapping[str, Any], groups: int) -> str:
         if often is not None and often > 0:
             of = f" in {round((1 - often) * groups)} of {groups}"
         return f"at {floor if low else task.get('max_share_from', 'max_share')}{of}"
-    return "" if task["interval"] is None else f"{100 * task['interval'][0]:.1f} – {task['interval'][1]:.1%}"
+    return "" if task["interval"] is None else f"{100 * task['interval'][0]:.1f}–{task['interval'][1]:.1%}"
 
 
 def left_out_lines(data: Mapping[str, Any]) -> list[str]:
     """Tasks that may have no share, by a selection or by their max_share."""
     names = [task["name"] for task in data["tasks"] if task.get("max_share") == 0]
     return [f"left out: {some(names, 6)}"] if names else []
+
+
+def token_lines(data: Mapping[str, Any]) -> list[str]:
+    """The task whose shares of rows and of response tokens differ most, if twofold, and what to do about it."""
+    shares = {task["name"]: (task.get("row_share", 0.0), task.get("token_share", 0.0)) for task in data["tasks"]}
+    said = tokens_apart(shares, data["budget"]["unit"]) if "budget" in data else None
+    return [said] if said else []
 
 
 def bound_lines(data: Mapping[str, Any], most: int = 5) -> list[str]:

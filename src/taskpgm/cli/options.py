@@ -138,6 +138,17 @@ class Exporting:
 
 
 @dataclass(frozen=True)
+class Training:
+    """How `train` trains."""
+
+    full: Annotated[bool, typer.Option("--full", help="Train every weight instead of an adapter.")] = False
+    learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule; 2e-4, or 2e-5 with --full.")] = None
+    batch: Annotated[int, typer.Option(help="Rows of an optimiser step.")] = 16
+    epochs: Annotated[int, typer.Option(help="Passes over train.jsonl; the plan's repeats are in it.")] = 1
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Do not keep the order of train.jsonl.")] = False
+
+
+@dataclass(frozen=True)
 class Refining:
     """How trials are spent, or which results take their place."""
 

@@ -9,12 +9,15 @@ from rich.text import Text
 
 from taskpgm.cli.listing import Listing, some
 from taskpgm.config import Config
+from taskpgm.data.drawing import first, is_open
+from taskpgm.data.plan import tokens_apart
 from taskpgm.data.pool import TaskPool
 from taskpgm.data.ranking import Counts
-from taskpgm.data.rows import Sample, first, is_open
+from taskpgm.data.rowfiles import Sample
 from taskpgm.evaluation.statistics import Comparison, Estimate, Summary, verdict_sentence
 from taskpgm.mixture.doubts import few_contexts, half_width
 from taskpgm.progress import duration
+from taskpgm.scores import LossBy
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import ChatEncoder, Encoded
@@ -27,8 +30,12 @@ FEW_NOTES = 24  # on sets, which `check` shows
 VERDICT_STYLE = {"better": "green", "worse": "red"}
 
 
-def comparison_view(comparison: Comparison) -> RenderableType:
-    """Every mixture's averages and worst task, the judged one first, then a sentence for each difference."""
+def comparison_view(comparison: Comparison, chosen_by: LossBy = "per_row") -> RenderableType:
+    """Every mixture's averages and worst task, the judged one first, then a sentence for each difference.
+
+    Args:
+        chosen_by: `energy.loss` of the run; losses here are means over tokens.
+    """
     header = ["mixture", *(quantity.replace(" ", "\n") for quantity in comparison.quantities), "seeds"]
     rows, below = [], []
     for summary in comparison.summaries:
@@ -47,7 +54,7 @@ def comparison_view(comparison: Comparison) -> RenderableType:
             if difference.quantity == quantity
         ]
     first = [Text(_headline(comparison), style="bold")] if comparison.differences else []
-    notes = [Text(note, style="dim") for note in _comparison_notes(comparison)]
+    notes = [Text(note, style="dim") for note in _comparison_notes(comparison, chosen_by)]
     return Group(*first, table, *below, *notes, *lines)
 
 
@@ -65,8 +72,10 @@ def _worst(summary: Summary, comparison: Comparison) -> list[str]:
     return ["", ""] if summary.mixture == "uniform" else [summary.worst_task, f"{summary.worst.mean:+.3f}"]
 
 
-def _comparison_notes(comparison: Comparison) -> list[str]:
+def _comparison_notes(comparison: Comparison, chosen_by: LossBy) -> list[str]:
     notes = [f"losses in nats a token ± half of the {100 * comparison.level:g} % interval over seeds"]
+    if "taskpgm" in comparison.mixtures:
+        notes.append(f"losses are means over tokens; taskpgm was chosen by the loss {chosen_by} (energy.loss)")
     if comparison.tasks:
         what = "loss" if comparison.reference != "uniform" else "loss increase over uniform"
         notes.append(f"worst task: the one with the largest {what}")
@@ -102,8 +111,9 @@ def pool_view(pool: TaskPool, config: Config, everything: bool = False) -> Rende
         c, about = s.counts, "~" * bool(s.estimate)
         tokens, responses = s.lengths
         notes = {
-            "duplicates": c.duplicates, "copies of other training rows, dropped": c.copies,
+            "duplicates": c.duplicates,
             "copies of held-out rows, dropped": c.train_dropped + c.validation_dropped,
+            "copies within the task, dropped": c.repeats,
             **({} if s.estimate else _unfit(c.too_long, c.refused, c.truncated)),
         }  # fmt: skip
         cells.append([
@@ -122,14 +132,27 @@ def pool_view(pool: TaskPool, config: Config, everything: bool = False) -> Rende
     names, shared = pool.sets, pool.overlap
     pairs = sorted(((int(shared[i, j]), names[j], names[i]) for i in range(len(names)) for j in range(i)), reverse=True)
     lines += [f"{a} and {b} share {count} rows" for count, a, b in pairs[:5] if count]
-    lines += _contaminations(pool)
+    lines += [
+        f"{one.share:.0%} of {one.set} ({one.rows} rows) stands in {one.task}, from which it was left out"
+        for one in pool.contamination()[:5]
+        if one.set != one.task
+    ]
     unit = config.budget.unit
     lines.append(
         f"budget {config.budget.size} {unit}; probes {config.probe_size} {unit} each in {config.probe_steps} steps, "
         f"{len(pool.tasks) * config.probes.seeds} of them" + (" from a warm start" if config.probes.warm_start else "")
     )
+    if config.budget.unit == "examples" and (said := _tokens_apart(pool)):
+        lines.append(f"with equal shares {said}")
     doubt = few_contexts(min(len(s.contexts) for s in pool.all))
     return Group(table, *map(Text, lines), *([Text(doubt, style="yellow")] if doubt else []))
+
+
+def _tokens_apart(pool: TaskPool) -> str | None:
+    """Which task's answers are so long or short that equal shares of rows are other shares of tokens."""
+    lengths = {task.name: task.response_tokens / task.rows for task in pool.tasks if task.rows}
+    total = sum(lengths.values())
+    return tokens_apart({name: (1 / len(lengths), length / total) for name, length in lengths.items()}, "examples")
 
 
 def _ends(cells: list[list[str]]) -> list[list[str]]:
@@ -173,20 +196,6 @@ def _sampled(sample: Sample, counts: Counts) -> str:
     said = [f"~{count / sample.measured:.1%} {what}" for what, count in found.items() if count]
     what = ", ".join(said) or "no row too long or cut"
     return f"{what} (of {sample.measured:,} rows measured; --exact measures all)"
-
-
-def _contaminations(pool: TaskPool, most: int = 5) -> list[str]:
-    """Which targets stand in tasks, worst first."""
-    found = sorted(
-        ((part, target, task) for target, parts in pool.contamination.items() for task, part in parts.items()),
-        key=lambda one: (-one[0], *one[1:]),
-    )
-    copies = {"exact": "", "normalised": " (but for case, spacing and punctuation)"}
-    lines = [f"{part:.2g} % of target {target} stands in task {task}" for part, target, task in
-             ((100 * part, target, task) for part, target, task in found[:most])]  # fmt: skip
-    more = [f"{len(found) - most} more such pairs are in overlap.json"] if len(found) > most else []
-    dropped = [f"such rows are left out of training{copies[pool.duplicates]}"] if found else []
-    return lines + more + dropped
 
 
 def rows_view(pool: TaskPool, encoder: "ChatEncoder", most: int, marked: bool) -> RenderableType:

@@ -1,4 +1,4 @@
-"""Which rows count as equal: exactly, or but for case, spacing and punctuation.
+"""Which rows count as equal: exactly, but for case, spacing and punctuation, or nearly.
 
 What carries meaning stays: digits, signs, operators, brackets, and every mark between digits. So "3 + 4" never equals
 "3 - 4", nor 3.5 equals 35, nor 10² equals 102, and 5! is not 5.
@@ -19,8 +19,8 @@ PLAIN = str.maketrans({
     "\ufeff": None,
 })  # fmt: skip
 # Marks of a sentence: behind a word (not a letter: n! is no n) and before white space; at the end behind anything.
-SENTENCE = re.compile(r"(?<=[^\W\d_][^\W\d_])\s*[.,;:!?…]+(?=\s|$)")
-LAST = re.compile(r"(?<=\w)\s*[.?]+\s*$")
+SENTENCE = re.compile(r"(?<=[^\W\d_][^\W\d_])(?:\s*[.,;:!?…]+)+(?=\s|$)")
+LAST = re.compile(r"(?<=\w)(?:\s*[.?]+)+\s*$")
 SPACE = re.compile(r"(?<=\W) | (?=\W)")  # beside what is no letter or digit
 ESCAPES = [b"\\\\", b"\\n", b"\\t", b"\\r", b"\\f", b"\\b"]
 LOWER = bytes(range(256)).lower()
@@ -86,6 +86,10 @@ def coarse(data: list[Any], text: bytes) -> bytes:
 def _folded_turn(turn: Any) -> Any:
     """The turn with folded texts, control characters among the white space made spaces."""
     if isinstance(turn, list):
-        return [turn[0], " ".join(_folded(turn[1]).split())]
-    thoughts = turn.get("reasoning_content", "")
-    return {**turn, "content": " ".join(_folded(turn["content"]).split()), "reasoning_content": thoughts}
+        return [turn[0], _spaced(turn[1])]
+    thoughts = {"reasoning_content": _spaced(turn["reasoning_content"])} if "reasoning_content" in turn else {}
+    return {**turn, "content": _spaced(turn["content"]), **thoughts}
+
+
+def _spaced(text: str) -> str:
+    return " ".join(_folded(text).split())

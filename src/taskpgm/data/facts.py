@@ -3,7 +3,7 @@
 from typing import Any
 
 from taskpgm.config import ALIASES, EXTRAS, MEDIA, REFUSED
-from taskpgm.data.sources import Part
+from taskpgm.data.parts import Part
 from taskpgm.data.turns import are_turns
 from taskpgm.data.values import is_empty
 

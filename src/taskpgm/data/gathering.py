@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from taskpgm.data.alike import coarse
-from taskpgm.data.conversations import ENCODER, PartReading, SourceStream
+from taskpgm.data.conversations import PartReading, SourceStream
 from taskpgm.data.forked import mapped
 from taskpgm.data.grading import Grading
-from taskpgm.data.rows import ENTRY, Entries, RowFiles
-from taskpgm.data.sources import PART
+from taskpgm.data.making import ENCODER
+from taskpgm.data.parts import PART
+from taskpgm.data.rowfiles import ENTRY, Entries, RowFiles, shape_of
 from taskpgm.errors import UserError
 from taskpgm.progress import Progress
 
@@ -155,18 +156,6 @@ class _Collected:
         found["number"], found["graded"] = self._numbers, np.frombuffer(self._graded, "?")
         found["shape"], found["part"], found["segment"] = self._shapes, part, segment
         return found
-
-
-def shape_of(data: list[Any]) -> str:
-    """Roles of a row in order; with - where an answer is context, + where a turn is more than text, and its tools."""
-    messages, *tools = data
-    roles = [turn[0] if type(turn) is list else _marked(turn) for turn in messages]
-    return " ".join([*roles, "tools"] if tools else roles)
-
-
-def _marked(turn: dict[str, Any]) -> str:
-    more = turn.keys() - {"role", "content", "weight"}
-    return f"{turn['role']}{'-' * (turn.get('weight', 1) == 0)}{'+' * bool(more)}"
 
 
 def gather(gatherer: Gatherer, processes: int, progress: Progress) -> list[Gathered]:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskpgm.config import Config
+from taskpgm.data.drawing import blocks, response_tokens, taken
+from taskpgm.data.meter import CHUNK
 from taskpgm.data.pool import TaskPool, TaskSet
-from taskpgm.data.rows import CHUNK, blocks, response_tokens, taken
 from taskpgm.errors import UserError
 from taskpgm.types import Brief, Ints
 
@@ -23,6 +24,8 @@ Unit = Literal["examples", "tokens"]
 
 # Shares come out of a solver and products such as 0.29 · 100 out of floats: a millionth of a row is rounding noise.
 ROUNDING = 1e-6
+TWOFOLD = 2.0  # shares of rows and of tokens that differ so much are named
+LEAST_SHARE = 0.01  # of either, below which nobody needs to hear of it
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,31 @@ class RowPlan(Brief):
             )
             unit: Unit = "examples" if str(z["unit"]) == "examples" else "tokens"
             return cls(unit, int(z["budget"]), tasks, z["task"], z["row"], z["repeat"])
+
+
+def tokens_apart(shares: Mapping[str, tuple[float, float]], unit: Unit) -> str | None:
+    """A sentence on the task whose shares of rows and of response tokens differ most, if twofold, and the remedy.
+
+    Args:
+        shares: (of rows, of response tokens) of each task.
+        unit: of the budget.
+    """
+    apart = [
+        (max(rows / tokens, tokens / rows), name)
+        for name, (rows, tokens) in shares.items()
+        if min(rows, tokens) > 0 and max(rows, tokens) >= LEAST_SHARE
+    ]
+    far = sorted((one for one in apart if one[0] >= TWOFOLD), reverse=True)
+    if not far:
+        return None
+    name = far[0][1]
+    rows, tokens = shares[name]
+    others = f" ({len(far) - 1} more tasks differ twofold)" if len(far) > 1 else ""
+    if unit == "tokens":
+        remedy = "shares are of tokens, which trainers average their loss over; with budget.examples they are of rows"
+    else:
+        remedy = "trainers average their loss over tokens; with budget.tokens shares are of tokens"
+    return f"{name} has {rows:.1%} of the rows and {tokens:.1%} of the response tokens{others}: {remedy}"
 
 
 def uniform_mixture(pool: TaskPool) -> dict[str, float]:

@@ -15,26 +15,21 @@ from typing import Any, Literal
 import numpy as np
 
 from taskpgm.config import Config, Source
-from taskpgm.data.conversations import Layout, title_of
-from taskpgm.data.copies import Sense, find_copies, shared
+from taskpgm.data.cleaning import without_leaks
+from taskpgm.data.columns import Layout
+from taskpgm.data.conversations import title_of
+from taskpgm.data.copies import Contamination, Leaks, numbered, shared
+from taskpgm.data.drawing import response_tokens
 from taskpgm.data.messages import Conversation
-from taskpgm.data.ranking import Counts, Estimate, SplitSet, drop_leaks, gather_sources, measure_heads, split_rows
-from taskpgm.data.rows import Length as Length
-from taskpgm.data.rows import (
-    LengthsOf,
-    Memory,
-    Meter,
-    RowFiles,
-    Rows,
-    Sample,
-    Store,
-    costs_of,
-    keys_of,
-    response_tokens,
-)  # fmt: skip
-from taskpgm.data.rows import Measured as Measured
-from taskpgm.data.rows import Refused as Refused
-from taskpgm.data.rows import Row as Row
+from taskpgm.data.meter import Memory, Meter
+from taskpgm.data.ranking import Counts as Counts
+from taskpgm.data.ranking import Estimate, SplitSet, gather_sources, measure_heads, split_rows
+from taskpgm.data.rowfiles import Length as Length
+from taskpgm.data.rowfiles import LengthsOf, RowFiles, Sample, keys_of
+from taskpgm.data.rowfiles import Measured as Measured
+from taskpgm.data.rowfiles import Refused as Refused
+from taskpgm.data.rowfiles import Row as Row
+from taskpgm.data.rows import Rows, Store, costs_of
 from taskpgm.errors import UserError
 from taskpgm.progress import QUIET, Progress
 from taskpgm.types import Brief, Ints
@@ -101,8 +96,7 @@ class TaskPool(Brief):
     tasks: tuple[TaskSet, ...]
     targets: tuple[TaskSet, ...]
     overlap: Ints  # (sets, sets) in the order of `sets`, before any drop; diagonal: a set's distinct rows
-    dropped: Ints | None = None  # (tasks, sets) training rows of each that were dropped for held-out rows of each
-    duplicates: Sense = "exact"  # what makes rows distinct
+    leaks: Leaks | None = None  # training rows that copied held-out rows, before they were left out
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -129,28 +123,19 @@ class TaskPool(Brief):
         sides = (getattr(s, side) for s in self.all for side in SIDES)
         return sum(int(rows.entries["length"].sum(dtype=np.int64)) for rows in sides if isinstance(rows, Rows))
 
-    @property
-    def contamination(self) -> dict[str, dict[str, float]]:
-        """By target, the fraction of its distinct rows that stand in each task, on whatever side; none is left out."""
-        n = len(self.tasks)
-        return {
-            target.name: {
-                name: int(self.overlap[n + i, j]) / int(self.overlap[n + i, n + i])
-                for j, name in enumerate(self.names)
-                if self.overlap[n + i, j]
-            }
-            for i, target in enumerate(self.targets)
-        }
-
     def overlap_table(self) -> dict[str, Any]:
-        """The overlap matrix with its names, what was dropped for it, and contamination, for JSON."""
-        return {
-            "sets": list(self.sets),
-            "rows": self.overlap.tolist(),
-            "duplicates": self.duplicates,
-            "dropped": dict(zip(self.names, self.dropped.tolist(), strict=True)) if self.dropped is not None else {},
-            "contamination": self.contamination,
-        }
+        """The overlap matrix with its names, for JSON."""
+        table: dict[str, Any] = {"sets": list(self.sets), "rows": self.overlap.tolist()}
+        return table | (
+            {**self.leaks.to_dict(), "contamination": [asdict(one) for one in self.contamination()]}
+            if self.leaks
+            else {}
+        )
+
+    def contamination(self) -> list[Contamination]:
+        """How much of each set stood in tasks' training rows, largest share first; empty if nobody looked."""
+        sizes = [len(s.contexts) + len(s.validation) for s in self.all]
+        return self.leaks.contamination(self.sets, sizes) if self.leaks else []
 
     def save(self, folder: Path) -> None:
         """Write the rows, index.npz and pool.json into the folder (not atomic; the store does that)."""
@@ -165,9 +150,9 @@ class TaskPool(Brief):
             np.savez(file, **arrays)
         keys = ("name", "kind", "layout", "columns", "notes", "estimate", "refused")
         described = [{key: getattr(s, key) for key in keys} | {"counts": asdict(s.counts)} for s in self.all]
-        dropped = None if self.dropped is None else self.dropped.tolist()
-        about = {"sets": described, "overlap": self.overlap.tolist(), "dropped": dropped, "duplicates": self.duplicates}
-        text = json.dumps(about | store.about, ensure_ascii=False, indent=1)
+        data = {"sets": described, "overlap": self.overlap.tolist()} | store.about
+        data |= {"leaks": self.leaks.to_dict()} if self.leaks else {}
+        text = json.dumps(data, ensure_ascii=False, indent=1)
         (folder / "pool.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -203,8 +188,8 @@ class TaskPool(Brief):
                     found = (arrays[f"{i}.{side}.entries"], arrays[f"{i}.{side}.costs"])
                     fields[side] = Rows(files, *found, meter, title)
                 sets.append(TaskSet(**fields))
-        dropped = None if described["dropped"] is None else np.array(described["dropped"], dtype=np.int64)
-        return _pool(sets, np.array(described["overlap"], dtype=np.int64), dropped, described["duplicates"])
+        leaks = Leaks.from_dict(described["leaks"]) if "leaks" in described else None
+        return _pool(sets, np.array(described["overlap"], dtype=np.int64), leaks)
 
 
 def _estimate_of(stored: list[Any]) -> Estimate:
@@ -220,10 +205,9 @@ def load_tasks(
 
     Within a set, equal rows are merged and ranked by key. The lowest that fit are its contexts, as many as `contexts`
     says; of a target the rest is validation; of a task the next `contexts.validation`, at most a tenth of what the
-    contexts leave,
-    are validation (or all rows of its `validation` file are), and the rest is for training. Then whatever is a copy of
-    a context of any set leaves validation, and whatever is a copy of a context, validation or target row of any set
-    leaves training: no other set ever changes a set's contexts.
+    contexts leave, are validation (or all rows of its `validation` file are), and the rest is for training. Then
+    whatever copies a context of any set leaves validation, and whatever copies a context, validation or target row of
+    any set leaves training, in the sense of `data.duplicates`: no other set ever changes a set's contexts.
 
     Of a large set the first `SAMPLE` rows are measured, those with the lowest keys; others where they are drawn.
 
@@ -247,15 +231,15 @@ def load_tasks(
     ranked = [one for one in (*own, *given) if one]
     for one in (one for pair in zip(own, given, strict=True) for one in pair if one):
         one.check_refused()
-    copies = find_copies([one.entries for one in ranked], config.data.duplicates, files)
-    for one, forms in zip(ranked, copies, strict=True):
-        one.forms = forms
+    numbers = numbered([one.entries for one in ranked], config.data.duplicates, files)
+    for one, keys, forms in zip(ranked, *numbers, strict=True):
+        one.keys, one.forms = keys, forms
     sets = [split_rows(one, other, config) for one, other in zip(own, given, strict=True)]
-    members = [np.unique(np.concatenate([side.forms for side in one.sides.values()])) for one in sets]
+    members = [np.unique(np.concatenate([side.keys for side in one.sides.values()])) for one in sets]
     overlap = shared(members, members)
-    dropped = drop_leaks(sets, len(config.tasks), config.data.within_tasks)
+    leaks = without_leaks(sets, config, files)
     finished = [_finished(source, one, meter) for source, one in zip(sources, sets, strict=True)]
-    return _pool(finished, overlap, dropped, config.data.duplicates)
+    return _pool(finished, overlap, leaks)
 
 
 def _finished(source: Source, split: SplitSet, meter: Meter) -> TaskSet:
@@ -275,11 +259,11 @@ def row_key(seed: int, row: Conversation) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _pool(sets: list[TaskSet], overlap: Ints, dropped: Ints | None, duplicates: Sense) -> TaskPool:
+def _pool(sets: list[TaskSet], overlap: Ints, leaks: Leaks | None) -> TaskPool:
     overlap.setflags(write=False)
     tasks = tuple(task_set for task_set in sets if task_set.kind == "task")
     targets = tuple(task_set for task_set in sets if task_set.kind == "target")
-    return TaskPool(tasks, targets, overlap, dropped, duplicates)
+    return TaskPool(tasks, targets, overlap, leaks)
 
 
 def _key_of(rows: Sequence[Row]) -> str:

@@ -2,29 +2,17 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from taskpgm.config import Config, ContextConfig, Source, TargetConfig
 from taskpgm.data.conversations import SourceStream, title_of
-from taskpgm.data.copies import shared
+from taskpgm.data.copies import Members
 from taskpgm.data.gathering import Gathered, Gatherer, gather
-from taskpgm.data.rows import (
-    CHUNK,
-    COST,
-    UNFIT,
-    UNKNOWN,
-    Entries,
-    Length,
-    Meter,
-    Refused,
-    RowFiles,
-    Sample,
-    cost_of,
-    grading_key,
-)  # fmt: skip
+from taskpgm.data.meter import CHUNK, Meter
+from taskpgm.data.rowfiles import COST, UNFIT, UNKNOWN, Entries, Length, Refused, RowFiles, Sample, cost_of, grading_key
 from taskpgm.errors import UserError
 from taskpgm.progress import Progress
 from taskpgm.system import usable_cores
@@ -38,19 +26,20 @@ TENTH = 10  # of a task's rows behind the contexts, one in so many is validation
 class Counts:
     """Where the rows of a set went.
 
-    read + validation_read = duplicates + too_long + refused + validation_dropped + train_dropped + copies + the rows on
-    all sides. Of a set of which a sample was measured, rows that are too long or refused are those of the sample.
+    read + validation_read = duplicates + too_long + refused + validation_dropped + train_dropped + repeats + the rows
+    on all sides. Copies are those in the sense of `data.duplicates`. Of a set of which a sample was measured, rows that
+    are too long or refused are those of the sample.
     """
 
     read: int  # rows in the set's own source
     validation_read: int  # rows in the validation file it names, if any
     duplicates: int  # equal to an earlier row of the same file
     too_long: int  # the completion does not fit probes.max_length
-    validation_dropped: int  # validation rows that are copies of a context of any set
-    train_dropped: int  # training rows that are copies of a context, validation or target row of any set
+    validation_dropped: int  # validation rows that copy a context of any set
+    train_dropped: int  # training rows that copy a context, validation or target row of any set
     truncated: int  # of the rows on all sides, those whose prompt lost its left end
     refused: int = 0  # the chat template does not take them, and `refused: drop` leaves them out
-    copies: int = 0  # training rows that are copies of another of their task, if those are not wanted
+    repeats: int = 0  # training rows that copy another one of the task, left out by `data.within_tasks`
 
 
 class Estimate(NamedTuple):
@@ -66,11 +55,17 @@ class Part(NamedTuple):
 
     entries: Entries
     costs: Entries
-    forms: Ints  # the same number for copies
+    keys: Ints  # the same number for equal hashes
+    forms: Ints  # the same number for rows that are equal in the sense of `data.duplicates`
 
     def of(self, which: Any) -> "Part":
         """Those among them."""
-        return Part(self.entries[which], self.costs[which], self.forms[which])
+        return Part(*(array[which] for array in self))
+
+    @property
+    def members(self) -> Members:
+        """What copies are sought by."""
+        return Members(self.entries, self.forms)
 
 
 class Ranked:
@@ -82,7 +77,7 @@ class Ranked:
         self.entries = _distinct(gathered.entries, files)
         self.costs = np.zeros(len(self.entries), COST)
         self.costs["tokens"] = UNKNOWN
-        self.forms = np.zeros(len(self.entries), np.int64)
+        self.keys = self.forms = np.zeros(len(self.entries), np.int64)
         self.refused: dict[int, Refused] = {}  # by place among the entries
         self.lost: dict[int, tuple[str, ...]] = {}  # what the template leaves out, by the same
         self.measured = 0  # the first so many
@@ -135,7 +130,7 @@ class Ranked:
 
     def usable(self) -> Part:
         """Rows that fit, or may."""
-        return Part(self.entries, self.costs, self.forms).of(self.costs["tokens"] != UNFIT)
+        return Part(self.entries, self.costs, self.keys, self.forms).of(self.costs["tokens"] != UNFIT)
 
     def sample(self) -> Sample:
         """What the measured rows came to."""
@@ -281,42 +276,3 @@ def _setting(kind: str, contexts: ContextConfig) -> str:
     if kind == "target":
         return "contexts.per_set" if contexts.per_target is None else "contexts.per_target"
     return "contexts.per_set" if contexts.total is None else "contexts.total"
-
-
-def drop_leaks(sets: Sequence[SplitSet], tasks: int, within: bool) -> Ints:
-    """Drop validation rows that are copies of contexts, and training rows that are copies of held-out rows anywhere.
-
-    Args:
-        sets: the tasks, then the targets; changed.
-        tasks: how many of them are tasks.
-        within: also drop training rows that are copies of one before them in their task.
-
-    Returns:
-        (tasks, sets) training rows of each that are copies of held-out rows of each.
-
-    Raises:
-        UserError: a task has no training row left.
-    """
-    contexts = np.concatenate([one.sides["contexts"].forms for one in sets])
-    held_by_set = [np.concatenate([one.sides[side].forms for side in ("contexts", "validation")]) for one in sets]
-    held = np.concatenate(held_by_set)
-    dropped = shared([one.sides["train"].forms for one in sets[:tasks]], held_by_set)
-    for one in sets:
-        train, validation = one.sides["train"], one.sides["validation"]
-        clean = train.of(~np.isin(train.forms, held))
-        if len(train.forms) and not len(clean.forms):
-            raise UserError(
-                f"Task {one.own.source.name!r} has no training row left: all {len(train.forms)} equal held-out rows of "
-                "its own or other sets; take fewer contexts, add data, or leave out the task or the set that it "
-                "repeats."
-            )
-        kept = clean.of(np.sort(np.unique(clean.forms, return_index=True)[1])) if within else clean
-        one.sides |= {"train": kept, "validation": validation.of(~np.isin(validation.forms, contexts))}
-        one.counts = replace(
-            one.counts,
-            validation_dropped=len(validation.forms) - len(one.sides["validation"].forms),
-            train_dropped=len(train.forms) - len(clean.forms),
-            copies=len(clean.forms) - len(kept.forms),
-            truncated=sum(int(side.costs["truncated"].sum()) for side in one.sides.values()),
-        )
-    return dropped

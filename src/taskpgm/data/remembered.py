@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskpgm.data.rows import UNFIT, Length, Measured, Memory
+from taskpgm.data.meter import Memory
+from taskpgm.data.rowfiles import UNFIT, Length, Measured
+from taskpgm.files import cache_folder
 
 LENGTH = np.dtype([
     ("high", "<u8"), ("low", "<u8"), ("tokens", "<i4"), ("response", "<i4"), ("truncated", "<i4"), ("mark", "<u4")
@@ -77,10 +79,3 @@ class LengthFile(Memory):
 def _length(record: Any) -> Measured:
     tokens = int(record["tokens"])
     return None if tokens == UNFIT else Length(tokens, int(record["response"]), bool(record["truncated"]))
-
-
-def cache_folder() -> Path:
-    """Where things are kept between runs: TASKPGM_CACHE, or taskpgm in the system's folder for such."""
-    given = os.environ.get("TASKPGM_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    return Path(given) if given else Path(base) / "taskpgm"

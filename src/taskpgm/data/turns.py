@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from taskpgm.data.messages import Message
-from taskpgm.data.sources import type_of
+from taskpgm.data.parts import type_of
 from taskpgm.data.values import is_empty, plain, unpacked, without_absent
 from taskpgm.errors import UserError
 

@@ -15,29 +15,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taskpgm.config import Config
+from taskpgm.data.drawing import first, peek
 from taskpgm.data.plan import RowPlan, plan_rows, supply_bounds
 from taskpgm.data.pool import TaskPool
-from taskpgm.data.rows import first
 from taskpgm.errors import UserError
 from taskpgm.evaluation.baselines import baseline_mixture, within_supply
 from taskpgm.evaluation.equivalence import Equivalence, budget_equivalence
 from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.evaluation.statistics import Comparison, Measurement, compare_measurements
 from taskpgm.files import atomic_folder, digest, write_json
-from taskpgm.progress import Progress
-from taskpgm.system import Clock
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import Encoded
     from taskpgm.evaluation.full_finetuning import Finetuned
-    from taskpgm.evaluation.loss import Evaluator
-    from taskpgm.lm.trunk import Trunk
     from taskpgm.probes.probe import Probe
 
 OURS = "taskpgm"
 ORDER = "spread"  # how `plan.py` orders rows; another word when that changes, so that measurements stay apart
 FULL_LEARNING_RATE = 5e-5  # peak when every weight is trained: a tenth of LoRA's 5e-4, as is usual
-TRUNK_MEMORY = 4 << 30  # bytes of activations of training rows that runs share: a guess, small beside a model
 
 
 @dataclass(frozen=True)
@@ -166,8 +161,8 @@ def _baseline(name: str, result: Result, config: Config, seed: int) -> dict[str,
 
 
 class Trainings:
-    """Trains and measures mixtures, side by side on a CPU's cores. What trainings share is made once, and only if one
-    is left to do: tokens, activations below the adapters, the evaluator."""
+    """Trains and measures mixtures, side by side. What trainings share is made once a worker, and only if one is left
+    to do: tokens, activations below the adapters, the evaluator."""
 
     def __init__(self, finished: FinishedRun, options: CompareOptions, halves: bool = False) -> None:
         """
@@ -180,7 +175,6 @@ class Trainings:
         self.options = options
         self.sets = evaluation_rows(self.pool, options.rows)
         self.rows: dict[tuple[int, int], Encoded] = {}  # tokens by task and row, of every run so far
-        self.trunk: Trunk | None = None
 
     @cached_property
     def setting(self) -> str:
@@ -205,9 +199,10 @@ class Trainings:
     def as_done(self, runs: Sequence[TrainingRun], what: str) -> Iterator[Measurement]:
         """Measurements of the runs as they are had, those first that the run directory holds; the others are made side
         by side."""
-        from taskpgm.lm.memory import training_memory
-        from taskpgm.parallel import side_by_side
+        from taskpgm.evaluation.mixing import Mixed, Mixing
+        from taskpgm.workers.dispatch import Job
 
+        runs = list(runs)
         todo: dict[Path, list[TrainingRun]] = {}  # several if two mixtures are the same
         for run in (replace(run, config=_training(run.config, self.options)) for run in runs):
             path = self.path(run)
@@ -221,71 +216,34 @@ class Trainings:
         (self.run.folder / "compare").mkdir(exist_ok=True)
         self._encode([run for run, *_ in todo.values()])
         steps = {path: plan_steps(self.rows, run.plan, run.config) for path, (run, *_) in todo.items()}
-        lm, processes, memory, progress = self.run.engine.lm, 1, 1.0, self.run.engine.progress
-        if self.shares_trunks:  # before processes part, so that each has them
-            trunk = self._shared_trunk()
-            trunk.fill(list(self.rows.values()), progress)
-            self.evaluator.fill(trunk.first, progress)
-            processes = lm.processes
-            memory = max(training_memory(lm, list(steps.values()), trunk.first), self.evaluator.memory)
-
-        def work(path: Path, progress: Progress) -> tuple[Path, dict[str, Any]]:
-            return path, self.measure(todo[path][0], steps[path], progress)
-
-        pieces = sum(len(steps[path]) + len(self.sets) for path in todo)
+        largest = max(steps.values(), key=lambda of_run: max(_tokens(self.rows, step) for step in of_run))
+        work = Mixing(self.options, self.run.config, self.sets, dict(self.rows), largest)
+        jobs = [
+            Job(f"the training on {run.name!r}, seed {run.seed}", len(steps[path]),
+                Mixed(str(path), run.name, run.config, steps[path]))
+            for path, (run, *_) in todo.items()
+        ]  # fmt: skip
+        progress, pieces = self.run.engine.progress, sum(len(steps[path]) + len(self.sets) for path in todo)
         with progress.stage(f"{what}, {len(todo)} trainings", pieces, "steps, sets"):
-            for path, record in side_by_side(work, list(todo), processes, memory, progress):
+            for key, found, trained in self.run.engine.workers.map(work, jobs, progress):
+                path = Path(key)
+                record = self._record(todo[path][0], found)
+                if trained is not None:
+                    with atomic_folder(path.with_suffix(""), {}) as folder:
+                        self.save(trained, folder)
                 write_json(path, record)
                 yield from (_measurement(run, record) for run in todo[path])
 
-    @property
-    def shares_trunks(self) -> bool:
-        """Whether runs share activations and may be side by side: other trainers, benchmarks, and every weight at once
-        have the machine to themselves."""
-        options = self.options
-        return options.trainer == "engine" and options.method == "lora" and not options.harness
-
-    def measure(self, run: TrainingRun, steps: "list[list[Encoded]]", progress: Progress) -> dict[str, Any]:
-        """What a run gives: trained, evaluated, and kept if asked for."""
-        clock = Clock()
-        trained = self.train(run, steps, progress)
-        seconds = clock.seconds
-        found = self.evaluator.evaluate(trained, grade=self.options.accuracy, progress=progress)
-        record = {
+    def _record(self, run: TrainingRun, found: dict[str, Any]) -> dict[str, Any]:
+        return {
             "setting": self.setting, "mixture": run.name, "seed": run.seed, "weights": dict(run.weights),
-            "rows": run.config.budget.size, "trained_tokens": trained.trained_tokens,
-            "seconds": {"train": seconds, "evaluate": clock.seconds - seconds}, **found.to_dict(),
+            "rows": run.config.budget.size, **found,
         }  # fmt: skip
-        if self.options.harness:
-            from taskpgm.evaluation.harness import run_harness
-
-            record["harness"] = run_harness(
-                self.run.engine.lm, trained, self.options.harness, self.options.include, self.options.rows
-            )
-        if self.options.keep:
-            with atomic_folder(self.path(run).with_suffix(""), {}) as folder:
-                self.save(trained, folder)
-        return record
 
     def path(self, run: TrainingRun) -> Path:
         """Where the measurement of a run is kept."""
         key = digest([self.setting, _planned(run.plan), run.config.seed, run.config.budget.model_dump()])
         return self.run.folder / "compare" / f"{key[:16]}.json"
-
-    def train(self, run: TrainingRun, steps: "list[list[Encoded]]", progress: Progress) -> "Probe | Finetuned":
-        """The adapter of a run, or its model."""
-        if self.options.trainer == "trl":
-            from taskpgm.evaluation import trl as trl_backend
-
-            train = trl_backend.train_full_with_trl if self.options.method == "full" else trl_backend.train_with_trl
-            return train(self.run.engine.lm, run.name, steps, run.config, progress=progress)
-        if self.options.method == "full":
-            from taskpgm.evaluation.full_finetuning import train_full
-
-            return train_full(self.run.engine.lm, run.name, steps, run.config, progress)
-        from taskpgm.probes.training import Trainer
-
-        return Trainer(self.run.engine.lm, run.config, progress=progress).train(run.name, steps, trunk=self.trunk)
 
     def save(self, trained: "Probe | Finetuned", folder: Path) -> None:
         """What a run trained, as PEFT or transformers load it."""
@@ -296,43 +254,32 @@ class Trainings:
         else:
             trained.save(folder)
 
-    @cached_property
-    def evaluator(self) -> "Evaluator":
-        """Of all sets."""
-        from taskpgm.evaluation.loss import Evaluator
-
-        return Evaluator(self.run.engine.lm, self.sets, self.run.config)
-
     def _encode(self, runs: Sequence[TrainingRun]) -> None:
         """Tokenise the rows of these runs that no run before them had."""
         from taskpgm.data.chat import ChatEncoder
 
-        encoder = ChatEncoder(self.run.engine.lm.tokenizer, self.run.config.probes.max_length)
+        encoder = ChatEncoder(self.run.engine.tokenizer, self.run.config.probes.max_length)
         used = sorted({key for run in runs for key in _planned(run.plan)} - self.rows.keys())
-        encoded = encoder.encode([self.pool.tasks[task].train[row].conversation for task, row in used])
+        encoded = encoder.encode([peek(self.pool.tasks[task].train, row).conversation for task, row in used])
         self.rows |= {key: row for key, row in zip(used, encoded, strict=True) if row is not None}
 
-    def _shared_trunk(self) -> "Trunk":
-        """The trunk of the rows; another one if the new rows have less in common than those before."""
-        from taskpgm.lm.trunk import Trunk
 
-        lm, last = self.run.engine.lm, self.run.config.probes.lora.last_layers
-        first, shared = len(lm.layers) - last if last else 0, lm.shared_prefix(list(self.rows.values()))
-        if self.trunk is None or shared < self.trunk.shared:
-            self.trunk = Trunk(lm, first, shared, TRUNK_MEMORY)
-        return self.trunk
-
-
-def plan_steps(encoded: "Mapping[tuple[int, int], Encoded]", plan: RowPlan, config: Config) -> "list[list[Encoded]]":
-    """The rows of a plan, in its order, in equal optimiser steps of about `probes.batch`.
+def plan_steps(
+    encoded: "Mapping[tuple[int, int], Encoded]", plan: RowPlan, config: Config
+) -> list[list[tuple[int, int]]]:
+    """The rows of a plan, by task and row of the pool, in its order, in equal optimiser steps of about `probes.batch`.
 
     Args:
-        encoded: tokens by task and row of the pool.
+        encoded: tokens of the rows that have some.
     """
-    rows = [encoded[key] for key in _planned(plan) if key in encoded]
+    rows = [key for key in _planned(plan) if key in encoded]
     steps = min(len(rows), config.steps_of(config.budget.size))
     cuts = np.linspace(0, len(rows), steps + 1).round().astype(int)
     return [rows[a:b] for a, b in pairwise(cuts)]
+
+
+def _tokens(encoded: "Mapping[tuple[int, int], Encoded]", step: Sequence[tuple[int, int]]) -> int:
+    return sum(len(encoded[key].ids) for key in step)
 
 
 def _planned(plan: RowPlan) -> list[tuple[int, int]]:

@@ -83,19 +83,15 @@ def predict_losses(
     ensemble, gain = energy("likelihood"), energy("gain")
     start = -float(result.scores.target_weights(wanted) @ mean_logp(result.scores)[0])
     found = []
-    merger = _Merger(finished) if merged else None
     progress = finished.engine.progress
+    vectors = {name: np.array([shares.get(task, 0.0) for task in pool.names]) for name, shares in weights.items()}
     with progress.stage("predicting", len(weights), "mixtures"):
-        for name, shares in weights.items():
-            p = np.array([shares.get(task, 0.0) for task in pool.names])
+        losses = merged_losses(finished, vectors) if merged else {}
+        for name, p in vectors.items():
             divergence = _kl_from_uniform(p)
-            losses = {
-                "ensemble": ensemble.loss(p) + usual_prior("likelihood", result.scores) * divergence,
-                "gain": start + gain.loss(p) + usual_prior("gain", result.scores) * divergence,
-                "merged": merger.loss(p) if merger else None,
-            }
-            found.append(Prediction(name, dict(shares), **losses))  # type: ignore[arg-type]
-            progress.advance()
+            of_ensemble = ensemble.loss(p) + usual_prior("likelihood", result.scores) * divergence
+            of_gain = start + gain.loss(p) + usual_prior("gain", result.scores) * divergence
+            found.append(Prediction(name, dict(weights[name]), of_ensemble, of_gain, losses.get(name)))
     return found
 
 
@@ -150,40 +146,24 @@ def merged_probe(probes: Sequence["Probe"], weights: Sequence[float]) -> "Probe"
     return Probe("merged", first.seed, settings, merged)
 
 
-class _Merger:
-    """Losses under merged probes, on the contexts of the targets or else of the tasks."""
+def merged_losses(finished: FinishedRun, weights: Mapping[str, Floats]) -> dict[str, float]:
+    """Losses under the probes merged with each of these weights, on the contexts of the targets or else of the tasks:
+    means over sets, then contexts, then positions (options: one each), of −log P_merged."""
+    from taskpgm.data.chat import ChatEncoder
+    from taskpgm.evaluation.merged import Merging
+    from taskpgm.probes.options import encode_options
+    from taskpgm.probes.scoring import encode_contexts
+    from taskpgm.workers.dispatch import Job
 
-    def __init__(self, finished: FinishedRun) -> None:
-        from taskpgm.data.chat import ChatEncoder
-        from taskpgm.probes.options import encode_options
-        from taskpgm.probes.scoring import encode_contexts
-
-        self.probes = finished.probes()
-        self.lm = finished.engine.lm
-        self.shares = _shares(finished.config)
-        encoder = ChatEncoder(self.lm.tokenizer, finished.config.probes.max_length)
-        pool = finished.result.pool
-        self.options = encode_options(encoder, pool, finished.config)
-        rows = encode_contexts(encoder, pool, finished.config.contexts.positions) | {
-            name: one.rows for name, one in self.options.items()
-        }
-        self.contexts = {name: of_set for name, of_set in rows.items() if name in self.shares}
-
-    def loss(self, p: Any) -> float:
-        """Mean over targets, then contexts, then positions (options: one each), of −log P_merged."""
-        from taskpgm.probes.scoring import score_sets
-
-        probe = merged_probe(self.probes, p)
-        wanted = {name: [probe.name] for name in self.contexts}
-        total = 0.0
-        for name, blocks in score_sets(self.lm, self.contexts, [probe], wanted):
-            if name in self.options:
-                total -= self.shares[name] * float(self.options[name].logp(blocks[probe.name, name].logp).mean())
-                continue
-            lengths = [row.response_tokens for row in self.contexts[name]]
-            parts = np.split(blocks[probe.name, name].logp, np.cumsum(lengths)[:-1])
-            total -= self.shares[name] * float(np.mean([part.mean() for part in parts]))
-        return total
+    engine, shares, probes = finished.engine, _shares(finished.config), finished.probes()
+    encoder, pool = ChatEncoder(engine.tokenizer, finished.config.probes.max_length), finished.result.pool
+    options = {n: one for n, one in encode_options(encoder, pool, finished.config).items() if n in shares}
+    rows = encode_contexts(encoder, pool, finished.config.contexts.positions)
+    rows |= {name: one.rows for name, one in options.items()}
+    contexts = {name: of_set for name, of_set in rows.items() if name in shares}
+    adapters = {name: merged_probe(probes, p.tolist()) for name, p in weights.items()}
+    jobs = [Job(f"the merged probes of {name!r}", 1.0, (name, probe)) for name, probe in adapters.items()]
+    return dict(engine.workers.map(Merging(contexts, shares, options), jobs, engine.progress))
 
 
 def _kl_from_uniform(p: Floats) -> float:

@@ -9,7 +9,8 @@ import copy
 import math
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def train_with_trl(
         torch.manual_seed(adapter_seed(config, seed))
         model = get_peft_model(lm.model, settings)
         try:
-            losses = _trained(trainer_class, lm, model, name, steps, config, progress)
+            losses = _trained(partial(trainer_class, lm, model, steps, config.probes.learning_rate), name, progress)
             weights = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(model).items()}
         finally:
             model.unload()
@@ -79,18 +80,19 @@ def train_full_with_trl(
         warnings.simplefilter("ignore")
         trainer_class = _trainer_class()
         model = copy.deepcopy(lm.model).float().requires_grad_(True)
-        losses = _trained(trainer_class, lm, model, name, steps, config, progress)
+        losses = _trained(partial(trainer_class, lm, model, steps, config.probes.learning_rate), name, progress)
     weights = {key: p.detach().to("cpu", dtype) for key, p in model.named_parameters()}
     return Finetuned(name, weights, losses, tokens_of(steps))
 
 
-def _trained(
-    trainer_class: Any, lm: LanguageModel, model: Any, name: str, steps: Sequence[Sequence[Encoded]], config: Config,
-    progress: Progress,
-) -> tuple[float, ...]:  # fmt: skip
-    """Losses of every step; the model's weights that ask for a gradient are trained."""
+def _trained(make: Callable[[str], Any], name: str, progress: Progress) -> tuple[float, ...]:
+    """Losses of every step; the model's weights that ask for a gradient are trained.
+
+    Args:
+        make: gives the trainer, from a folder for its files.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = trainer_class(lm, model, steps, config.probes.learning_rate, scratch)
+        trainer = make(scratch)
         trainer.watch(name, progress)
         trainer.train()
     return tuple(trainer.losses)

@@ -1,6 +1,7 @@
 """NVIDIA's: NeMo-Automodel (`sft.yaml`), Megatron (a blend list)."""
 
 import json
+import shlex
 from pathlib import Path
 
 from taskpgm.export.carry import Form
@@ -52,7 +53,7 @@ PREPARE = '''"""Text for Megatron: render every row of tasks/ with your model's 
 Then make text/NAME_text_document.bin and .idx of each with Megatron-LM:
 
     python tools/preprocess_data.py --input text/NAME.jsonl --json-keys text --append-eod \\\\
-        --tokenizer-type HuggingFaceTokenizer --tokenizer-model {model} --output-prefix text/NAME --workers 2
+        --tokenizer-type HuggingFaceTokenizer --tokenizer-model {quoted} --output-prefix text/NAME --workers 2
 """
 
 import json
@@ -79,7 +80,9 @@ def write_megatron(handover: Handover, folder: Path) -> Written:
     (folder / "blend.txt").write_text(" ".join(blend) + "\n", encoding="utf-8")
     data = {"train": blend, "valid": None, "test": None}
     (folder / "blend.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "prepare.py").write_text(PREPARE.format(model=handover.model), encoding="utf-8")
+    (folder / "prepare.py").write_text(
+        PREPARE.format(model=handover.model, quoted=shlex.quote(handover.model)), encoding="utf-8"
+    )
     sees = (
         f"exact counts of rows: {len(handover.plan)} in {len(handover.tasks)} tasks, if Megatron is given no size. "
         "With a number of samples of your own, its low-discrepancy order keeps the shares to within a sample a task."

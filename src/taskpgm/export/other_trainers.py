@@ -1,6 +1,7 @@
 """verl, torchtune, Tinker's cookbook: trainers that take files and no amounts."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ torchrun --standalone --nproc_per_node=1 -m verl.trainer.sft_trainer \\
     "data.train_files=[{files}]" \\
     data.messages_key=messages data.max_length={max_length} data.truncation=error \\
     data.train_batch_size=8 data.micro_batch_size_per_gpu=8 \\
-    model.path={model} optim.lr=2e-5 \\
+    {model} optim.lr=2e-5 \\
     trainer.total_epochs=1 trainer.seed={seed} trainer.default_local_dir=output
 """
 
@@ -27,8 +28,13 @@ def write_verl(handover: Handover, folder: Path) -> Written:
     for task in handover.tasks:
         rows = handover.conversations(task)
         write_messages_parquet(folder / f"tasks/{task.stem}.parquet", rows)
-    files = ",".join(f"tasks/{task.stem}.parquet" for task in handover.tasks)
-    text = VERL.format(files=files, max_length=handover.max_length, model=handover.model, seed=handover.seed)
+    files = ",".join(f"'tasks/{task.stem}.parquet'" for task in handover.tasks)  # Hydra wants quotes beyond ASCII
+    text = VERL.format(
+        files=files,
+        max_length=handover.max_length,
+        model=shlex.quote("model.path='" + handover.model.replace("'", "\\'") + "'"),
+        seed=handover.seed,
+    )
     (folder / "sft.sh").write_text(text, encoding="utf-8")
     keeps = (
         "verl learns assistant turns only, with what the template writes behind their end (ChatML: a line break).",

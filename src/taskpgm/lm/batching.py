@@ -9,6 +9,7 @@ from torch import Tensor
 
 from taskpgm.data.chat import Encoded
 from taskpgm.errors import UserError, first_line
+from taskpgm.lm.devices import empty_cache
 from taskpgm.progress import Progress
 
 
@@ -61,8 +62,7 @@ def split_on_oom(items: Sequence[Encoded], work: Callable[[Sequence[Encoded]], A
                 f"A row of {len(items[0].ids)} tokens does not fit into memory ({first_line(error)}); lower "
                 "probes.max_length, or use a smaller model or model.dtype bfloat16. Finished work is kept."
             ) from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    empty_cache()
     progress.say(f"out of memory with {len(items)} rows in a batch: going on with halves")
     middle = len(items) // 2
     return split_on_oom(items[:middle], work, progress) + split_on_oom(items[middle:], work, progress)

@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from taskpgm.config import ModelConfig
-from taskpgm.errors import UserError, first_line
+from taskpgm.errors import UserError
 from taskpgm.lm import packing
 from taskpgm.lm.checkpoint import limits_of, load_tokenizer, read_model
+from taskpgm.lm.devices import choose_device, missing_operation
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.structure import why_whole
-from taskpgm.parallel import possible, processes_for
+from taskpgm.progress import QUIET, Progress
 from taskpgm.system import usable_cores
+from taskpgm.workers.processes import possible, processes_for
 
 # oneDNN compiles a product's kernel for every number of tokens, and keeps 1,024 of them: some 600 MiB. A step has about
 # 50 shapes. Read once, when the first product is run.
@@ -23,7 +25,7 @@ KERNELS = "128"
 USUAL_ROW = 256  # tokens, where the number of processes is chosen before any row is read
 
 
-def load_model(config: ModelConfig) -> LanguageModel:
+def load_model(config: ModelConfig, progress: Progress = QUIET) -> LanguageModel:
     """The base model in evaluation mode on its device, gradients off, checked to run in two parts.
 
     Weights are read from safetensors (a GGUF file is converted to it once); pickled weights are refused.
@@ -36,7 +38,10 @@ def load_model(config: ModelConfig) -> LanguageModel:
     if usable_cores() < torch.get_num_threads():
         torch.set_num_threads(usable_cores())
     tokenizer = load_tokenizer(config)
-    device = _device(config.device)
+    device = choose_device(config.device)
+    if config.device == "auto" and (why := missing_operation(device)):
+        progress.say(f"{device.type} cannot do all that is needed ({why}); working on the CPU.")
+        device = torch.device("cpu")
     # For what is not run packed: eager attention knows caps and sinks, and trains faster than the flash kernel here.
     attention = {"attn_implementation": "eager"} if device.type == "cpu" else {}
     model = read_model(config, **attention)
@@ -82,14 +87,3 @@ def _processes(wanted: int | None, lm: LanguageModel) -> int:
         )
     usual = lm.memory(lm.token_budget // 2, USUAL_ROW, lm.token_budget // 8, 0)
     return wanted or (processes_for(usual) if lm.device.type == "cpu" else 1)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"Device {name!r} is not available ({first_line(error)}); use auto or cpu.") from error
-    return device

@@ -8,7 +8,6 @@ Shapes: N tokens of a packed batch, d hidden size, R response tokens, V vocabula
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from taskpgm.data.chat import Encoded, Limits
 from taskpgm.lm.batching import logit_rows, padded
 from taskpgm.lm.checkpoint import limits_of
+from taskpgm.lm.devices import free_memory
 from taskpgm.lm.packing import BLOCK, Packed, attending, shared_prefix
 from taskpgm.system import total_memory
 
@@ -65,10 +65,7 @@ class LanguageModel:
         others; of a GPU what is free, less a tenth."""
         if self.device.type == "cpu":
             return total_memory() / 2 / self.processes
-        if self.device.type != "cuda":
-            return math.inf
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return 0.9 * (free + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device))
+        return free_memory(self.device)
 
     def memory(
         self, tokens: int, longest: int, responses: int, first: int | None = None, recompute: bool = False

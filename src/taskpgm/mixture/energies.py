@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import assert_never
 
 import numpy as np
 
@@ -53,9 +54,12 @@ def build_energy(
         raise UserError(
             f"energy.kind {config.kind!r} needs scores; a given affinity serves energy.kind 'affinity' only."
         )
-    if config.kind == "gain":
-        return _gain_energy(scores, config, weights, reference)
-    return _likelihood_energy(scores, config, weights, reference)
+    match config.kind:
+        case "gain":
+            return _gain_energy(scores, config, weights, reference)
+        case "likelihood":
+            return _likelihood_energy(scores, config, weights, reference)
+    assert_never(config.kind)
 
 
 def usual_prior(kind: str, scores: Scores, balance: float = 0.0) -> float:
@@ -85,11 +89,17 @@ def ensemble_loss(scores: Scores, set_weights: Floats, fold: Fold = EVERYTHING) 
     if not np.isfinite(logp_NT).all():
         raise UserError("The scores hold NaN or infinite log-probabilities; score the contexts again.")
     n, column_T = len(scores.tasks), logp_NT.max(axis=0)
-    omega_T = jackknife.omega_of(scores, set_weights, fold)[used_T]
     return Energy(
         "likelihood", scores.tasks, np.zeros(n), np.zeros(n), np.zeros((n, n)), np.exp(logp_NT - column_T),
-        omega_T / omega_T.sum(), column_T, np.full(n, 1 / n),
+        _position_weights(scores, set_weights, fold), column_T, np.full(n, 1 / n),
     )  # fmt: skip
+
+
+def _position_weights(scores: Scores, set_weights: Floats, fold: Fold) -> Floats:
+    """ω of a fold where the sets have weight: summing to one, but for a group's part of a mean over all tokens."""
+    omega_T = jackknife.omega_of(scores, set_weights, fold)[scores.omega(set_weights) > 0]
+    part = scores.loss == "per_token" and fold.only_group is not None
+    return omega_T if part else omega_T / omega_T.sum()
 
 
 def _affinity_energy(affinity: Affinity, config: EnergyConfig, weights: Mapping[str, float]) -> Energy:
@@ -172,10 +182,8 @@ def _likelihood_energy(
     ensemble = ensemble_loss(scores, w)
 
     def of(fold: Fold) -> Energy:
-        omega_T = jackknife.omega_of(scores, w, fold)[scores.omega(w) > 0]
-        return replace(
-            ensemble, utility=utility, omega=omega_T / omega_T.sum(), reference=r, prior=prior, settings=settings
-        )
+        omega_T = _position_weights(scores, w, fold)
+        return replace(ensemble, utility=utility, omega=omega_T, reference=r, prior=prior, settings=settings)
 
     return replace(
         of(EVERYTHING),

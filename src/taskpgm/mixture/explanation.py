@@ -76,15 +76,20 @@ class Explanation(Brief):
         }
 
 
-def explain(energy: Energy, mixture: Mixture) -> Explanation:
-    """Explanation of `mixture` as the minimiser of `energy` within the mixture's bounds."""
+def explain(energy: Energy, mixture: Mixture, most: int | None = None) -> Explanation:
+    """Explanation of `mixture` as the minimiser of `energy` within the mixture's bounds.
+
+    `dropped` has every task with a share, or the `most` heaviest.
+    """
     energy = replace(energy.allowing(mixture.bounds.usable), without=(), only=(), seeds=())
     optimum = minimise(energy, mixture.bounds)
     psi, K = field_without_prior(energy, optimum.p)
+    shared = np.flatnonzero(optimum.p > 1e-9)
+    left = np.sort(shared[np.argsort(-optimum.p[shared], kind="stable")[:most]])
     return Explanation(
         float(mixture.certificate.nu),
         _margins(energy, mixture, optimum, psi, K),
-        tuple(leave_out(energy, mixture.bounds, optimum, int(i)) for i in np.flatnonzero(optimum.p > 1e-9)),
+        tuple(leave_out(energy, mixture.bounds, optimum, int(i)) for i in left),
         clusters(energy.tasks, K),
     )
 

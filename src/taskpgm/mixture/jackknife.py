@@ -25,7 +25,7 @@ EVERYTHING = Fold()
 
 
 def omega_of(scores: Scores, set_weights: Floats, fold: Fold) -> Floats:
-    """(T,) position weights of one fold, summing to the sum of `set_weights`."""
+    """(T,) position weights of one fold, see `Scores.omega`."""
     return scores.omega(set_weights, fold.without_group, fold.without_seed, fold.only_group)
 
 

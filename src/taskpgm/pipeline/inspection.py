@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskpgm.config import Config
+from taskpgm.data.meter import Memory
 from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.data.remembered import LengthFile
-from taskpgm.data.rows import LengthsOf, Memory
+from taskpgm.data.rowfiles import LengthsOf
 from taskpgm.lm.checkpoint import limits_of, read_skeleton
 from taskpgm.progress import QUIET, Progress
 

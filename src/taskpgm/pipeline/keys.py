@@ -29,7 +29,7 @@ def data_parts(config: Config) -> dict[str, str]:
         "model setting": digest([config.model.path, config.model.revision]),
         "seed": digest(config.seed),
         "contexts": digest(config.contexts.model_dump(exclude={"positions"}, exclude_none=True)),
-        "data": digest(config.data.model_dump()),
+        "data.duplicates": digest(config.data.model_dump()),
         "probes.max_length": digest(config.probes.max_length),
     }
 

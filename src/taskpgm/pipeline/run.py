@@ -110,15 +110,19 @@ def balance_run(session: Session, values: Sequence[float]) -> BalanceCurve:
     Raises:
         UserError: no targets, a value outside of 0 to 1, or no scores.
     """
-    pool, config = recorded_pool(session), session.config
-    scores = recorded_scores(session, pool)
+    pool = recorded_pool(session)
+    curve = balance_curve(pool, recorded_scores(session, pool), session.config, values)
+    session.artifacts.write_json("balance.json", curve.to_dict())
+    return curve
+
+
+def balance_curve(pool: TaskPool, scores: Scores, config: Config, values: Sequence[float]) -> BalanceCurve:
+    """The same from what is at hand; nothing is written."""
     affinity, energies = measure_affinity(scores, config.affinity), []
     for value in values:
         own = config.model_copy(update={"energy": balanced(config.energy, value)})
         energies.append((value, choose_energy(scores, affinity, pool, own)))
-    curve = trace_balance(scores, energies, allowed_shares(pool, config), scores.target_weights(config.target_weights))
-    session.artifacts.write_json("balance.json", curve.to_dict())
-    return curve
+    return trace_balance(scores, energies, allowed_shares(pool, config), scores.target_weights(config.target_weights))
 
 
 def sample_run(session: Session) -> Result:
@@ -189,11 +193,19 @@ def predict_mixtures(
         return predict_run(session, mixtures, merged)[0]
 
 
+OF_MIXTURES = ("mixture.json", "selection.json", "train.jsonl")  # what a selection has of its own
+
+
 class FinishedDirectory:
-    """What a finished run directory holds, read when it is first asked for; nothing is written, nothing computed."""
+    """What a finished run directory holds, read when it is first asked for; nothing is written, nothing computed.
+
+    A selection's folder, `selections/kK` of a run, is its run with the selection's mixture and rows.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        selected = self.path.parent.name == "selections" and not (self.path / "manifest.json").exists()
+        self.run = self.path.parents[1] if selected else self.path
         self.manifest: dict[str, Any] = self.read_json("manifest.json")
 
     def __repr__(self) -> str:
@@ -202,7 +214,7 @@ class FinishedDirectory:
     @cached_property
     def config(self) -> Config:
         """The experiment, as the manifest has it."""
-        return parse_config(self.manifest["settings"], str(self.path / "manifest.json"))
+        return parse_config(self.manifest["settings"], str(self.run / "manifest.json"))
 
     @cached_property
     def pool(self) -> TaskPool:
@@ -212,7 +224,7 @@ class FinishedDirectory:
     @cached_property
     def scores(self) -> Scores:
         """What every probe says on the shared contexts."""
-        return Scores.load(self._there("scores.npz"))
+        return Scores.load(self._there("scores.npz"), self.config.energy.loss)
 
     @cached_property
     def affinity(self) -> Affinity:
@@ -238,7 +250,7 @@ class FinishedDirectory:
     def doubts(self) -> list[str]:
         """Why the mixture may be less sure than its errors say, and what more would buy: contexts, probes."""
         contexts = few_contexts(min(np.bincount(self.scores.context_set)))
-        records = [json.loads(path.read_text()) for path in sorted(self.path.glob(f"adapters/*/{TRAINING}"))]
+        records = [json.loads(path.read_text()) for path in sorted(self.run.glob(f"adapters/*/{TRAINING}"))]
         names = {task.name for task in self.config.tasks}
         losses = {one["task"]: one["losses"] for one in records if one["losses"] and one["task"] in names}
         seconds = sum(record["seconds"] for record in records)
@@ -252,9 +264,10 @@ class FinishedDirectory:
         return self.read_json("comparison.json")
 
     def _there(self, name: str) -> Path:
-        if not (self.path / name).exists():
-            raise UserError(f"{self.path} has no {name}; it is no run directory, or its run has not come so far.")
-        return self.path / name
+        own = self.path if name in OF_MIXTURES else self.run
+        if not (own / name).exists():
+            raise UserError(f"{own} has no {name}; it is no run directory, or its run has not come so far.")
+        return own / name
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the directory as plain data."""
@@ -263,6 +276,8 @@ class FinishedDirectory:
 
 def load_run(path: Path | str) -> FinishedDirectory:
     """A finished run directory without its YAML: `.mixture`, `.affinity`, `.scores`, `.pool`, `.plan`, `.comparison`.
+
+    The folder of a selection, `selections/kK`, opens as its run with the selection's mixture.
 
     Raises:
         UserError: no run directory there, or it lacks what is asked for.

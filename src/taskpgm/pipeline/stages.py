@@ -12,7 +12,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from taskpgm.errors import UserError
 from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.export.train_file import check_format, choose_format, trainer_units, write_train_jsonl
 from taskpgm.files import digest
+from taskpgm.lm.checkpoint import read_skeleton
 from taskpgm.lm.engine import Engine
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.bounds import Bounds, Group, make_bounds
@@ -71,13 +72,16 @@ def open_session(config: Config, out: Path | str, progress: Progress | None = No
     wait_passively()
     with RunDirectory(out) as directory:
         progress = progress or plain_lines()
-        engine = Engine(config.model, progress)
+        engine = Engine(config.model, progress, config.workers)
 
         def header() -> dict[str, Any]:
             model = {"path": config.model.path, "fingerprint": engine.fingerprint}
             return {"model": model, "settings": config.model_dump(mode="json")}
 
-        yield Session(config, Artifacts(directory, header, progress), engine)
+        try:
+            yield Session(config, Artifacts(directory, header, progress), engine)
+        finally:
+            engine.close()
 
 
 # Rows
@@ -151,7 +155,7 @@ def _make_warm_start(session: Session, pool: TaskPool, seed: int) -> None:
 
     clock = Clock()
     rows = {task.name: task.train for task in pool.tasks}
-    probe = train_warm_start(session.engine.lm, rows, session.config, seed, session.progress)
+    probe = train_warm_start(session.engine, rows, session.config, seed, session.progress)
     with artifacts.folder(folder, parts, "probe") as scratch:
         probe.save(scratch, seconds=clock.seconds, peak_memory=clock.peak())
 
@@ -172,14 +176,15 @@ def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], 
     for task in tasks:
         if task.adapter:
             probe = load_probe(Path(task.adapter), task.name, seed)
-            check_adapter(engine.lm.model, config.model.path, probe)
+            model = read_skeleton(config.model) if engine.workers.elsewhere else engine.lm.model
+            check_adapter(model, config.model.path, probe)
             save(task, probe)
     trained = {task.name: task for task in tasks if not task.adapter}
     if trained:
         start = load_probe(adapter_folder(artifacts, WARM, seed), WARM, seed) if has_warm_start(config) else None
         rows = {name: pool[name].train for name in trained}
         ended: dict[str, str] = {}
-        for probe in train_probes(engine.lm, rows, config, seed, start, session.progress):
+        for probe in train_probes(engine, rows, config, seed, start, session.progress):
             save(trained[probe.task], probe)
             ended |= {probe.task: probe.ended} if probe.ended else {}
             clock = Clock()
@@ -228,7 +233,7 @@ def make_scores(session: Session, pool: TaskPool) -> Scores:
     _check_probes(session, pool)
     wanted = score_parts(config, pool, _adapter_keys(session))
     if (artifacts / "scores.npz").exists() and artifacts.differs("score", wanted) is None:
-        return Scores.load(artifacts / "scores.npz")
+        return Scores.load(artifacts / "scores.npz", config.energy.loss)
     artifacts.forget("score")
     clock = Clock()
     probes = [probe for seed in range(config.probes.seeds) for probe in load_probes(session, seed)]
@@ -245,7 +250,7 @@ def make_scores(session: Session, pool: TaskPool) -> Scores:
         context_tokens=made.context_tokens, scored_tokens=made.scored_tokens,
         positions=len(made.scores.position) // config.probes.seeds,
     )  # fmt: skip
-    return made.scores
+    return replace(made.scores, loss=config.energy.loss)
 
 
 def recorded_scores(session: Session, pool: TaskPool) -> Scores:
@@ -262,7 +267,7 @@ def recorded_scores(session: Session, pool: TaskPool) -> Scores:
         wanted["affinity.jsd_positions"] = found["affinity.jsd_positions"]
     if why := differing(found, wanted):
         raise UserError(f"The scores in {artifacts.path} were made with other {why}; run `taskpgm score`.")
-    return Scores.load(artifacts / "scores.npz")
+    return Scores.load(artifacts / "scores.npz", session.config.energy.loss)
 
 
 def _adapter_keys(session: Session) -> dict[str, str]:

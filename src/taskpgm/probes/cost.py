@@ -13,26 +13,28 @@ and how long a step of training takes beside them. Trainings are spread over pro
 the trial's peak, on a CPU a quarter more, and the adapters.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from scipy.optimize import nnls
 
 from taskpgm.config import Config
-from taskpgm.data.chat import ChatEncoder, Encoded
+from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
+from taskpgm.data.drawing import Joined
 from taskpgm.data.pool import Row, TaskPool, load_tasks
-from taskpgm.data.rows import Joined
 from taskpgm.lm.batching import batches
+from taskpgm.lm.devices import peak_memory
+from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.memory import training_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends
-from taskpgm.parallel import Item, side_by_side
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.divergence import jsd_matrix
 from taskpgm.probes.options import check_options, encode_options
@@ -42,11 +44,13 @@ from taskpgm.probes.scoring import encode_contexts, score_sets
 from taskpgm.probes.training import Trainer
 from taskpgm.progress import QUIET, Progress
 from taskpgm.system import Clock
+from taskpgm.workers.dispatch import Do, Job
 
 TRIAL_SECONDS = 5.0  # of training and of scoring each, in turn over the tasks: an estimate is waited for
 STEPS = 2  # of each task: many tasks show how much memory batches of different sizes take together
 # On a CPU the allocator keeps blocks of many sizes: a run's peak grows beyond its trial's (benchmarks/estimates.py).
 GROWTH = 1.25
+Item = TypeVar("Item")
 SAMPLED_ROWS = 32  # of a task, from which its lengths and its shared prefix are read: a guess
 
 
@@ -217,7 +221,7 @@ def estimate_run(config: Config, progress: Progress = QUIET) -> RunEstimate:
 
 def _peak(lm: LanguageModel, clock: Clock) -> float:
     """Bytes of memory that a run of what was tried will take at most; on a GPU, of the GPU."""
-    return GROWTH * clock.peak() if lm.device.type == "cpu" else torch.cuda.max_memory_allocated(lm.device)
+    return GROWTH * clock.peak() if lm.device.type == "cpu" else peak_memory(lm.device)
 
 
 def makespan(seconds: Sequence[float], processes: int) -> float:
@@ -232,29 +236,55 @@ def _try_training(
     lm: LanguageModel, shape: Shape, pool: TaskPool, config: Config, progress: Progress
 ) -> tuple[Pace, Probe]:
     """How fast some steps of one task after another are, as many side by side as in a run, and a probe."""
-    trainer = Trainer(lm, config, progress=progress)
     encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
     schedules = {task.name: _schedule(pool, task.name, config) for task in pool.tasks}
     longest = {task.name: _longest(encoder, task.train, schedules[task.name]) for task in pool.tasks}
-    memory = training_memory(lm, [list(longest.values())], trainer.first)
-
-    def work(task: str, progress: Progress) -> tuple[tuple[float, int, float], Probe]:
-        trainer.progress = progress
-        steps = encoded_steps(encoder, pool[task].train, schedules[task][:STEPS])
-        trainer.train("trial", [longest[task]])  # a process's first step allocates; the longest one sets its peak
-        started = perf_counter()
-        found = trainer.train("trial", steps)
-        return (shape.training(*run_tokens(lm, steps)), len(steps), perf_counter() - started), found
-
+    work, engine = Trying(config, shape, [max(longest.values(), key=lambda rows: tokens_of([rows]))]), Engine.of(lm)
     started, probe = perf_counter(), None
     trials: list[tuple[float, int, float]] = []
     for group in _alike({task: float(sum(len(row.ids) for row in rows)) for task, rows in longest.items()}, lm):
-        done = list(side_by_side(work, group, lm.processes, memory, progress))
+        jobs = [
+            Job(f"the trial of {task!r}", tokens_of([longest[task]]),
+                (longest[task], encoded_steps(encoder, pool[task].train, schedules[task][:STEPS])))
+            for task in group
+        ]  # fmt: skip
+        done = list(engine.workers.map(work, jobs, progress))
         trials, probe = trials + [trial for trial, _ in done], done[-1][1]
         if perf_counter() - started > TRIAL_SECONDS:
             break
     assert probe is not None
     return Pace.fitted(trials), probe
+
+
+@dataclass(frozen=True)
+class Trying:
+    """Timed trainings; a job is a long step to begin with, and the steps that are timed."""
+
+    config: Config
+    shape: Shape
+    largest: Sequence[Sequence[Encoded]]
+    alone: bool = False
+
+    @contextlib.contextmanager
+    def opened(self, lm: LanguageModel, progress: Progress) -> Iterator[Do]:
+        """Within, what gives (operations, steps, seconds) and the probe."""
+        trainer = Trainer(lm, self.config)
+
+        def do(
+            job: tuple[list[Encoded], Sequence[Sequence[Encoded]]], progress: Progress
+        ) -> tuple[tuple[float, int, float], Probe]:
+            trainer.progress = progress
+            first, steps = job
+            trainer.train("trial", [first])  # a process's first step allocates; the longest one sets its peak
+            started = perf_counter()
+            found = trainer.train("trial", steps)
+            return (self.shape.training(*run_tokens(lm, steps)), len(steps), perf_counter() - started), found
+
+        yield do
+
+    def memory(self, lm: LanguageModel) -> float:
+        """Bytes, roughly, of a training."""
+        return training_memory(lm, [self.largest], self.shape.first)
 
 
 def _try_warm_start(lm: LanguageModel, shape: Shape, training: tuple[Sequence[Row], Schedule], config: Config) -> Pace:
@@ -289,7 +319,7 @@ def _try_scoring(lm: LanguageModel, shape: Shape, contexts: Mapping[str, list[En
     def seconds(some: Sequence[Sequence[str]]) -> float:
         names = {name: [p.name for p in probes] for group in some for name in group}
         started = perf_counter()
-        for _ in score_sets(lm, {name: contexts[name] for name in names}, probes, names):
+        for _ in score_sets(Engine.of(lm), {name: contexts[name] for name in names}, probes, names):
             pass
         return perf_counter() - started
 

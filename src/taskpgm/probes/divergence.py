@@ -35,7 +35,7 @@ def jsd_matrix(hidden_NPd: Tensor, head: Callable[[Tensor], Tensor], weight_PB: 
         p_NPV = head(hidden_NPd[:, block].flatten(0, 1)).float().softmax(-1).unflatten(0, (n, len(block)))
         p_NPV.clamp_min_(TINY)  # 0 ln 0 = 0
         # On a CPU a few positions at a time, so that a pair's work stays in the cache.
-        few = len(block) if p_NPV.is_cuda else max(1, CACHED // vocabulary)
+        few = len(block) if p_NPV.device.type != "cpu" else max(1, CACHED // vocabulary)
         for at in torch.arange(len(block)).split(few):
             jsd_PNN = _jsd(p_NPV[:, at[0] : at[-1] + 1])
             total_BNN += torch.einsum("pb,pij->bij", weight_PB[block][at], jsd_PNN)

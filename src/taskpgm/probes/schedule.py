@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
+from taskpgm.data.drawing import Costs, check_some_fit, fits_last, fitting, peek, response_tokens
 from taskpgm.data.pool import Row
-from taskpgm.data.rows import Costs, check_some_fit, fits_last, fitting, response_tokens
 from taskpgm.errors import UserError
 from taskpgm.types import Ints, derive_seed
 
@@ -112,5 +112,5 @@ def _equal_steps(order: Ints, spent: NDArray[np.float64], steps: int) -> Schedul
 def encoded_steps(encoder: ChatEncoder, rows: Sequence[Row], schedule: Sequence[Ints]) -> list[list[Encoded]]:
     """Encoded rows of every optimiser step; a row that comes again is the same object."""
     used = sorted({int(i) for step in schedule for i in step})
-    encoded = dict(zip(used, encoder.encode([rows[i].conversation for i in used]), strict=True))
+    encoded = dict(zip(used, encoder.encode([peek(rows, i).conversation for i in used]), strict=True))
     return [[row for i in step if (row := encoded[int(i)]) is not None] for step in schedule]

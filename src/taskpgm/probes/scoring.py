@@ -5,7 +5,10 @@ asked for, the last hidden states at the set's sampled positions. Blocks do not 
 a warm start a new task costs its own probe on all sets and all probes on its own set.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,25 +21,25 @@ from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.lm.batching import batches, split_on_oom
-from taskpgm.lm.engine import Engine
+from taskpgm.lm.engine import Engine, as_engine
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, ends, pack
-from taskpgm.parallel import side_by_side
 from taskpgm.probes.cache import BASE, WARM, Block, BlockCache, Blocks
-from taskpgm.probes.divergence import jsd_matrix, label_logp
+from taskpgm.probes.divergence import label_logp
+from taskpgm.probes.diverging import Hidden, check_divergences_possible, measure_divergences, sample_positions
 from taskpgm.probes.options import encode_options
 from taskpgm.probes.probe import Probe, Use, installed
 from taskpgm.progress import QUIET, Progress
 from taskpgm.scores import Divergences, Scores, context_groups
 from taskpgm.system import Clock, release_memory
-from taskpgm.types import Floats, Ints, derive_seed
+from taskpgm.types import Floats, Ints
+from taskpgm.workers.dispatch import Do, Job
 
-Hidden = NDArray[np.float32]  # (P, d) last hidden states at the sampled positions of a set
 ADAPTER_MEMORY = 2 << 30  # bytes of adapters that the model carries at a time: a guess
 
 
 def score_sets(
-    lm: LanguageModel,
+    engine: Engine,
     contexts: Mapping[str, list[Encoded]],
     probes: Sequence[Probe],
     missing: Mapping[str, Sequence[str]],
@@ -53,38 +56,48 @@ def score_sets(
     passes = sum(len(names) * len(contexts[name]) for name, names in missing.items())
     with progress.stage("scoring", passes, "passes"):
         for chunk in _chunks(probes):
-            wanted: dict[str, list[Probe | None]] = {
-                name: [p for p in chunk if p.name in missing[name]] for name in contexts
+            wanted: dict[str, list[str]] = {
+                name: [p.name for p in chunk if p.name in missing[name]] for name in contexts
             }
             for name in contexts:
                 if BASE in missing[name] and (not chunk or chunk[0] is probes[0]):
-                    wanted[name].append(None)  # last, so that it shares the probes' prefix
-            with installed(lm, chunk) as use:
-
-                def work(job: _Job, progress: Progress, use: Use = use) -> tuple[str, Blocks]:
-                    blocks = _score_set(lm, use, job, progress)
-                    release_memory()
-                    return job.name, blocks
-
-                jobs = [
-                    _Job(name, contexts[name], wanted[name], sampled.get(name) if sampled else None)
-                    for name in contexts
-                    if wanted[name]
-                ]
-                jobs.sort(key=lambda job: -sum(ends(row) for row in job.rows) * len(job.probes))
-                yield from side_by_side(work, jobs, lm.processes, _memory(lm, contexts), progress)
+                    wanted[name].append(BASE)  # last, so that it shares the probes' prefix
+            sets = [name for name in contexts if wanted[name]]
+            parts = _parts(len(sets), engine.workers.count(progress))
+            jobs = [
+                _job(_Set(name, contexts[name], some, sampled.get(name) if sampled else None))
+                for name in sets
+                for some in _split(wanted[name], parts)
+            ]
+            yield from engine.workers.map(Scoring(tuple(chunk), sizes_of(contexts)), jobs, progress)
 
 
-def score_contexts(
-    lm: LanguageModel, pool: TaskPool, probes: Sequence[Probe], config: Config, progress: Progress = QUIET
-) -> Scores:
+def _parts(sets: int, workers: int) -> int:
+    """In how many parts the probes of a set are scored: enough for two jobs a worker, if there are several workers."""
+    return math.ceil(2 * workers / sets) if workers > 1 and sets else 1
+
+
+def _split(names: Sequence[str], parts: int) -> Iterator[list[str]]:
+    """Names in parts of like size; the base model's stays with the last probes."""
+    most = max(1, math.ceil((len(names) - (BASE in names)) / parts))
+    probes = [name for name in names if name != BASE]
+    groups = [probes[start : start + most] for start in range(0, len(probes), most)] or [[]]
+    groups[-1] += [BASE] * (BASE in names)
+    yield from groups
+
+
+def _job(one: "_Set") -> Job:
+    return Job(f"scoring {one.name!r}", sum(ends(row) for row in one.rows) * len(one.names), one)
+
+
+def score_contexts(engine: Engine | LanguageModel, pool: TaskPool, probes: Sequence[Probe], config: Config) -> Scores:
     """Scores of all probes (one a task and seed) on all contexts of the pool, kept in memory; see `make_scores`."""
     names = [*(p.name for p in probes), BASE]
     cache = BlockCache({s.name: {name: name for name in names} for s in pool.all})
-    return make_scores(Engine.of(lm, progress), pool, probes, config, cache).scores
+    return make_scores(as_engine(engine), pool, probes, config, cache).scores
 
 
-class Scoring(NamedTuple):
+class Scored(NamedTuple):
     """Scores, and what it took to make them."""
 
     scores: Scores
@@ -94,7 +107,7 @@ class Scoring(NamedTuple):
     scored_tokens: int
 
 
-def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config: Config, cache: BlockCache) -> Scoring:
+def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config: Config, cache: BlockCache) -> Scored:
     """Scores of all probes on all contexts of the pool; the model is loaded only if a block is missing.
 
     Args:
@@ -131,12 +144,12 @@ def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config:
             found = cache.usable(name, {p.name: columns[name] for p in probes})
             return {probe: _hidden(block, probe) for probe, (block, _) in found.items()}
 
-        divergences = measure_divergences(engine.lm, contexts, sample, hidden, names, engine.progress)
+        divergences = measure_divergences(engine, contexts, sample, hidden, names, engine.progress)
     lengths = {name: [1] * len(one.counts) for name, one in options.items()}
     scores = assemble(pool.names, contexts, blocks, names, divergences, base, lengths)
     tokens = sum(len(row.ids) for rows in scored_rows.values() for row in rows)
     scored = tokens * (len(probes) + (BASE in base))
-    return Scoring(scores, seconds, sum(map(len, contexts.values())), tokens, scored)
+    return Scored(scores, seconds, sum(map(len, contexts.values())), tokens, scored)
 
 
 def _blocks(
@@ -159,10 +172,8 @@ def _blocks(
             count, of = sum(map(len, missing.values())), len(everyone) * len(contexts)
             engine.progress.say(f"scoring {count} of {of} blocks; the others are there")
         sampled = {name: at for name, at in columns.items() if at is not None}
-        if sampled:
-            check_divergences_possible(engine.lm, probes)
         clock = Clock()
-        for name, new in score_sets(engine.lm, contexts, probes, missing, sampled, engine.progress):
+        for name, new in score_sets(engine, contexts, probes, missing, sampled, engine.progress):
             spent = clock.seconds / len(new)
             cache.keep(name, {probe: block for (probe, _), block in new.items()}, wanted[name], spent)
             blocks |= {key: Block(block.logp) for key, block in new.items()}
@@ -223,90 +234,69 @@ def assemble(
     )
 
 
-def sample_positions(
-    contexts: Mapping[str, list[Encoded]], positions: int, seed: int
-) -> dict[str, tuple[Ints, Floats]]:
-    """For every task set, indices into its columns and their weights: the sample on which divergences are computed.
-
-    Each set gets an equal part of `positions`. If it has no more columns than that, all are taken with weight ω;
-    else they are drawn with probability ω, once for all pairs: unbiased, and ln 2 − JSD stays positive semidefinite.
-    The draw depends only on the set, so a new task only shortens it.
-    """
-    sample = {}
-    for name, rows in contexts.items():
-        lengths = np.array([row.response_tokens for row in rows])
-        omega = np.repeat(1 / (len(rows) * lengths), lengths)
-        part = max(1, positions // len(contexts))
-        if len(omega) <= part:
-            sample[name] = (np.arange(len(omega)), omega / len(contexts))
-        else:
-            rng = np.random.default_rng(derive_seed(seed, "positions", name))
-            drawn = np.searchsorted(np.cumsum(omega), rng.random(part) * omega.sum(), side="right")
-            sample[name] = (np.minimum(drawn, len(omega) - 1), np.full(part, 1 / (part * len(contexts))))
-    return sample
-
-
-def measure_divergences(
-    lm: LanguageModel,
-    contexts: Mapping[str, list[Encoded]],
-    sample: Mapping[str, tuple[Ints, Floats]],
-    hidden: Callable[[str], Mapping[str, Hidden]],
-    names: Sequence[Sequence[str]],
-    progress: Progress = QUIET,
-) -> Divergences:
-    """JSD between all pairs of probes at the sampled positions of the task sets, seed by seed.
-
-    Args:
-        contexts: those of all sets, since the groups follow from the smallest one.
-        hidden: last hidden states of a set at its sampled positions, by probe; asked for set by set.
-    """
-    head = lm.model.get_output_embeddings()
-    group_of = dict(zip(contexts, context_groups([len(rows) for rows in contexts.values()], len(sample)), strict=True))
-    groups = int(max(of_set.max() for of_set in group_of.values())) + 1
-    n = len(names[0])
-    total, weight = np.zeros((len(names), groups, n, n)), np.zeros(groups)
-    with progress.stage("divergences", len(sample), "sets"):
-        for name, (columns, weights) in sample.items():
-            lengths = [row.response_tokens for row in contexts[name]]
-            group = np.repeat(group_of[name], lengths)[columns]
-            weight_PB = np.zeros((len(columns), groups))
-            weight_PB[np.arange(len(columns)), group] = weights
-            weight += weight_PB.sum(0)
-            of_set = hidden(name)
-            for seed, of_seed in enumerate(names):
-                hidden_NPd = torch.from_numpy(np.stack([of_set[probe] for probe in of_seed]))
-                with torch.inference_mode():
-                    sums = jsd_matrix(
-                        hidden_NPd, lambda h: head(h.to(lm.device, head.weight.dtype)), torch.from_numpy(weight_PB),
-                        head.weight.shape[0],
-                    )  # fmt: skip
-                total[seed] += sums.numpy()
-            progress.advance()
-    return Divergences(total, weight, sum(len(c) for c, _ in sample.values()))
-
-
-def check_divergences_possible(lm: LanguageModel, probes: Sequence[Probe]) -> None:
-    """Raise UserError if last hidden states do not determine a probe's distribution."""
-    for probe in probes:
-        if probe.changes_head or not lm.plain_head:
-            raise UserError(
-                f"affinity.kind jsd needs one plain output layer, which the probe of task {probe.task!r} on "
-                f"{lm.name!r} does not have; use affinity.kind ratio or pmi."
-            )
-
-
-class _Job(NamedTuple):
+class _Set(NamedTuple):
     """One set, to be scored under some probes."""
 
     name: str
     rows: list[Encoded]
-    probes: Sequence[Probe | None]
+    names: Sequence[str]  # of the probes, or BASE
     kept: Ints | None  # positions at which hidden states are kept
 
 
-def _score_set(lm: LanguageModel, use: Use, job: _Job, progress: Progress) -> Blocks:
+class Sizes(NamedTuple):
+    """Tokens, response tokens of the largest set, and of the longest row."""
+
+    tokens: int
+    responses: int
+    longest: int
+
+    def memory(self, lm: LanguageModel) -> float:
+        """Bytes, roughly, that scoring the largest set takes beyond the model."""
+        tokens, responses, longest = self
+        return lm.memory(min(tokens, max(lm.token_budget, longest)), longest, min(responses, lm.token_budget))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Scoring of sets under these probes."""
+
+    probes: tuple[Probe, ...]
+    sizes: Sizes
+    alone: bool = False
+
+    @contextlib.contextmanager
+    def opened(self, lm: LanguageModel, progress: Progress) -> Iterator[Do]:
+        """Within, what gives a set's name and its blocks."""
+        of_name: dict[str, Probe | None] = {probe.name: probe for probe in self.probes} | {BASE: None}
+        with installed(lm, self.probes) as use:
+
+            def do(job: _Set, progress: Progress) -> tuple[str, Blocks]:
+                probes = [of_name[name] for name in job.names]
+                if job.kept is not None:
+                    check_divergences_possible(lm, [probe for probe in probes if probe])
+                blocks = _score_set(lm, use, job, probes, progress)
+                release_memory()
+                return job.name, blocks
+
+            yield do
+
+    def memory(self, lm: LanguageModel) -> float:
+        """Bytes, roughly, that scoring the largest set takes beyond the model."""
+        return self.sizes.memory(lm)
+
+
+def set_logp(lm: LanguageModel, probe: Probe, contexts: Mapping[str, list[Encoded]]) -> dict[str, NDArray[np.float32]]:
+    """(T_set,) label log-probabilities of every set under one probe, made here."""
+    with installed(lm, [probe]) as use:
+        return {
+            name: _score_set(lm, use, _Set(name, rows, [probe.name], None), [probe], QUIET)[probe.name, name].logp
+            for name, rows in contexts.items()
+        }
+
+
+def _score_set(lm: LanguageModel, use: Use, job: _Set, probes: Sequence[Probe | None], progress: Progress) -> Blocks:
     """Blocks of one set: every batch runs the shared layers once, then the rest under each probe."""
-    name, rows, probes, kept = job
+    name, rows, _, kept = job
     order = {id(row): i for i, row in enumerate(rows)}
     logp: list[dict[int, NDArray[np.float32]]] = [{} for _ in probes]
     hidden: list[dict[int, NDArray[np.float32]]] = [{} for _ in probes]
@@ -371,12 +361,14 @@ def _chunks(probes: Sequence[Probe]) -> Iterator[Sequence[Probe]]:
         yield probes[start : start + step]
 
 
-def _memory(lm: LanguageModel, contexts: Mapping[str, list[Encoded]]) -> float:
-    """Bytes, roughly, that scoring the set of the most tokens takes beyond the model."""
-    tokens = max(sum(ends(row) for row in rows) for rows in contexts.values())
-    responses = max(sum(row.response_tokens for row in rows) for rows in contexts.values())
-    longest = max(ends(row) for rows in contexts.values() for row in rows)
-    return lm.memory(min(tokens, max(lm.token_budget, longest)), longest, min(responses, lm.token_budget))
+def sizes_of(contexts: Mapping[str, list[Encoded]]) -> Sizes:
+    """Of these sets."""
+    sets = contexts.values()
+    return Sizes(
+        max(sum(ends(row) for row in rows) for rows in sets),
+        max(sum(row.response_tokens for row in rows) for rows in sets),
+        max(ends(row) for rows in sets for row in rows),
+    )
 
 
 def _hidden(block: Block, probe: str) -> Hidden:

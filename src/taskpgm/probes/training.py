@@ -7,8 +7,8 @@ its rows, their order and the run seed.
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,35 +16,36 @@ from torch import Tensor
 
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
+from taskpgm.data.drawing import Joined
 from taskpgm.data.pool import Row
-from taskpgm.data.rows import Joined
 from taskpgm.errors import UserError, first_line
 from taskpgm.lm.batching import batches, out_of_memory
+from taskpgm.lm.engine import Engine, as_engine
 from taskpgm.lm.lora import LowRank, flatten, low_rank, patched
 from taskpgm.lm.memory import Fit, fitting, recomputing, training_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends, pack
 from taskpgm.lm.trunk import Trunk
-from taskpgm.parallel import side_by_side
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.probe import Probe, adapter_seed, lora_settings, peft_quiet
 from taskpgm.probes.schedule import encoded_steps, is_flat, probe_schedule, warm_start_schedule
 from taskpgm.progress import QUIET, Progress
 from taskpgm.system import release_memory
+from taskpgm.workers.dispatch import Do, Job
 
 
 def train_probes(
-    lm: LanguageModel,
+    engine: Engine | LanguageModel,
     rows: Mapping[str, Sequence[Row]],
     config: Config,
     seed: int = 0,
     start: Probe | None = None,
     progress: Progress = QUIET,
 ) -> Iterator[Probe]:
-    """One probe for each task in `rows`, yielded as its training ends: side by side on a CPU's cores.
+    """One probe for each task in `rows`, yielded as its training ends: side by side.
 
     Args:
-        lm: the base model; unchanged when the iterator is exhausted or closed.
+        engine: the base model, in memory or with its workers; unchanged when the iterator is exhausted or closed.
         rows: training rows by task; a task with fewer than the probe size repeats its own.
         seed: which of the `probes.seeds`: draws the initialisation, shared by all tasks, and the schedules.
         start: the adapter that they all start from, see `train_warm_start`; a fresh one if left out.
@@ -52,28 +53,55 @@ def train_probes(
     Raises:
         UserError: a loss that is not finite, with the task and the step.
     """
-    trainer = Trainer(lm, config, seed, start)
-    trainer.ends_early = config.probes.early_stop
-    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+    engine = as_engine(engine, progress)
+    encoder = ChatEncoder(engine.tokenizer, config.probes.max_length)
     steps = {
         task: encoded_steps(encoder, task_rows, probe_schedule(task_rows, config, task, seed))
         for task, task_rows in rows.items()
     }
-
-    def work(task: str, progress: Progress) -> Probe:
-        trainer.progress = progress
-        probe = trainer.train(task, steps[task])
-        out_of_rows = config.probes.early_stop and len(steps[task]) < config.probe_steps
-        return replace(probe, ended=probe.ended or "out of rows" * out_of_rows)
-
-    longest_first = sorted(steps, key=lambda task: -tokens_of(steps[task]))
-    memory = training_memory(lm, list(steps.values()), trainer.first)
+    jobs = [Job(f"probe {task!r}", tokens_of(of_task), (task, of_task)) for task, of_task in steps.items()]
+    work = Training(config, seed, start, _largest(steps.values()))
     with progress.stage("training probes", sum(map(len, steps.values())), "steps"):
-        yield from side_by_side(work, longest_first, lm.processes, memory, progress)
+        yield from engine.workers.map(work, jobs, progress)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Trainings of adapters that are all alike; a job is an adapter's name and the rows of its steps."""
+
+    config: Config
+    seed: int
+    start: Probe | None
+    largest: Sequence[Sequence[Encoded]]  # the steps of the training that takes most memory
+    alone: bool = False
+
+    @contextlib.contextmanager
+    def opened(self, lm: LanguageModel, progress: Progress) -> Iterator[Do]:
+        """Within, what trains an adapter."""
+        trainer = Trainer(replace(lm, processes=1) if self.alone else lm, self.config, self.seed, self.start)
+
+        trainer.ends_early = ends_early = self.config.probes.early_stop and not self.alone
+
+        def do(job: tuple[str, Sequence[Sequence[Encoded]]], progress: Progress) -> Probe:
+            trainer.progress = progress
+            probe = trainer.train(*job)
+            out_of_rows = ends_early and len(job[1]) < self.config.probe_steps
+            return replace(probe, ended=probe.ended or "out of rows" * out_of_rows)
+
+        yield do
+
+    def memory(self, lm: LanguageModel) -> float:
+        """Bytes, roughly, of a training."""
+        return training_memory(lm, [self.largest], self.config.probes.lora.first_layer(len(lm.layers)))
+
+
+def _largest(trainings: Iterable[Sequence[Sequence[Encoded]]]) -> Sequence[Sequence[Encoded]]:
+    """The steps of the training that has the largest one."""
+    return max(trainings, key=lambda steps: max((tokens_of([step]) for step in steps), default=0), default=())
 
 
 def train_warm_start(
-    lm: LanguageModel,
+    engine: Engine,
     rows: Mapping[str, Sequence[Row]],
     config: Config,
     seed: int = 0,
@@ -89,11 +117,12 @@ def train_warm_start(
         UserError: a loss that is not finite, with the step.
     """
     tasks = list(rows.values())
-    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+    encoder = ChatEncoder(engine.tokenizer, config.probes.max_length)
     steps = encoded_steps(encoder, Joined(tasks), warm_start_schedule(tasks, config, seed))
-    trainer = Trainer(replace(lm, processes=1), config, seed, progress=progress)  # alone, on all cores
+    work = Training(config, seed, None, steps, alone=True)  # on all cores
     with progress.stage("training the warm start", len(steps), "steps"):
-        return trainer.train(WARM, steps)
+        (probe,) = engine.workers.map(work, [Job("the warm start", tokens_of(steps), (WARM, steps))], progress)
+    return probe
 
 
 class Trainer:

@@ -13,6 +13,7 @@ from taskpgm.report.page import write_page
 from taskpgm.report.parts import Section, joined, some
 
 Make = Callable[[], Section]
+WIDTH = 1000  # pixels, of a figure as a file
 
 
 def write_report(folder: Path, other: Path | None = None) -> Path:
@@ -68,24 +69,24 @@ def _section(title: str, number: int, make: Make) -> Section:
         return Section(f"section-{number + 1}", title, [f"Not shown: {error}"])
 
 
-def write_figures(folder: Path, to: Path) -> list[Path]:
-    """Paths of the figures of a run, as SVG, drawn by Chrome or Chromium.
+def write_figures(folder: Path, to: Path, kind: str = "svg") -> list[Path]:
+    """Paths of the figures of a run, as "svg" or, 2000 pixels wide, as "png", drawn by Chrome or Chromium.
 
     Raises:
         UserError: no run there, kaleido is not installed, or no browser is found.
     """
     pictures = [picture for section in sections(Material(load_run(folder))) for picture in section.pictures]
     figures = {picture.name: _still(picture.figure) for picture in pictures}
-    return _drawn(figures, to)
+    return _drawn(figures, to, kind)
 
 
 def _still(figure: Any) -> Any:
     """The figure as it stands, without its controls."""
-    figure.update_layout(updatemenus=[], sliders=[], width=1000)
+    figure.update_layout(updatemenus=[], sliders=[])
     return figure
 
 
-def _drawn(figures: dict[str, Any], to: Path) -> list[Path]:
+def _drawn(figures: dict[str, Any], to: Path, kind: str) -> list[Path]:
     try:
         import choreographer.errors
         import kaleido  # noqa: F401  # plotly draws with it
@@ -93,9 +94,15 @@ def _drawn(figures: dict[str, Any], to: Path) -> list[Path]:
     except ModuleNotFoundError:
         raise UserError("Figures as files need kaleido; pip install 'taskpgm[report]'.") from None
     to.mkdir(parents=True, exist_ok=True)
-    paths = [to / f"{name}.svg" for name in figures]
+    paths = [to / f"{name}.{kind}" for name in figures]
     try:
-        plotly.io.write_images(list(figures.values()), paths)
+        plotly.io.write_images(
+            list(figures.values()),
+            paths,
+            width=WIDTH,
+            height=[figure.layout.height for figure in figures.values()],  # which plotly would not heed by itself
+            scale=2 if kind == "png" else 1,
+        )
     except (choreographer.errors.ChromeNotFoundError, RuntimeError):  # the latter is how plotly passes it on
         raise UserError(
             "Figures as files are drawn by Chrome or Chromium, and none was found; install one, such as Debian's "

@@ -10,13 +10,15 @@ from taskpgm.errors import UserError
 from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.path import KnobPath, trace_path
 from taskpgm.mixture.selection import Selection, select_tasks
+from taskpgm.pipeline.run import balance_curve
 from taskpgm.report.material import EXPLAINED, Material
 from taskpgm.report.parts import Picture, Section, joined
-from taskpgm.report.style import COLOURS, GREY, LINE, blank, name_axis, short, text
+from taskpgm.report.style import COLOURS, GREY, LINE, SHOWN, blank, first_of, name_axis, short, text
 from taskpgm.types import Floats
 
 POINTS = 13
 FEW_POINTS = 3  # with many tasks, of which each takes seconds
+BALANCES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SIZES = 9  # of selections whose bound is shown
 MOST_SELECTED = 64
 LINES = 8  # tasks with a line of their own
@@ -27,7 +29,7 @@ def section(material: Material) -> Section:
     """The mixture under other settings and other probes."""
     path, losses = _path(material)
     lines, pictures = [_stable(material, path)], [_path_picture(material, path, losses)]
-    for line, picture in (_selection(material), _seeds(material)):
+    for line, picture in (_balance(material), _selection(material), _seeds(material)):
         lines.append(line)
         pictures += [picture] if picture else []
     return Section("choices", "Could it be different?", lines, pictures)
@@ -99,6 +101,55 @@ def path_figure(material: Material, path: KnobPath, losses: Floats) -> Any:
         margin={"t": 30, "b": 50, "r": 20, "l": 10},
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
     )
+    return made
+
+
+def _balance(material: Material) -> tuple[str, Picture | None]:
+    """What the targets gain and the tasks lose from the targets alone to the tasks alone."""
+    if not material.targets:
+        return "There are no targets to balance against the tasks.", None
+    if material.energy.kind == "affinity":
+        return "An energy of kind affinity takes no targets, so it has no balance.", None
+    if len(material.tasks) > EXPLAINED:
+        asked = ",".join(f"{value:g}" for value in BALANCES)
+        return f"Targets against tasks: `taskpgm solve {material.command} --balance {asked}` shows the curve.", None
+    run = material.run
+    points = balance_curve(run.pool, run.scores, run.config, BALANCES).points
+    first, last = points[0], points[-1]
+    line = (
+        f"Serving the targets alone changes their loss by {first.targets:+.1%} and the tasks' by {first.tasks:+.1%} "
+        f"against uniform; serving the tasks alone, by {last.targets:+.1%} and {last.tasks:+.1%}."
+    )
+    table: dict[str, list[Any]] = {
+        "balance": [point.balance for point in points],
+        "targets": [point.targets for point in points],
+        "tasks": [point.tasks for point in points],
+        "worst_task": [point.worst_task for point in points],
+        "worst": [point.worst for point in points],
+    }
+    title = "Change of the probes' predicted loss against uniform, from targets alone (0) to tasks alone (1)"
+    return line, Picture("balance", title, balance_figure(table, run.config.energy.balance), table)
+
+
+def balance_figure(table: dict[str, list[Any]], here: float) -> Any:
+    """Change of the targets' loss, the tasks' and the worst task's, against the balance."""
+    made = blank(360, xaxis={"title": "balance (dashed: this run)"}, yaxis={"title": "loss", "tickformat": "+.0%"})
+    names = [text(name) for name in table["worst_task"]]
+    for k, (key, name) in enumerate({"targets": "targets", "tasks": "tasks", "worst": "worst task"}.items()):
+        said = "<br>%{customdata}" if key == "worst" else ""
+        made.add_trace(
+            Scatter(
+                x=table["balance"],
+                y=table[key],
+                mode="lines+markers",
+                name=name,
+                customdata=names,
+                line={"color": COLOURS[k]},
+                marker={"symbol": SYMBOLS[k], "size": 8},
+                hovertemplate=f"{name} %{{y:+.2%}} at balance %{{x:g}}{said}<extra></extra>",
+            )
+        )
+    made.add_vline(x=here, line={"color": GREY, "width": 1, "dash": "dash"})
     return made
 
 
@@ -178,16 +229,17 @@ def _seeds(material: Material) -> tuple[str, Picture | None]:
     names = [material.tasks[i] for i in material.order]
     table: dict[str, Any] = {"task": names, "all": material.mixture.weights[material.order].tolist()}
     table |= {f"without seed {s}": p[material.order].tolist() for s, p in enumerate(found)}
-    made = blank(90 + LINE * len(names), xaxis={"title": "share of the budget", "tickformat": ".0%"})
+    shown = names[:SHOWN]
+    made = blank(90 + LINE * len(shown), xaxis={"title": "share of the budget", "tickformat": ".0%"})
     for k, (name, values) in enumerate(list(table.items())[1:]):
         made.add_trace(
             Scatter(
-                x=values,
-                y=list(range(len(names))),
+                x=values[:SHOWN],
+                y=list(range(len(shown))),
                 mode="markers",
                 name=name,
                 marker={"symbol": SYMBOLS[k % 8], "size": 9, "color": COLOURS[k % 8]},
             )
         )
-    made.update_yaxes(**name_axis(names))
-    return line, Picture("seeds", "Shares without each probe seed", made, table)
+    made.update_yaxes(**name_axis(shown))
+    return line, Picture("seeds", "Shares without each probe seed" + first_of(len(names), "tasks"), made, table)

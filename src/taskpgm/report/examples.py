@@ -8,7 +8,7 @@ import numpy as np
 
 from taskpgm.data.messages import Conversation
 from taskpgm.errors import UserError
-from taskpgm.report.material import Material
+from taskpgm.pipeline.run import FinishedDirectory
 from taskpgm.types import Floats
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ class Examples:
 class Rows:
     """Contexts as text, and the tokens of their responses if the tokenizer is at hand."""
 
-    def __init__(self, material: Material) -> None:
-        pool, scores = material.run.pool, material.run.scores
+    def __init__(self, run: FinishedDirectory) -> None:
+        pool, scores = run.pool, run.scores
         self.rows = [(s.name, row.conversation) for name in scores.sets for s in (pool[name],) for row in s.contexts]
         self.sets, self.contexts = scores.context_set, scores.context
-        self.encoder, self.note = _encoder(material)
+        self.encoder, self.note = _encoder(run)
         self.gain_NT = scores.logp[1:] - scores.logp[0]
         count = np.bincount(scores.context, minlength=len(self.rows))
         sums = [np.bincount(scores.context, g, minlength=len(self.rows)) for g in self.gain_NT]
@@ -75,17 +75,18 @@ class Rows:
         return f"; most at {before}«{own}»{after} ({change[most]:+.2f})"
 
 
-def of_tasks(material: Material) -> tuple[dict[str, Examples], list[str]]:
+def of_tasks(run: FinishedDirectory, targets: Sequence[str]) -> tuple[dict[str, Examples], list[str]]:
     """(examples by task, why there are fewer than could be)."""
     try:
-        rows = Rows(material)
+        rows = Rows(run)
     except UserError as error:
         return {}, [f"There are no example rows: {error}"]
-    n, each = len(material.tasks), EACH if len(material.tasks) <= FEW else 1
-    served = np.flatnonzero(rows.sets >= n) if material.targets else np.arange(len(rows.rows))
-    what = "target rows" if material.targets else "rows of all tasks"
+    tasks = run.mixture.tasks
+    n, each = len(tasks), EACH if len(tasks) <= FEW else 1
+    served = np.flatnonzero(rows.sets >= n) if targets else np.arange(len(rows.rows))
+    what = "target rows" if targets else "rows of all tasks"
     found = {}
-    for i, task in enumerate(material.tasks):
+    for i, task in enumerate(tasks):
         own, order = np.flatnonzero(rows.sets == i), served[np.argsort(-rows.gain_NC[i, served], kind="stable")]
         named = {
             "Its own rows": own[:each],
@@ -96,15 +97,15 @@ def of_tasks(material: Material) -> tuple[dict[str, Examples], list[str]]:
     return found, [rows.note] if rows.note else []
 
 
-def _encoder(material: Material) -> "tuple[ChatEncoder | None, str]":
+def _encoder(run: FinishedDirectory) -> "tuple[ChatEncoder | None, str]":
     """The run's tokenizer, or why there is none."""
-    if len(material.tasks) > FEW:
+    if len(run.mixture.tasks) > FEW:
         return None, ""
     try:
         from taskpgm.data.chat import ChatEncoder
         from taskpgm.lm.checkpoint import load_tokenizer
 
-        config = material.run.config
+        config = run.config
         return ChatEncoder(load_tokenizer(config.model), config.probes.max_length), ""
     except (UserError, ModuleNotFoundError) as error:
         return None, f"Single tokens are not shown: {error}"

@@ -63,8 +63,9 @@ def _overall(material: Material, gains: Floats, sets: tuple[str, ...]) -> str:
     mean = gains @ material.target_weights[-len(sets) :]
     best, helpful = int(mean.argmax()), int((mean > 0).sum())
     what = "the targets" if material.targets else "all tasks"
+    few, verb = "Only " if 2 * helpful < len(mean) else "", "helps" if helpful == 1 else "help"
     return (
-        f"{helpful} of {len(mean)} tasks alone help {what} on the whole; {material.tasks[best]} helps most, "
+        f"{few}{helpful} of {len(mean)} tasks {verb} {what} on the whole; {material.tasks[best]} helps most, "
         f"{mean[best]:+.3f} nats a token."
     )
 

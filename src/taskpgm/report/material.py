@@ -12,9 +12,11 @@ from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.explanation import Explanation, explain
 from taskpgm.pipeline.run import FinishedDirectory
 from taskpgm.pipeline.stages import choose_energy
+from taskpgm.report.examples import Examples, of_tasks
 from taskpgm.types import Floats
 
 EXPLAINED = 64  # of more tasks than this, leaving each out takes minutes: `taskpgm explain` does it
+LEFT_OUT = 16  # of the heaviest of them, on the page
 
 
 class Material:
@@ -65,9 +67,14 @@ class Material:
         return "nats a token" if self.mixture.energy["kind"] in ("likelihood", "gain") else "units of energy"
 
     @cached_property
-    def explanation(self) -> Explanation | None:
-        """Why the shares are what they are; None of too many tasks."""
-        return explain(self.energy, self.mixture) if len(self.tasks) <= EXPLAINED else None
+    def explanation(self) -> Explanation:
+        """Why the shares are what they are; of many tasks, the heaviest are left out."""
+        return explain(self.energy, self.mixture, None if len(self.tasks) <= EXPLAINED else LEFT_OUT)
+
+    @cached_property
+    def examples(self) -> tuple[dict[str, Examples], list[str]]:
+        """(rows that each task helps and hurts most, why there are fewer than could be)."""
+        return of_tasks(self.run, self.targets)
 
     @cached_property
     def target_weights(self) -> Floats:

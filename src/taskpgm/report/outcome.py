@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 from taskpgm.evaluation.statistics import Comparison, Difference
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table
-from taskpgm.report.style import COLOURS, GREY, NUMBERED, SHOWN, blank, short, text
+from taskpgm.report.style import COLOURS, GREY, NUMBERED, SHOWN, blank, first_of, short, text
 
 # Shape and colour say the same, for those who see one of them.
 MARK = {
@@ -42,7 +42,7 @@ def section(material: Material) -> Section:
         pictures.append(
             Picture(
                 "accuracies",
-                "Accuracy of every mixture on every set that is graded",
+                "Accuracy of every mixture on every set that is graded" + first_of(len(_graded(comparison)), "sets"),
                 accuracy_figure(comparison),
                 _accuracy_table(comparison),
             )
@@ -101,27 +101,37 @@ def _dot(d: Difference, row: int) -> Scatter:
 
 
 def _cells_title(comparison: Comparison) -> str:
-    where = "; targets above the line, tasks below" if comparison.targets and comparison.tasks else ""
-    return f"Loss minus that of {comparison.reference}, nats a token, mean over seeds{where}"
+    where = "; targets above the line, tasks below" if _split(comparison) else ""
+    what = f"Loss minus that of {comparison.reference}, nats a token, mean over seeds{where}"
+    return what + first_of(len(comparison.sets), "sets")
+
+
+def _split(comparison: Comparison) -> bool:
+    """Whether targets and tasks are both shown."""
+    return bool(comparison.tasks) and 0 < len(comparison.targets) < SHOWN
 
 
 def cells_figure(comparison: Comparison) -> Any:
     """Loss minus the reference's: one row a set, targets above tasks, one column a mixture."""
     mixtures = [name for name in comparison.mixtures if name != comparison.reference] or [comparison.reference]
-    sets = comparison.sets[: 2 * SHOWN]
+    sets = comparison.sets[:SHOWN]
     found = [[comparison.excess(mixture, one) for mixture in mixtures] for one in sets]
     values = np.array([[np.nan if e is None else e.mean for e in row] for row in found])
     made = _cells(values, sets, mixtures, "RdBu_r", True)
-    if comparison.targets and comparison.tasks:
+    if _split(comparison):
         made.add_hline(y=len(comparison.targets) - 0.5, line={"color": GREY, "width": 2})
     return made
 
 
 def accuracy_figure(comparison: Comparison) -> Any:
     """Mean accuracy by set and mixture."""
-    sets = [one for one in comparison.sets if one in comparison.measurements[0].accuracy]
+    sets = _graded(comparison)[:SHOWN]
     values = [[_accuracy(comparison, mixture, one) for mixture in comparison.mixtures] for one in sets]
     return _cells(np.array(values), sets, comparison.mixtures, "Cividis", False)
+
+
+def _graded(comparison: Comparison) -> list[str]:
+    return [one for one in comparison.sets if one in comparison.measurements[0].accuracy]
 
 
 def _accuracy(comparison: Comparison, mixture: str, one: str) -> float:

@@ -5,7 +5,8 @@
   const make = (name, more = {}) => Object.assign(document.createElement(name), more);
 
   const unpack = async (id) => {
-    const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
+    const packed = atob(document.getElementById(id).textContent), bytes = new Uint8Array(packed.length);
+    for (let k = 0; k < packed.length; k++) bytes[k] = packed.charCodeAt(k);
     return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
   };
   const raw = (html) => html.replace(/&(amp|lt|gt|quot|#x27);/g, (_, n) => ({ amp: "&", lt: "<", gt: ">", quot: '"', "#x27": "'" })[n]);

@@ -5,7 +5,7 @@ from typing import Any
 from plotly.graph_objects import Bar, Waterfall
 
 from taskpgm.mixture.explanation import Dropped, Margin
-from taskpgm.report.examples import Examples, of_tasks
+from taskpgm.report.examples import Examples
 from taskpgm.report.material import EXPLAINED, Material
 from taskpgm.report.parts import Panel, Picture, Section, joined
 from taskpgm.report.style import COLOURS, LINE, blank, buttons, name_axis, short, text
@@ -16,18 +16,15 @@ HOLD = 5  # tasks whose redundancy is named
 def section(material: Material) -> Section:
     """Of a chosen task: how its marginal energy adds up, what is lost without it, and its rows."""
     title = "Why this share?"
-    examples, notes = of_tasks(material)
+    examples, notes = material.examples
     explanation = material.explanation
-    if explanation is None:
-        found = (
-            f"{len(material.tasks)} tasks are more than the {EXPLAINED} that a report explains; "
-            f"`taskpgm explain {material.command}` does."
-        )
-        return Section(
-            "reasons", title, [found, *notes], panels=[_panel(t, None, None, examples) for t in material.tasks]
-        )
     dropped = {one.task: one for one in explanation.dropped}
     lines = [_dearest(material, list(dropped.values()))]
+    if len(material.tasks) > EXPLAINED:
+        lines.append(
+            f"Of {len(material.tasks)} tasks the {len(dropped)} heaviest are left out, each in turn; "
+            f"`taskpgm explain {material.command}` does it with all."
+        )
     lines += [f"Interchangeable: {joined(group, 12)}." for group in explanation.clusters[:5]]
     margins = {one.task: one for one in explanation.margins}
     ordered = [material.tasks[i] for i in material.order]
@@ -136,12 +133,10 @@ def _dropped_table(dropped: list[Dropped]) -> dict[str, list[Any]]:
     }
 
 
-def _panel(task: str, margin: Margin | None, dropped: Dropped | None, examples: dict[str, Examples]) -> Panel:
-    lines = []
-    if margin is not None:
-        pulls = sorted(margin.redundancy.items(), key=lambda item: -item[1])
-        most = [f"{name} ({value:.3f})" for name, value in pulls if name != task][:3]
-        lines += [f"Utility {margin.utility:.3f}; what it says is said most by {joined(most)}."] if most else []
+def _panel(task: str, margin: Margin, dropped: Dropped | None, examples: dict[str, Examples]) -> Panel:
+    pulls = sorted(margin.redundancy.items(), key=lambda item: -item[1])
+    most = [f"{name} ({value:.3f})" for name, value in pulls if name != task][:3]
+    lines = [f"Utility {margin.utility:.3f}; what it says is said most by {joined(most)}."] if most else []
     if dropped is not None and dropped.loss is not None:
         lines.append(f"Without it {dropped.loss:.4f} are lost; {_over(dropped)} would take over.")
     shown = examples.get(task)

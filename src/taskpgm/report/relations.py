@@ -187,7 +187,8 @@ def _edge_table(field: Field) -> dict[str, list[Any]]:
 
 
 def _panels(material: Material, field: Field) -> list[Panel]:
-    """Of every task its neighbours, strongest first."""
+    """Of every task its neighbours, strongest first, and a few of its rows."""
+    examples, _ = material.examples
     near: dict[tuple[int, str], list[str]] = {(i, kind): [] for i in range(field.n) for kind in KINDS}
     for edge in field.edges[0]:
         for i in (edge.first, edge.second):
@@ -198,6 +199,7 @@ def _panels(material: Material, field: Field) -> list[Panel]:
             task,
             f"{task}, share {material.mixture.weights[i]:.1%}: neighbours",
             near[i, "redundant"] + near[i, "interfering"] or ["No relation beyond two standard errors."],
+            examples[task].parts[:1] if task in examples else (),  # its own
         )
         for i, task in enumerate(field.tasks)
     ]
@@ -278,7 +280,7 @@ def _heat(name: str, values: Floats, error: Floats | None, names: list[str], vis
     )
     more = "" if error is None else " ± %{customdata:.3f}"
     return Heatmap(
-        z=compact(values, 4),
+        z=compact(values, 3),
         x=names,
         y=names,
         customdata=None if error is None else compact(error, 2),

@@ -6,6 +6,7 @@ import numpy as np
 from plotly.graph_objects import Bar, Box
 
 from taskpgm.data.pool import TaskPool, TaskSet
+from taskpgm.data.rows import costs_of
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table, joined, some
 from taskpgm.report.style import COLOURS, LINE, SHOWN, blank, name_axis, text
@@ -57,7 +58,9 @@ def _losses(pool: TaskPool) -> str:
         "dropped as equal to another row of its file": sum(s.counts.duplicates for s in pool.all),
         "dropped as too long": sum(s.counts.too_long for s in pool.all),
         "refused by the chat template": sum(s.counts.refused for s in pool.all),
-        "dropped as held out elsewhere": sum(s.counts.train_dropped + s.counts.validation_dropped for s in pool.all),
+        "dropped as copies of held-out rows": sum(
+            s.counts.train_dropped + s.counts.validation_dropped for s in pool.all
+        ),
         "with the left end of their prompt cut": sum(s.counts.truncated for s in pool.all),
     }
     found = [f"{some(count, 'row')} {what}" for what, count in counts.items() if count]
@@ -72,17 +75,16 @@ def _pairs(pool: TaskPool) -> list[tuple[int, str, str]]:
 
 
 def _contamination(pool: TaskPool) -> list[str]:
-    """Rows of targets that stand in a task; exact ones: near copies are not looked for."""
-    names = {s.name for s in pool.targets}
-    both = [one for one in _pairs(pool) if one[1] in names or one[2] in names]
+    """How much of what is held out stood in tasks' training rows, as copies in the sense of `data.duplicates`."""
     shared = len(_pairs(pool))
     first = f"{some(shared, 'pair')} of sets share rows." if shared else "No two sets share a row."
-    if not pool.targets:
-        return [first]
-    if not both:
-        return [f"{first} No row of a target stands in a task, word for word."]
-    words = [f"{a} and {b} ({count})" for count, a, b in both]
-    return [f"{first} Rows of targets stand in tasks, and were left out of training: {joined(words, 4)}."]
+    names = {s.name for s in pool.targets} or {s.name for s in pool.tasks}
+    found = [one for one in pool.contamination() if one.set in names and one.set != one.task]
+    kind = "a target" if pool.targets else "a task"
+    if not found:
+        return [f"{first} No held-out row of {kind} stands in another task's training rows."]
+    words = [f"{one.share:.0%} of {one.set} in {one.task} ({one.rows})" for one in found]
+    return [f"{first} Held-out rows stood in tasks' training rows, and were left out of them: {joined(words, 4)}."]
 
 
 def rows_figure(sets: list[TaskSet]) -> Any:
@@ -107,8 +109,9 @@ def rows_figure(sets: list[TaskSet]) -> Any:
 
 
 def _quantiles(s: TaskSet) -> list[float]:
-    tokens = [row.tokens for side in (s.train, s.contexts, s.validation) for row in side]
-    return [float(q) for q in np.quantile(tokens or [0], [0.05, 0.25, 0.5, 0.75, 0.95])]
+    tokens = np.concatenate([costs_of(side)["tokens"] for side in (s.train, s.contexts, s.validation)])
+    known = tokens[tokens >= 0]
+    return [float(q) for q in np.quantile(known if len(known) else [0], [0.05, 0.25, 0.5, 0.75, 0.95])]
 
 
 def lengths_figure(sets: list[TaskSet]) -> Any:

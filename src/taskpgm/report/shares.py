@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 from plotly.graph_objects import Scatter
 
+from taskpgm.data.plan import tokens_apart
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table, joined
 from taskpgm.report.style import LINE, OWN, SHOWN, blank, name_axis, text
 
 MARKS = (("line-ns-open", "#D55E00"), ("diamond-open", "#009E73"), ("x-thin-open", "#CC79A7"))
-LABEL = {"size-proportional": "by size"}
+LABEL = {"size-proportional": "size"}
 
 
 def section(material: Material) -> Section:
@@ -18,7 +19,7 @@ def section(material: Material) -> Section:
     return Section(
         "shares",
         "What should I train on, and how sure is it?",
-        [_headline(material), *_verdicts(material), *material.run.doubts],
+        [_headline(material), *_verdicts(material), *_tokens(material), *material.run.doubts],
         [_picture(material)],
         _tables(material),
     )
@@ -60,6 +61,16 @@ def _verdicts(material: Material) -> list[str]:
         "That ranks mixtures and promises no gain: nothing was trained on this one. "
         f"`taskpgm compare {material.command}` measures it.",
     ]
+
+
+def _tokens(material: Material) -> list[str]:
+    """Whose shares of rows and of response tokens differ twofold."""
+    tasks = material.stored["tasks"]
+    if "row_share" not in tasks[0]:
+        return []
+    shares = {task["name"]: (task["row_share"], task["token_share"]) for task in tasks}
+    said = tokens_apart(shares, material.stored["budget"]["unit"])
+    return [f"{said}."] if said else []
 
 
 def _picture(material: Material) -> Picture:
@@ -113,7 +124,7 @@ def _own(material: Material, shown: list[int]) -> Scatter:
         }
     marker = {"size": 10, "color": OWN, "symbol": ["circle" if one else "circle-open" for one in inside]}
     said = [
-        f"{text(material.tasks[i])}: {_share(material, i)}{'' if inside[k] else ', at a bound'}"
+        f"{text(material.tasks[i])}: {_share(material, i)}{'' if inside[k] else ', at a bound'}{_both(material, i)}"
         for k, i in enumerate(shown)
     ]
     return Scatter(
@@ -128,13 +139,20 @@ def _own(material: Material, shown: list[int]) -> Scatter:
     )
 
 
+def _both(material: Material, i: int) -> str:
+    task = material.stored["tasks"][i]
+    if "row_share" not in task:
+        return ""
+    return f"<br>{task['row_share']:.1%} of the rows, {task['token_share']:.1%} of the response tokens"
+
+
 def _columns(material: Material) -> dict[str, list[Any]]:
     rows = [material.stored["tasks"][i] for i in material.order]
     columns: dict[str, list[Any]] = {"task": [row["name"] for row in rows], "weight": [row["weight"] for row in rows]}
     columns["low"] = [row["interval"][0] if row["interval"] else None for row in rows]
     columns["high"] = [row["interval"][1] if row["interval"] else None for row in rows]
     columns["at_bound"] = [row["at_bound"] for row in rows]
-    for key in ("rows", "epochs", "tokens"):
+    for key in ("count", "epochs", "tokens", "row_share", "token_share"):
         if key in rows[0]:
             columns[key] = [row[key] for row in rows]
     return columns | {name: [row["references"][name] for row in rows] for name in rows[0]["references"]}
@@ -142,7 +160,12 @@ def _columns(material: Material) -> dict[str, list[Any]]:
 
 def _tables(material: Material) -> list[Table]:
     columns = _columns(material)
-    header = ["task", "share", "95 % interval", *(["rows", "epochs"] if "rows" in columns else [])]
+    header = [
+        "task",
+        "share",
+        "95% CI",
+        *(["rows", "epochs", "of rows", "of response tokens"] if "count" in columns else []),
+    ]
     references = list(material.mixture.references)
     rows = []
     for k, i in enumerate(material.order):
@@ -154,7 +177,10 @@ def _tables(material: Material) -> list[Table]:
             if low is not None
             else ""
         )
-        counts = [f"{columns['rows'][k]:,}", f"{columns['epochs'][k]:.2f}"] if "rows" in columns else []
+        counts = []
+        if "count" in columns:
+            counts = [f"{columns['count'][k]:,}", f"{columns['epochs'][k]:.2f}"]
+            counts += [f"{columns[key][k]:.2%}" for key in ("row_share", "token_share")]
         rows.append(
             [
                 material.tasks[i],

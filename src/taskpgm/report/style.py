@@ -46,6 +46,11 @@ def short(name: str, longest: int = BESIDE) -> str:
     return escape(name if len(name) <= longest else "…" + name[1 - longest :])
 
 
+def first_of(count: int, what: str) -> str:
+    """What a title adds if the figure shows the first of many."""
+    return f"; the first {SHOWN} of {count:,} {what}, all in the CSV" if count > SHOWN else ""
+
+
 def name_axis(names: Any, **more: Any) -> dict[str, Any]:
     """An axis of tasks in their order, the first on top."""
     places = list(range(len(names)))

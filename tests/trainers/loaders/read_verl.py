@@ -12,7 +12,7 @@ def main() -> None:
     from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
 
     script = Path("sft.sh").read_text(encoding="utf-8")
-    files = re.search(r"data\.train_files=\[(.*?)\]", script)[1].split(",")
+    files = re.search(r"data\.train_files=\[(.*?)\]", script)[1].replace("'", "").split(",")
     given = dict(re.findall(r"data\.(messages_key|max_length|truncation)=(\S+)", script))
     config = OmegaConf.create({**given, "max_length": int(given["max_length"]), "pad_mode": "no_padding"})
     dataset = MultiTurnSFTDataset(files, PreTrainedTokenizerFast.from_pretrained(os.environ["TOKENIZER"]), config)
