@@ -29,6 +29,7 @@ from taskpgm.data.splits import PACKED, named
 from taskpgm.errors import UserError
 
 SEPARATORS = (",", "\t", ";", "|")  # of CSV files
+BLOCK = 1 << 20  # bytes that are looked through at a time for the ends of lines
 LONGEST = 2**31 - 1  # characters of a CSV cell; csv's own limit of 131,072 is less than a long document
 
 
@@ -152,7 +153,7 @@ def _stretches(file: SourceFile, size: int) -> list[tuple[int, int]]:
     with file.path.open("rb") as data:
         if json.detect_encoding(data.peek(4)[:4]) != "utf-8":
             return []
-        while block := data.read(1 << 20) + data.readline():  # ends behind a line
+        while block := data.read(BLOCK) + data.readline():  # ends behind a line
             if block.count(b"\r") != block.count(b"\r\n"):
                 return []
             at, line = at + len(block), line + block.count(b"\n")
