@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskpgm.data.chat_template import Rendered, Template, separated
+from taskpgm.data.known_text import KnownText
 from taskpgm.data.messages import Conversation, Message
 from taskpgm.data.pool import Length, Refused
 from taskpgm.errors import UserError
@@ -76,7 +77,7 @@ class ChatEncoder:
         self.max_length = max_length
         self.limits = limits
         self.has_template = bool(tokenizer.chat_template)
-        self._template = Template(tokenizer) if self.has_template else None
+        self._template = KnownText(Template(tokenizer)) if self.has_template else None
         self._end = tokenizer.eos_token or ""
         bos = tokenizer.bos_token_id
         self._bos = bos if bos is not None and list(tokenizer("a").input_ids[:1]) == [bos] else None
