@@ -4,7 +4,6 @@ Equal rows have the same number, so that millions are compared without being rea
 one, by `taskpgm.data.near`.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -102,7 +101,7 @@ def _normalised(entries: Entries, files: RowFiles) -> Ints:
     for group in _groups(entries["coarse"]):
         seen: dict[bytes, int] = {}
         for i in np.sort(group).tolist():
-            found[i] = seen.setdefault(normal_data(json.loads(files.line(entries[i]))[0]), i)
+            found[i] = seen.setdefault(normal_data(files.data(entries[i])[0]), i)
     return found
 
 

@@ -171,11 +171,14 @@ class TaskPool(Brief):
             progress: hears of rows that are measured, if many are.
 
         Raises:
-            UserError: it was written by another version.
+            UserError: it was written by another version, or is damaged.
         """
         described = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
         if not (folder / "index.npz").exists():
-            raise UserError(f"{folder} was written by an older version; run `taskpgm run` to bring it up to date.")
+            raise UserError(
+                f"{folder} was written by an older version, or is damaged (it has no index.npz); remove it, then `taskpgm "
+                "run` makes what is missing again and keeps the rest."
+            )
         files = RowFiles(folder, map(tuple, described["places"]), described["shapes"])
         meter = Meter(lengths_of, memory, progress) if lengths_of else None
         sets = []
@@ -186,6 +189,7 @@ class TaskPool(Brief):
                 title = None if one["refused"] == "drop" else f"{one['kind'].capitalize()} {one['name']!r}"
                 for side in SIDES:
                     found = (arrays[f"{i}.{side}.entries"], arrays[f"{i}.{side}.costs"])
+                    files.check(found[0])
                     fields[side] = Rows(files, *found, meter, title)
                 sets.append(TaskSet(**fields))
         leaks = Leaks.from_dict(described["leaks"]) if "leaks" in described else None

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskpgm.data.messages import Conversation
+from taskpgm.errors import UserError
 
 # Where a row stands and what identifies it: two halves of its hash, a coarser one, and its line on disk.
 ENTRY = np.dtype([
@@ -110,6 +111,32 @@ class RowFiles:
             self._open[segment] = os.open(self.path(segment), os.O_RDONLY | getattr(os, "O_BINARY", 0))
         return _read_at(self._open[segment], int(entry["length"]), int(entry["offset"]))
 
+    def data(self, entry: Any) -> list[Any]:
+        """What that line says.
+
+        Raises:
+            UserError: it is not there any more.
+        """
+        try:
+            found: list[Any] = json.loads(self.line(entry))
+        except (OSError, ValueError) as error:
+            raise self._damaged(int(entry["segment"])) from error
+        return found
+
+    def check(self, entries: Entries) -> None:
+        """Raise UserError if a file is too short for these entries, or missing."""
+        for segment in np.unique(entries["segment"]).tolist():
+            own = entries[entries["segment"] == segment]
+            path = self.path(segment)
+            if not path.exists() or path.stat().st_size < int((own["offset"] + own["length"]).max()):
+                raise self._damaged(segment)
+
+    def _damaged(self, segment: int) -> UserError:
+        return UserError(
+            f"{self.folder} is damaged ({self.path(segment).name}); remove it, then `taskpgm run` makes what is missing "
+            "again and keeps the rest."
+        )
+
     def place(self, entry: Any) -> str:
         """Where a row stands in its source: "line 5 of jars.jsonl"."""
         word, file = self.places[int(entry["part"])]
@@ -117,11 +144,11 @@ class RowFiles:
 
     def conversation(self, entry: Any) -> Conversation:
         """The row of an entry without its grading."""
-        return Conversation.from_data(json.loads(self.line(entry))[0])
+        return Conversation.from_data(self.data(entry)[0])
 
     def row(self, entry: Any, cost: Any) -> Row:
         """The row of an entry."""
-        data, *grading = json.loads(self.line(entry))
+        data, *grading = self.data(entry)
         choices, verifier = grading or (None, None)
         tokens, response, truncated = int(cost["tokens"]), int(cost["response"]), bool(cost["truncated"])
         chosen = tuple(choices) if choices else None
@@ -138,7 +165,7 @@ class RowFiles:
 
 def grading_key(files: RowFiles, entry: Any) -> str:
     """What the gradings of equal rows are ordered by."""
-    return json.dumps(json.loads(files.line(entry))[1:], sort_keys=True)
+    return json.dumps(files.data(entry)[1:], sort_keys=True)
 
 
 def _read_at(file: int, length: int, offset: int) -> bytes:
