@@ -176,8 +176,8 @@ class TaskPool(Brief):
         described = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
         if not (folder / "index.npz").exists():
             raise UserError(
-                f"{folder} was written by an older version, or is damaged (it has no index.npz); remove it, then `taskpgm "
-                "run` makes what is missing again and keeps the rest."
+                f"{folder} was written by an older version, or is damaged (it has no index.npz); remove it, then "
+                "`taskpgm run` makes what is missing again and keeps the rest."
             )
         files = RowFiles(folder, map(tuple, described["places"]), described["shapes"])
         meter = Meter(lengths_of, memory, progress) if lengths_of else None

@@ -133,8 +133,8 @@ class RowFiles:
 
     def _damaged(self, segment: int) -> UserError:
         return UserError(
-            f"{self.folder} is damaged ({self.path(segment).name}); remove it, then `taskpgm run` makes what is missing "
-            "again and keeps the rest."
+            f"{self.folder} is damaged ({self.path(segment).name}); remove it, then `taskpgm run` makes what is "
+            "missing again and keeps the rest."
         )
 
     def place(self, entry: Any) -> str:
