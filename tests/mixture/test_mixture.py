@@ -113,6 +113,24 @@ def test_scaling_and_constants_leave_the_solution(seed, n, exponent):
     np.testing.assert_allclose(solve_mixture(moved, bounds).weights, p, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["likelihood", "gain"])
+def test_copies_that_share_a_part_of_the_prior_share_what_one_would_get(kind):
+    scores = synthetic_scores(np.random.default_rng(3), targets=2)
+    copy = [0, 1, 2, 3, 1, 3, 3]
+    repeated = replace(
+        scores,
+        tasks=tuple(names(7)),
+        logp=scores.logp[[0, *(1 + i for i in copy)]],
+        sets=(*names(7), *scores.sets[4:]),
+        context_set=np.where(scores.context_set < 4, 0, scores.context_set + 3),
+    )
+    parts = np.bincount(copy)[copy]
+    reference = dict(zip(names(7), 1 / parts, strict=True))
+    one = solve_mixture(build_energy(scores, None, EnergyConfig(kind=kind)))
+    many = solve_mixture(build_energy(repeated, None, EnergyConfig(kind=kind), reference=reference))
+    np.testing.assert_allclose(many.weights, one.weights[copy] / parts, atol=1e-6)
+
+
 @given(seed=seeds, n=st.integers(2, 7), copies=st.integers(2, 3))
 @settings(max_examples=40, deadline=None)
 def test_identical_tasks_share_evenly(seed, n, copies):

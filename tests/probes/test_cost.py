@@ -3,20 +3,39 @@
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from support.probing import setup
 from support.runs import experiment
 from torch.utils.flop_counter import FlopCounterMode
 
 from taskpgm import load_config, run
 from taskpgm.config import parse_config
+from taskpgm.data.chat import ChatEncoder
+from taskpgm.data.pool import load_tasks
+from taskpgm.errors import UserError
 from taskpgm.lm.engine import Engine
-from taskpgm.probes.cost import Pace, Shape, context_tokens, estimate_run, makespan, model_shape, run_tokens
+from taskpgm.lm.loading import load_model, skeleton
+from taskpgm.probes.cache import BASE, WARM
+from taskpgm.probes.cost import Place, estimate_run, makespan, spread
+from taskpgm.probes.demand import (
+    Demand,
+    Piece,
+    Shape,
+    context_tokens,
+    count_demand,
+    model_shape,
+    run_tokens,
+    scored_rows,
+)
+from taskpgm.probes.probe import Probe
+from taskpgm.probes.rates import DEVICES, Pace, Rates, Sheet
 from taskpgm.probes.scoring import score_sets
 from taskpgm.probes.training import Trainer
 
@@ -33,7 +52,7 @@ def test_operations_are_those_that_torch_counts(last_layers, model_folders):
     names = {name: [p.name for p in probes] for name in rows}
     with FlopCounterMode(display=False) as counter:
         list(score_sets(Engine.of(lm), rows, probes, names))
-    tokens, responses = context_tokens(lm, rows)
+    tokens, responses = np.sum([context_tokens(lm, of_set) for of_set in rows.values()], axis=0)
     updates = 2 * sum(m.in_features for m in adapted(lm, shape)) * tokens * len(probes)  # addmm_ is not counted
     expected = shape.scoring(tokens, responses, len(probes)) + updates
     np.testing.assert_allclose(products(counter), expected, rtol=1e-6)
@@ -111,3 +130,96 @@ def test_an_estimate_counts_what_a_run_does(warm, model_folders, tmp_path):
     assert found.disk == pytest.approx(size, rel=1.0)  # a tiny run is mostly headers
     peak = max(stages[name]["peak_memory"] for name in ("probe", "score"))
     assert peak / 2 < found.memory < 3 * peak
+
+
+def demand_of(config, lm):
+    return count_demand(lm, load_tasks(config, ChatEncoder(lm.tokenizer, config.probes.max_length).lengths), config)
+
+
+def test_a_model_of_which_only_shapes_are_read_asks_for_as_much(model_folders, tmp_path):
+    config = load_config(experiment(tmp_path, model_folders["llama"], affinity={"kind": "jsd"}))
+    counted = demand_of(config, skeleton(config.model))
+    assert counted == demand_of(config, load_model(config.model))
+    run(config, tmp_path / "run")
+    adapters = list((tmp_path / "run" / "adapters").glob("*/adapter_model.safetensors"))
+    kept = sum(tensor.numel() for path in adapters for tensor in load_file(path).values())
+    assert counted.adapters == kept * 8  # float32, kept and carried
+
+
+class Recorder:
+    """Workers that do nothing but keep the jobs they are given."""
+
+    def __init__(self, count):
+        self.number, self.jobs = count, []
+
+    def count(self, progress):
+        return self.number
+
+    def map(self, work, jobs, progress):
+        self.jobs += jobs
+        return iter(())
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 64])
+def test_jobs_of_scoring_are_those_of_a_run(workers, model_folders, tmp_path):
+    config = load_config(experiment(tmp_path, model_folders["llama"]))
+    lm = load_model(config.model)
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+    pool = load_tasks(config, encoder.lengths)
+    demand, contexts = count_demand(lm, pool, config), scored_rows(encoder, pool, config)
+    names = [*pool.names, *[WARM] * (demand.warm is not None), *[BASE] * (demand.warm is None)]
+    assert len(names) == demand.scored
+    probes = [Probe(name, 0, None, {}) for name in names if name != BASE]
+    engine = Engine.of(lm)
+    engine.__dict__["workers"] = recorder = Recorder(workers)
+    of_set = [*(p.name for p in probes), *[BASE] * (BASE in names)]
+    list(score_sets(engine, contexts, probes, dict.fromkeys(contexts, of_set)))
+    expected = [demand.shape.scoring(*context_tokens(lm, job.data.rows), len(job.data.names)) for job in recorder.jobs]
+    assert sorted(job.operations for job in demand.scoring(workers)) == pytest.approx(sorted(expected))
+
+
+@given(
+    costs=st.lists(st.tuples(st.floats(1e9, 1e12), st.integers(1, 50)), min_size=1, max_size=6),
+    workers=st.integers(1, 8),
+)
+def test_workers_share_the_probes_and_the_warm_start_is_alone(costs, workers):
+    shape = Shape(1e6, 4, 2, 8, 100)
+    probes = tuple(Piece(*cost) for cost in costs)
+    demand = Demand(shape, 2, Piece(3e9, 7), probes, ((100, 10),), 64, 4, 0, len(probes), 0, 0, 0, 0, 0)
+    rates = Rates(Pace(2e9, 0.5), Pace(1e9, 0.1), Pace(1e9, 0.0), 1e9, "")
+    seconds = spread(demand, rates, workers)
+    assert seconds["train the warm start"] == pytest.approx(2 * (3e9 / 2e9 + 7 * 0.5))
+    each = [work / 1e9 + 0.1 * steps for work, steps in costs]
+    in_turn = spread(demand, rates, 1)["train probes"]
+    assert in_turn == pytest.approx(2 * sum(each))
+    assert 2 * max(max(each), sum(each) / workers) <= seconds["train probes"] * (1 + 1e-9)
+    assert seconds["train probes"] <= in_turn * (1 + 1e-9)
+
+
+def test_an_estimate_for_a_cluster_that_is_not_there(model_folders, tmp_path):
+    config = load_config(experiment(tmp_path, model_folders["llama"]))
+    few, many = (estimate_run(config, place=Place(workers, "h100", price=2.5)) for workers in (2, 64))
+    assert few.seconds["train probes"] >= many.seconds["train probes"]
+    assert many.device_hours == pytest.approx(64 * many.total / 3600)
+    assert many.money == pytest.approx(2.5 * many.device_hours)
+    assert "not measured" in many.rates
+    assert many.elsewhere
+    assert many.to_dict()["money"] == many.money
+    quick = estimate_run(config, place=Place(quick=True))
+    assert quick.tera_operations == estimate_run(config).tera_operations
+    with pytest.raises(UserError, match="h1000.*known are.*h100"):
+        estimate_run(config, place=Place(device="h1000"))
+
+
+def test_a_model_that_does_not_fit_is_refused(model_folders, tmp_path, monkeypatch):
+    config = load_config(experiment(tmp_path, model_folders["llama"]))
+    monkeypatch.setitem(DEVICES, "small", Sheet(1e12, 300e6))
+    with pytest.raises(UserError, match="(?i)a worker takes about.*small"):
+        estimate_run(config, place=Place(device="small"))
+
+
+def test_the_table_in_the_docs_is_the_one_that_is_used():
+    lines = (Path(__file__).parents[2] / "docs" / "scale.md").read_text().splitlines()
+    cells = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    shown = {cell[0]: (float(cell[1].replace(",", "")), float(cell[2])) for cell in cells if cell[0] in DEVICES}
+    assert shown == {name: (sheet.peak / 1e12, sheet.memory / 1e9) for name, sheet in DEVICES.items()}

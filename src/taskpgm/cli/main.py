@@ -28,6 +28,7 @@ from taskpgm.cli.options import (
     Mixtures,
     OptionalConfig,
     Out,
+    Placing,
     Refining,
     Training,
     bundled,
@@ -219,19 +220,21 @@ def demo(out: Out = Path("runs/demo"), everything: All = False) -> None:
 
 
 @app.command()
+@bundled
 def estimate(
     config: ConfigFile,
+    place: Placing,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.", metavar="FILE")] = None,
 ) -> None:
-    """Time, memory and disk of a run on this machine, before anything is spent: counts, and a trial of seconds."""
+    """Time, memory, disk and money of a run before anything is spent: operations counted, rates tried in seconds."""
     started = time.perf_counter()
     from taskpgm.cli.tables import estimate_view
     from taskpgm.files import write_json
-    from taskpgm.probes.cost import estimate_run
+    from taskpgm.probes.cost import Place, estimate_run
 
     importing = time.perf_counter() - started
     with shown(errors) as progress:
-        found = estimate_run(load_config(config), progress)
+        found = estimate_run(load_config(config), progress, Place(**vars(place)))
     found = replace(found, seconds={"start": importing, **found.seconds})
     screen.print(estimate_view(found), crop=False)
     if json_file:

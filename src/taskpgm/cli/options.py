@@ -122,6 +122,22 @@ class Comparing:
 
 
 @dataclass(frozen=True)
+class Placing:
+    """Where a run is to be, for its estimate."""
+
+    workers: Annotated[
+        int | None, typer.Option(help="As if so many worked side by side, like one of this machine.", min=1)
+    ] = None
+    device: Annotated[
+        str | None, typer.Option(help="As if each had this device, from a table: h100, h200, a100 …", metavar="NAME")
+    ] = None
+    price: Annotated[float | None, typer.Option(help="Of a device for an hour; gives the money.", min=0)] = None
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run nothing, read no weight: rates from a matrix product.")
+    ] = False
+
+
+@dataclass(frozen=True)
 class Exporting:
     """To which trainer, and how."""
 

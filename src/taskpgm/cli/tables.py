@@ -217,15 +217,26 @@ def estimate_view(estimate: "RunEstimate") -> RenderableType:
         rate = estimate.giga_operations_per_second.get(stage)
         done = [f"{work:,.1f} T" if work else "", f"{rate:,.0f} GFLOP/s" if rate else ""]
         rows.append([stage, duration(seconds), *done])
-    rows += [["all", duration(estimate.total), "", ""], ["memory", _bytes(estimate.memory), "", ""]]
-    rows.append(["disk", _bytes(estimate.disk), "", ""])
+    rows += [["all", duration(estimate.total), "", ""]]
     caption = (
         f"{estimate.trained_tokens:,} tokens to train on, {estimate.run_tokens:,} of them run (what rows begin with is "
-        f"shared); {estimate.scored_tokens:,} to score"
+        f"shared); {estimate.scored_tokens:,} to score. {estimate.rates}"
     )
-    table = Listing(["stage", "time", "operations", "rate on this machine"], rows)
-    headline = f"About {duration(estimate.total)} and {_bytes(estimate.memory)} of memory on this machine."
-    return Group(Text(headline, style="bold"), table, Text(caption))
+    table = Listing(["stage", "time", "operations", "rate of all workers"], rows)
+    return Group(Text(_estimate_headline(estimate), style="bold"), table, Text(caption))
+
+
+def _estimate_headline(estimate: "RunEstimate") -> str:
+    """Time, what is paid for, memory and disk."""
+    here = estimate.device in ("cpu", "cuda", "xpu", "mps") and not estimate.elsewhere
+    many = f"{estimate.workers} worker{'s' * (estimate.workers > 1)}"
+    where = f"here with {many}" if here else f"with {many} of {estimate.devices / estimate.workers:g} {estimate.device}"
+    unit = "core hours" if estimate.device == "cpu" else "GPU hours"
+    money = "" if estimate.money is None else f", {estimate.money:,.2f} at {estimate.price:g} an hour"
+    return (
+        f"About {duration(estimate.total)} {where}: {estimate.device_hours:.3g} {unit}{money}. "
+        f"{_bytes(estimate.memory)} of memory{'' if here else ' a worker'}, {_bytes(estimate.disk)} on disk."
+    )
 
 
 def _bytes(count: float) -> str:

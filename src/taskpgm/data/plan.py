@@ -113,6 +113,16 @@ def uniform_mixture(pool: TaskPool) -> dict[str, float]:
     return {name: 1 / len(pool.tasks) for name in pool.names}
 
 
+def distinct_mixture(pool: TaskPool) -> dict[str, float]:
+    """As uniform, but tasks that hold the same rows count as one: r_i ∝ 1 / Σ_j J_ij, J_ij = |A_i ∩ A_j| / |A_i ∪ A_j|
+    the Jaccard index of their rows, so that m copies of a task have 1/m each."""
+    n = len(pool.tasks)
+    shared, sizes = pool.overlap[:n, :n], np.diag(pool.overlap)[:n]
+    alike = shared / np.maximum(sizes[:, None] + sizes[None, :] - shared, 1)
+    each = 1 / np.maximum(alike.sum(axis=1), 1)
+    return dict(zip(pool.names, (each / each.sum()).tolist(), strict=True))
+
+
 def size_mixture(pool: TaskPool, unit: Unit) -> dict[str, float]:
     """Shares proportional to a task's training rows, or to their response tokens."""
     sizes = {task.name: len(task.train) if unit == "examples" else task.response_tokens for task in pool.tasks}

@@ -10,7 +10,7 @@ from torch import nn
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError
 from taskpgm.lm import packing
-from taskpgm.lm.checkpoint import limits_of, load_tokenizer, read_model
+from taskpgm.lm.checkpoint import limits_of, load_tokenizer, read_model, read_skeleton
 from taskpgm.lm.devices import choose_device, missing_operation
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.structure import why_whole
@@ -51,6 +51,26 @@ def load_model(config: ModelConfig, progress: Progress = QUIET) -> LanguageModel
     _check_finite(config.path, model)
     lm = LanguageModel(model, tokenizer, config.path, _decoder_layers(model))
     lm = replace(lm, whole_because=why_whole(lm))
+    return replace(lm, processes=_processes(config.processes, lm))
+
+
+def skeleton(config: ModelConfig, device: torch.device | None = None, room: float | None = None) -> LanguageModel:
+    """The model without its weights, as if it were on a device with so many bytes of memory: sizes can be read off.
+
+    It is taken to run packed, which only its weights can tell. Left out, the device is the one of this machine.
+
+    Raises:
+        UserError: what `read_skeleton` raises; no model, but a tokenizer alone.
+    """
+    tokenizer, model = load_tokenizer(config), read_skeleton(config)
+    if model is None:
+        raise UserError(f"{config.path!r} holds a tokenizer and no model; name the folder of a whole model.")
+    _keep_padding_known(tokenizer, limits_of(model).vocabulary)
+    weights = float(sum(w.numel() * w.element_size() for w in model.parameters()))
+    lm = LanguageModel(
+        model.eval(), tokenizer, config.path, _decoder_layers(model), planned=device or choose_device(config.device),
+        room=None if room is None else max(0.0, 0.9 * (room - weights)),
+    )  # fmt: skip
     return replace(lm, processes=_processes(config.processes, lm))
 
 

@@ -33,6 +33,8 @@ class LanguageModel:
     layers: nn.ModuleList
     processes: int = 1  # that train and score side by side, one core each; 1: one on all cores
     whole_because: str | None = None  # why packed trunk, rest and output embedding do not give the model's own logits
+    planned: torch.device | None = None  # where weights would be that are not read, but for their shapes
+    room: float | None = None  # bytes that a batch may take there
 
     @property
     def plain_head(self) -> bool:
@@ -42,7 +44,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        return self.planned or next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,6 +65,8 @@ class LanguageModel:
     def memory_budget(self) -> float:
         """Bytes that a batch may take: an equal part of half of the machine's memory for each process that works beside
         others; of a GPU what is free, less a tenth."""
+        if self.room is not None:
+            return self.room
         if self.device.type == "cpu":
             return total_memory() / 2 / self.processes
         return free_memory(self.device)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskpgm.config import Config, TaskConfig
-from taskpgm.data.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
+from taskpgm.data.plan import RowPlan, distinct_mixture, plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.result import FinishedRun, Result
@@ -315,7 +315,7 @@ def choose_energy(scores: Scores, affinity: Affinity, pool: TaskPool, config: Co
     if config.energy.kind == "affinity" and config.energy.t is None and affinity.kind != "ratio":
         return choose_t(scores, affinity, config.energy, allowed_shares(pool, config))
     by_size = config.energy.reference == "size"
-    reference = size_mixture(pool, config.budget.unit) if by_size else uniform_mixture(pool)
+    reference = size_mixture(pool, config.budget.unit) if by_size else distinct_mixture(pool)
     energy = build_energy(scores, affinity, config.energy, config.target_weights, reference)
     return keep_tasks(energy, scores, config.energy, allowed_shares(pool, config))
 

@@ -63,21 +63,21 @@ def score_sets(
                 if BASE in missing[name] and (not chunk or chunk[0] is probes[0]):
                     wanted[name].append(BASE)  # last, so that it shares the probes' prefix
             sets = [name for name in contexts if wanted[name]]
-            parts = _parts(len(sets), engine.workers.count(progress))
+            parts = scoring_parts(len(sets), engine.workers.count(progress))
             jobs = [
                 _job(_Set(name, contexts[name], some, sampled.get(name) if sampled else None))
                 for name in sets
-                for some in _split(wanted[name], parts)
+                for some in split_probes(wanted[name], parts)
             ]
             yield from engine.workers.map(Scoring(tuple(chunk), sizes_of(contexts)), jobs, progress)
 
 
-def _parts(sets: int, workers: int) -> int:
+def scoring_parts(sets: int, workers: int) -> int:
     """In how many parts the probes of a set are scored: enough for two jobs a worker, if there are several workers."""
     return math.ceil(2 * workers / sets) if workers > 1 and sets else 1
 
 
-def _split(names: Sequence[str], parts: int) -> Iterator[list[str]]:
+def split_probes(names: Sequence[str], parts: int) -> Iterator[list[str]]:
     """Names in parts of like size; the base model's stays with the last probes."""
     most = max(1, math.ceil((len(names) - (BASE in names)) / parts))
     probes = [name for name in names if name != BASE]
