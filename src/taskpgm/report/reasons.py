@@ -89,7 +89,7 @@ def margin_figure(margins: list[Margin], nu: float, unit: str) -> Any:
             Bar(
                 x=[short(name, 26) for name, _ in parts],
                 y=values,
-                base=np.cumsum(values) - values,
+                base=(np.cumsum(values) - values).tolist(),
                 visible=k == 0,
                 name=text(one.task),
                 marker={"color": [COLOURS[int(value < 0)] for value in values]},
