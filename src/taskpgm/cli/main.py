@@ -3,7 +3,6 @@
 Long because every command declares and documents its own options.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from taskpgm.cli.options import (
 )
 from taskpgm.config import Config, load_config
 from taskpgm.errors import UserError
+from taskpgm.files import loaded, read_json
 from taskpgm.system import wait_passively
 
 UNBROKEN = 100_000  # columns of what is no terminal: a line of a file is never broken
@@ -523,7 +523,7 @@ def _show(out: Path, affinity: Any, everything: bool = False, run: Path | None =
     from taskpgm.cli.mixtures import mixture_view
     from taskpgm.pipeline.run import load_run
 
-    data = json.loads((out / "mixture.json").read_text(encoding="utf-8"))
+    data = loaded(read_json, out / "mixture.json")
     doubts = load_run(run).doubts if run else ()
     screen.print(mixture_view(data, affinity, everything, doubts), crop=False)
     _print(f"{out}/mixture.json")
