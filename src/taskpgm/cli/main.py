@@ -265,10 +265,9 @@ def report(
     from taskpgm.report.build import summary, write_figures, write_report
 
     screen.print(str(write_report(*runs)), markup=False, highlight=False, soft_wrap=True)
-    for run_folder in runs[: 1 if figures else 0]:
-        screen.print(
-            summary(write_figures(run_folder, figures or run_folder, kind or "svg")), markup=False, highlight=False
-        )
+    if figures:
+        written = write_figures(runs[0], figures, kind or "svg", *runs[1:])
+        screen.print(summary(written, figures), markup=False, highlight=False)
 
 
 @app.command()
