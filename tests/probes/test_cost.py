@@ -23,13 +23,14 @@ from taskpgm.errors import UserError
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model, skeleton
 from taskpgm.probes.cache import BASE, WARM
-from taskpgm.probes.cost import Place, estimate_run, makespan, spread
+from taskpgm.probes.cost import Place, estimate_run, gpu_part, makespan, spread
 from taskpgm.probes.demand import (
     Demand,
     Piece,
     Shape,
     context_tokens,
     count_demand,
+    counted_memory,
     model_shape,
     run_tokens,
     scored_rows,
@@ -216,6 +217,17 @@ def test_a_model_that_does_not_fit_is_refused(model_folders, tmp_path, monkeypat
     monkeypatch.setitem(DEVICES, "small", Sheet(1e12, 300e6))
     with pytest.raises(UserError, match="(?i)a worker takes about.*small"):
         estimate_run(config, place=Place(device="small"))
+
+
+@pytest.mark.parametrize(("parts", "share"), [(0.9, 1.0), (1.2, 1.0), (2.3, 0.5), (3.4, 1 / 3), (1000, 0.25)])
+def test_workers_share_a_gpu_if_their_memory_fits(parts, share, model_folders, tmp_path, monkeypatch):
+    config = load_config(experiment(tmp_path, model_folders["llama"]))
+    lm = skeleton(config.model, torch.device("cuda"), 1e9)
+    pool = load_tasks(config, ChatEncoder(lm.tokenizer, config.probes.max_length).lengths)
+    needed = counted_memory(lm, pool, config, count_demand(lm, pool, config))
+    monkeypatch.setitem(DEVICES, "small", Sheet(1e12, parts * needed))
+    assert gpu_part(config, pool, "small") == share
+    assert gpu_part(config, pool, "unheard of") == 1
 
 
 def test_the_table_in_the_docs_is_the_one_that_is_used():

