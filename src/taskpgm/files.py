@@ -20,6 +20,11 @@ KEY_FILE = "key.json"
 WHOLE = 256 << 20  # larger files are hashed by size, time and their two ends, to save seconds
 
 
+def cache_folder() -> Path:
+    """Where things are kept between runs: TASKPGM_CACHE, or ~/.cache/taskpgm."""
+    return Path(os.environ.get("TASKPGM_CACHE") or Path.home() / ".cache" / "taskpgm")
+
+
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """A path beside `target` to write to; it takes target's place when the block ends well, and vanishes otherwise."""

@@ -13,6 +13,8 @@ READERS = {
     "scores.npz": lambda found: found.scores,
     "affinity.npz": lambda found: found.affinity,
     "pool/pool.json": lambda found: found.pool,
+    "pool/index.npz": lambda found: found.pool,
+    "pool/rows-00000.jsonl": lambda found: found.pool,
     "manifest.json": lambda found: found.manifest,
 }
 

@@ -126,9 +126,12 @@ def check(
     show: Annotated[
         int, typer.Option(help="Print so many rows of every set as the model sees them, what is learned marked.", min=0)
     ] = 0,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Tokenise every row of large sets too, instead of a sample of each.")
+    ] = False,
     everything: All = False,
 ) -> None:
-    """Read and tokenise everything, train nothing; show what a run would use."""
+    """Read everything, tokenise a sample of each set, train nothing; show what a run would use."""
     from taskpgm.cli.tables import pool_view, rows_view
     from taskpgm.export.train_file import check_format
     from taskpgm.pipeline.inspection import inspect
@@ -137,7 +140,7 @@ def check(
 
     settings = load_config(config)
     with shown(errors) as progress:
-        found = inspect(settings, progress)
+        found = inspect(settings, progress, exact=exact)
     allowed_shares(found.pool, settings)
     check_format(found.pool, settings.export.format, found.encoder.has_template)
     check_options(found.pool, settings)

@@ -33,6 +33,7 @@ from taskpgm.mixture.explanation import explain as explain_mixture
 from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.directory import RunDirectory
+from taskpgm.pipeline.inspection import late_lengths
 from taskpgm.pipeline.stages import (
     Session,
     allowed_shares,
@@ -217,7 +218,7 @@ class FinishedDirectory:
     @cached_property
     def pool(self) -> TaskPool:
         """Rows of all sets, split."""
-        return loaded(TaskPool.load, self._there("pool"))
+        return loaded(TaskPool.load, self._there("pool"), *late_lengths(self.config))
 
     @cached_property
     def scores(self) -> Scores:

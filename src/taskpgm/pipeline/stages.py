@@ -35,7 +35,7 @@ from taskpgm.mixture.selection import select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.artifacts import Artifacts
 from taskpgm.pipeline.directory import RunDirectory, differing, stale_because
-from taskpgm.pipeline.inspection import inspect
+from taskpgm.pipeline.inspection import inspect, late_lengths
 from taskpgm.pipeline.keys import block_keys, data_parts, has_warm_start, score_parts
 from taskpgm.pipeline.starts import adapter_folder, ended_sentence, kept_sentence, parts_of_probe, parts_of_warm_start
 from taskpgm.probes.cache import BASE, TRAINING, WARM, BlockCache
@@ -93,15 +93,15 @@ def make_pool(session: Session) -> TaskPool:
     folder = artifacts / "pool"
     there = "pool" in artifacts.manifest.get("stages", {}) and (artifacts / "overlap.json").is_file()
     if not artifacts.is_stale("pool", folder, wanted) and there:
-        return loaded(TaskPool.load, folder)
+        return loaded(TaskPool.load, folder, *late_lengths(session.config), session.progress)
     clock = Clock()
-    found = inspect(session.config, session.progress)
+    found = inspect(session.config, session.progress, artifacts.path)
     with artifacts.folder(folder, wanted, "pool") as scratch:
         found.pool.save(scratch)
     artifacts.write_json("overlap.json", found.pool.overlap_table())
-    tokens = sum(row.tokens for s in found.pool.all for row in (*s.train, *s.contexts, *s.validation))
+    tokens = sum(s.tokens for s in found.pool.all)
     artifacts.record("pool", wanted, clock, tokens=tokens, chat_template=found.encoder.has_template)
-    return found.pool
+    return TaskPool.load(folder, *late_lengths(session.config), session.progress)
 
 
 def recorded_pool(session: Session) -> TaskPool:
@@ -115,7 +115,7 @@ def recorded_pool(session: Session) -> TaskPool:
     if why := differing(found, {**data_parts(session.config), "model": found["model"]}):
         raise UserError(f"{artifacts.path} was made with other data ({why}); run `taskpgm run` to bring it up to date.")
     vars(session.engine)["fingerprint"] = found["model"]
-    return loaded(TaskPool.load, artifacts / "pool")
+    return loaded(TaskPool.load, artifacts / "pool", *late_lengths(session.config), session.progress)
 
 
 # Probes
@@ -394,7 +394,11 @@ def counted(mixture: Mixture, plan: RowPlan) -> dict[str, Any]:
         planned = asdict(plan[task["name"]])
         task |= {key: planned[key] for key in ("count", "tokens", "rows", "epochs", "row_share", "token_share")}
         task["draw_probability"] = units[task["name"]].draw_probability
-    return {**data, "budget": {"unit": plan.unit, "size": plan.budget, "rows": len(plan)}}
+        task |= {"replaced": planned["replaced"]} if planned["replaced"] else {}
+    budget = {"unit": plan.unit, "size": plan.budget, "rows": len(plan)}
+    if plan.unit == "tokens":
+        budget["tokens"] = sum(task.tokens for task in plan.tasks)
+    return {**data, "budget": budget}
 
 
 def finished_run(session: Session, result: Result) -> FinishedRun:

@@ -15,6 +15,7 @@ import torch
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.pool import TaskPool, load_tasks
+from taskpgm.data.remembered import LengthFile
 from taskpgm.errors import UserError
 from taskpgm.lm.devices import local_devices
 from taskpgm.lm.loading import load_model, skeleton
@@ -94,7 +95,8 @@ def estimate_run(config: Config, progress: Progress = QUIET, place: Place | None
     lm = skeleton(config.model, *_elsewhere(place)) if quick else load_model(_counted(config).model)
     loading = clock.seconds
     check_adapters(config, lm.model)
-    pool = load_tasks(config, ChatEncoder(lm.tokenizer, config.probes.max_length, lm.limits).lengths, progress)
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length, lm.limits)
+    pool = load_tasks(config, encoder.lengths, progress, memory=LengthFile(lambda: encoder.fingerprint))
     reading = clock.seconds - loading
     check_options(pool, config)
     demand = count_demand(lm, pool, config)

@@ -18,6 +18,7 @@ import numpy as np
 
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
+from taskpgm.data.drawing import Joined
 from taskpgm.data.pool import Row, TaskPool
 from taskpgm.lm.batching import batches
 from taskpgm.lm.memory import training_memory
@@ -130,7 +131,6 @@ def count_demand(lm: LanguageModel, pool: TaskPool, config: Config) -> Demand:
     positions = min(columns, config.affinity.jsd_positions) if config.affinity.kind == "jsd" else 0
     responses = sum(row.response_tokens for rows in contexts.values() for row in rows)
     weights, each = adapter_weights(lm, config), lm.dtype.itemsize
-    rows = sum(row.tokens for s in pool.all for row in (*s.train, *s.contexts, *s.validation))
     return Demand(
         shape, seeds, warm, tuple(pieces.values()), tuple(context_tokens(lm, rows) for rows in joined_rows(contexts)),
         lm.token_budget, scored, positions, len(pool.tasks),
@@ -139,7 +139,7 @@ def count_demand(lm: LanguageModel, pool: TaskPool, config: Config) -> Demand:
         ),
         run_tokens=seeds * sum(tokens for tokens, *_ in run.values()),
         scored_tokens=sum(len(r.ids) for rows in contexts.values() for r in rows) * scored,
-        disk=adapters * (4 * weights + 4 * responses + 4 * positions * shape.width) + 6 * rows,
+        disk=adapters * (4 * weights + 4 * responses + 4 * positions * shape.width) + pool.bytes,
         adapters=adapters * weights * (4 + each),
     )  # fmt: skip
 
@@ -205,16 +205,14 @@ def trainings_of(pool: TaskPool, config: Config) -> dict[str, tuple[Sequence[Row
         if not task.adapter
     }
     if config.probes.warm_start and len(found) == len(pool.tasks):
-        rows = [row for task in pool.tasks for row in task.train]
-        costs = [[row.response_tokens for row in task.train] for task in pool.tasks]
-        found[WARM] = (rows, warm_start_schedule(costs, config, seed=0))
+        tasks = [task.train for task in pool.tasks]
+        found[WARM] = (Joined(tasks), warm_start_schedule(tasks, config, seed=0))
     return found
 
 
 def schedule_of(pool: TaskPool, task: str, config: Config) -> Schedule:
     """Of a task's first probe."""
-    costs = [row.response_tokens for row in pool[task].train]
-    return probe_schedule(costs, config, task, seed=0)
+    return probe_schedule(pool[task].train, config, task, seed=0)
 
 
 def longest_step(encoder: ChatEncoder, rows: Sequence[Row], schedule: Schedule) -> list[Encoded]:

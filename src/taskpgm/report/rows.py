@@ -6,6 +6,7 @@ import numpy as np
 from plotly.graph_objects import Bar, Box
 
 from taskpgm.data.pool import TaskPool, TaskSet
+from taskpgm.data.rows import costs_of
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table, joined, some
 from taskpgm.report.style import COLOURS, LINE, SHOWN, blank, log_ticks, name_axis, text
@@ -109,8 +110,9 @@ def rows_figure(sets: list[TaskSet]) -> Any:
 
 
 def _quantiles(s: TaskSet) -> list[float]:
-    tokens = [row.tokens for side in (s.train, s.contexts, s.validation) for row in side]
-    return [float(q) for q in np.quantile(tokens or [0], [0.05, 0.25, 0.5, 0.75, 0.95])]
+    tokens = np.concatenate([costs_of(side)["tokens"] for side in (s.train, s.contexts, s.validation)])
+    known = tokens[tokens >= 0]
+    return [float(q) for q in np.quantile(known if len(known) else [0], [0.05, 0.25, 0.5, 0.75, 0.95])]
 
 
 def lengths_figure(sets: list[TaskSet]) -> Any:
