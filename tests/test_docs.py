@@ -1,5 +1,6 @@
 """The documents keep up with the code."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -36,3 +37,21 @@ def test_every_decision_says_what_why_and_instead_of_what() -> None:
     decisions = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8").split("\n### ")[1:]
     for decision in decisions:
         assert re.findall(r"^- \*\*(\w[\w ]*):\*\*", decision, re.M) == ["Chosen", "Because", "Instead of"], decision
+
+
+def test_the_lead_of_the_results_says_what_their_table_says() -> None:
+    spec = importlib.util.spec_from_file_location("results_picture", ROOT / "benchmarks" / "results_picture.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    lead = " ".join(text.split("## How it was measured")[0].split())
+    settings, rows = module.read_table(text)
+    for values in rows:
+        below = sorted(-value for value, _, _ in values)
+        assert f"by {below[0]:g} to {below[-1]:g} % (median {below[len(below) // 2]:g} %)" in lead
+    assert sum(high < 0 for _, _, high in rows[0]) == 4
+    assert all(high < 0 for _, _, high in rows[1])
+    drawn = module.draw(settings, rows)
+    assert [list(trace.x) for trace in drawn.data] == [[value for value, _, _ in values] for values in rows]

@@ -50,6 +50,7 @@ def test_the_wheel_holds_every_module_and_says_that_it_is_typed(wheel: Path) -> 
     modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src/taskpgm").rglob("*.py")}
     assert modules <= held
     assert "taskpgm/py.typed" in held
+    assert "taskpgm/report/plotly-cartesian.min.js" in held
 
 
 def test_the_wheel_alone_solves_and_selects_without_torch(

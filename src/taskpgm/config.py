@@ -336,7 +336,8 @@ class EnergyConfig(Section):
         "and trains nothing.",
     )
     reference: Literal["uniform", "size"] = Field(
-        "uniform", description="likelihood, gain: the prior's reference mixture."
+        "uniform",
+        description="likelihood, gain: the prior's reference mixture: tasks alike (copies count as one), or by size.",
     )
     t: NonNegative | None = Field(
         None,

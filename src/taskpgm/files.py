@@ -6,13 +6,23 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from taskpgm.errors import UserError, first_line
+
+Made = TypeVar("Made")
 Parts = Mapping[str, str]
 KEY_FILE = "key.json"
 WHOLE = 256 << 20  # larger files are hashed by size, time and their two ends, to save seconds
+
+
+def cache_folder() -> Path:
+    """Where things are kept between runs: TASKPGM_CACHE, or ~/.cache/taskpgm."""
+    return Path(os.environ.get("TASKPGM_CACHE") or Path.home() / ".cache" / "taskpgm")
 
 
 @contextlib.contextmanager
@@ -44,6 +54,28 @@ def atomic_folder(target: Path, parts: Parts) -> Iterator[Path]:
         scratch.replace(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def loaded(load: Callable[..., Made], path: Path, *more: Any) -> Made:
+    """What `load` makes of a file or folder of a run.
+
+    Raises:
+        UserError: it is damaged; files are written whole or not at all, so something else did that.
+    """
+    try:
+        return load(path, *more)
+    except UserError:
+        raise
+    except (ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} is damaged ({first_line(error) or type(error).__name__}); remove it, then `taskpgm run` makes "
+            "what is missing again and keeps the rest."
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def digest(value: Any) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from support.pools import make_config, make_pool
 
 from taskpgm.cli.listing import Listing
-from taskpgm.cli.mixtures import mixture_table, token_lines
+from taskpgm.cli.mixtures import drawn_lines, mixture_table, token_lines
 from taskpgm.cli.tables import comparison_view, pool_view
 from taskpgm.evaluation.statistics import Measurement, compare_measurements
 
@@ -138,3 +138,11 @@ def test_check_names_whose_equal_share_of_rows_is_another_of_tokens(unit, named)
     text = " ".join(shown(pool_view(pool, make_config(pool, **{unit: 3})), width=400).split())
     said = "with equal shares a has 33.3% of the rows and 10.0% of the response tokens"
     assert (said in text) is named
+
+
+def test_how_close_a_plan_came_and_what_it_passed_over() -> None:
+    data = {"tasks": [{"name": "a", "replaced": 12}, {"name": "b"}], "budget": {"unit": "tokens", "size": 2000}}
+    assert drawn_lines(data) == ["drawn rows that did not fit, replaced by the next: a 12"]
+    data["budget"] |= {"tokens": 1998}
+    assert drawn_lines(data)[0] == "1,998 response tokens of the budget's 2,000 (-0.10%)"
+    assert drawn_lines({"tasks": [{"name": "a"}]}) == []

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from taskpgm.data.chat import ChatEncoder
+from taskpgm.data.chat_template import Rendered, Template
+from taskpgm.data.known_text import KnownText
 from taskpgm.data.messages import Conversation, Message, conversation
 from taskpgm.data.pool import Length, Refused
 
@@ -262,6 +264,19 @@ ODD = [
     "</think>yes", "a</think>b</think>yes", "<think></think>yes", "<think>user</think>\nno", "Assistant: yes",
     "<|channel>thought\nso<channel|>yes", "<think>\n\n</think>\n\nyes", "日本 🙂",
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_a_known_form_are_placed_as_if_they_were_traced(name):
+    made = encoder(name).tokenizer
+    known, traced = KnownText(Template(made)), Template(made)
+    usual = [("user", "One, or two?"), ("assistant", "Three four."), ("user", "Why so?"), ("assistant", "It is five.")]
+    first = known.write(conversation(*usual))
+    assert first == traced.write(conversation(*usual))
+    for place, odd in product(range(4), [*ODD, "six", "yes", "Why so?", "x" * 3000, "\x00six", "it\u2028", "\u00a0"]):
+        row = [(role, odd if i == place else text) for i, (role, text) in enumerate(usual)]
+        assert known.write(conversation(*row)) == traced.write(conversation(*row))
+    assert known.forms == (isinstance(first, Rendered) and not traced.marks(conversation(*usual)))
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama3_1", "gemma3"])

@@ -13,7 +13,7 @@ from support.files import configure, lengths_of, load, one_sentence, pairs, writ
 
 from taskpgm.config import Config
 from taskpgm.data.alike import normal, normal_data
-from taskpgm.data.copies import ALIKE, FIGURES
+from taskpgm.data.near import ALIKE, FIGURES
 from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.errors import UserError
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,15 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 from support.pools import make_config, make_pool
 
-from taskpgm.data.plan import RowPlan, plan_rows, round_shares, size_mixture, supply_bounds, uniform_mixture
+from taskpgm.data.plan import (
+    RowPlan,
+    distinct_mixture,
+    plan_rows,
+    round_shares,
+    size_mixture,
+    supply_bounds,
+    uniform_mixture,
+)
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 
@@ -299,6 +308,22 @@ def test_a_budget_of_less_than_a_row_is_refused() -> None:
     pool = make_pool({"a": [100] * 10})
     with pytest.raises(UserError, match="tokens 3 is less than half a row's; raise it"):
         plan_rows(pool, {"a": 1.0}, make_config(pool, tokens=3))
+
+
+def test_copies_of_a_task_count_as_one() -> None:
+    pool = make_pool({"a": [1] * 8, "b": [1] * 8, "c": [1] * 20, "d": [1] * 8})
+    apart = replace(pool, overlap=np.diag([8, 8, 20, 8]))
+    assert distinct_mixture(apart) == pytest.approx(uniform_mixture(pool))
+    copied = apart.overlap.copy()
+    copied[np.ix_([0, 1, 3], [0, 1, 3])] = 8
+    assert distinct_mixture(replace(pool, overlap=copied)) == pytest.approx(
+        {"a": 1 / 6, "b": 1 / 6, "c": 0.5, "d": 1 / 6}
+    )
+    rows = {"a": set(range(8)), "b": set(range(4, 12)), "c": set(range(100, 120)), "d": set(range(200, 208))}
+    partly = np.array([[len(one & other) for other in rows.values()] for one in rows.values()])
+    each = [1 / sum(len(one & other) / len(one | other) for other in rows.values()) for one in rows.values()]
+    found = distinct_mixture(replace(pool, overlap=partly))
+    assert list(found.values()) == pytest.approx([share / sum(each) for share in each])
 
 
 def test_reference_mixtures() -> None:

@@ -1,5 +1,6 @@
 """Mixtures against cvxpy, OSQP, theory and an independent verification; their uncertainty against known truth."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -110,6 +111,24 @@ def test_scaling_and_constants_leave_the_solution(seed, n, exponent):
     np.testing.assert_allclose(solve_mixture(scaled, bounds).weights, p, atol=1e-7)
     moved = field_energy(names(n), energy.psi + 3.0, energy.K + 5.0)
     np.testing.assert_allclose(solve_mixture(moved, bounds).weights, p, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["likelihood", "gain"])
+def test_copies_that_share_a_part_of_the_prior_share_what_one_would_get(kind):
+    scores = synthetic_scores(np.random.default_rng(3), targets=2)
+    copy = [0, 1, 2, 3, 1, 3, 3]
+    repeated = replace(
+        scores,
+        tasks=tuple(names(7)),
+        logp=scores.logp[[0, *(1 + i for i in copy)]],
+        sets=(*names(7), *scores.sets[4:]),
+        context_set=np.where(scores.context_set < 4, 0, scores.context_set + 3),
+    )
+    parts = np.bincount(copy)[copy]
+    reference = dict(zip(names(7), 1 / parts, strict=True))
+    one = solve_mixture(build_energy(scores, None, EnergyConfig(kind=kind)))
+    many = solve_mixture(build_energy(repeated, None, EnergyConfig(kind=kind), reference=reference))
+    np.testing.assert_allclose(many.weights, one.weights[copy] / parts, atol=1e-6)
 
 
 @given(seed=seeds, n=st.integers(2, 7), copies=st.integers(2, 3))
@@ -494,8 +513,41 @@ def test_verdict_by_its_definition():
     test = stats.ttest_1samp(gains, 0, alternative="greater")
     verdict = mixture.verdicts[1]
     assert verdict.gain == pytest.approx(np.mean(gains))
-    assert verdict.p_value == pytest.approx(test.pvalue)
+    assert verdict.p_value == pytest.approx(max(test.pvalue, 0.5**16))
     np.testing.assert_allclose(mixture.references["mine"], r)
+
+
+@pytest.mark.parametrize("groups", [2, 5, 6])
+def test_few_contexts_have_no_tiny_p_value(groups):
+    """A huge difference: the exact test of all signs of so few gains says no less, and t says 1e-4 and below."""
+    energy = build_energy(
+        synthetic_scores(np.random.default_rng(25), contexts=groups, noise=1e-3), None, EnergyConfig()
+    )
+    mixture = solve_mixture(energy, references={"last": {"t3": 1.0}})
+    (verdict,) = mixture.verdicts
+    gains = np.array([
+        only.loss(np.eye(4)[3]) - only.loss(p) for only, p in zip(energy.only, mixture.replicates, strict=True)
+    ])  # fmt: skip
+    assert stats.ttest_1samp(gains, 0, alternative="greater").pvalue < 0.002
+    flipped = [np.mean(np.array(signs) * gains) for signs in itertools.product((1, -1), repeat=groups)]
+    assert verdict.p_value == np.mean(np.array(flipped) >= gains.mean() - 1e-12)
+    assert verdict.better == (groups == 6)
+    (written,) = mixture.to_dict()["verdicts"]
+    assert written["p_value"] == written["least_p_value"] == 0.5**groups
+    assert written["better"] == verdict.better
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_what_an_interval_covers_is_written(seeds):
+    scores = replace(synthetic_scores(np.random.default_rng(26), seeds=seeds, contexts=4), loss="per_token")
+    mixture = solve_mixture(build_energy(scores, None, EnergyConfig()))
+    written = json.loads(json.dumps(mixture.to_dict()))
+    found = written["intervals"]
+    assert (found["level"], found["groups"], found["seeds"]) == (0.95, 4, seeds)
+    assert ("probe seeds" in found["covers"]) == (seeds > 1)
+    assert found["few"].startswith("4 contexts a set are few")
+    assert written["energy"]["settings"]["loss"] == "per_token"
+    assert Mixture.from_dict(written).to_dict()["intervals"] == found
 
 
 def test_a_verdict_per_token_counts_every_held_out_token_once():

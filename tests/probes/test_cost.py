@@ -23,13 +23,15 @@ from taskpgm.errors import UserError
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model, skeleton
 from taskpgm.probes.cache import BASE, WARM
-from taskpgm.probes.cost import Place, estimate_run, makespan, spread
+from taskpgm.probes.cost import Place, estimate_run, gpu_part, makespan, spread
 from taskpgm.probes.demand import (
     Demand,
     Piece,
     Shape,
     context_tokens,
     count_demand,
+    counted_memory,
+    joined_rows,
     model_shape,
     run_tokens,
     scored_rows,
@@ -52,7 +54,7 @@ def test_operations_are_those_that_torch_counts(last_layers, model_folders):
     names = {name: [p.name for p in probes] for name in rows}
     with FlopCounterMode(display=False) as counter:
         list(score_sets(Engine.of(lm), rows, probes, names))
-    tokens, responses = np.sum([context_tokens(lm, of_set) for of_set in rows.values()], axis=0)
+    tokens, responses = np.sum([context_tokens(lm, of_group) for of_group in joined_rows(rows)], axis=0)
     updates = 2 * sum(m.in_features for m in adapted(lm, shape)) * tokens * len(probes)  # addmm_ is not counted
     expected = shape.scoring(tokens, responses, len(probes)) + updates
     np.testing.assert_allclose(products(counter), expected, rtol=1e-6)
@@ -174,7 +176,12 @@ def test_jobs_of_scoring_are_those_of_a_run(workers, model_folders, tmp_path):
     engine.__dict__["workers"] = recorder = Recorder(workers)
     of_set = [*(p.name for p in probes), *[BASE] * (BASE in names)]
     list(score_sets(engine, contexts, probes, dict.fromkeys(contexts, of_set)))
-    expected = [demand.shape.scoring(*context_tokens(lm, job.data.rows), len(job.data.names)) for job in recorder.jobs]
+    expected = [
+        demand.shape.scoring(
+            *context_tokens(lm, [r for part in job.data.parts for r in part.rows]), len(job.data.names)
+        )
+        for job in recorder.jobs
+    ]
     assert sorted(job.operations for job in demand.scoring(workers)) == pytest.approx(sorted(expected))
 
 
@@ -216,6 +223,17 @@ def test_a_model_that_does_not_fit_is_refused(model_folders, tmp_path, monkeypat
     monkeypatch.setitem(DEVICES, "small", Sheet(1e12, 300e6))
     with pytest.raises(UserError, match="(?i)a worker takes about.*small"):
         estimate_run(config, place=Place(device="small"))
+
+
+@pytest.mark.parametrize(("parts", "share"), [(0.9, 1.0), (1.2, 1.0), (2.3, 0.5), (3.4, 1 / 3), (1000, 0.25)])
+def test_workers_share_a_gpu_if_their_memory_fits(parts, share, model_folders, tmp_path, monkeypatch):
+    config = load_config(experiment(tmp_path, model_folders["llama"]))
+    lm = skeleton(config.model, torch.device("cuda"), 1e9)
+    pool = load_tasks(config, ChatEncoder(lm.tokenizer, config.probes.max_length).lengths)
+    needed = counted_memory(lm, pool, config, count_demand(lm, pool, config))
+    monkeypatch.setitem(DEVICES, "small", Sheet(1e12, parts * needed))
+    assert gpu_part(config, pool, "small") == share
+    assert gpu_part(config, pool, "unheard of") == 1
 
 
 def test_the_table_in_the_docs_is_the_one_that_is_used():

@@ -20,7 +20,7 @@ from taskpgm.cli.main import app
 from taskpgm.cli.report import report_line
 from taskpgm.mixture.affinity import given_affinity
 from taskpgm.pipeline.run import balance_curve
-from taskpgm.report import build, history, shares, sides
+from taskpgm.report import build, history, page, reasons, shares, sides
 from taskpgm.report.field import Field, correlation
 from taskpgm.report.gains import _overall
 from taskpgm.report.material import Material
@@ -95,11 +95,14 @@ def test_correlation_is_that_of_features():
 
 
 def test_margins_add_up_to_zero(folder):
-    from taskpgm.report.reasons import _parts
-
     explanation = Material(load_run(folder)).explanation
-    for margin in explanation.margins:
-        assert sum(value for _, value in _parts(margin, explanation.nu)) == pytest.approx(0, abs=1e-6)
+    figure = reasons.margin_figure(explanation.margins, explanation.nu, "nats")
+    for margin, bars in zip(explanation.margins, figure.data, strict=True):
+        values = [value for _, value in reasons._parts(margin, explanation.nu)]
+        assert sum(values) == pytest.approx(0, abs=1e-6)
+        ends = [base + y for base, y in zip(bars.base, bars.y, strict=True)]
+        np.testing.assert_allclose(bars.base, [0, *ends[:-1]], atol=1e-12)
+        assert ends[-1] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_balance_s_curve_is_the_probes_loss_at_each_mixture(folder):
@@ -177,6 +180,33 @@ def test_a_failure_to_draw_is_a_sentence(folder, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "plotly" else found(name))
     assert "pip install 'taskpgm[report]'" in report_line(folder)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium: apt-get install chromium")
+def test_figures_of_two_runs_are_all_written(folder, tmp_path, monkeypatch):
+    pytest.importorskip("kaleido")
+    some = build.sections(Material(load_run(folder)))[:1]
+    monkeypatch.setattr(build, "sections", lambda _: some)
+    other = shutil.copytree(folder, tmp_path / "two" / "one")
+    result = CliRunner().invoke(app, ["report", str(folder), str(other), "--figures", str(tmp_path / "f")])
+    assert result.exit_code == 0, result.output
+    found = {str(path.relative_to(tmp_path / "f")) for path in (tmp_path / "f").rglob("*.svg")}
+    assert found == {"both-shares.svg", "both-gains.svg", "one-1/shares-picture.svg", "one-2/shares-picture.svg"}
+    assert all(name in result.output for name in found)
+
+
+@pytest.mark.parametrize(("loss", "words"), [("per_row", "means over rows"), ("per_token", "means over tokens")])
+def test_the_loss_that_chose_the_mixture_is_named(folder, loss, words):
+    run = load_run(folder)
+    run.manifest["settings"]["energy"]["loss"] = loss
+    assert words in build._lead(run)
+    assert f"energy.loss: {loss}" in build._lead(run)
+
+
+def test_plotly_s_bundle_is_of_the_version_that_plotly_brings():
+    from plotly.offline import get_plotlyjs_version
+
+    assert f"v{get_plotlyjs_version()}" in page._asset(page.PLOTLY)[:200]
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium: apt-get install chromium")

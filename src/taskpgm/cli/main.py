@@ -3,7 +3,6 @@
 Long because every command declares and documents its own options.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from taskpgm.cli.options import (
 )
 from taskpgm.config import Config, load_config
 from taskpgm.errors import UserError
+from taskpgm.files import loaded, read_json
 from taskpgm.system import wait_passively
 
 UNBROKEN = 100_000  # columns of what is no terminal: a line of a file is never broken
@@ -126,9 +126,12 @@ def check(
     show: Annotated[
         int, typer.Option(help="Print so many rows of every set as the model sees them, what is learned marked.", min=0)
     ] = 0,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Tokenise every row of large sets too, instead of a sample of each.")
+    ] = False,
     everything: All = False,
 ) -> None:
-    """Read and tokenise everything, train nothing; show what a run would use."""
+    """Read everything, tokenise a sample of each set, train nothing; show what a run would use."""
     from taskpgm.cli.tables import pool_view, rows_view
     from taskpgm.export.train_file import check_format
     from taskpgm.pipeline.inspection import inspect
@@ -137,7 +140,7 @@ def check(
 
     settings = load_config(config)
     with shown(errors) as progress:
-        found = inspect(settings, progress)
+        found = inspect(settings, progress, exact=exact)
     allowed_shares(found.pool, settings)
     check_format(found.pool, settings.export.format, found.encoder.has_template)
     check_options(found.pool, settings)
@@ -262,10 +265,9 @@ def report(
     from taskpgm.report.build import summary, write_figures, write_report
 
     screen.print(str(write_report(*runs)), markup=False, highlight=False, soft_wrap=True)
-    for run_folder in runs[: 1 if figures else 0]:
-        screen.print(
-            summary(write_figures(run_folder, figures or run_folder, kind or "svg")), markup=False, highlight=False
-        )
+    if figures:
+        written = write_figures(runs[0], figures, kind or "svg", *runs[1:])
+        screen.print(summary(written, figures), markup=False, highlight=False)
 
 
 @app.command()
@@ -524,7 +526,7 @@ def _show(out: Path, affinity: Any, everything: bool = False, run: Path | None =
     from taskpgm.cli.mixtures import mixture_view
     from taskpgm.pipeline.run import load_run
 
-    data = json.loads((out / "mixture.json").read_text(encoding="utf-8"))
+    data = loaded(read_json, out / "mixture.json")
     doubts = load_run(run).doubts if run else ()
     screen.print(mixture_view(data, affinity, everything, doubts), crop=False)
     _print(f"{out}/mixture.json")

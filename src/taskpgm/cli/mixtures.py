@@ -37,7 +37,7 @@ def mixture_view(
     """
     relations = relation_lines(affinity) if affinity else []
     bounds = (*left_out_lines(data), *bound_lines(data), *limit_lines(data))
-    lines = (*bounds, *token_lines(data), *knob_lines(data), *relations, *verdict_lines(data))
+    lines = (*bounds, *drawn_lines(data), *token_lines(data), *knob_lines(data), *relations, *verdict_lines(data))
     return Group(
         Text(headline(data), style="bold"), mixture_table(data, everything), *map(Text, lines),
         *(Text(doubt, style="yellow") for doubt in doubts), *map(Text, certificate_lines(data)),
@@ -130,6 +130,18 @@ def left_out_lines(data: Mapping[str, Any]) -> list[str]:
     """Tasks that may have no share, by a selection or by their max_share."""
     names = [task["name"] for task in data["tasks"] if task.get("max_share") == 0]
     return [f"left out: {some(names, 6)}"] if names else []
+
+
+def drawn_lines(data: Mapping[str, Any]) -> list[str]:
+    """How close the plan came to a budget of tokens, and rows that turned out not to fit when they were drawn."""
+    budget, lines = data.get("budget", {}), []
+    if "tokens" in budget:
+        off = budget["tokens"] / budget["size"] - 1
+        lines.append(f"{budget['tokens']:,} response tokens of the budget's {budget['size']:,} ({off:+.2%})")
+    over = [f"{task['name']} {task['replaced']}" for task in data["tasks"] if task.get("replaced")]
+    if over:
+        lines.append(f"drawn rows that did not fit, replaced by the next: {some(over, 6)}")
+    return lines
 
 
 def token_lines(data: Mapping[str, Any]) -> list[str]:

@@ -9,8 +9,11 @@ from rich.text import Text
 
 from taskpgm.cli.listing import Listing, some
 from taskpgm.config import Config
+from taskpgm.data.drawing import first, is_open
 from taskpgm.data.plan import tokens_apart
 from taskpgm.data.pool import TaskPool
+from taskpgm.data.ranking import Counts
+from taskpgm.data.rowfiles import Sample
 from taskpgm.evaluation.statistics import Comparison, Estimate, Summary, verdict_sentence
 from taskpgm.mixture.doubts import few_contexts, half_width
 from taskpgm.progress import duration
@@ -105,22 +108,24 @@ def pool_view(pool: TaskPool, config: Config, everything: bool = False) -> Rende
     lines = [f"format of {'all' if len(layouts) == 1 else ', '.join(of)}: {layout}" for layout, of in layouts.items()]
     cells = []
     for s in pool.all:
-        rows = [*s.train, *s.contexts, *s.validation]
-        c = s.counts
+        c, about = s.counts, "~" * bool(s.estimate)
+        tokens, responses = s.lengths
         notes = {
-            "duplicates": c.duplicates, "too long, dropped": c.too_long,
-            "refused by the chat template, dropped": c.refused, "prompt cut": c.truncated,
+            "duplicates": c.duplicates,
             "copies of held-out rows, dropped": c.train_dropped + c.validation_dropped,
             "copies within the task, dropped": c.repeats,
+            **({} if s.estimate else _unfit(c.too_long, c.refused, c.truncated)),
         }  # fmt: skip
         cells.append([
             s.name, s.kind,
-            str(c.read + c.validation_read), str(len(s.train)), str(len(s.contexts)), str(len(s.validation)),
-            f"{np.mean([r.tokens for r in rows]):.0f}", f"{np.mean([r.response_tokens for r in rows]):.1f}",
+            str(c.read + c.validation_read), about * is_open(s.train) + str(s.rows), str(len(s.contexts)),
+            about * is_open(s.validation) + str(len(s.validation)), f"{about}{tokens:.0f}", f"{about}{responses:.1f}",
         ])  # fmt: skip
         lines += [f"{s.name}: {note}" for note in s.notes]
         if found := ", ".join(f"{count} {what}" for what, count in notes.items() if count):
             lines.append(f"{s.name}: {found}")
+        if s.estimate:
+            lines.append(f"{s.name}: {_sampled(s.estimate.sample, c)}")
     if not everything:
         cells, lines = _ends(cells), _alike(lines, pool.sets)
     table = Listing(header, cells, frozenset({"kind"}))
@@ -145,7 +150,7 @@ def pool_view(pool: TaskPool, config: Config, everything: bool = False) -> Rende
 
 def _tokens_apart(pool: TaskPool) -> str | None:
     """Which task's answers are so long or short that equal shares of rows are other shares of tokens."""
-    lengths = {task.name: task.response_tokens / len(task.train) for task in pool.tasks if task.train}
+    lengths = {task.name: task.response_tokens / task.rows for task in pool.tasks if task.rows}
     total = sum(lengths.values())
     return tokens_apart({name: (1 / len(lengths), length / total) for name, length in lengths.items()}, "examples")
 
@@ -177,11 +182,27 @@ def _alike(lines: list[str], names: Sequence[str]) -> list[str]:
     return [*found[:FEW_NOTES], f"{more} more notes (--all)"] if more > 1 else found
 
 
+def _unfit(too_long: int, refused: int, truncated: int) -> dict[str, int]:
+    return {
+        "too long, dropped": too_long,
+        "refused by the chat template, dropped": refused,
+        "prompt cut": truncated,
+    }
+
+
+def _sampled(sample: Sample, counts: Counts) -> str:
+    """What a sample says of all rows."""
+    found = _unfit(counts.too_long, counts.refused, sample.truncated)
+    said = [f"~{count / sample.measured:.1%} {what}" for what, count in found.items() if count]
+    what = ", ".join(said) or "no row too long or cut"
+    return f"{what} (of {sample.measured:,} rows measured; --exact measures all)"
+
+
 def rows_view(pool: TaskPool, encoder: "ChatEncoder", most: int, marked: bool) -> RenderableType:
     """The first rows of every set as the model sees them: learned text in green, in «» if `marked`."""
     parts = []
     for s in pool.all:
-        rows = (s.train or s.contexts)[:most]
+        rows = first(s.train or s.contexts, most)
         for i, (row, encoded) in enumerate(zip(rows, encoder.encode([r.conversation for r in rows]), strict=True), 1):
             assert encoded is not None, "rows of a pool fit"
             cut = ", prompt cut" * row.truncated

@@ -9,16 +9,20 @@ where ⏎ is a newline, left out after text that ends in white space.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taskpgm.data.chat_template import Rendered, Template, separated
+from taskpgm.data.known_text import KnownText
 from taskpgm.data.messages import Conversation, Message
 from taskpgm.data.pool import Length, Refused
 from taskpgm.errors import UserError
+from taskpgm.files import digest
 
+LENGTHS_VERSION = 1  # lengths that were measured in another way are measured again
 BATCH = 512  # rows tokenised at a time: a guess, enough work for the tokenizer's threads
 
 
@@ -73,10 +77,19 @@ class ChatEncoder:
         self.max_length = max_length
         self.limits = limits
         self.has_template = bool(tokenizer.chat_template)
-        self._template = Template(tokenizer) if self.has_template else None
+        self._template = KnownText(Template(tokenizer)) if self.has_template else None
         self._end = tokenizer.eos_token or ""
         bos = tokenizer.bos_token_id
         self._bos = bos if bos is not None and list(tokenizer("a").input_ids[:1]) == [bos] else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that lengths depend on beside the row."""
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        tokens = [str(getattr(self.tokenizer, name, None)) for name in names]
+        template = str(self.tokenizer.chat_template)
+        about = [LENGTHS_VERSION, self.max_length, self.limits, template, tokens]
+        return digest([*about, self.tokenizer.backend_tokenizer.to_str()])
 
     def lengths(self, rows: Sequence[Conversation]) -> list[Length | Refused | None]:
         """What each row costs; refused if its answers cannot be placed; None if its end does not fit."""

@@ -79,7 +79,7 @@ class Template:
 
     def _write(self, row: Conversation, form: Form) -> Rendered:
         """The row in that form, traced with as few letters left as they are as the template allows."""
-        text, marks = self._render(row, _dicts(row, form), masks=self._marked(row))
+        text, marks = self._render(row, _dicts(row, form), masks=self.marks(row))
         if form.blocks and "'type': 'text'" in text:
             raise _RefusalError("it writes lists of texts as Python does")
         words = _words(self._source(row))
@@ -96,6 +96,17 @@ class Template:
                 return _Turns(self, row, dicts, trace, Written(text, traced, marks)).rendered()
         raise _RefusalError("it rewrites the texts of the row, so that its answers cannot be placed")
 
+    def marks(self, row: Conversation) -> bool:
+        """Whether the template itself marks what the assistant says, by {% generation %}."""
+        return bool(_GENERATION.search(self._source(row)))
+
+    def text_of(self, row: Conversation) -> str | None:
+        """The row as the template writes it in the usual form; None if it fails."""
+        try:
+            return self._render(row, _dicts(row, Form()))[0]
+        except _RefusalError:
+            return None
+
     def prompt(self, row: Conversation, dicts: list[dict[str, Any]], generation: bool = True) -> str | None:
         """Those messages with a generation prompt behind them; None if the template fails."""
         try:
@@ -108,10 +119,6 @@ class Template:
             return str(self._tokenizer.get_chat_template(tools=list(row.tools) or None))
         except ValueError as error:  # named templates without a default
             raise _RefusalError(first_line(error)) from error
-
-    def _marked(self, row: Conversation) -> bool:
-        """Whether the template marks by {% generation %} what the assistant says."""
-        return bool(_GENERATION.search(self._source(row)))
 
     def _render(
         self, row: Conversation, dicts: list[dict[str, Any]], generation: bool = False, masks: bool = False

@@ -1,27 +1,23 @@
-"""Rows that are copies of each other, in the sense of `data.duplicates`."""
+"""Rows of several sets that are copies of each other, in the sense of `data.duplicates`.
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+Equal rows have the same number, so that millions are compared without being read again; near copies are sought one by
+one, by `taskpgm.data.near`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
 
-from taskpgm.data.alike import normal, normal_data
-from taskpgm.data.messages import Conversation
-from taskpgm.errors import UserError
+from taskpgm.data.alike import normal_data
+from taskpgm.data.rowfiles import Entries, RowFiles
 from taskpgm.types import Ints
 
-if TYPE_CHECKING:
-    from taskpgm.data.pool import Row, TaskSet
-
 Sense = Literal["exact", "normalised", "near"]
-RUN = 3  # words
-ALIKE = 0.8  # share of their runs of words that near copies have in common, by Jaccard
-CANDIDATES = 0.6  # candidates are sought from here on, so that few of the rows near the limit are missed
-HASHES = 128  # of a MinHash: the standard error of its Jaccard index is at most 0.045
-FIGURES = re.compile(r"\d+|[-+*/=<>^%]")  # near copies have the same ones: 3 + 4 and 3 + 5 are two exercises
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -59,143 +55,90 @@ class Leaks:
         return sorted(found, key=lambda one: (-one.share, one.set, one.task))
 
 
-def without_leaks(sets: "Sequence[TaskSet]", sense: Sense, within_tasks: bool) -> "tuple[list[TaskSet], Leaks]":
-    """The sets without validation rows that copy contexts, and without training rows that copy what is held out.
+class Members(NamedTuple):
+    """Some rows of one set."""
+
+    entries: Entries
+    forms: Ints  # the same number for equal rows, in the sense of exact or of normalised
+
+
+class Copied(NamedTuple):
+    """Which rows of sets copy which rows of sets."""
+
+    rows: list[Mask]  # of each of the first, which of its rows copy one of the others
+    leaks: Leaks  # [i, j] rows of the first i with a copy in the other j, and rows of the other j with one in i
+
+
+def numbered(sets: Sequence[Entries], sense: Sense, files: RowFiles) -> tuple[list[Ints], list[Ints]]:
+    """For every row of each set a number that equal rows share: of equal hashes, then of equal rows in that sense.
 
     Args:
-        sets: tasks and targets.
-        sense: what a copy is.
-        within_tasks: of training rows of a task that copy each other, keep the first.
-
-    Raises:
-        UserError: a task keeps no training row; or near without its package.
+        sets: distinct rows of each.
+        sense: what makes rows equal; near copies have no such number, so near counts as normalised.
+        files: where the rows lie.
     """
-    contexts = [row for one in sets for row in one.contexts]
-    held = contexts + [row for one in sets for row in one.validation]
-    homes = _homes(sets)
-    leaks = Leaks(*(np.zeros((len(sets), len(sets)), dtype=np.int64) for _ in range(2)))
-    from_contexts, from_held = _Originals(contexts, sense), _Originals(held, sense)
-    clean = []
-    for i, one in enumerate(sets):
-        validation = tuple(row for row in one.validation if not from_contexts.of(row))
-        copied = {row.key: keys for row in one.train if (keys := from_held.of(row))}
-        for keys in copied.values():
-            leaks.dropped[i, sorted({j for key in keys for j in homes[key]})] += 1
-        for key in set[str]().union(*copied.values()):
-            leaks.held[i, sorted(homes[key])] += 1
-        train = tuple(row for row in one.train if row.key not in copied)
-        again = _repeats(train, sense) if within_tasks else set[str]()
-        clean.append(_cleaned(one, tuple(row for row in train if row.key not in again), validation, len(again)))
-    return clean, leaks
+    everything = np.concatenate([*sets, sets[0][:0]])
+    numbers, one_of_each = _equal(everything)
+    forms = numbers if sense == "exact" else _normalised(everything[one_of_each], files)[numbers]
+    cuts = np.cumsum([len(one) for one in sets])[:-1]
+    return np.split(numbers, cuts), np.split(forms, cuts)
 
 
-def _homes(sets: "Sequence[TaskSet]") -> dict[str, set[int]]:
-    """Key of a held-out row -> the sets that hold it out."""
-    homes: dict[str, set[int]] = {}
-    for i, one in enumerate(sets):
-        for row in (*one.contexts, *one.validation):
-            homes.setdefault(row.key, set()).add(i)
-    return homes
+def _equal(entries: Entries) -> tuple[Ints, Ints]:
+    """A number for every hash, and where one row of each number stands."""
+    order = np.lexsort((entries["low"], entries["high"]))
+    high, low = entries["high"][order], entries["low"][order]
+    new = np.r_[True, (high[1:] != high[:-1]) | (low[1:] != low[:-1])][: len(order)]
+    numbers = np.empty(len(order), dtype=np.int64)
+    numbers[order] = np.cumsum(new) - 1
+    return numbers, order[new]
 
 
-def _cleaned(one: "TaskSet", train: "tuple[Row, ...]", validation: "tuple[Row, ...]", again: int) -> "TaskSet":
-    """The set with these rows, and counts of what left."""
-    if one.train and not train:
-        raise UserError(
-            f"Task {one.name!r} has no training row left: all {len(one.train)} copy held-out rows of its own or other "
-            "sets; take fewer contexts, add data, leave out the task or the set that it repeats, or set "
-            "data.duplicates to a narrower sense."
-        )
-    counts = replace(
-        one.counts,
-        validation_dropped=len(one.validation) - len(validation),
-        train_dropped=len(one.train) - len(train) - again,
-        truncated=sum(row.truncated for side in (train, one.contexts, validation) for row in side),
-        repeats=again,
-    )
-    return replace(one, train=train, validation=validation, counts=counts)
-
-
-class _Originals:
-    """Rows of which others may be copies.
-
-    exact: the same conversation. normalised: the same `normal_data`. near: that, or at least ALIKE of their runs of
-    three words in common, |A ∩ B| / |A ∪ B|, and the same numbers and signs in the same order. Candidates come from
-    MinHash, which misses some near the limit.
-    """
-
-    def __init__(self, rows: "Iterable[Row]", sense: Sense) -> None:
-        self.identity = _identity(sense)
-        self.keys: dict[bytes, set[str]] = {}
-        self.nearly = _NearCopies() if sense == "near" else None
-        for row in rows:
-            self.add(row)
-
-    def add(self, row: "Row") -> None:
-        """One more row."""
-        self.keys.setdefault(self.identity(row), set()).add(row.key)
-        if self.nearly:
-            self.nearly.add(row)
-
-    def of(self, row: "Row") -> set[str]:
-        """Keys of the rows that this row is a copy of."""
-        found = self.keys.get(self.identity(row), set())
-        return found | set(self.nearly.of(row)) if self.nearly else found
-
-
-def _repeats(rows: "Iterable[Row]", sense: Sense) -> set[str]:
-    """Keys of the rows that are copies of an earlier row that is kept."""
-    kept, found = _Originals((), sense), set()
-    for row in rows:
-        if kept.of(row):
-            found.add(row.key)
-        else:
-            kept.add(row)
+def _normalised(entries: Entries, files: RowFiles) -> Ints:
+    """The number of each row, or that of a row before it with the same normal data; only where coarse hashes meet are
+    rows read."""
+    found = np.arange(len(entries))
+    for group in _groups(entries["coarse"]):
+        seen: dict[bytes, int] = {}
+        for i in np.sort(group).tolist():
+            found[i] = seen.setdefault(normal_data(files.data(entries[i])[0]), i)
     return found
 
 
-def _identity(sense: Sense) -> "Callable[[Row], bytes]":
-    if sense == "exact":
-        return lambda row: row.key.encode()
-    return lambda row: normal_data(row.conversation.to_data())
+def _groups(values: NDArray[np.uint64]) -> Iterator[Ints]:
+    """Places of the values that stand more than once."""
+    order = np.argsort(values, kind="stable")
+    cuts = np.flatnonzero(np.diff(values[order])) + 1
+    starts, ends = np.r_[0, cuts], np.r_[cuts, len(order)]
+    for start, end in zip(starts[ends - starts > 1].tolist(), ends[ends - starts > 1].tolist(), strict=True):
+        yield order[start:end]
 
 
-class _NearCopies:
-    """An index of rows by MinHash."""
-
-    def __init__(self) -> None:
-        if not find_spec("datasketch"):
-            raise UserError("data.duplicates near needs the package datasketch: pip install 'taskpgm[near]'.")
-        from datasketch import MinHashLSH
-
-        self.index = MinHashLSH(threshold=CANDIDATES, num_perm=HASHES)
-        self.rows: dict[str, tuple[set[str], list[str]]] = {}
-
-    def add(self, row: "Row") -> None:
-        """One more row."""
-        if row.key not in self.rows:
-            self.rows[row.key] = runs, _ = _words_of(row.conversation)
-            self.index.insert(row.key, _minhash(runs))
-
-    def of(self, row: "Row") -> "Iterator[str]":
-        """Keys of the rows of the index that it nearly copies."""
-        runs, figures = _words_of(row.conversation)
-        for key in self.index.query(_minhash(runs)):
-            theirs, signs = self.rows[key]
-            if signs == figures and len(runs & theirs) >= ALIKE * len(runs | theirs):
-                yield key
+def equal_copies(sets: Sequence[Members], others: Sequence[Members]) -> Copied:
+    """Rows of sets that equal rows of others."""
+    forms, other_forms = [one.forms for one in sets], [one.forms for one in others]
+    everywhere = np.concatenate([*other_forms, np.zeros(0, np.int64)])
+    leaks = Leaks(shared(forms, other_forms), shared(other_forms, forms).T)
+    return Copied([np.isin(one, everywhere) for one in forms], leaks)
 
 
-def _words_of(conversation: Conversation) -> tuple[set[str], list[str]]:
-    """Runs of words of the row's normal text, and its numbers and signs in order."""
-    text = " \n ".join(f"{turn.role} {normal(turn.content)}" for turn in conversation.messages)
-    words = text.split()
-    return {" ".join(words[i : i + RUN]) for i in range(max(len(words) - RUN + 1, 1))}, FIGURES.findall(text)
+def shared(members: Sequence[Ints], others: Sequence[Ints]) -> Ints:
+    """(members, others) how many elements of each of the first, repeats counted, stand in each of the second."""
+    top = 1 + max((int(one.max(initial=-1)) for one in (*members, *others)), default=0)
+    first, second = _incidence(members, top, repeats=True), _incidence(others, top, repeats=False)
+    return np.asarray((first @ second.T).toarray(), dtype=np.int64)
 
 
-def _minhash(runs: set[str]) -> Any:
-    from datasketch import MinHash
+def _incidence(sets: Sequence[Ints], top: int, repeats: bool) -> "sparse.csr_array":
+    sets = sets if repeats else [np.unique(one) for one in sets]
+    rows = np.repeat(np.arange(len(sets)), [len(one) for one in sets])
+    columns = np.concatenate([*sets, np.zeros(0, np.int64)])
+    ones = np.ones(len(columns), dtype=np.int64)
+    return sparse.csr_array(sparse.coo_array((ones, (rows, columns)), shape=(len(sets), top)))
 
-    sketch = MinHash(num_perm=HASHES)
-    sketch.update_batch([run.encode() for run in runs])
-    return sketch
+
+def first_of_equal(rows: Members) -> Mask:
+    """Which rows have no equal before them."""
+    kept = np.zeros(len(rows.forms), dtype=bool)
+    kept[np.unique(rows.forms, return_index=True)[1]] = True
+    return kept

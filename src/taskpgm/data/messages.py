@@ -73,6 +73,14 @@ class Conversation:
         """Whether role and content of its messages are all there is."""
         return not self.tools and all(set(message.to_dict()) == {"role", "content"} for message in self.messages)
 
+    @property
+    def plain_texts(self) -> bool:
+        """The same, but that an answer may be context."""
+        return not self.tools and not any(
+            m.tool_calls or m.reasoning_content is not None or m.tool_call_id is not None or m.name is not None
+            for m in self.messages
+        )
+
     def until_answer(self, content: str | None = None) -> "Conversation":
         """The turns up to the last answer, with another text in its place if one is given."""
         last = self.last_answer

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskpgm.config import Config
+from taskpgm.data.drawing import blocks, response_tokens, taken
+from taskpgm.data.meter import CHUNK
 from taskpgm.data.pool import TaskPool, TaskSet
 from taskpgm.errors import UserError
 from taskpgm.types import Brief, Ints
@@ -34,10 +36,11 @@ class TaskPlan:
     weight: float  # the share that was asked for, in the unit of the budget
     count: int  # rows written, repeats included
     tokens: int  # response tokens written
-    rows: int  # training rows available
+    rows: int  # training rows available; an estimate if not all were measured
     epochs: float  # count / rows
     row_share: float
     token_share: float
+    replaced: int = 0  # rows that turned out not to fit when they were drawn; the next took their places
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,9 +116,19 @@ def uniform_mixture(pool: TaskPool) -> dict[str, float]:
     return {name: 1 / len(pool.tasks) for name in pool.names}
 
 
+def distinct_mixture(pool: TaskPool) -> dict[str, float]:
+    """As uniform, but tasks that hold the same rows count as one: r_i ∝ 1 / Σ_j J_ij, J_ij = |A_i ∩ A_j| / |A_i ∪ A_j|
+    the Jaccard index of their rows, so that m copies of a task have 1/m each."""
+    n = len(pool.tasks)
+    shared, sizes = pool.overlap[:n, :n], np.diag(pool.overlap)[:n]
+    alike = shared / np.maximum(sizes[:, None] + sizes[None, :] - shared, 1)
+    each = 1 / np.maximum(alike.sum(axis=1), 1)
+    return dict(zip(pool.names, (each / each.sum()).tolist(), strict=True))
+
+
 def size_mixture(pool: TaskPool, unit: Unit) -> dict[str, float]:
     """Shares proportional to a task's training rows, or to their response tokens."""
-    sizes = {task.name: len(task.train) if unit == "examples" else task.response_tokens for task in pool.tasks}
+    sizes = {task.name: task.rows if unit == "examples" else task.response_tokens for task in pool.tasks}
     return {name: size / sum(sizes.values()) for name, size in sizes.items()}
 
 
@@ -132,7 +145,7 @@ def supply_bounds(pool: TaskPool, config: Config) -> tuple[dict[str, float], dic
     supplies = {task.name: _supply(task, config) for task in pool.tasks}
     total = sum(supplies.values())
     if total < budget:
-        once = sum(len(task.train) if unit == "examples" else task.response_tokens for task in pool.tasks)
+        once = sum(task.rows if unit == "examples" else task.response_tokens for task in pool.tasks)
         raise UserError(
             f"budget.{unit} {budget} exceeds the supply: the tasks have {total} under max_epochs {epochs:g}; "
             f"{f'lower it to {total}, ' if total else ''}raise max_epochs to {math.ceil(budget / once)}, or add data."
@@ -223,7 +236,7 @@ def _check_supply(pool: TaskPool, shares: Mapping[str, float], config: Config) -
 
 
 def _row_supply(task: TaskSet, config: Config) -> int:
-    return math.floor(config.budget.max_epochs * len(task.train) + ROUNDING)
+    return math.floor(config.budget.max_epochs * task.rows + ROUNDING)
 
 
 def _supply(task: TaskSet, config: Config) -> int:
@@ -231,6 +244,8 @@ def _supply(task: TaskSet, config: Config) -> int:
     rows = _row_supply(task, config)
     if config.budget.unit == "examples":
         return rows
+    if task.estimate:
+        return round(rows * task.response_tokens / max(task.rows, 1))
     passes, rest = divmod(rows, len(task.train))
     return passes * task.response_tokens + int(_tokens(task)[_order(task, passes, config.seed)][:rest].sum())
 
@@ -256,6 +271,8 @@ def _token_counts(pool: TaskPool, shares: Mapping[str, float], config: Config) -
 
 def _nearest_rows(task: TaskSet, target: float, config: Config) -> tuple[int, int]:
     """How many rows to draw so that their response tokens come nearest to the target, and those tokens."""
+    if task.estimate:
+        return _nearest_drawn(task, target, config)
     once = task.response_tokens
     passes = max(0, math.floor(target / once))
     ends = np.cumsum([0, *_tokens(task)[_order(task, passes, config.seed)]])
@@ -263,6 +280,19 @@ def _nearest_rows(task: TaskSet, target: float, config: Config) -> tuple[int, in
     count, tokens = passes * len(task.train) + part, passes * once + int(ends[part])
     supply = _row_supply(task, config)
     return (count, tokens) if count <= supply else (supply, _supply(task, config))
+
+
+def _nearest_drawn(task: TaskSet, target: float, config: Config) -> tuple[int, int]:
+    """The same of a task whose rows are measured as they are drawn."""
+    supply, count, tokens = _row_supply(task, config), 0, 0
+    for epoch in range(math.ceil(config.budget.max_epochs) + 1):
+        for block in blocks(task.train, _order(task, epoch, config.seed), CHUNK):
+            ends = np.cumsum([tokens, *response_tokens(task.train, block)])[: supply - count + 1]
+            if ends[-1] >= target or len(ends) <= len(block):
+                part = int(np.argmin(np.abs(ends - target)))
+                return count + part, int(ends[part])
+            count, tokens = count + len(block), int(ends[-1])
+    return count, tokens
 
 
 def _planned(pool: TaskPool, shares: Mapping[str, float], counts: Mapping[str, int], config: Config) -> RowPlan:
@@ -274,19 +304,20 @@ def _planned(pool: TaskPool, shares: Mapping[str, float], counts: Mapping[str, i
     task_R = np.concatenate([np.full(len(drawn[i][0]), i, dtype=np.int64) for i in order])[spread]
     row_R = np.concatenate([drawn[i][0] for i in order])[spread]
     repeat_R = np.concatenate([drawn[i][1] for i in order])[spread]
-    tokens = {task.name: int(_tokens(task)[drawn[i][0]].sum()) for i, task in enumerate(pool.tasks)}
+    tokens = {task.name: int(response_tokens(task.train, drawn[i][0]).sum()) for i, task in enumerate(pool.tasks)}
     tasks = tuple(
         TaskPlan(
             name=task.name,
             weight=shares[task.name],
             count=counts[task.name],
             tokens=tokens[task.name],
-            rows=len(task.train),
-            epochs=counts[task.name] / len(task.train),
+            rows=task.rows,
+            epochs=counts[task.name] / task.rows,
             row_share=counts[task.name] / sum(counts.values()),
             token_share=tokens[task.name] / sum(tokens.values()),
+            replaced=drawn[i][2],
         )
-        for task in pool.tasks
+        for i, task in enumerate(pool.tasks)
     )
     return RowPlan(config.budget.unit, config.budget.size, tasks, task_R, row_R, repeat_R)
 
@@ -296,11 +327,18 @@ def _places(name: str, count: int, seed: int) -> NDArray[np.float64]:
     return (np.arange(count) + _random(seed, "places", name).random(count)) / max(count, 1)
 
 
-def _draw(task: TaskSet, count: int, seed: int) -> tuple[Ints, Ints]:
-    """(count,) rows of the task, one pass after another, and how often each was used before."""
-    passes = range(-(-count // len(task.train)))
-    rows = np.concatenate([np.zeros(0, np.int64), *(_order(task, i, seed) for i in passes)])[:count]
-    return rows, np.arange(count) // len(task.train)
+def _draw(task: TaskSet, count: int, seed: int) -> tuple[Ints, Ints, int]:
+    """(count,) rows of the task that fit, one pass after another, and how often each was used before; also how many
+    were passed over because they do not fit."""
+    rows, repeats, passed, left = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0, count
+    while left:
+        epoch = len(rows) - 1
+        found, over = taken(task.train, _order(task, epoch, seed), left)
+        if not len(found):
+            raise UserError(f"Task {task.name!r} has no row that fits; raise probes.max_length or leave the task out.")
+        rows, repeats = [*rows, found], [*repeats, np.full(len(found), epoch)]
+        passed, left = passed + (over if not epoch else 0), left - len(found)
+    return np.concatenate(rows), np.concatenate(repeats), passed
 
 
 def _order(task: TaskSet, epoch: int, seed: int) -> Ints:
@@ -309,7 +347,7 @@ def _order(task: TaskSet, epoch: int, seed: int) -> Ints:
 
 
 def _tokens(task: TaskSet) -> Ints:
-    return np.array([row.response_tokens for row in task.train], dtype=np.int64)
+    return response_tokens(task.train, np.arange(len(task.train)))
 
 
 def _random(*parts: int | str) -> np.random.Generator:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from taskpgm.data.messages import Message
-from taskpgm.data.sources import type_of
+from taskpgm.data.parts import type_of
 from taskpgm.data.values import is_empty, plain, unpacked, without_absent
 from taskpgm.errors import UserError
 
@@ -19,6 +19,7 @@ _NAMES = {
     "assistant": ("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot", "ai"),
     "tool": ("tool", "function", "observation", "ipython", "tool_response", "function_response"),
 }
+CANONICAL = frozenset(_NAMES)
 ROLES = {name: role for role, names in _NAMES.items() for name in names}
 CALLS = ("function_call", "tool_call")  # roles of an assistant turn whose text is a call, as JSON
 ROLE, CONTENT = ("role", "from", "speaker"), ("content", "value", "text", "parts")

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from taskpgm.data.sources import Number, reason_of, type_of
+from taskpgm.data.parts import Number, reason_of, type_of
 from taskpgm.errors import UserError
 
 

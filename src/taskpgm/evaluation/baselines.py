@@ -310,7 +310,7 @@ def _weights_of(data: Any, path: Path) -> dict[str, Any]:
 
 def _sizes(pool: TaskPool, config: Config) -> dict[str, int]:
     examples = config.budget.unit == "examples"
-    return {task.name: len(task.train) if examples else task.response_tokens for task in pool.tasks}
+    return {task.name: task.rows if examples else task.response_tokens for task in pool.tasks}
 
 
 def _shares(values: Mapping[str, float]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taskpgm.config import Config
+from taskpgm.data.drawing import first, peek
 from taskpgm.data.plan import RowPlan, plan_rows, supply_bounds
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
@@ -85,7 +86,7 @@ def evaluation_rows(pool: TaskPool, most: int | None = None) -> dict[str, Any]:
                 f"{one.name!r} has no rows left to evaluate; raise contexts.validation, give the task a `validation` "
                 "file, or lower contexts.per_set."
             )
-    return {s.name: s.validation[:most] for s in (*pool.targets, *pool.tasks)}
+    return {s.name: first(s.validation, most) for s in (*pool.targets, *pool.tasks)}
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ class Trainings:
 
         encoder = ChatEncoder(self.run.engine.tokenizer, self.run.config.probes.max_length)
         used = sorted({key for run in runs for key in _planned(run.plan)} - self.rows.keys())
-        encoded = encoder.encode([self.pool.tasks[task].train[row].conversation for task, row in used])
+        encoded = encoder.encode([peek(self.pool.tasks[task].train, row).conversation for task, row in used])
         self.rows |= {key: row for key, row in zip(used, encoded, strict=True) if row is not None}
 
 

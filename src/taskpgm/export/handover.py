@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import yaml
 
+from taskpgm.data.drawing import peek, which_fit
 from taskpgm.data.messages import Conversation
 from taskpgm.data.plan import RowPlan, TaskPlan
 from taskpgm.data.pool import Row, TaskPool
@@ -69,14 +69,14 @@ class Handover:
         for i, task in enumerate(self.plan.tasks):
             if task.count:
                 planned = self.plan.row[self.plan.task == i]
-                rows = planned if self.by == "rows" else np.arange(len(self.pool.tasks[i].train))
+                rows = planned if self.by == "rows" else which_fit(self.pool.tasks[i].train)
                 found.append(Planned(task, stems[task.name], rows))
         return tuple(found)
 
     def rows(self, task: Planned) -> Iterator[Row]:
         """The rows of a task's file, in order."""
         train = self.pool[task.name].train
-        return (train[row] for row in task.rows.tolist())
+        return (peek(train, row) for row in task.rows.tolist())
 
     def conversations(self, task: Planned) -> Iterator[Conversation]:
         """The same as conversations, without what is dropped."""
@@ -89,7 +89,7 @@ class Handover:
     def in_order(self) -> Iterator[tuple[str, Conversation]]:
         """(task, conversation) of the planned rows in the order of the training set."""
         for task, row in zip(self.plan.task.tolist(), self.plan.row.tolist(), strict=True):
-            yield self.pool.tasks[task].name, without(self.pool.tasks[task].train[row].conversation, self.dropped)
+            yield self.pool.tasks[task].name, without(peek(self.pool.tasks[task].train, row).conversation, self.dropped)
 
     @cached_property
     def learned(self) -> Learned:

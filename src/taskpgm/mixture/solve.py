@@ -13,6 +13,7 @@ from taskpgm.frames import frame
 from taskpgm.mixture import jackknife
 from taskpgm.mixture.bounds import Bounds, Group, simplex
 from taskpgm.mixture.certificate import Certificate, certify
+from taskpgm.mixture.doubts import few_contexts
 from taskpgm.mixture.energy import KNOBS, Energy
 from taskpgm.mixture.linalg import normalised
 from taskpgm.mixture.optimum import minimise
@@ -20,16 +21,19 @@ from taskpgm.types import Floats
 
 # A weight closer to its bound than this is at it.
 AT_BOUND = 1e-9
+LEVEL = 0.95  # of the intervals of the weights
 
 
 @dataclass(frozen=True)
 class Verdict:
     """Whether the mixture beats a reference mixture on contexts that it was not chosen on.
 
-    gain is the mean over groups b of E_b(r) − E_b(p without b), energies without their prior; p_value is one-sided,
-    by a t-test over groups. It covers the choice of contexts only, not other probe seeds or another training run.
-    If r is optimal, the gain is a degenerate U-statistic with a heavier right tail than Student's: measured on
-    synthetic nulls, p < 0.05 happens in up to a tenth of the draws (strong prior), so `better` asks for p < 0.025.
+    gain is the mean over groups b of E_b(r) − E_b(p without b), energies without their prior. p_value is one-sided, by
+    a t-test over groups, and no less than 2^−groups: what the exact test by signs gives if all of them agree, and so
+    the least that so few show unless gains are taken for normal. Below six groups nothing is `better`. It covers the
+    choice of contexts only, not other probe seeds or another training run. If r is optimal, the gain is a degenerate
+    U-statistic with a heavier right tail than Student's: measured on synthetic nulls, p < 0.05 happens in up to a tenth
+    of the draws (strong prior), so `better` asks for p < 0.025.
     """
 
     reference: str
@@ -55,6 +59,7 @@ class Mixture:
         at_bound: (n,) whether the weight sits at one of its bounds, where the jackknife is not valid.
         frequency: (n,) share of the re-solves in which the weight was off its bounds.
         replicates: (B, n) the weights without each group of contexts.
+        seeds: of the probes that the errors cover, if they cover those.
     """
 
     tasks: tuple[str, ...]
@@ -69,6 +74,7 @@ class Mixture:
     frequency: Floats | None = None
     replicates: Floats | None = None
     verdicts: tuple[Verdict, ...] = ()
+    seeds: int = 0
 
     def __repr__(self) -> str:
         heaviest = sorted(self.shares.items(), key=lambda item: -item[1])[:4]
@@ -128,13 +134,24 @@ class Mixture:
                 {"name": g.name, "tasks": list(g.tasks), "min_share": g.lo, "max_share": g.hi, "multiplier": float(z)}
                 for g, z in zip(self.bounds.groups, certificate.group, strict=True)
             ],
+            "intervals": self._intervals(),
             "verdicts": [
                 {"reference": v.reference, "gain": v.gain, "standard_error": _finite(v.standard_error),
-                 "p_value": v.p_value, "groups": v.groups, "better": v.better}
+                 "p_value": v.p_value, "least_p_value": least_p_value(v.groups), "groups": v.groups,
+                 "better": v.better}
                 for v in self.verdicts
             ],
             "replicates": None if self.replicates is None else self.replicates.tolist(),
         }  # fmt: skip
+
+    def _intervals(self) -> dict[str, Any] | None:
+        """What the tasks' intervals are: their level, what they cover, and why they may be worth little."""
+        if self.replicates is None:
+            return None
+        groups = len(self.replicates)
+        covers = ["contexts", "probe seeds"] if self.seeds else ["contexts"]
+        sizes = {"groups": groups, "seeds": self.seeds or 1, "few": few_contexts(groups)}
+        return {"level": LEVEL, "by": "jackknife over groups of contexts, Student's t", "covers": covers, **sizes}
 
     def _task(self, i: int) -> dict[str, Any]:
         sampled = self.standard_error is not None and self.interval is not None and self.frequency is not None
@@ -195,6 +212,7 @@ def solve_mixture(
         _at_bound(optimum.p, bounds),
         references=mixtures,
         verdicts=tuple(judge(energy, [one.p for one in without], name, r) for name, r in mixtures.items() if without),
+        seeds=len(seeds),
         **sampling,
     )
 
@@ -205,14 +223,20 @@ def judge(energy: Energy, without: Sequence[Floats], name: str, r: Floats) -> Ve
     B = len(gains)
     gain, error = float(gains.mean()), float(gains.std(ddof=1) / math.sqrt(B))
     if not math.isfinite(gain):  # the reference, or the mixture, gives a label no probability at all
-        return Verdict(name, gain, error, 0.0 if gain > 0 else 1.0, B)
-    p_value = float(stats.t.sf(gain / error, B - 1)) if error > 0 else float(gain <= 0)
-    return Verdict(name, gain, error, p_value, B)
+        p_value = float(gain <= 0)
+    else:
+        p_value = float(stats.t.sf(gain / error, B - 1)) if error > 0 else float(gain <= 0)
+    return Verdict(name, gain, error, max(p_value, least_p_value(B)), B)
+
+
+def least_p_value(groups: int) -> float:
+    """The one-sided p-value of the exact test by signs if all groups agree: 2^−groups."""
+    return float(0.5**groups)
 
 
 def _sampling(p: Floats, without: list[Floats], seeds: list[Floats], bounds: Bounds) -> dict[str, Floats]:
     error = jackknife.standard_error(without, seeds)
-    half = jackknife.t_quantile(without, seeds) * error
+    half = jackknife.t_quantile(without, seeds, LEVEL) * error
     interval = np.clip(np.column_stack([p - half, p + half]), bounds.lo[:, None], bounds.hi[:, None])
     off_bound = np.mean([~_at_bound(one, bounds) for one in without], axis=0)
     return {"standard_error": error, "interval": interval, "frequency": off_bound, "replicates": np.array(without)}
@@ -261,4 +285,10 @@ def _read(data: Mapping[str, Any]) -> Mixture:
                     v["p_value"], v["groups"])
             for v in data["verdicts"]
         ),
+        seeds=_seeds(data),
     )  # fmt: skip
+
+
+def _seeds(data: Mapping[str, Any]) -> int:
+    covered = data.get("intervals") or {}
+    return int(covered["seeds"]) if "probe seeds" in covered.get("covers", ()) else 0

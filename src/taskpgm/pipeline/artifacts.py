@@ -4,14 +4,13 @@ Nothing here knows what the things are for. A thing is a folder with a key: the 
 the hash of each. The manifest records every finished stage: its parts, seconds, memory and facts.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from taskpgm.errors import UserError
-from taskpgm.files import KEY_FILE, Parts, atomic_file, atomic_folder, digest, write_json
+from taskpgm.files import KEY_FILE, Parts, atomic_file, atomic_folder, digest, loaded, read_json, write_json
 from taskpgm.pipeline.directory import RunDirectory, differing, stale_because
 from taskpgm.progress import Progress
 from taskpgm.system import Clock, environment
@@ -46,12 +45,12 @@ class Artifacts:
 
     def key(self, folder: Path) -> str:
         """Hash of what a folder was made from."""
-        return digest(json.loads((folder / KEY_FILE).read_text()))
+        return digest(loaded(read_json, folder / KEY_FILE))
 
     def parts(self, folder: Path) -> Parts | None:
         """What a folder was made from; None if it is not there."""
         path = folder / KEY_FILE
-        return dict(json.loads(path.read_text())) if path.is_file() else None
+        return loaded(read_json, path) if path.is_file() else None
 
     def name(self, folder: Path) -> str:
         """The folder as the manifest names it."""

@@ -15,7 +15,7 @@ import filelock
 
 from taskpgm.config import Config
 from taskpgm.errors import UserError
-from taskpgm.files import KEY_FILE, Parts, atomic_file
+from taskpgm.files import KEY_FILE, Parts, atomic_file, loaded, read_json
 
 
 class RunDirectory:
@@ -58,7 +58,7 @@ class RunDirectory:
     def manifest(self) -> dict[str, Any]:
         """What `write_manifest` wrote last; empty in a new directory."""
         path = self.path / "manifest.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        return loaded(read_json, path) if path.exists() else {}
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest."""
@@ -84,7 +84,7 @@ def kept_work(path: Path, config: Config) -> str:
 def stale_because(folder: Path, wanted: Parts) -> str | None:
     """Why a keyed folder cannot be used: 'missing' or the names of the parts that differ; None if it can."""
     path = folder / KEY_FILE
-    return differing(json.loads(path.read_text()), wanted) if path.is_file() else "missing"
+    return differing(loaded(read_json, path), wanted) if path.is_file() else "missing"
 
 
 def differing(found: Parts, wanted: Parts) -> str | None:

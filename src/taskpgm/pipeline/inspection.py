@@ -1,9 +1,14 @@
 """What `check` finds, and what a run begins with: rows and their lengths, and the model by its shapes."""
 
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskpgm.config import Config
+from taskpgm.data.meter import Memory
 from taskpgm.data.pool import TaskPool, load_tasks
+from taskpgm.data.remembered import LengthFile
+from taskpgm.data.rowfiles import LengthsOf
 from taskpgm.lm.checkpoint import limits_of, read_skeleton
 from taskpgm.progress import QUIET, Progress
 
@@ -20,8 +25,14 @@ class Inspection(NamedTuple):
     notes: list[str]  # on the model, and on the adapters that were brought
 
 
-def inspect(config: Config, progress: Progress = QUIET) -> Inspection:
-    """All rows and their lengths, the model by its shapes, and brought adapters on it; no weight of the model is read.
+def inspect(config: Config, progress: Progress = QUIET, folder: Path | None = None, exact: bool = False) -> Inspection:
+    """All rows, lengths of some of each set, the model by its shapes, and brought adapters on it.
+
+    No weight of the model is read.
+
+    Args:
+        folder: where a temporary folder is made for the rows; the system's own place if left out.
+        exact: measure every row.
 
     Raises:
         UserError: what a run would raise for its model, its adapters or its data.
@@ -37,4 +48,20 @@ def inspect(config: Config, progress: Progress = QUIET) -> Inspection:
     if skeleton is None:
         notes.append(f"{config.model.path} holds only a tokenizer: rows can be counted, but a run needs the model")
     encoder = ChatEncoder(tokenizer, config.probes.max_length, limits_of(skeleton) if skeleton is not None else None)
-    return Inspection(load_tasks(config, encoder.lengths, progress), encoder, skeleton is not None, notes)
+    pool = load_tasks(config, encoder.lengths, progress, folder, LengthFile(lambda: encoder.fingerprint), exact)
+    return Inspection(pool, encoder, skeleton is not None, notes)
+
+
+def late_lengths(config: Config) -> tuple[LengthsOf, Memory]:
+    """Lengths of conversations by an encoder that is made when the first are asked for, and those of earlier runs."""
+
+    @cache
+    def encoder() -> "ChatEncoder":
+        from taskpgm.data.chat import ChatEncoder
+        from taskpgm.lm.checkpoint import load_tokenizer
+
+        skeleton = read_skeleton(config.model)
+        limits = limits_of(skeleton) if skeleton is not None else None
+        return ChatEncoder(load_tokenizer(config.model), config.probes.max_length, limits)
+
+    return lambda rows: encoder().lengths(rows), LengthFile(lambda: encoder().fingerprint)

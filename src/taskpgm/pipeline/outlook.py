@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
-from taskpgm.files import digest
+from taskpgm.files import digest, loaded
 from taskpgm.pipeline.directory import stale_because
 from taskpgm.pipeline.inspection import inspect
 from taskpgm.pipeline.keys import block_keys, data_parts, has_warm_start
@@ -33,7 +33,7 @@ def outlook(session: Session) -> list[Step]:
     wanted = {**data_parts(config), "model": session.engine.fingerprint}
     why = stale_because(artifacts / "pool", wanted)
     steps = [Step("pool", "rows of all sets", _changed(why), 1.0)] if why else []
-    pool = inspect(config, session.progress).pool if why else TaskPool.load(artifacts / "pool")
+    pool = inspect(config, session.progress).pool if why else loaded(TaskPool.load, artifacts / "pool")
     for seed in range(config.probes.seeds):
         steps += _warm_start(session, pool, seed)
     steps += _probes(session, pool)

@@ -6,7 +6,6 @@ run(load_config("mix.yaml"), "runs/first")
 load_run("runs/first").mixture.shares
 """
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from taskpgm.evaluation.result import Result
 from taskpgm.evaluation.statistics import Comparison
 from taskpgm.export.handover import By, Handover, trainers_model
 from taskpgm.export.write import Export, export_plan
-from taskpgm.files import write_json
+from taskpgm.files import loaded, read_json, write_json
 from taskpgm.mixture.affinity import Affinity, Gains, measure_affinity
 from taskpgm.mixture.balance import BalanceCurve, balanced, trace_balance
 from taskpgm.mixture.doubts import few_contexts, unfinished_probes
@@ -34,6 +33,7 @@ from taskpgm.mixture.explanation import explain as explain_mixture
 from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.directory import RunDirectory
+from taskpgm.pipeline.inspection import late_lengths
 from taskpgm.pipeline.stages import (
     Session,
     allowed_shares,
@@ -218,17 +218,17 @@ class FinishedDirectory:
     @cached_property
     def pool(self) -> TaskPool:
         """Rows of all sets, split."""
-        return TaskPool.load(self._there("pool"))
+        return loaded(TaskPool.load, self._there("pool"), *late_lengths(self.config))
 
     @cached_property
     def scores(self) -> Scores:
         """What every probe says on the shared contexts."""
-        return Scores.load(self._there("scores.npz"), self.config.energy.loss)
+        return loaded(Scores.load, self._there("scores.npz"), self.config.energy.loss)
 
     @cached_property
     def affinity(self) -> Affinity:
         """Gains, and how alike tasks are."""
-        return Affinity.load(self._there("affinity.npz"))
+        return loaded(Affinity.load, self._there("affinity.npz"))
 
     @property
     def gains(self) -> Gains:
@@ -249,7 +249,7 @@ class FinishedDirectory:
     def doubts(self) -> list[str]:
         """Why the mixture may be less sure than its errors say, and what more would buy: contexts, probes."""
         contexts = few_contexts(min(np.bincount(self.scores.context_set)))
-        records = [json.loads(path.read_text()) for path in sorted(self.run.glob(f"adapters/*/{TRAINING}"))]
+        records = [loaded(read_json, path) for path in sorted(self.run.glob(f"adapters/*/{TRAINING}"))]
         names = {task.name for task in self.config.tasks}
         losses = {one["task"]: one["losses"] for one in records if one["losses"] and one["task"] in names}
         seconds = sum(record["seconds"] for record in records)
@@ -270,7 +270,7 @@ class FinishedDirectory:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the directory as plain data."""
-        return dict(json.loads(self._there(name).read_text(encoding="utf-8")))
+        return loaded(read_json, self._there(name))
 
 
 def load_run(path: Path | str) -> FinishedDirectory:

@@ -11,18 +11,18 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskpgm.config import Config, TaskConfig
-from taskpgm.data.plan import RowPlan, plan_rows, size_mixture, supply_bounds, uniform_mixture
+from taskpgm.data.plan import RowPlan, distinct_mixture, plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.export.train_file import check_format, choose_format, trainer_units, write_train_jsonl
-from taskpgm.files import digest
+from taskpgm.files import digest, loaded, read_json
 from taskpgm.lm.checkpoint import read_skeleton
 from taskpgm.lm.engine import Engine
 from taskpgm.mixture.affinity import Affinity, measure_affinity
@@ -35,7 +35,7 @@ from taskpgm.mixture.selection import select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.artifacts import Artifacts
 from taskpgm.pipeline.directory import RunDirectory, differing, stale_because
-from taskpgm.pipeline.inspection import inspect
+from taskpgm.pipeline.inspection import inspect, late_lengths
 from taskpgm.pipeline.keys import block_keys, data_parts, has_warm_start, score_parts
 from taskpgm.pipeline.starts import adapter_folder, ended_sentence, kept_sentence, parts_of_probe, parts_of_warm_start
 from taskpgm.probes.cache import BASE, TRAINING, WARM, BlockCache
@@ -91,16 +91,17 @@ def make_pool(session: Session) -> TaskPool:
     """Rows of all sets, split; read again if a source, the tokenizer or a setting of theirs changed."""
     artifacts, wanted = session.artifacts, {**data_parts(session.config), "model": session.engine.fingerprint}
     folder = artifacts / "pool"
-    if not artifacts.is_stale("pool", folder, wanted) and "pool" in artifacts.manifest.get("stages", {}):
-        return TaskPool.load(folder)
+    there = "pool" in artifacts.manifest.get("stages", {}) and (artifacts / "overlap.json").is_file()
+    if not artifacts.is_stale("pool", folder, wanted) and there:
+        return loaded(TaskPool.load, folder, *late_lengths(session.config), session.progress)
     clock = Clock()
-    found = inspect(session.config, session.progress)
+    found = inspect(session.config, session.progress, artifacts.path)
     with artifacts.folder(folder, wanted, "pool") as scratch:
         found.pool.save(scratch)
     artifacts.write_json("overlap.json", found.pool.overlap_table())
-    tokens = sum(row.tokens for s in found.pool.all for row in (*s.train, *s.contexts, *s.validation))
+    tokens = sum(s.tokens for s in found.pool.all)
     artifacts.record("pool", wanted, clock, tokens=tokens, chat_template=found.encoder.has_template)
-    return found.pool
+    return TaskPool.load(folder, *late_lengths(session.config), session.progress)
 
 
 def recorded_pool(session: Session) -> TaskPool:
@@ -114,7 +115,7 @@ def recorded_pool(session: Session) -> TaskPool:
     if why := differing(found, {**data_parts(session.config), "model": found["model"]}):
         raise UserError(f"{artifacts.path} was made with other data ({why}); run `taskpgm run` to bring it up to date.")
     vars(session.engine)["fingerprint"] = found["model"]
-    return TaskPool.load(artifacts / "pool")
+    return loaded(TaskPool.load, artifacts / "pool", *late_lengths(session.config), session.progress)
 
 
 # Probes
@@ -195,7 +196,7 @@ def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], 
 def _record_probes(session: Session) -> None:
     artifacts = session.artifacts
     folders = _adapter_folders(session)
-    records = [json.loads((folder / TRAINING).read_text()) for folder in folders]
+    records = [loaded(read_json, folder / TRAINING) for folder in folders]
     artifacts.record(
         "probe", {artifacts.name(folder): artifacts.key(folder) for folder in folders},
         seconds=sum(r["seconds"] for r in records), peak_memory=max(r["peak_memory"] for r in records),
@@ -233,7 +234,7 @@ def make_scores(session: Session, pool: TaskPool) -> Scores:
     _check_probes(session, pool)
     wanted = score_parts(config, pool, _adapter_keys(session))
     if (artifacts / "scores.npz").exists() and artifacts.differs("score", wanted) is None:
-        return Scores.load(artifacts / "scores.npz", config.energy.loss)
+        return loaded(Scores.load, artifacts / "scores.npz", config.energy.loss)
     artifacts.forget("score")
     clock = Clock()
     probes = [probe for seed in range(config.probes.seeds) for probe in load_probes(session, seed)]
@@ -267,7 +268,7 @@ def recorded_scores(session: Session, pool: TaskPool) -> Scores:
         wanted["affinity.jsd_positions"] = found["affinity.jsd_positions"]
     if why := differing(found, wanted):
         raise UserError(f"The scores in {artifacts.path} were made with other {why}; run `taskpgm score`.")
-    return Scores.load(artifacts / "scores.npz", session.config.energy.loss)
+    return loaded(Scores.load, artifacts / "scores.npz", session.config.energy.loss)
 
 
 def _adapter_keys(session: Session) -> dict[str, str]:
@@ -315,7 +316,7 @@ def choose_energy(scores: Scores, affinity: Affinity, pool: TaskPool, config: Co
     if config.energy.kind == "affinity" and config.energy.t is None and affinity.kind != "ratio":
         return choose_t(scores, affinity, config.energy, allowed_shares(pool, config))
     by_size = config.energy.reference == "size"
-    reference = size_mixture(pool, config.budget.unit) if by_size else uniform_mixture(pool)
+    reference = size_mixture(pool, config.budget.unit) if by_size else distinct_mixture(pool)
     energy = build_energy(scores, affinity, config.energy, config.target_weights, reference)
     return keep_tasks(energy, scores, config.energy, allowed_shares(pool, config))
 
@@ -364,7 +365,9 @@ def mixture_is_there(session: Session, result: Result) -> bool:
     """Whether the run directory has this mixture and the rows that it takes."""
     written = session.artifacts / "mixture.json"
     same = json.loads(json.dumps(counted(result.mixture, result.plan)))
-    return written.exists() and json.loads(written.read_text(encoding="utf-8")) == same
+    with suppress(OSError, ValueError):
+        return read_json(written) == same
+    return False
 
 
 def keep_training_set(session: Session, result: Result, clock: Clock, name: str = "train.jsonl") -> None:
@@ -391,7 +394,11 @@ def counted(mixture: Mixture, plan: RowPlan) -> dict[str, Any]:
         planned = asdict(plan[task["name"]])
         task |= {key: planned[key] for key in ("count", "tokens", "rows", "epochs", "row_share", "token_share")}
         task["draw_probability"] = units[task["name"]].draw_probability
-    return {**data, "budget": {"unit": plan.unit, "size": plan.budget, "rows": len(plan)}}
+        task |= {"replaced": planned["replaced"]} if planned["replaced"] else {}
+    budget = {"unit": plan.unit, "size": plan.budget, "rows": len(plan)}
+    if plan.unit == "tokens":
+        budget["tokens"] = sum(task.tokens for task in plan.tasks)
+    return {**data, "budget": budget}
 
 
 def finished_run(session: Session, result: Result) -> FinishedRun:

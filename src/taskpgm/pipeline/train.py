@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskpgm.config import Config
+from taskpgm.data.drawing import peek
 from taskpgm.errors import UserError
 from taskpgm.files import atomic_folder, digest, write_json
 from taskpgm.lm.engine import Engine
@@ -172,7 +173,7 @@ def _parts(
             f"The model {engine.config.path!r} is not the one that {finished.path} was made with; its files changed. "
             "Bring them back, or run `taskpgm run` again."
         )
-    keys = [finished.pool.tasks[task].train[row].key for task, row in rows]
+    keys = [peek(finished.pool.tasks[task].train, row).key for task, row in rows]
     lora = settings.lora.model_dump(mode="json") if settings.lora else "all weights"
     given: dict[str, Any] = {
         "learning rate": settings.learning_rate,
@@ -190,7 +191,7 @@ def _encoded(finished: FinishedDirectory, engine: Engine, rows: list[tuple[int, 
 
     encoder = ChatEncoder(engine.tokenizer, finished.config.probes.max_length, engine.lm.limits)
     distinct = list(dict.fromkeys(rows))
-    found = encoder.encode([finished.pool.tasks[task].train[row].conversation for task, row in distinct])
+    found = encoder.encode([peek(finished.pool.tasks[task].train, row).conversation for task, row in distinct])
     by_row = {key: one for key, one in zip(distinct, found, strict=True) if one is not None}
     assert len(by_row) == len(distinct), "the pool holds rows that fit"
     return [by_row[key] for key in rows]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskpgm.files import atomic_file
+from taskpgm.files import atomic_file, loaded
 from taskpgm.types import Ints
 
 BASE = "base"  # the name of the base model's blocks
@@ -86,7 +86,7 @@ class BlockCache:
 
     def read(self, name: str) -> dict[str, Stored]:
         """Blocks of a set by key."""
-        return self.kept.get(name, {}) if self.folder is None else read_blocks(self.folder / f"{name}.npz")
+        return self.kept.get(name, {}) if self.folder is None else loaded(read_blocks, self.folder / f"{name}.npz")
 
     def usable(self, name: str, columns: Mapping[str, Ints | None]) -> dict[str, tuple[Block, float]]:
         """Blocks of a set by probe, with the seconds that they took, if they are done.

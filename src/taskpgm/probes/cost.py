@@ -15,6 +15,7 @@ import torch
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.pool import TaskPool, load_tasks
+from taskpgm.data.remembered import LengthFile
 from taskpgm.errors import UserError
 from taskpgm.lm.devices import local_devices
 from taskpgm.lm.loading import load_model, skeleton
@@ -22,11 +23,12 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.probes.demand import Demand, count_demand, counted_memory
 from taskpgm.probes.options import check_options
 from taskpgm.probes.probe import check_adapters
-from taskpgm.probes.rates import Rates, product_rates, sheet, sheet_rates
+from taskpgm.probes.rates import DEVICES, Rates, product_rates, sheet, sheet_rates
 from taskpgm.probes.trial import try_here
 from taskpgm.progress import QUIET, Progress
 from taskpgm.system import Clock
 
+SHARING = 4  # workers of one GPU at most
 READING = 2e9  # bytes of a model that a worker reads in a second: a guess, where none is read
 
 
@@ -93,7 +95,8 @@ def estimate_run(config: Config, progress: Progress = QUIET, place: Place | None
     lm = skeleton(config.model, *_elsewhere(place)) if quick else load_model(_counted(config).model)
     loading = clock.seconds
     check_adapters(config, lm.model)
-    pool = load_tasks(config, ChatEncoder(lm.tokenizer, config.probes.max_length, lm.limits).lengths, progress)
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length, lm.limits)
+    pool = load_tasks(config, encoder.lengths, progress, memory=LengthFile(lambda: encoder.fingerprint))
     reading = clock.seconds - loading
     check_options(pool, config)
     demand = count_demand(lm, pool, config)
@@ -112,6 +115,19 @@ def estimate_run(config: Config, progress: Progress = QUIET, place: Place | None
         workers=workers, device=place.device or lm.device.type, devices=workers * _part(config),
         elsewhere=bool(place.workers or place.device), rates=rates.source, price=place.price,
     )  # fmt: skip
+
+
+def gpu_part(config: Config, pool: TaskPool, device: str) -> float:
+    """The part of a GPU that a worker is given: 1/k, with the most workers, up to four, whose memory fits together.
+
+    One if nothing is known of the device. More than four would share its time, not its memory. Not measured on a GPU.
+    """
+    if device not in DEVICES:
+        return 1.0
+    memory = DEVICES[device].memory
+    lm = skeleton(config.model, torch.device("cuda"), memory)
+    needed = counted_memory(lm, pool, config, count_demand(lm, pool, config))
+    return 1 / max(1, min(SHARING, math.floor(0.9 * memory / needed)))
 
 
 def spread(demand: Demand, rates: Rates, workers: int) -> dict[str, float]:

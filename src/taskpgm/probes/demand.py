@@ -10,7 +10,7 @@ distinct rows, R response tokens,
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
+from taskpgm.data.drawing import Joined
 from taskpgm.data.pool import Row, TaskPool
 from taskpgm.lm.batching import batches
 from taskpgm.lm.memory import training_memory
@@ -27,7 +28,7 @@ from taskpgm.probes.cache import BASE, WARM
 from taskpgm.probes.options import encode_options
 from taskpgm.probes.probe import lora_settings
 from taskpgm.probes.schedule import Schedule, probe_schedule, warm_start_schedule
-from taskpgm.probes.scoring import encode_contexts, scoring_parts, sizes_of, split_probes
+from taskpgm.probes.scoring import encode_contexts, join_sets, scoring_parts, sizes_of, split_probes
 
 PYTHON = 400e6  # bytes of a process with torch and transformers
 SAMPLED_ROWS = 32  # of a task, from which its lengths and its shared prefix are read: a guess
@@ -74,7 +75,7 @@ class Demand:
     seeds: int
     warm: Piece | None  # of each seed
     probes: tuple[Piece, ...]  # of each seed, one a task that is trained
-    sets: tuple[tuple[int, int], ...]  # by context set, (tokens run, response tokens) of one pass
+    sets: tuple[tuple[int, int], ...]  # by sets that are scored together, (tokens run, response tokens) of one pass
     batch: int  # tokens of a batch
     scored: int  # adapters, and the base model, that every set is scored under
     positions: int  # at which divergences are measured; 0: none are
@@ -130,16 +131,15 @@ def count_demand(lm: LanguageModel, pool: TaskPool, config: Config) -> Demand:
     positions = min(columns, config.affinity.jsd_positions) if config.affinity.kind == "jsd" else 0
     responses = sum(row.response_tokens for rows in contexts.values() for row in rows)
     weights, each = adapter_weights(lm, config), lm.dtype.itemsize
-    rows = sum(row.tokens for s in pool.all for row in (*s.train, *s.contexts, *s.validation))
     return Demand(
-        shape, seeds, warm, tuple(pieces.values()), tuple(context_tokens(lm, of_set) for of_set in contexts.values()),
+        shape, seeds, warm, tuple(pieces.values()), tuple(context_tokens(lm, rows) for rows in joined_rows(contexts)),
         lm.token_budget, scored, positions, len(pool.tasks),
         trained_tokens=seeds * sum(
             rows[int(i)].tokens for rows, schedule in trainings.values() for step in schedule for i in step
         ),
         run_tokens=seeds * sum(tokens for tokens, *_ in run.values()),
         scored_tokens=sum(len(r.ids) for rows in contexts.values() for r in rows) * scored,
-        disk=adapters * (4 * weights + 4 * responses + 4 * positions * shape.width) + 6 * rows,
+        disk=adapters * (4 * weights + 4 * responses + 4 * positions * shape.width) + pool.bytes,
         adapters=adapters * weights * (4 + each),
     )  # fmt: skip
 
@@ -186,8 +186,13 @@ def run_tokens(lm: LanguageModel, steps: Sequence[Sequence[Encoded]]) -> tuple[i
     return run, distinct, sum(row.response_tokens for row in rows)
 
 
+def joined_rows(contexts: Mapping[str, list[Encoded]]) -> list[list[Encoded]]:
+    """Rows of the sets that are scored together."""
+    return [[row for name in group for row in contexts[name]] for group in join_sets(contexts)]
+
+
 def context_tokens(lm: LanguageModel, rows: Sequence[Encoded]) -> tuple[int, int]:
-    """(tokens run, response tokens) of one pass over the contexts of a set."""
+    """(tokens run, response tokens) of one pass over contexts that are scored together."""
     run = _packed_tokens([ends(row) for row in rows], lm.shared_prefix(rows), lm.token_budget)
     return run, sum(row.response_tokens for row in rows)
 
@@ -200,16 +205,14 @@ def trainings_of(pool: TaskPool, config: Config) -> dict[str, tuple[Sequence[Row
         if not task.adapter
     }
     if config.probes.warm_start and len(found) == len(pool.tasks):
-        rows = [row for task in pool.tasks for row in task.train]
-        costs = [[row.response_tokens for row in task.train] for task in pool.tasks]
-        found[WARM] = (rows, warm_start_schedule(costs, config, seed=0))
+        tasks = [task.train for task in pool.tasks]
+        found[WARM] = (Joined(tasks), warm_start_schedule(tasks, config, seed=0))
     return found
 
 
 def schedule_of(pool: TaskPool, task: str, config: Config) -> Schedule:
     """Of a task's first probe."""
-    costs = [row.response_tokens for row in pool[task].train]
-    return probe_schedule(costs, config, task, seed=0)
+    return probe_schedule(pool[task].train, config, task, seed=0)
 
 
 def longest_step(encoder: ChatEncoder, rows: Sequence[Row], schedule: Schedule) -> list[Encoded]:

@@ -7,7 +7,7 @@ position whose label is the right option, so that F, its errors and its certific
 right answers, and rewards nothing that all options share, such as their form.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +64,7 @@ def encode_options(encoder: ChatEncoder, pool: TaskPool, config: Config) -> dict
     return {name: _options(encoder, name, pool[name].contexts) for name in config.option_targets}
 
 
-def _options(encoder: ChatEncoder, name: str, contexts: tuple[Row, ...]) -> Options:
+def _options(encoder: ChatEncoder, name: str, contexts: Sequence[Row]) -> Options:
     found = Options([], [], [])
     for row in contexts:
         choices = list(dict.fromkeys(row.choices or ()))

@@ -36,7 +36,8 @@ class Sheet(NamedTuple):
 
 
 DEVICES = {
-    "a100": Sheet(312e12, 80e9),
+    "a100-40g": Sheet(312e12, 40e9),
+    "a100-80g": Sheet(312e12, 80e9),
     "a10g": Sheet(70e12, 24e9),
     "b200": Sheet(2250e12, 180e9),
     "h100": Sheet(989e12, 80e9),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
+from taskpgm.data.drawing import Joined
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError, first_line
 from taskpgm.lm.batching import batches, out_of_memory
@@ -55,9 +56,7 @@ def train_probes(
     engine = as_engine(engine, progress)
     encoder = ChatEncoder(engine.tokenizer, config.probes.max_length)
     steps = {
-        task: encoded_steps(
-            encoder, task_rows, probe_schedule([row.response_tokens for row in task_rows], config, task, seed)
-        )
+        task: encoded_steps(encoder, task_rows, probe_schedule(task_rows, config, task, seed))
         for task, task_rows in rows.items()
     }
     jobs = [Job(f"probe {task!r}", tokens_of(of_task), (task, of_task)) for task, of_task in steps.items()]
@@ -117,10 +116,9 @@ def train_warm_start(
     Raises:
         UserError: a loss that is not finite, with the step.
     """
-    all_rows = [row for task_rows in rows.values() for row in task_rows]
-    costs = [[row.response_tokens for row in task_rows] for task_rows in rows.values()]
+    tasks = list(rows.values())
     encoder = ChatEncoder(engine.tokenizer, config.probes.max_length)
-    steps = encoded_steps(encoder, all_rows, warm_start_schedule(costs, config, seed))
+    steps = encoded_steps(encoder, Joined(tasks), warm_start_schedule(tasks, config, seed))
     work = Training(config, seed, None, steps, alone=True)  # on all cores
     with progress.stage("training the warm start", len(steps), "steps"):
         (probe,) = engine.workers.map(work, [Job("the warm start", tokens_of(steps), (WARM, steps))], progress)

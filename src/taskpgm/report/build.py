@@ -14,6 +14,10 @@ from taskpgm.report.parts import Section, joined, some
 
 Make = Callable[[], Section]
 WIDTH = 1000  # pixels, of a figure as a file
+LOSSES = {
+    "per_row": "Losses that chose the mixture are means over rows, long and short alike",
+    "per_token": "Losses that chose the mixture are means over tokens, so that long rows count more",
+}
 
 
 def write_report(folder: Path, other: Path | None = None) -> Path:
@@ -41,7 +45,7 @@ def _lead(run: FinishedDirectory) -> str:
     targets = f"served to {some(len(config.targets), 'target')}" if config.targets else "served to themselves"
     return (
         f"{some(len(mixture.tasks), 'task')}, {targets}; a budget of {config.budget.size:,} {config.budget.unit}; "
-        f"{Path(config.model.path).name}."
+        f"{Path(config.model.path).name}. {LOSSES[config.energy.loss]} (energy.loss: {config.energy.loss})."
     )
 
 
@@ -69,15 +73,26 @@ def _section(title: str, number: int, make: Make) -> Section:
         return Section(f"section-{number + 1}", title, [f"Not shown: {error}"])
 
 
-def write_figures(folder: Path, to: Path, kind: str = "svg") -> list[Path]:
+def write_figures(folder: Path, to: Path, kind: str = "svg", other: Path | None = None) -> list[Path]:
     """Paths of the figures of a run, as "svg" or, 2000 pixels wide, as "png", drawn by Chrome or Chromium.
+
+    Of two runs: those that show both, and each run's own in a folder of its name.
 
     Raises:
         UserError: no run there, kaleido is not installed, or no browser is found.
     """
-    pictures = [picture for section in sections(Material(load_run(folder))) for picture in section.pictures]
-    figures = {picture.name: _still(picture.figure) for picture in pictures}
+    first = Material(load_run(folder))
+    if other is None:
+        return _drawn(_figures(sections(first)), to, kind)
+    second, names = Material(load_run(other)), sides.names_of(folder, other)
+    figures = _figures(sides.sections(first, second, names))
+    for name, material in zip(sides.folders_of(folder, other), (first, second), strict=True):
+        figures |= {f"{name}/{of}": figure for of, figure in _figures(sections(material)).items()}
     return _drawn(figures, to, kind)
+
+
+def _figures(parts: Sequence[Section]) -> dict[str, Any]:
+    return {picture.name: _still(picture.figure) for section in parts for picture in section.pictures}
 
 
 def _still(figure: Any) -> Any:
@@ -93,8 +108,9 @@ def _drawn(figures: dict[str, Any], to: Path, kind: str) -> list[Path]:
         import plotly.io
     except ModuleNotFoundError:
         raise UserError("Figures as files need kaleido; pip install 'taskpgm[report]'.") from None
-    to.mkdir(parents=True, exist_ok=True)
     paths = [to / f"{name}.{kind}" for name in figures]
+    for folder in {path.parent for path in paths}:
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         plotly.io.write_images(
             list(figures.values()),
@@ -111,6 +127,6 @@ def _drawn(figures: dict[str, Any], to: Path, kind: str) -> list[Path]:
     return paths
 
 
-def summary(written: Sequence[Path]) -> str:
+def summary(written: Sequence[Path], to: Path) -> str:
     """What was written, in a sentence."""
-    return f"{some(len(written), 'figure')}: {joined([path.name for path in written], 20)}"
+    return f"{some(len(written), 'figure')} in {to}: {joined([str(path.relative_to(to)) for path in written], 60)}"

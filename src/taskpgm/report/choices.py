@@ -13,7 +13,7 @@ from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.pipeline.run import balance_curve
 from taskpgm.report.material import EXPLAINED, Material
 from taskpgm.report.parts import Picture, Section, joined
-from taskpgm.report.style import COLOURS, GREY, LINE, SHOWN, blank, first_of, name_axis, short, text
+from taskpgm.report.style import COLOURS, GREY, LINE, SHOWN, blank, first_of, log_ticks, name_axis, short, text
 from taskpgm.types import Floats
 
 POINTS = 13
@@ -91,7 +91,7 @@ def path_figure(material: Material, path: KnobPath, losses: Floats) -> Any:
         col=1,
     )
     made.add_vline(x=material.energy.knob, line={"color": GREY, "width": 1, "dash": "dash"})
-    made.update_xaxes(type="log")
+    made.update_xaxes(**log_ticks(path.values.min(), path.values.max()))
     made.update_xaxes(title=f"{path.knob} (dashed: this run)", row=2, col=1)
     made.update_yaxes(tickformat=".0%", title="share", row=1, col=1)
     made.update_yaxes(title="loss", row=2, col=1)
@@ -110,9 +110,6 @@ def _balance(material: Material) -> tuple[str, Picture | None]:
         return "There are no targets to balance against the tasks.", None
     if material.energy.kind == "affinity":
         return "An energy of kind affinity takes no targets, so it has no balance.", None
-    if len(material.tasks) > EXPLAINED:
-        asked = ",".join(f"{value:g}" for value in BALANCES)
-        return f"Targets against tasks: `taskpgm solve {material.command} --balance {asked}` shows the curve.", None
     run = material.run
     points = balance_curve(run.pool, run.scores, run.config, BALANCES).points
     first, last = points[0], points[-1]
@@ -160,17 +157,20 @@ def _selection(material: Material) -> tuple[str, Picture | None]:
         return "With two tasks there is nothing to select.", None
     count = SIZES if n <= EXPLAINED else FEW_POINTS
     sizes = sorted({int(k) for k in np.linspace(1, min(n, MOST_SELECTED), min(n, count)).round()})
-    found = [_selected(material, k) for k in sizes]
+    most = np.cumsum(-np.sort(-material.bounds.hi))  # of the budget, what any k tasks can hold
+    if most[sizes[-1] - 1] < 1:
+        return f"Bounds leave no {sizes[-1]} tasks that can hold the budget, so none are selected.", None
+    found = [_selected(material, k) for k in sizes if most[k - 1] >= 1]
     selections = [one for one in found if isinstance(one, Selection)]
     if not selections:
         return f"No selection: {found[-1]}", None
     order = selections[-1]
     full = order.full_value or 1.0
     reached = np.flatnonzero(order.values >= 0.95 * full)
-    most = f"{len(order.chosen)} tasks reach {order.values[-1] / full:.0%}"
+    first = f"{len(order.chosen)} tasks reach {order.values[-1] / full:.0%}"
     if len(reached):
-        most = f"{reached[0] + 1} of {n} tasks reach 95 %"
-    line = f"{most} of what all reach; the first: {joined(order.chosen)}."
+        first = f"{reached[0] + 1} of {n} tasks reach 95 %"
+    line = f"{first} of what all reach; the first: {joined(order.chosen)}."
     table = {"task": list(order.chosen), "value": order.values.tolist(), "part_of_all": (order.values / full).tolist()}
     return line, Picture(
         "selection",

@@ -15,7 +15,7 @@
   const look = (div, layout) => {
     const style = getComputedStyle(root), of = (name) => style.getPropertyValue(name).trim();
     const size = 0.75 * parseFloat(style.fontSize), found = {
-      "font.color": of("--text"), "font.size": size, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
+      "width": div.clientWidth, "height": div.clientHeight, "font.color": of("--text"), "font.size": size, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
       "hoverlabel.bgcolor": of("--box"), "hoverlabel.font.color": of("--text"),
     };
     for (const axis of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
@@ -32,8 +32,12 @@
   };
   const put = (layout, keys, value) => { const last = keys.pop(); keys.reduce((at, key) => (at[key] ??= {}), layout)[last] = value; };
   const drawn = () => [...document.querySelectorAll(".plot")].filter((div) => div.layout);
-  const relook = () => drawn().forEach((div) => Plotly.relayout(div, look(div, div.layout)));
-  const theme = (name) => { root.dataset.theme = name; relook(); };
+  // Figures whose colours or size are no longer the page's, until they are seen again or printed.
+  const stale = new Set();
+  let near = null;
+  const relook = (div) => stale.delete(div) && Plotly.relayout(div, look(div, div.layout));
+  const age = () => drawn().forEach((div) => { stale.add(div); near.unobserve(div); near.observe(div); });
+  const theme = (name) => { root.dataset.theme = name; if (near) age(); };
 
   // What Plotly draws as buttons and sliders, as controls that a keyboard and a screen reader know.
   const controls = (div, place, layout, picture) => {
@@ -73,70 +77,111 @@
     const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) ? "'" + text : text;  // a spreadsheet would run it
     return /[",\n\r]/.test(safe) ? '"' + safe.replace(/"/g, '""') + '"' : safe;
   };
-  const csv = (div, picture) => {
+  // The data of a figure, names of columns first; of a heat map those of the one that is shown.
+  const dataOf = (div, picture) => {
     const columns = Object.entries(picture.table);
-    let rows;
-    if (columns.length) {
-      rows = [columns.map(([name]) => name), ...columns[0][1].map((_, k) => columns.map(([, values]) => values[k]))];
-    } else {
-      const shown = div._fullData.find((trace) => trace.type === "heatmap" && trace.visible === true);
-      rows = [[raw(shown.name), ...picture.names[1]], ...picture.names[0].map((name, k) => [name, ...Array.from(shown.z[k])])];
-    }
-    return rows.map((row) => row.map(quoted).join(",")).join("\r\n") + "\r\n";
+    if (columns.length) return [columns.map(([name]) => name), ...columns[0][1].map((_, k) => columns.map(([, values]) => values[k]))];
+    const shown = div._fullData.find((trace) => trace.type === "heatmap" && trace.visible === true);
+    return [[raw(shown.name), ...picture.names[1]], ...picture.names[0].map((name, k) => [name, ...Array.from(shown.z[k])])];
+  };
+  const csv = (rows) => rows.map((row) => row.map(quoted).join(",")).join("\r\n") + "\r\n";
+
+  // The same for those who do not see the figure, or want its numbers: made when it is unfolded.
+  const said = (value) => typeof value === "number" ? String(Number(value.toPrecision(4))) : value === null || value === undefined ? "" : String(value);
+  const tabled = (all, title) => {
+    const table = make("table"), part = all.slice(0, 201).map((row) => row.slice(0, 41));
+    const cut = part.length < all.length || part[0].length < all[0].length;
+    const words = cut ? `${title}; the first ${part.length - 1} of ${all.length - 1} rows, all in the CSV` : title;
+    table.append(make("caption", { className: "unseen", textContent: words }));
+    part.forEach((row, k) => {
+      const line = (k ? table.tBodies[0] || table.createTBody() : table.createTHead()).insertRow();
+      row.forEach((value, j) => line.append(make(k && j ? "td" : "th", { scope: k && j ? undefined : k ? "row" : "col", textContent: said(value) })));
+    });
+    const scroll = make("div", { className: "scroll", tabIndex: 0 });
+    scroll.append(...(cut ? [make("p", { textContent: words })] : []), table);
+    scroll.setAttribute("role", "region");
+    scroll.setAttribute("aria-label", `Data: ${title}`);
+    return scroll;
   };
 
+  let chosen = null;
   const choose = (task) => {
+    chosen = task;
     for (const select of document.querySelectorAll("select.task")) select.value = task;
     for (const panel of document.querySelectorAll(".panel")) panel.hidden = panel.dataset.task !== task;
-    for (const div of drawn().filter((one) => one.choose)) {
-      const k = div.data.findIndex((trace) => raw(trace.name || "") === task);
-      if (k >= 0) div.choose(k);
-    }
+    drawn().forEach(follow);
+  };
+  const follow = (div) => {
+    const k = div.choose && chosen !== null ? div.data.findIndex((trace) => raw(trace.name || "") === chosen) : -1;
+    if (k >= 0) div.choose(k);
   };
   for (const select of document.querySelectorAll("select.task")) select.addEventListener("change", () => choose(select.value));
 
   root.dataset.theme = wide.matches ? "dark" : "light";
   document.getElementById("theme").addEventListener("click", () => theme(root.dataset.theme === "dark" ? "light" : "dark"));
   wide.addEventListener("change", () => theme(wide.matches ? "dark" : "light"));
-  let before;
-  addEventListener("beforeprint", () => { before = root.dataset.theme; theme("light"); });
-  addEventListener("afterprint", () => theme(before));
-
   const trouble = (words) => Object.assign(document.getElementById("trouble"), { hidden: false, textContent: words });
   if (!window.DecompressionStream) { trouble("This browser is too old for the figures; the sentences and tables stand."); return; }
   document.head.append(make("script", { textContent: await unpack("plotly-packed") }));
-  const pictures = JSON.parse(await unpack("data-packed"));
 
-  const draw = async (div) => {
-    const picture = pictures[div.id], { data, layout } = picture.figure, figure = div.closest("figure");
+  // Data of figures that are unpacked, and what is left to draw.
+  const unpacked = new Map(), waiting = new Set(document.querySelectorAll(".plot"));
+  const fetched = async (div) => { if (!unpacked.has(div)) unpacked.set(div, await unpack(div.id + "-packed")); };
+  const draw = (div) => {
+    if (!waiting.delete(div)) return;
+    const picture = JSON.parse(unpacked.get(div)), { data, layout } = picture.figure, figure = div.closest("figure");
+    unpacked.delete(div);
     controls(div, figure.querySelector(".controls"), layout, picture);
     div.fullLabels = {};
     for (const key of Object.keys(layout)) if (layout[key] && layout[key].ticktext) div.fullLabels[key] = layout[key].ticktext;
     delete layout.template.layout.colorway;
     for (const [path, value] of Object.entries(look(div, layout))) put(layout, path.split("."), value);
-    await Plotly.newPlot(div, data, layout, { displayModeBar: false, responsive: true });
-    const svg = div.querySelector("svg.main-svg");
-    svg.setAttribute("role", "img");
-    svg.setAttribute("aria-label", picture.title);
-    const save = figure.querySelector(".csv");
+    Plotly.newPlot(div, data, layout, { displayModeBar: false });
+    for (const part of [...div.children, ...document.querySelectorAll("#js-plotly-tester")]) part.setAttribute("aria-hidden", "true");
+    const save = figure.querySelector(".csv"), numbers = figure.querySelector("details");
     save.addEventListener("click", () => {
-      save.href = URL.createObjectURL(new Blob(["\ufeff", csv(div, picture)], { type: "text/csv" }));
+      save.href = URL.createObjectURL(new Blob(["\ufeff", csv(dataOf(div, picture))], { type: "text/csv" }));
     });
+    numbers.addEventListener("toggle", () => {
+      numbers.querySelector(".scroll")?.remove();
+      if (numbers.open) numbers.append(tabled(dataOf(div, picture), picture.title));
+    });
+    follow(div);
     if (div.id === "graph") {
       div.on("plotly_click", ({ points }) => {
         const at = points[0].customdata;
         if (Number.isInteger(at)) choose(raw(points[0].hovertext.split("<br>")[0]));
       });
     }
+    if (!waiting.size) root.dataset.drawn = "all";
   };
-  // What is on the screen first; the rest as it comes near, or when the page is printed.
-  const waiting = new Set(document.querySelectorAll(".plot"));
-  const start = (div) => waiting.delete(div) && draw(div);
-  const near = new IntersectionObserver((entries) => entries.filter((e) => e.isIntersecting).forEach((e) => start(e.target)), { rootMargin: "1500px" });
+
+  // What is on the screen first; then what the reader scrolls to, the rest while nothing happens, all before printing.
+  const idle = window.requestIdleCallback || ((next) => setTimeout(next, 20));
+  near = new IntersectionObserver(async (entries) => {
+    const seen = entries.filter((e) => e.isIntersecting).map((e) => e.target);
+    for (const div of seen) {
+      near.unobserve(div);
+      if (waiting.has(div)) { await fetched(div); draw(div); } else relook(div);
+    }
+    for (const div of waiting) await fetched(div);
+    idle(rest);
+  }, { rootMargin: "300px" });
+  const rest = () => {
+    const next = [...waiting].find((div) => unpacked.has(div));
+    if (next) { draw(next); idle(rest); }
+  };
   waiting.forEach((div) => near.observe(div));
-  const rest = async () => { for (const div of [...waiting]) { await start(div); await new Promise((r) => setTimeout(r)); } root.dataset.drawn = "all"; };
-  addEventListener("load", rest);
-  if (document.readyState === "complete") rest();
-  let pending;
-  addEventListener("resize", () => { clearTimeout(pending); pending = setTimeout(relook, 200); });
+  let before, pending;
+  addEventListener("beforeprint", () => {
+    [...waiting].filter((div) => unpacked.has(div)).forEach(draw);
+    if (waiting.size) trouble(`${waiting.size} figures were not unpacked yet; print again.`);
+    else document.getElementById("trouble").hidden = true;
+    before = root.dataset.theme;
+    root.dataset.printed = "";
+    theme("light");
+    [...stale].forEach(relook);
+  });
+  addEventListener("afterprint", () => { delete root.dataset.printed; theme(before); });
+  addEventListener("resize", () => { clearTimeout(pending); pending = setTimeout(age, 200); });
 })();

@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from plotly.offline import get_plotlyjs
 
 from taskpgm.files import atomic_file
 from taskpgm.report.parts import Picture, Section
+
+PLOTLY = "plotly-cartesian.min.js"  # Plotly's bundle of plane figures, as its npm package has it
 
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
     """Write the page to `path`."""
     pictures = [picture for section in sections for picture in section.pictures]
     script, style = _asset("page.js"), _asset("page.css")
-    plotly = get_plotlyjs()
+    plotly = _asset(PLOTLY)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -37,7 +38,7 @@ def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -
         style=style,
         script=script,
         plotly=_packed(plotly),
-        data=_packed(_data(pictures)),
+        data={picture.name: _packed(_data(picture)) for picture in pictures},
         policy=_policy(script, plotly),
     )
     with atomic_file(path) as scratch:
@@ -52,17 +53,14 @@ def _policy(*scripts: str) -> str:
     return f"default-src 'none'; script-src {allowed}; {rest}"
 
 
-def _data(pictures: Sequence[Picture]) -> str:
-    """JSON of all figures and tables."""
+def _data(picture: Picture) -> str:
+    """JSON of a figure and its table."""
     found = {
-        picture.name: {
-            "figure": json.loads(picture.figure.to_json()),
-            "table": picture.table,
-            "names": picture.names,
-            "title": picture.title,
-            "follows": picture.follows,
-        }
-        for picture in pictures
+        "figure": json.loads(picture.figure.to_json()),
+        "table": picture.table,
+        "names": picture.names,
+        "title": picture.title,
+        "follows": picture.follows,
     }
     return json.dumps(found, ensure_ascii=False, default=_plain)
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from plotly.graph_objects import Bar, Waterfall
+import numpy as np
+from plotly.graph_objects import Bar
 
 from taskpgm.mixture.explanation import Dropped, Margin
 from taskpgm.report.examples import Examples
@@ -38,7 +39,7 @@ def section(material: Material) -> Section:
         ),
         Picture(
             "dropped",
-            f"What is lost without each task, in {material.unit}",
+            f"What is lost without each task, in {material.unit}; 0: only the prior keeps it in",
             dropped_figure(material, dropped),
             _dropped_table(list(dropped.values())),
         ),
@@ -79,20 +80,21 @@ def _parts(one: Margin, nu: float) -> list[tuple[str, float]]:
 
 
 def margin_figure(margins: list[Margin], nu: float, unit: str) -> Any:
-    """Waterfalls of marginal energy, one a task, of which one is shown."""
+    """Bars of the terms of marginal energy, each from where the last one ended: a set a task, of which one is shown."""
     made = blank(420, showlegend=False, yaxis={"title": f"{unit} per share", "zeroline": True})
     for k, one in enumerate(margins):
         parts = _parts(one, nu)
+        values = np.array([value for _, value in parts])
         made.add_trace(
-            Waterfall(
+            Bar(
                 x=[short(name, 26) for name, _ in parts],
-                y=[value for _, value in parts],
+                y=values,
+                base=(np.cumsum(values) - values).tolist(),
                 visible=k == 0,
                 name=text(one.task),
-                increasing={"marker": {"color": COLOURS[0]}},
-                decreasing={"marker": {"color": COLOURS[1]}},
-                connector={"line": {"width": 1, "color": COLOURS[7]}},
-                hovertemplate="%{x}: %{delta:+.4f}<extra></extra>",
+                marker={"color": [COLOURS[int(value < 0)] for value in values]},
+                customdata=values,
+                hovertemplate="%{x}: %{customdata:+.4f}<extra></extra>",
             )
         )
     seen = [[{"visible": [j == k for j in range(len(margins))]}] for k in range(len(margins))]

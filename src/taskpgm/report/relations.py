@@ -16,6 +16,7 @@ from taskpgm.report.style import COLOURS, GREY, LESS_IS_RED, MORE, blank, button
 from taskpgm.types import Floats
 
 STEPS = 10  # of the slider
+FIRST = 10  # edges of a kind that its first step leaves
 MOST = 1500  # edges of a kind that are drawn
 LABELLED = 40  # nodes with their names beside them
 NAMES = {
@@ -75,19 +76,25 @@ def graph(material: Material, field: Field) -> Any:
     room = 0.12 * float(np.ptp(x))  # for names beside the outermost
     across = {"visible": False, "range": [min(x) - room, max(x) + room]}
     made = blank(620, hovermode="closest", xaxis=across, yaxis={"visible": False})
-    level = []
+    level, counts = [], _counts(field)
     for kind in KINDS:
         own = [edge for edge in field.edges[0] if edge.kind == kind]
-        drawn = np.array_split(np.array(own[:MOST], dtype=object), STEPS)
-        for step, part in enumerate(drawn):
-            if len(part):
-                made.add_traces(_lines(list(part), kind, step, place, field.tasks))
+        for step, (start, stop) in enumerate(zip([0, *counts], counts, strict=False)):
+            if part := own[start:stop]:
+                made.add_traces(_lines(part, kind, step, place, field.tasks))
                 level += [step, step]
     made.add_trace(_nodes(material, field, place))
-    made.update_layout(sliders=[_slider(level, field.n)])
+    made.update_layout(sliders=[_slider(level, counts, field.n)])
     for trace, step in zip(made.data, level, strict=False):
         trace.visible = step <= made.layout.sliders[0].active
     return made
+
+
+def _counts(field: Field) -> list[int]:
+    """How many edges of a kind each step of the slider leaves at most: the same factor from step to step."""
+    kinds = [edge.kind for edge in field.edges[0]]
+    most = min(MOST, max(kinds.count(kind) for kind in KINDS)) or 1
+    return sorted({int(count) for count in np.geomspace(min(FIRST, most), most, STEPS).round()})
 
 
 def _layout(field: Field) -> dict[int, Floats]:
@@ -158,19 +165,16 @@ def _nodes(material: Material, field: Field, place: dict[int, Floats]) -> Scatte
     )
 
 
-def _slider(level: list[int], n: int) -> dict[str, Any]:
+def _slider(level: list[int], counts: list[int], n: int) -> dict[str, Any]:
     steps = [
-        {
-            "label": f"{100 * (k + 1) // STEPS} %",
-            "method": "restyle",
-            "args": ["visible", [one <= k for one in level] + [True]],
-        }
-        for k in range(STEPS)
+        {"label": f"{count:,}", "method": "restyle", "args": ["visible", [one <= k for one in level] + [True]]}
+        for k, count in enumerate(counts)
     ]
+    few = max(FIRST, n if n <= LABELLED else n // 4)  # what an eye can follow
     return {
-        "active": STEPS - 1 if n <= 4 else 3 if n <= LABELLED else 0,
+        "active": sum(count <= few for count in counts[1:]),
         "steps": steps,
-        "currentvalue": {"prefix": "strongest edges of each kind: "},
+        "currentvalue": {"prefix": "edges of each kind, strongest first, at most: "},
         "pad": {"t": 20},
     }
 

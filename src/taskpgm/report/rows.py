@@ -6,9 +6,10 @@ import numpy as np
 from plotly.graph_objects import Bar, Box
 
 from taskpgm.data.pool import TaskPool, TaskSet
+from taskpgm.data.rows import costs_of
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table, joined, some
-from taskpgm.report.style import COLOURS, LINE, SHOWN, blank, name_axis, text
+from taskpgm.report.style import COLOURS, LINE, SHOWN, blank, log_ticks, name_axis, text
 
 USES = ("train", "contexts", "validation", "dropped")
 
@@ -89,6 +90,7 @@ def _contamination(pool: TaskPool) -> list[str]:
 def rows_figure(sets: list[TaskSet]) -> Any:
     """Stacked bars: training, contexts, validation, dropped."""
     made = blank(100 + LINE * len(sets), barmode="stack", xaxis={"title": "rows"})
+    made.update_layout(legend_traceorder="normal")
     for k, use in enumerate(USES):
         values = [_dropped(s) if use == "dropped" else len(getattr(s, use)) for s in sets]
         pattern = ("", "/", ".", "x")[k]
@@ -108,14 +110,19 @@ def rows_figure(sets: list[TaskSet]) -> Any:
 
 
 def _quantiles(s: TaskSet) -> list[float]:
-    tokens = [row.tokens for side in (s.train, s.contexts, s.validation) for row in side]
-    return [float(q) for q in np.quantile(tokens or [0], [0.05, 0.25, 0.5, 0.75, 0.95])]
+    tokens = np.concatenate([costs_of(side)["tokens"] for side in (s.train, s.contexts, s.validation)])
+    known = tokens[tokens >= 0]
+    return [float(q) for q in np.quantile(known if len(known) else [0], [0.05, 0.25, 0.5, 0.75, 0.95])]
 
 
 def lengths_figure(sets: list[TaskSet]) -> Any:
     """Boxes of row lengths in tokens."""
     low, q1, median, q3, high = np.array([_quantiles(s) for s in sets]).T
-    made = blank(90 + LINE * len(sets), xaxis={"title": "tokens a row", "type": "log"}, showlegend=False)
+    made = blank(
+        90 + LINE * len(sets),
+        xaxis={"title": "tokens a row", **log_ticks(max(low.min(), 1), high.max())},
+        showlegend=False,
+    )
     made.add_trace(
         Box(
             y=list(range(len(sets))),
@@ -150,7 +157,7 @@ def _tables(pool: TaskPool) -> list[Table]:
     tables = []
     if pairs := _pairs(pool)[:100]:
         tables.append(
-            Table("Rows that two sets share", ["rows", "set", "set"], [[f"{c:,}", a, b] for c, a, b in pairs])
+            Table("Rows that two sets share", ["set", "other set", "rows"], [[a, b, f"{c:,}"] for c, a, b in pairs])
         )
     notes = [[s.name, note] for s in pool.all for note in s.notes]
     if notes:

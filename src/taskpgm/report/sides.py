@@ -22,6 +22,12 @@ def names_of(first: Path, second: Path) -> Names:
     return (a, b) if a != b else (str(first), str(second))
 
 
+def folders_of(first: Path, second: Path) -> Names:
+    """Names of a folder for either run."""
+    a, b = first.resolve().name, second.resolve().name
+    return (a, b) if a != b else (f"{a}-1", f"{b}-2")
+
+
 def sections(first: Material, second: Material, names: Names) -> list[Section]:
     """What two runs have in common and what not."""
     return [_shares(first, second, names), _gains(first, second, names), _settings(first, second, names)]

@@ -65,12 +65,19 @@ def name_axis(names: Any, **more: Any) -> dict[str, Any]:
     }
 
 
+def log_ticks(low: float, high: float) -> dict[str, Any]:
+    """An axis in powers, with whole numbers at 1, 2 and 5 times each."""
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    values = [m * 10.0**k for k in decades for m in (1, 2, 5)]
+    return {"type": "log", "tickvals": values, "ticktext": [f"{value:.6g}" for value in values]}
+
+
 def compact(values: Floats, digits: int) -> Any:
     """The numbers of a heat map; of a large one to so many significant digits, since a page must stay small."""
     if values.size <= LARGE:
         return values
     size = 10.0 ** (digits - 1 - np.floor(np.log10(np.maximum(np.abs(values), 1e-12))))
-    return (np.round(values * size) / size).round(12).tolist()
+    return (np.round(values * size) / size).astype(np.float32)  # of lists, Plotly looks at every number
 
 
 def buttons(labels: Any, args: Any, kind: str = "buttons") -> dict[str, Any]:

@@ -1,0 +1,66 @@
+"""Files of a run that something damaged: one sentence, and the run makes again what is removed."""
+
+import shutil
+
+import pytest
+from support.runs import experiment
+
+from taskpgm import load_config, load_run, run
+from taskpgm.errors import UserError
+
+READERS = {
+    "mixture.json": lambda found: found.mixture,
+    "scores.npz": lambda found: found.scores,
+    "affinity.npz": lambda found: found.affinity,
+    "pool/pool.json": lambda found: found.pool,
+    "pool/index.npz": lambda found: found.pool,
+    "pool/rows-00000.jsonl": lambda found: found.pool,
+    "manifest.json": lambda found: found.manifest,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, model_folders):
+    folder = tmp_path_factory.mktemp("damage")
+    config = load_config(experiment(folder, model_folders["llama"]))
+    run(config, folder / "run")
+    return config, folder / "run"
+
+
+def damage(path, how):
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "garbage": b"garbage{"}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "garbage"])
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_file_is_named(name, how, finished, tmp_path):
+    _, whole = finished
+    shutil.copytree(whole, tmp_path / "run")
+    damage(tmp_path / "run" / name, how)
+    with pytest.raises(UserError, match=rf"run/{name.split('/')[0]}.* is damaged.*remove it"):
+        READERS[name](load_run(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "name", ["mixture.json", "scores.npz", "affinity.npz", "pool", "manifest.json", "overlap.json"]
+)
+def test_what_is_removed_is_made_again(name, finished, tmp_path):
+    config, whole = finished
+    again = tmp_path / "run"
+    shutil.copytree(whole, again)
+    shutil.rmtree(again / name) if (again / name).is_dir() else (again / name).unlink()
+    kept = {path: path.stat().st_mtime_ns for path in again.glob("adapters/*/adapter_model.safetensors")}
+    run(config, again)
+    for one in ("mixture.json", "train.jsonl", "overlap.json"):
+        assert (again / one).read_bytes() == (whole / one).read_bytes()
+    assert (again / name).exists()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # probes are kept
+
+
+def test_a_damaged_mixture_is_replaced_by_a_run(finished, tmp_path):
+    config, whole = finished
+    shutil.copytree(whole, tmp_path / "run")
+    damage(tmp_path / "run" / "mixture.json", "half")
+    run(config, tmp_path / "run")
+    assert (tmp_path / "run" / "mixture.json").read_bytes() == (whole / "mixture.json").read_bytes()
