@@ -1,10 +1,10 @@
-# make setup | demo | test | check | results — each prepares .venv first. Needs Python 3.11 or newer and nothing else.
+# make setup | demo | test | check | results | soak — each prepares .venv first. Needs Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 # Modules are compiled when they are first imported: most of what is installed never is.
 PIP := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: setup demo test test-trainers test-cluster check results clean
+.PHONY: setup demo test test-trainers test-cluster soak check results clean
 setup: .venv/ready
 demo: .venv/ready
 	$(BIN)/taskpgm demo --out runs/demo
@@ -17,9 +17,13 @@ check: .venv/ready-dev
 test-trainers: .venv/ready-dev
 	sh tests/trainers/environments.sh $(BIN)/python build/trainers
 	$(BIN)/python -m pytest -m trainers tests/trainers
-# Ray clusters on this machine whose nodes vanish in the middle of a run, some minutes.
+# Ray clusters on this machine whose nodes vanish in the middle of a run; drivers that are stopped and killed; the script
+# for Slurm, if Debian's slurm-wlm is installed and munged runs. Some minutes.
 test-cluster: .venv/ready-dev
 	$(BIN)/python -m pytest -m cluster tests/workers
+# Twenty random kills of workers, drivers and nodes while a cluster on this machine works, a quarter of an hour.
+soak: .venv/ready-dev
+	$(BIN)/python tests/workers/soak.py runs/soak
 # The experiments of docs/results.md with all variants, some hours on two cores; a stopped run goes on.
 results: .venv/ready-dev
 	$(BIN)/python benchmarks/results.py runs/results

@@ -61,6 +61,27 @@ def test_a_log_gets_a_line_at_the_start_and_the_end_and_now_and_then_between():
     assert threading.active_count() == 1 or not any(t.name.endswith("(_beat)") for t in threading.enumerate())
 
 
+def test_the_number_of_workers_stands_behind_the_name():
+    stream = io.StringIO()
+    lines = Lines(stream, between=0.05)
+    lines.workers(7)  # no stage is open
+    with lines.stage("training probes", 8, "steps"):
+        lines.workers(2)
+        while "2 workers" not in stream.getvalue():
+            time.sleep(0.01)
+        with lines.stage("inner"):
+            lines.workers(9)
+        lines.workers(1)
+    with lines.stage("divergences", 1, "sets"):
+        pass
+    text = stream.getvalue()
+    assert "training probes (2 workers): 0 of 8 steps after" in text.replace(":  ", ": ")
+    assert "training probes (1 worker): done in 0 s\n" in text
+    assert "divergences: done in" in text
+    assert "7 workers" not in text
+    assert "9 workers" not in text
+
+
 def test_a_log_says_how_far_a_stopped_stage_came():
     stream = io.StringIO()
     lines = Lines(stream)
@@ -80,11 +101,13 @@ def test_a_terminal_gets_bars_and_a_file_gets_lines(terminal):
     stream = io.StringIO()
     with shown(Console(file=stream, force_terminal=terminal, width=80)) as progress:
         with progress.stage("scoring", 3, "sets"):
+            progress.workers(64)
             progress.advance(3)
         with progress.stage("loading the model"):
             progress.say("a sentence [not] markup")
     text = stream.getvalue()
     assert ("3/3 sets" in text) == terminal
+    assert "scoring (64 workers)" in text
     assert ("scoring: 3 sets\n" in text) != terminal
     assert "a sentence [not] markup" in text
 

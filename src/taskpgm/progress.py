@@ -16,7 +16,7 @@ class Progress:
 
     Whoever knows how many pieces a stage has opens it; the work inside calls `advance` for each that is done, from
     other processes too. A stage that is opened inside another belongs to a piece of that one: it is not shown, and its
-    pieces are not counted. To show progress your own way, override `begin`, `count`, `end` and `say`.
+    pieces are not counted. To show progress your own way, override `begin`, `count`, `spread`, `end` and `say`.
     """
 
     def __init__(self) -> None:
@@ -53,6 +53,11 @@ class Progress:
         if self._open == 1:
             self.count(pieces)
 
+    def workers(self, count: int) -> None:
+        """The open stage is shared by so many workers, from now on."""
+        if self._open == 1:
+            self.spread(count)
+
     def say(self, sentence: str) -> None:
         """A sentence for the user: what is made again and why, or what went otherwise than planned."""
         warnings.warn(sentence, stacklevel=2)
@@ -62,6 +67,9 @@ class Progress:
 
     def count(self, pieces: int) -> None:
         """Pieces of it are done."""
+
+    def spread(self, workers: int) -> None:
+        """So many workers share it."""
 
     def end(self, finished: bool) -> None:
         """It ends, before its time if not `finished`."""
@@ -90,6 +98,7 @@ class Lines(Progress):
     def begin(self, what: str, total: int, unit: str) -> None:
         """The first line; then one every so often, also while no piece is done."""
         self.what, self.total, self.unit, self.done = what, total, unit, 0
+        self.shared = ""
         self.started = time.monotonic()
         self.over = threading.Event()
         self.say(f"{what}: {total} {unit}" if total else f"{what} …")
@@ -100,12 +109,16 @@ class Lines(Progress):
         """Shown with the next line."""
         self.done += pieces
 
+    def spread(self, workers: int) -> None:
+        """Shown with the next line."""
+        self.shared = f" ({several(workers)})"
+
     def end(self, finished: bool) -> None:
         """The last line."""
         self.over.set()
         self.beat.join()
         far = "done in" if finished else f"stopped{self._far(' at')} after"
-        self.say(f"{self.what}: {far} {duration(self._spent())}")
+        self.say(f"{self.what}{self.shared}: {far} {duration(self._spent())}")
 
     def _beat(self) -> None:
         while not self.over.wait(self.between):
@@ -113,13 +126,18 @@ class Lines(Progress):
             known = self.done and self.total
             left = f", about {duration(spent / self.done * (self.total - self.done))} left" if known else ""
             now = "".join(f" ({what})" for what in self.inside[-1:])
-            self.say(f"{self.what}:{self._far()} after {duration(spent)}{left}{now}")
+            self.say(f"{self.what}{self.shared}:{self._far()} after {duration(spent)}{left}{now}")
 
     def _spent(self) -> float:
         return time.monotonic() - self.started
 
     def _far(self, at: str = "") -> str:
         return f"{at} {self.done} of {self.total} {self.unit}".rstrip() if self.total else ""
+
+
+def several(workers: int) -> str:
+    """1 worker, 2 workers."""
+    return f"{workers} worker{'s' * (workers != 1)}"
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ class Heard(Progress):
     def __init__(self):
         super().__init__()
         self.totals, self.done, self.said, self.ended = {}, {}, [], []
+        self.shared = []  # numbers of workers as they were told
 
     def say(self, sentence):
         self.said.append(sentence)
@@ -19,6 +20,9 @@ class Heard(Progress):
 
     def count(self, pieces):
         self.done[self.now] = self.done.get(self.now, 0) + pieces
+
+    def spread(self, workers):
+        self.shared.append(workers)
 
     def end(self, finished):
         self.ended.append((self.now, finished))

@@ -165,6 +165,16 @@ def test_all_settings_are_said_and_a_second_start_does_nothing(finished, whole):
     )
 
 
+def test_that_workers_elsewhere_do_not_train_is_said(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    manifest["settings"]["workers"] = {"backend": "ray"}
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    said = Said()
+    train(tmp_path / "run", options=TrainOptions(learning_rate=0.01), progress=said)
+    assert any("is not spread over workers: it runs here" in sentence for sentence in said.sentences)
+
+
 def test_bad_input_is_one_sentence(finished, whole, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")

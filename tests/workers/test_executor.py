@@ -44,6 +44,7 @@ def test_results_are_bit_for_bit_those_of_work_in_turn(backend, in_turn):
         assert threads == 1
         assert (pid == os.getpid()) == (backend == "serial")
     assert heard.done == {"products": 3}
+    assert max(heard.shared, default=1) == (1 if backend == "serial" else 2)
     assert sorted(heard.said) == ["size 200", "size 3", "size 50"]
 
 

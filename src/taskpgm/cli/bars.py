@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Display
 
-from taskpgm.progress import Lines, Progress
+from taskpgm.progress import Lines, Progress, several
 
 COLUMNS = (
     TextColumn("{task.description}", markup=False),
@@ -32,7 +32,7 @@ class Bars(Progress):
 
     def begin(self, what: str, total: int, unit: str) -> None:
         """Another bar below the others."""
-        self.total, self.unit = total, unit
+        self.what, self.total, self.unit = what, total, unit
         self.bar = self.display.add_task(what, total=total or None, pieces="")
 
     def count(self, pieces: int) -> None:
@@ -41,6 +41,10 @@ class Bars(Progress):
         if self.total:
             done = int(self.display.tasks[self.bar].completed)
             self.display.update(self.bar, pieces=f"{done}/{self.total} {self.unit}")
+
+    def spread(self, workers: int) -> None:
+        """The number behind the name."""
+        self.display.update(self.bar, description=f"{self.what} ({several(workers)})")
 
     def end(self, finished: bool) -> None:
         """A bar of unknown length is full, and no clock runs on."""

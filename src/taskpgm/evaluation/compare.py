@@ -226,7 +226,7 @@ class Trainings:
             for path, (run, *_) in todo.items()
         ]  # fmt: skip
         progress, pieces = self.run.engine.progress, sum(len(steps[path]) + len(self.sets) for path in todo)
-        with progress.stage(f"{what}, {len(todo)} trainings", pieces, "steps, sets"):
+        with progress.stage(f"{what}, {len(todo)} trainings", pieces, "steps"):
             for key, found, trained in self.run.engine.workers.map(work, jobs, progress):
                 path = Path(key)
                 record = self._record(todo[path][0], found)

@@ -130,6 +130,11 @@ def _train(
         progress.say(f"{folder} is trained already")
         return _trained(folder, options, record)
     import_trl()  # what is missing is said before the model is loaded
+    if finished.config.workers.backend == "ray":
+        progress.say(
+            "One training is not spread over workers: it runs here, not on the Ray cluster; `taskpgm export` hands its "
+            "rows to another trainer"
+        )
     encoded = _encoded(finished, engine, rows)
     record = {"parts": parts, "settings": describe(engine, encoded, settings, directory.path)}
     write_json(directory / RECORD, record)

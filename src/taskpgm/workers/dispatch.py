@@ -77,13 +77,15 @@ def dispatch(crew: Crew, jobs: Sequence[Job], progress: Progress) -> Generator[A
     told: Counter[int] = Counter()  # pieces of a job that are done
     lost: Counter[int] = Counter()
     idle: list[Any] = []
-    left = len(jobs)
+    left, shown = len(jobs), 0
     try:
         while left:
             idle += crew.ready(len(waiting) + len(busy))
             while idle and waiting:
                 busy[worker := idle.pop(0)] = waiting.pop()
                 crew.give(worker, busy[worker])
+            if len(busy) != shown and (waiting or len(busy) > shown):
+                progress.workers(shown := len(busy))
             for worker, kind, value in crew.heard():
                 number = busy.get(worker)
                 if kind == "say":

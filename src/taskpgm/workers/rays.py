@@ -265,11 +265,14 @@ def _connect(address: str | None) -> bool:
         raise UserError("workers.backend ray needs Ray: pip install 'taskpgm[ray]'.") from error
     if ray.is_initialized():
         return False
+    # Left to itself, Ray would join whatever cluster was last started here, and wait long for one that was killed.
+    chosen = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        ray.init(address=chosen, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
+        place = "this machine" if chosen == "local" else chosen
         raise UserError(
-            f"No Ray cluster at {address or 'this machine'} ({first_line(error)}); start one with `ray start --head`, "
-            "or leave out workers.address to start one on this machine."
+            f"No Ray cluster at {place} ({first_line(error)}); start one with `ray start --head`, or leave out "
+            "workers.address to start one on this machine."
         ) from error
     return True
