@@ -110,12 +110,42 @@ class ModelConfig(Section):
         description="auto (the accelerator that PyTorch finds: CUDA, ROCm, XPU or MPS; else the CPU), cpu, cuda, "
         "cuda:1, xpu, mps.",
     )
+    device_map: Literal["auto"] | None = Field(
+        None,
+        description="auto: spread the layers of a model that is larger than a device over all accelerators that a "
+        "worker sees.",
+    )
+    quantization: Literal["nf4", "int8"] | None = Field(
+        None,
+        description="Hold the base model's linear layers in 4 bits (nf4, as QLoRA) or 8 (int8); adapters stay in the "
+        "model's precision. Needs taskpgm[quantized].",
+    )
     processes: PositiveInt | None = Field(
         None,
         description="On a CPU under Linux, processes that train and score side by side, one core each; 1: none, all "
         "cores for one after another. Left out: one a core, if memory allows.",
     )
     trust_remote_code: bool = Field(False, description="Run code that a hub repository ships. Off unless you trust it.")
+
+    def check_full(self) -> None:
+        """Errors for settings under which adapters alone can be trained, where every weight is to be.
+
+        Raises:
+            UserError: with the setting.
+        """
+        for name in ("quantization", "device_map"):
+            if value := getattr(self, name):
+                raise UserError(
+                    f"Every weight cannot be trained with model.{name}: {value}; train an adapter, or leave it out."
+                )
+
+    @pydantic.model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.device_map and self.device != "auto":
+            raise ValueError(
+                f"device_map {self.device_map} takes all accelerators, device {self.device} one; leave one of them out"
+            )
+        return self
 
 
 class Source(Section):

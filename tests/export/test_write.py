@@ -51,6 +51,11 @@ def test_lossy_drops_and_counts(tmp_path: Path) -> None:
     assert export.notes[0] in (tmp_path / "out/HOWTO.md").read_text()
 
 
+def test_a_quantised_base_is_named_as_not_handed_over(tmp_path: Path) -> None:
+    export = export_plan(make_handover(quantization="nf4"), "openai", tmp_path / "out")
+    assert export.notes[0] == "model.quantization nf4 is not in the config: set the trainer's own (QLoRA)"
+
+
 def test_calls_are_never_dropped(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tool calls"):
         export_plan(handover_of(CALLING), "verl", tmp_path / "out", lossy=True)

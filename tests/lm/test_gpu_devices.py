@@ -81,10 +81,14 @@ def test_attention_of_a_gpu_is_that_of_a_cpu(prefix, length, window):
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 
 
-def test_batches_are_sized_by_what_is_free_on_the_gpu(model_folders, monkeypatch):
+@pytest.mark.parametrize("count", [1, 2])
+def test_batches_are_sized_by_what_is_free_on_the_fullest_gpu(count, model_folders, monkeypatch):
     lm, *_ = setup(model_folders["llama"])
-    monkeypatch.setattr(LanguageModel, "device", torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (50e9, 80e9))
+    gpus = tuple(torch.device("cuda", i) for i in range(count))
+    free = dict(zip(gpus, (50e9, 30e9), strict=False))
+    monkeypatch.setattr(LanguageModel, "device", gpus[0])
+    monkeypatch.setattr(LanguageModel, "devices", gpus)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 80e9))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 10e9)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 4e9)
-    assert lm.memory_budget == pytest.approx(0.9 * 56e9)
+    assert lm.memory_budget == pytest.approx(0.9 * 56e9 if count == 1 else 2 * 0.9 * 36e9)

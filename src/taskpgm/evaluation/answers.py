@@ -215,7 +215,8 @@ def _batch_of_options(lm: LanguageModel, questions: Sequence[_Question]) -> list
         )  # fmt: skip
         sums_O = label_logp(first.logits[:, -1][owner_O], ids_OL[:, 0]).double()
         if ids_OL.shape[1] > 1:
-            cache.batch_select_indices(owner_O)
+            for layer in cache.layers:  # each is where the model's layer is
+                layer.batch_select_indices(owner_O.to(getattr(layer, "keys", owner_O).device))
             given_OL = ids_OL[:, :-1]
             logits_OLV = lm.model(
                 input_ids=given_OL, use_cache=True, **{named: cache},

@@ -61,6 +61,8 @@ def run_comparison(finished: FinishedRun, options: CompareOptions) -> tuple[Comp
         UserError: a mixture that is none, a set without rows to evaluate, or what a run of the pipeline would raise.
     """
     result = finished.result
+    if options.method == "full":
+        finished.config.model.check_full()
     trainings, runs = Trainings(finished, options), list(_runs(finished, options))
     measurements = {(m.mixture, m.seed): m for m in trainings.measurements(runs, "comparing")}
     asked = [m for (name, _), m in measurements.items() if "@" not in name]

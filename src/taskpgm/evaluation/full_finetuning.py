@@ -17,6 +17,7 @@ from taskpgm.config import Config
 from taskpgm.data.chat import Encoded, tokens_of
 from taskpgm.errors import UserError
 from taskpgm.lm.model import LanguageModel
+from taskpgm.lm.quantized import check_all_trainable
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.probe import Probe, installed
 from taskpgm.probes.training import Trainer
@@ -54,8 +55,9 @@ def train_full(
     """The model trained on these rows, step by step, by the optimiser and the schedule that probes have.
 
     Raises:
-        UserError: a loss that is not finite, or a model whose weights are not of one precision.
+        UserError: a loss that is not finite, or a model whose weights are not of one precision or place.
     """
+    check_all_trainable(lm)
     parameters = dict(lm.model.named_parameters())  # tied ones once
     if len({p.dtype for p in parameters.values()}) > 1:
         raise UserError("The model's weights are of several precisions; set model.dtype to train all of them.")
@@ -65,7 +67,7 @@ def train_full(
     trainer = Trainer(replace(lm, processes=1), config, progress=progress)
     trunk = Trunk(lm, 0, lm.shared_prefix([row for step in steps for row in step]))
     with _replaced(lm.model, _views(flat, parameters)), _trainable(parameters, _views(gradient, parameters)):
-        losses = trainer.descend(name, steps, trunk, master, flat, gradient)
+        losses = trainer.descend(name, steps, trunk, master, [flat], [gradient])
     weights = {key: view.cpu() for key, view in _views(flat, parameters).items()}
     return Finetuned(name, weights, losses, tokens_of(steps))
 

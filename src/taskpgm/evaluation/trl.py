@@ -22,6 +22,8 @@ from taskpgm.data.chat import Encoded, tokens_of
 from taskpgm.errors import UserError
 from taskpgm.evaluation.full_finetuning import Finetuned
 from taskpgm.lm.model import LanguageModel
+from taskpgm.lm.quantized import check_all_trainable
+from taskpgm.lm.quiet import import_peft
 from taskpgm.probes.probe import Probe, adapter_seed, lora_settings
 from taskpgm.probes.training import learning_rate_factor
 from taskpgm.progress import QUIET, Progress
@@ -51,17 +53,15 @@ def train_with_trl(
     Raises:
         UserError: TRL is not installed, or a loss is not finite.
     """
-    from peft import get_peft_model, get_peft_model_state_dict
-
-    settings = lora_settings(lm, config.probes.lora)
+    peft, settings = import_peft(), lora_settings(lm, config.probes.lora)
     with as_before(lm.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer_class = _trainer_class()  # its import draws random numbers
         torch.manual_seed(adapter_seed(config, seed))
-        model = get_peft_model(lm.model, settings)
+        model = peft.get_peft_model(lm.model, settings)
         try:
             losses = _trained(partial(trainer_class, lm, model, steps, config.probes.learning_rate), name, progress)
-            weights = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(model).items()}
+            weights = {k: v.detach().cpu().clone() for k, v in peft.get_peft_model_state_dict(model).items()}
         finally:
             model.unload()
     return Probe(name, seed, settings, weights, losses, tokens_of(steps))
@@ -75,6 +75,7 @@ def train_full_with_trl(
     Raises:
         UserError: as `train_with_trl`.
     """
+    check_all_trainable(lm)
     dtype = lm.dtype
     with as_before(lm.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -58,6 +58,7 @@ class Handover:
     max_length: int = 1024
     seed: int = 0
     has_template: bool = True
+    quantization: str | None = None  # of the base, as probes had it
     dropped: frozenset[Part] = field(default_factory=frozenset)  # left out of every row, since the format has no place
 
     @cached_property

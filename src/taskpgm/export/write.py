@@ -115,6 +115,8 @@ def _carried(handover: Handover, to: str, target: Target, lossy: bool) -> tuple[
             counts[part] += 1
             examples.setdefault(part, task)
     notes = []
+    if handover.quantization:
+        notes.append(f"model.quantization {handover.quantization} is not in the config: set the trainer's own (QLoRA)")
     for part, count in counts.items():
         if part in NEEDED or not lossy:
             remedy = "export to another trainer" if part in NEEDED else "give --lossy to drop them, or another trainer"

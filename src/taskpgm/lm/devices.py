@@ -53,8 +53,9 @@ def missing_operation(device: torch.device) -> str | None:
 
 
 def local_devices(config: ModelConfig) -> list[dict[str, str]]:
-    """For every accelerator of this machine, what shows a process that one alone; none if one is chosen by name."""
-    if config.device != "auto" or not torch.accelerator.is_available():
+    """For every accelerator of this machine, what shows a process that one alone; none if one is chosen by name, or
+    if the model is spread over all."""
+    if config.device != "auto" or config.device_map or not torch.accelerator.is_available():
         return []
     kind = choose_device("auto").type
     name = ROCM if getattr(torch.version, "hip", None) else VISIBLE.get(kind)

@@ -60,6 +60,11 @@ class Engine:
                 f"{self.config.path!r} is run whole and padded, which takes two to four times as long: "
                 f"{lm.whole_because}."
             )
+        if self.config.quantization:
+            size = lm.model.get_memory_footprint() / 2**20
+            self.progress.say(f"{self.config.path!r} is held in {self.config.quantization}: {size:,.0f} MiB")
+        if self.config.device_map and len(lm.devices) == 1:
+            self.progress.say(f"model.device_map is not used: {lm.device} is the one device here")
         return lm
 
     @cached_property

@@ -10,9 +10,10 @@ from torch import nn
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError
 from taskpgm.lm import packing
-from taskpgm.lm.checkpoint import limits_of, load_tokenizer, read_model, read_skeleton
+from taskpgm.lm.checkpoint import check_quantization, limits_of, load_tokenizer, read_model, read_skeleton
 from taskpgm.lm.devices import choose_device, missing_operation
 from taskpgm.lm.model import LanguageModel
+from taskpgm.lm.quantized import dequantize_in_products, dequantized, held_bytes, quantized_layers, quantizing
 from taskpgm.lm.structure import why_whole
 from taskpgm.progress import QUIET, Progress
 from taskpgm.system import usable_cores
@@ -42,16 +43,33 @@ def load_model(config: ModelConfig, progress: Progress = QUIET) -> LanguageModel
     if config.device == "auto" and (why := missing_operation(device)):
         progress.say(f"{device.type} cannot do all that is needed ({why}); working on the CPU.")
         device = torch.device("cpu")
-    # For what is not run packed: eager attention knows caps and sinks, and trains faster than the flash kernel here.
-    attention = {"attn_implementation": "eager"} if device.type == "cpu" else {}
-    model = read_model(config, **attention)
+    model = _on_its_devices(config, device)
     _keep_padding_known(tokenizer, limits_of(model).vocabulary)
-    model = model.to(device).eval().requires_grad_(False)
     packing.register()
     _check_finite(config.path, model)
     lm = LanguageModel(model, tokenizer, config.path, _decoder_layers(model))
     lm = replace(lm, whole_because=why_whole(lm))
     return replace(lm, processes=_processes(config.processes, lm))
+
+
+def _on_its_devices(config: ModelConfig, device: torch.device) -> Any:
+    """The model on the device, or spread over all of its kind; quantised as it is read, if it is to be.
+
+    Raises:
+        UserError: also if a part of it has no room on them.
+    """
+    check_quantization(config)
+    # For what is not run packed: eager attention knows caps and sinks, and trains faster than the flash kernel here.
+    options: dict[str, Any] = {"attn_implementation": "eager"} if device.type == "cpu" else {}
+    options |= quantizing(config, device)
+    spread = config.device_map is not None and device.type != "cpu"
+    if spread or config.quantization:
+        options["device_map"] = config.device_map if spread else {"": str(device)}
+    model = read_model(config, **options)
+    if not options.get("device_map"):
+        model = model.to(device)
+    dequantize_in_products(model)
+    return model.eval().requires_grad_(False)
 
 
 def skeleton(config: ModelConfig, device: torch.device | None = None, room: float | None = None) -> LanguageModel:
@@ -66,7 +84,7 @@ def skeleton(config: ModelConfig, device: torch.device | None = None, room: floa
     if model is None:
         raise UserError(f"{config.path!r} holds a tokenizer and no model; name the folder of a whole model.")
     _keep_padding_known(tokenizer, limits_of(model).vocabulary)
-    weights = float(sum(w.numel() * w.element_size() for w in model.parameters()))
+    weights = held_bytes(model, config.quantization)
     lm = LanguageModel(
         model.eval(), tokenizer, config.path, _decoder_layers(model), planned=device or choose_device(config.device),
         room=None if room is None else max(0.0, 0.9 * (room - weights)),
@@ -91,8 +109,11 @@ def _decoder_layers(model: Any) -> nn.ModuleList:
 
 
 def _check_finite(name: str, model: Any) -> None:
+    quantized = quantized_layers(model)
     for weight, values in model.named_parameters():
-        if not bool(torch.isfinite(values).all()):
+        layer = quantized.get(weight.removesuffix(".weight"))
+        shown = values if layer is None else dequantized(layer, torch.float32)
+        if not bool(torch.isfinite(shown).all()):
             raise UserError(
                 f"The weight {weight!r} of model {name!r} holds values that are not finite, so nothing it says is a "
                 "number; download the model again, or save it again in bfloat16 or float32."

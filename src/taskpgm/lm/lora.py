@@ -9,12 +9,15 @@ Shapes: r rank, in and out the layer's sizes.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from taskpgm.lm.forwards import Forward, replaced
 
 # Settings of PEFT's LoraConfig that leave y = Wx + s·B(Ax) as it is when nothing is dropped out.
 HARMLESS = {
@@ -27,21 +30,32 @@ KEY, LEFT, RIGHT = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 @dataclass(frozen=True)
 class LowRank:
-    """Updates of some linear layers in the model's precision: views of one flat tensor, layer by layer."""
+    """Updates of some linear layers in the model's precision: views of a flat tensor, layer by layer.
+
+    The flat tensor is in pieces, each on the device of its layers: one, if the model is on one device.
+    """
 
     modules: tuple[nn.Module, ...]
     stems: tuple[str, ...]  # the layers' names in PEFT's files
-    flat: Tensor
+    pieces: tuple[Tensor, ...]
     left: tuple[Tensor, ...]  # (r, in) of each layer
     right: tuple[Tensor, ...]  # (out, r) of each layer
     scale: float
 
     def weights(self, flat: Tensor) -> dict[str, Tensor]:
         """PEFT's names and tensors of another flat tensor of the same layout."""
-        views = flat.split([t.numel() for pair in zip(self.left, self.right, strict=True) for t in pair])
-        shapes = [t.shape for pair in zip(self.left, self.right, strict=True) for t in pair]
         keys = [KEY + stem + side for stem in self.stems for side in (LEFT, RIGHT)]
-        return {k: v.reshape(s).clone() for k, v, s in zip(keys, views, shapes, strict=True)}
+        return {key: view.clone() for key, view in zip(keys, _views([flat], self._shapes), strict=True)}
+
+    def zeros(self) -> "LowRank":
+        """Updates of zeros in the same layout, in memory of their own."""
+        pieces = tuple(map(torch.zeros_like, self.pieces))
+        views = _views(pieces, self._shapes)
+        return dataclasses.replace(self, pieces=pieces, left=tuple(views[::2]), right=tuple(views[1::2]))
+
+    @property
+    def _shapes(self) -> list[torch.Size]:
+        return [t.shape for pair in zip(self.left, self.right, strict=True) for t in pair]
 
 
 def flatten(weights: Mapping[str, Tensor]) -> Tensor:
@@ -50,11 +64,20 @@ def flatten(weights: Mapping[str, Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-def low_rank(model: Any, settings: Any, weights: Mapping[str, Tensor], flat: Tensor | None = None) -> LowRank | None:
-    """The updates that PEFT's `weights` make on the model; None if they are not plain LoRA on linear layers.
+def _views(pieces: Sequence[Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Tensors of these shapes, one after another in the pieces."""
+    views: list[Tensor] = []
+    for piece in pieces:
+        at = 0
+        while at < len(piece):
+            shape = shapes[len(views)]
+            views.append(piece[at : at + shape.numel()].view(shape))
+            at += shape.numel()
+    return views
 
-    Args:
-        flat: the flat tensor to look into, in the layout of `flatten`; made in the model's precision if left out.
+
+def low_rank(model: Any, settings: Any, weights: Mapping[str, Tensor]) -> LowRank | None:
+    """The updates that PEFT's `weights` make on the model; None if they are not plain LoRA on linear layers.
 
     Raises:
         ValueError: a layer that the model does not have, or another shape; the message names it.
@@ -65,21 +88,22 @@ def low_rank(model: Any, settings: Any, weights: Mapping[str, Tensor], flat: Ten
     modules = [_linear(model, stem) for stem in stems]
     if any(module is None for module in modules):
         return None
-    sample = next(model.parameters())
-    flat = flatten(weights).to(sample.device, sample.dtype) if flat is None else flat
-    left: list[Tensor] = []
-    right: list[Tensor] = []
-    at = 0
-    for stem, module in zip(stems, modules, strict=True):
-        size_in, size_out = _sizes(module)
-        for views, key, shape in ((left, LEFT, (-1, size_in)), (right, RIGHT, (size_out, -1))):
+    kept = [module for module in modules if module is not None]
+    shapes: list[torch.Size] = []
+    for stem, module in zip(stems, kept, strict=True):
+        size_in, size_out = sizes(module)
+        for key, shape in ((LEFT, (-1, size_in)), (RIGHT, (size_out, -1))):
             tensor = weights[KEY + stem + key]
             if tensor.ndim != 2 or not all(a in (b, -1) for a, b in zip(shape, tensor.shape, strict=True)):
                 raise ValueError(f"{stem}{key} has shape {tuple(tensor.shape)}")
-            views.append(flat[at : at + tensor.numel()].view(tensor.shape))
-            at += tensor.numel()
-    kept = tuple(module for module in modules if module is not None)
-    return LowRank(kept, tuple(stems), flat, tuple(left), tuple(right), scale(settings))
+            shapes.append(tensor.shape)
+    flat, dtype = flatten(weights), next(model.parameters()).dtype
+    runs = [(device, len(list(run))) for device, run in groupby(module.weight.device for module in kept)]
+    lengths = iter([shape.numel() for shape in shapes])
+    parts = flat.split([sum(islice(lengths, 2 * layers)) for _, layers in runs])
+    pieces = [part.to(device, dtype, copy=True) for part, (device, _) in zip(parts, runs, strict=True)]
+    views = _views(pieces, shapes)
+    return LowRank(tuple(kept), tuple(stems), tuple(pieces), tuple(views[::2]), tuple(views[1::2]), scale(settings))
 
 
 def scale(settings: Any) -> float:
@@ -112,16 +136,11 @@ def patched(updates: Sequence[LowRank]) -> Iterator[Switch]:
     """Within, the layers that any of these updates changes follow the switch."""
     switch = Switch()
     modules = list({m: None for update in updates for m in update.modules})
-    for module in modules:
-        module.forward = _updated(module, module.forward, switch)
-    try:
+    with replaced({module: _updated(module, module.forward, switch) for module in modules}):
         yield switch
-    finally:
-        for module in modules:
-            del module.forward
 
 
-def _updated(module: nn.Module, forward: Callable[[Tensor], Tensor], switch: Switch) -> Callable[[Tensor], Tensor]:
+def _updated(module: nn.Module, forward: Forward, switch: Switch) -> Forward:
     def updated(x: Tensor) -> Tensor:
         if module not in switch.active:
             return forward(x)
@@ -156,6 +175,8 @@ def _linear(model: Any, stem: str) -> nn.Module | None:
     return module if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" else None
 
 
-def _sizes(module: Any) -> tuple[int, int]:
-    shape = module.weight.shape
-    return (shape[1], shape[0]) if isinstance(module, nn.Linear) else (shape[0], shape[1])
+def sizes(module: Any) -> tuple[int, int]:
+    """In and out of a linear layer, quantised or not."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    return module.weight.shape[0], module.weight.shape[1]

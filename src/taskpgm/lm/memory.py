@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from taskpgm.data.chat import Encoded, tokens_of
+from taskpgm.lm.forwards import replaced
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, attending
 
@@ -21,15 +22,9 @@ def recomputing(lm: LanguageModel, packed: Packed, first: int) -> Iterator[None]
     def contexts() -> tuple[Any, Any]:  # of the layer's first run, and of the one in the backward pass
         return contextlib.nullcontext(), attending(lm.model, packed) if lm.plain_head else contextlib.nullcontext()
 
-    for layer in lm.layers[first:]:
-        layer.forward = partial(
-            checkpoint, layer.forward, use_reentrant=False, context_fn=contexts, preserve_rng_state=False
-        )
-    try:
+    settings = {"use_reentrant": False, "context_fn": contexts, "preserve_rng_state": False}
+    with replaced({layer: partial(checkpoint, layer.forward, **settings) for layer in lm.layers[first:]}):
         yield
-    finally:
-        for layer in lm.layers[first:]:
-            del layer.forward
 
 
 @dataclass(frozen=True)

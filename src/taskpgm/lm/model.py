@@ -19,6 +19,8 @@ from taskpgm.data.chat import Encoded, Limits
 from taskpgm.lm.batching import logit_rows, padded
 from taskpgm.lm.checkpoint import limits_of
 from taskpgm.lm.devices import free_memory
+from taskpgm.lm.forwards import replaced
+from taskpgm.lm.lora import sizes
 from taskpgm.lm.packing import BLOCK, Packed, attending, shared_prefix
 from taskpgm.system import total_memory
 
@@ -43,8 +45,13 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where token ids go: the embedding's device, and all other weights' if there is one device."""
         return self.planned or next(self.model.parameters()).device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where the weights are: one device, or those that `model.device_map` spread the layers over."""
+        return (self.planned,) if self.planned else tuple(dict.fromkeys(w.device for w in self.model.parameters()))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,12 +71,12 @@ class LanguageModel:
     @property
     def memory_budget(self) -> float:
         """Bytes that a batch may take: an equal part of half of the machine's memory for each process that works beside
-        others; of a GPU what is free, less a tenth."""
+        others; of GPUs what is free on the fullest, less a tenth, times their number."""
         if self.room is not None:
             return self.room
         if self.device.type == "cpu":
             return total_memory() / 2 / self.processes
-        return free_memory(self.device)
+        return min(map(free_memory, self.devices)) * len(self.devices)
 
     def memory(
         self, tokens: int, longest: int, responses: int, first: int | None = None, recompute: bool = False
@@ -84,7 +91,7 @@ class LanguageModel:
             recompute: the backward pass computes what lies inside a layer again.
         """
         config = self.model.config.get_text_config()
-        each = sum(sum(w.shape) for w in self.layers[-1].parameters() if w.ndim == 2) * 4
+        each = sum(map(_width, self.layers[-1].modules())) * 4
         # Scores of attention: of one block of queries at a time, or of a whole layer.
         at_once = 8 * config.num_attention_heads * min(longest, BLOCK) * (self.device.type == "cpu")
         if self.device.type == "cpu" and not self.plain_head:
@@ -125,12 +132,13 @@ class LanguageModel:
         if not self.plain_head:
             yield from self._whole(packed)
             return
-        hidden_Rd = self.hidden(packed, entering_Nd, first).index_select(0, packed.predict_R)
+        hidden_Nd = self.hidden(packed, entering_Nd, first)
+        hidden_Rd = hidden_Nd.index_select(0, packed.predict_R.to(hidden_Nd.device))
         head = self.model.get_output_embeddings()
-        for block in torch.arange(len(hidden_Rd), device=hidden_Rd.device).split(
-            logit_rows(head.weight.shape[0], hidden_Rd.device)
-        ):
-            yield head(hidden_Rd[block]), packed.labels_R[block], hidden_Rd[block]
+        rows = logit_rows(head.weight.shape[0], hidden_Rd.device)
+        for hidden_rd, labels_r in zip(hidden_Rd.split(rows), packed.labels_R.split(rows), strict=True):
+            logits_rV = head(hidden_rd)
+            yield logits_rV, labels_r.to(logits_rV.device), hidden_rd
 
     def _run(self, packed: Packed) -> Tensor:
         # A mask of four dimensions is handed on as it is; the packed attention does not read it.
@@ -146,6 +154,13 @@ class LanguageModel:
         ids_BL, response_BL = padded(packed.rows, self.tokenizer.pad_token_id, self.device)
         logits_BLV = self.model(input_ids=ids_BL, use_cache=False).logits
         yield logits_BLV[:, :-1][response_BL[:, 1:]], packed.labels_R, None
+
+
+def _width(module: nn.Module) -> int:
+    """Sizes of a module's own matrices, in and out; those of a quantised layer are not its tensor's."""
+    if isinstance(module, nn.Linear):
+        return sum(sizes(module))
+    return sum(sum(weight.shape) for weight in module.parameters(recurse=False) if weight.ndim == 2)
 
 
 class _StoppedError(Exception):
@@ -175,13 +190,8 @@ def _skipped(layers: nn.ModuleList) -> Iterator[None]:
     def hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
 
-    for layer in layers:
-        layer.forward = hand_on
-    try:
+    with replaced(dict.fromkeys(layers, hand_on)):
         yield
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 @contextlib.contextmanager

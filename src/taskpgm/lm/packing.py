@@ -16,7 +16,7 @@ import contextlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -47,6 +47,16 @@ class Packed:
     seen_BK: Tensor  # index into N of what a row attends to: the S shared tokens, and its rest
     inverse: Tensor  # (N - S,) index into B·L
     lengths: tuple[int, ...]  # of the rests
+    elsewhere: dict[torch.device, "Packed"] = field(default_factory=dict, repr=False)
+
+    def on(self, device: torch.device) -> "Packed":
+        """The same on another device, made once."""
+        if device == self.ids_N.device:
+            return self
+        if device not in self.elsewhere:
+            moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+            self.elsewhere[device] = replace(self, **moved, elsewhere={})
+        return self.elsewhere[device]
 
 
 def shared_prefix(rows: Sequence[Encoded]) -> int:
@@ -133,7 +143,7 @@ def packed_attention(
     """
     if kwargs.get("softcap") or kwargs.get("s_aux") is not None:
         raise ValueError("scores are capped, or have sinks: not attention of this kind")
-    packed, window = _LAYOUT.get(), kwargs.get("sliding_window")
+    packed, window = _LAYOUT.get().on(query.device), kwargs.get("sliding_window")
     q_HNe, k_GNe, v_GNe = query[0], key[0], value[0]
     scale = q_HNe.shape[-1] ** -0.5 if scaling is None else scaling
     first_q, rest_q = _Queries.apply(q_HNe, len(k_GNe), packed)

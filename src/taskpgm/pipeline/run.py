@@ -296,7 +296,7 @@ def export_run(
     settings = run.config
     handover = Handover(
         run.pool, run.plan, by, trainers_model(settings.model.path), settings.probes.max_length, settings.seed,
-        run.manifest["stages"]["pool"]["chat_template"],
+        run.manifest["stages"]["pool"]["chat_template"], quantization=settings.model.quantization,
     )  # fmt: skip
     return export_plan(handover, to, Path(out), lossy, force)
 

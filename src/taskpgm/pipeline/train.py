@@ -92,6 +92,8 @@ def train(
     finished = load_run(run)
     out = finished.path / "trained" if out is None else Path(out)
     rows = planned_keys(finished)
+    if options.full:
+        finished.config.model.check_full()
     _check_place(out)
     with RunDirectory(out) as directory:
         return _train(finished, directory, rows, options, progress)
@@ -204,9 +206,11 @@ def describe(engine: Engine, rows: "list[Encoded]", settings: "SftSettings", out
     lm, lora, steps = engine.lm, settings.lora, settings.steps(len(rows))
     size = at_a_time(rows, settings.batch, lm.token_budget)
     modules = "all linear layers" if lora and lora.target_modules == "all-linear" else lora and lora.target_modules
+    kind = engine.config.quantization
+    held = f", linear layers in {kind} (and TRL has the adapter in bfloat16)" if kind else ""
     order = f"shuffled by seed {settings.seed}" if settings.shuffle else "that of train.jsonl, not shuffled"
     return {
-        "model": f"{engine.config.path}, {str(lm.dtype).removeprefix('torch.')}, on {lm.device}",
+        "model": f"{engine.config.path}, {str(lm.dtype).removeprefix('torch.')}{held}, on {lm.device}",
         "method": f"LoRA of rank {lora.r}, alpha {lora.alpha:g}, on {modules} of every layer"
         if lora
         else "every weight, in float32" + (", products in bfloat16" if str(lm.dtype).endswith("bfloat16") else ""),

@@ -21,9 +21,11 @@ from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.drawing import Joined
 from taskpgm.data.pool import Row, TaskPool
 from taskpgm.lm.batching import batches
+from taskpgm.lm.lora import sizes
 from taskpgm.lm.memory import training_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends
+from taskpgm.lm.quantized import held_bytes
 from taskpgm.probes.cache import BASE, WARM
 from taskpgm.probes.options import encode_options
 from taskpgm.probes.probe import lora_settings
@@ -110,9 +112,8 @@ class Demand:
 def model_shape(lm: LanguageModel, config: Config) -> Shape:
     """Sizes of this model under this configuration."""
     head = lm.model.get_output_embeddings().weight
-    weights = sum(
-        m.weight.numel() for m in lm.layers.modules() if getattr(m, "weight", None) is not None and m.weight.ndim == 2
-    )
+    linear = [m for m in lm.layers.modules() if getattr(m, "weight", None) is not None and m.weight.ndim == 2]
+    weights = sum(math.prod(sizes(module)) for module in linear)
     depth = len(lm.layers)
     return Shape(weights / depth, depth, config.probes.lora.first_layer(depth), head.shape[1], head.shape[0])
 
@@ -154,7 +155,7 @@ def counted_memory(lm: LanguageModel, pool: TaskPool, config: Config, demand: De
     ]
     training = training_memory(lm, [[step] for step in longest], demand.shape.first) if longest else 0.0
     scoring = sizes_of(scored_rows(encoder, pool, config)).memory(lm)
-    weights = sum(w.numel() * w.element_size() for w in lm.model.parameters())
+    weights = held_bytes(lm.model, config.model.quantization)
     return PYTHON + weights + max(lm.processes * training, lm.processes * scoring + demand.adapters)
 
 
@@ -168,7 +169,7 @@ def adapter_weights(lm: LanguageModel, config: Config) -> int:
         for name, module in layer.named_modules()
         if name.rsplit(".", 1)[-1] in targets
     ]
-    return lora.r * sum(sum(module.weight.shape) for module in adapted)
+    return lora.r * sum(sum(sizes(module)) for module in adapted)
 
 
 def scored_rows(encoder: ChatEncoder, pool: TaskPool, config: Config) -> dict[str, list[Encoded]]:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from taskpgm.errors import UserError, first_line
 from taskpgm.lm.batching import out_of_memory
 from taskpgm.lm.lora import HARMLESS, low_rank, patched
 from taskpgm.lm.model import LanguageModel
+from taskpgm.lm.quiet import import_peft, peft_quiet
 from taskpgm.probes.cache import TRAINING
 from taskpgm.types import Brief, derive_seed
 
@@ -85,7 +85,6 @@ def load_probe(folder: Path, task: str, seed: int = 0) -> Probe:
         UserError: no LoRA adapter there, weights that are not safetensors or not finite, or settings that change more
             than the layers that the adapter is on.
     """
-    from peft import PeftConfig
     from safetensors.torch import load_file
 
     who = f"Task {task!r}: adapter {folder}"
@@ -96,7 +95,7 @@ def load_probe(folder: Path, task: str, seed: int = 0) -> Probe:
         weights = load_file(folder / WEIGHTS)
     _check_kind(given, who)
     with _readable(who), peft_quiet():
-        settings = PeftConfig.from_pretrained(str(folder))
+        settings = import_peft().PeftConfig.from_pretrained(str(folder))
     _check_settings(settings, given, who)
     _check_weights(weights, who)
     settings.init_lora_weights = True  # how it began is past
@@ -200,8 +199,6 @@ def lora_settings(lm: LanguageModel, lora: LoraConfig) -> Any:
     Raises:
         UserError: a target module that no decoder layer has, or more last layers than the model has.
     """
-    import peft
-
     depth = len(lm.layers)
     if (lora.last_layers or 0) > depth:
         raise UserError(f"probes.lora.last_layers is {lora.last_layers}, but {lm.name!r} has {depth} layers; lower it.")
@@ -218,7 +215,7 @@ def lora_settings(lm: LanguageModel, lora: LoraConfig) -> Any:
         )
     last = None if lora.last_layers is None else list(range(lora.first_layer(depth), depth))
     conv = any(type(module).__name__ == "Conv1D" for module in lm.layers.modules())
-    return peft.LoraConfig(
+    return import_peft().LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, target_modules=sorted(targets), layers_to_transform=last,
         task_type="CAUSAL_LM", fan_in_fan_out=conv, base_model_name_or_path=lm.name,
     )  # fmt: skip
@@ -262,8 +259,7 @@ class _Carried(NamedTuple):
 @contextlib.contextmanager
 def _peft_installed(model: Any, name: str, probes: Sequence[Probe]) -> Iterator[_Carried]:
     """Within, the model carries these probes as PEFT adapters, none of them active."""
-    from peft import PeftModel, set_peft_model_state_dict
-
+    peft = import_peft()
     names = {probe.name: f"probe{i}" for i, probe in enumerate(probes)}
     peft_model = None
     try:
@@ -272,10 +268,10 @@ def _peft_installed(model: Any, name: str, probes: Sequence[Probe]) -> Iterator[
                 adapter = names[probe.name]
                 try:
                     if peft_model is None:
-                        peft_model = PeftModel(model, probe.settings, adapter_name=adapter)
+                        peft_model = peft.PeftModel(model, probe.settings, adapter_name=adapter)
                     else:
                         peft_model.add_adapter(adapter, probe.settings)
-                    loaded = set_peft_model_state_dict(peft_model, probe.weights, adapter_name=adapter)
+                    loaded = peft.set_peft_model_state_dict(peft_model, probe.weights, adapter_name=adapter)
                 except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
                     if out_of_memory(error):
                         raise
@@ -321,11 +317,3 @@ def _misfit(probes: Sequence[Probe], name: str, why: str) -> UserError:
         f"The adapter of task {tasks} does not fit {name!r} ({why}); save it whole, from the same base, or leave "
         "`adapter` out to train one."
     )
-
-
-@contextlib.contextmanager
-def peft_quiet() -> Iterator[None]:
-    """Within, PEFT's warnings are not shown."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

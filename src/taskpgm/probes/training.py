@@ -25,9 +25,10 @@ from taskpgm.lm.lora import LowRank, flatten, low_rank, patched
 from taskpgm.lm.memory import Fit, fitting, recomputing, training_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends, pack
+from taskpgm.lm.quiet import import_peft, peft_quiet
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.cache import WARM
-from taskpgm.probes.probe import Probe, adapter_seed, lora_settings, peft_quiet
+from taskpgm.probes.probe import Probe, adapter_seed, lora_settings
 from taskpgm.probes.schedule import encoded_steps, is_flat, probe_schedule, warm_start_schedule
 from taskpgm.progress import QUIET, Progress
 from taskpgm.system import release_memory
@@ -156,27 +157,27 @@ class Trainer:
             UserError: a loss that is not finite, with the adapter's name and the step.
         """
         master = torch.nn.Parameter(flatten(self.initial).to(self.lm.device))
-        update, gradient = self._update(master)
+        update, gradient = self._update()
         rows = [row for step in steps for row in step]
         trunk = trunk or Trunk(self.lm, self.first, self.lm.shared_prefix(rows))
         trunk.fill(rows, self.progress)
         with patched([update]) as switch, switch.use(update):
-            losses = self.descend(name, steps, trunk, master, update.flat, gradient)
+            losses = self.descend(name, steps, trunk, master, update.pieces, gradient.pieces)
         weights = update.weights(master.detach().cpu())
         release_memory()
         done = tokens_of(steps[: len(losses)])
         return Probe(name, self.seed, self.settings, weights, losses, done, "flat" if len(losses) < len(steps) else "")
 
     def descend(
-        self, name: str, steps: Sequence[Sequence[Encoded]], trunk: Trunk, master: torch.nn.Parameter, flat: Tensor,
-        gradient: Tensor,
+        self, name: str, steps: Sequence[Sequence[Encoded]], trunk: Trunk, master: torch.nn.Parameter,
+        pieces: Sequence[Tensor], gradients: Sequence[Tensor],
     ) -> tuple[float, ...]:  # fmt: skip
         """Mean loss of every step, while `master` is moved by AdamW.
 
         Args:
             master: float32 weights, one flat tensor.
-            flat: the same in the model's precision; what the model's modules read.
-            gradient: where a backward pass leaves the gradient of `flat`.
+            pieces: the same in the model's precision; what the model's modules read, on their devices.
+            gradients: where a backward pass leaves the gradients of `pieces`.
 
         Raises:
             UserError: a loss that is not finite, with the name and the step.
@@ -188,7 +189,7 @@ class Trainer:
         for number, rows in enumerate(steps):
             optimiser.param_groups[0]["lr"] = self.config.learning_rate * learning_rate_factor(number, len(steps))
             master.grad = torch.zeros_like(master) if master.grad is None else master.grad.zero_()
-            loss = self._gradient(rows, trunk, fit, master.grad, gradient, f"{_titled(name)}, step {number + 1}")
+            loss = self._gradient(rows, trunk, fit, master.grad, gradients, f"{_titled(name)}, step {number + 1}")
             norm = float(torch.nn.utils.clip_grad_norm_([master], 1.0))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise UserError(
@@ -198,7 +199,8 @@ class Trainer:
                 )
             optimiser.step()
             with torch.no_grad():
-                flat.copy_(master)
+                for piece, of_master in zip(pieces, _parts(master, pieces), strict=True):
+                    piece.copy_(of_master)
             losses.append(loss)
             self.progress.advance()
             if self.ends_early and is_flat(losses, len(steps)):
@@ -206,20 +208,18 @@ class Trainer:
                 break
         return tuple(losses)
 
-    def _update(self, master: Tensor) -> tuple[LowRank, Tensor]:
-        """The update that the layers use, and the flat tensor that collects its gradient."""
-        flat = master.detach().to(next(self.lm.model.parameters()).dtype, copy=True)
-        gradient = torch.zeros_like(flat)
-        update, collected = (low_rank(self.lm.model, self.settings, self.initial, t) for t in (flat, gradient))
+    def _update(self) -> tuple[LowRank, LowRank]:
+        """The update that the layers use, and what collects its gradient, in the same layout."""
+        update = low_rank(self.lm.model, self.settings, self.initial)
         assert update is not None, "probes are plain LoRA"
-        assert collected is not None, "probes are plain LoRA"
-        for weights, gradients in ((update.left, collected.left), (update.right, collected.right)):
-            for weight, of_weight in zip(weights, gradients, strict=True):
-                weight.requires_grad_().grad = of_weight
+        gradient = update.zeros()
+        pairs = zip((*update.left, *update.right), (*gradient.left, *gradient.right), strict=True)
+        for weight, of_weight in pairs:
+            weight.requires_grad_().grad = of_weight
         return update, gradient
 
     def _gradient(
-        self, rows: Sequence[Encoded], trunk: Trunk, fit: "Fit", total: Tensor, of_batch: Tensor, where: str
+        self, rows: Sequence[Encoded], trunk: Trunk, fit: "Fit", total: Tensor, of_batch: Sequence[Tensor], where: str
     ) -> float:
         """Mean loss; its gradient goes to `total`. Smaller batches, then recomputed activations, if memory runs out."""
         longest = max(len(row.ids) for row in rows)
@@ -243,8 +243,8 @@ class Trainer:
                 self.progress.say(
                     f"out of memory in {where}: going on with activations computed again in the backward pass"
                 )
-            total.zero_()
-            of_batch.zero_()
+            for one in (total, *of_batch):
+                one.zero_()
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -254,7 +254,7 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 def _accumulate(
-    lm: LanguageModel, rows: Sequence[Encoded], trunk: Trunk, fit: Fit, total: Tensor, of_batch: Tensor
+    lm: LanguageModel, rows: Sequence[Encoded], trunk: Trunk, fit: Fit, total: Tensor, of_batch: Sequence[Tensor]
 ) -> float:
     """Mean loss over the response tokens of `rows`; its gradient is added to `total`, through `of_batch`."""
     labels = sum(row.response_tokens for row in rows)
@@ -264,27 +264,29 @@ def _accumulate(
         entering = trunk.entering(packed)
         with recomputing(lm, packed, trunk.first) if fit.recompute else contextlib.nullcontext():
             loss = sum(
-                (
-                    torch.nn.functional.cross_entropy(z.float(), y, reduction="sum")
-                    for z, y, _ in lm.response_logits(packed, entering, trunk.first)
-                ),
-                start=torch.zeros((), device=lm.device),
+                torch.nn.functional.cross_entropy(z.float(), y, reduction="sum")
+                for z, y, _ in lm.response_logits(packed, entering, trunk.first)
             )
         (loss / labels).backward()
-        total += of_batch
-        of_batch.zero_()
+        for of_total, piece in zip(_parts(total, of_batch), of_batch, strict=True):
+            of_total += piece.to(total.device)
+            piece.zero_()
         loss_sum += float(loss.detach())
     return loss_sum / labels
 
 
+def _parts(flat: Tensor, pieces: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Views of a flat tensor, one for each of the pieces that have its layout."""
+    return flat.split([len(piece) for piece in pieces])
+
+
 def _initial_weights(lm: LanguageModel, settings: Any, seed: int) -> dict[str, Tensor]:
     """A fresh adapter of PEFT: A drawn from the seed, B zero."""
-    from peft import get_peft_model, get_peft_model_state_dict
-
+    peft = import_peft()
     with peft_quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        peft_model = get_peft_model(lm.model, settings)
-    weights = {k: v.detach().cpu().clone() for k, v in get_peft_model_state_dict(peft_model).items()}
+        peft_model = peft.get_peft_model(lm.model, settings)
+    weights = {k: v.detach().cpu().clone() for k, v in peft.get_peft_model_state_dict(peft_model).items()}
     peft_model.unload()
     lm.model.requires_grad_(False)
     return weights

@@ -19,6 +19,8 @@ from taskpgm.errors import UserError
 from taskpgm.lm.checkpoint import model_folder
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.model import LanguageModel
+from taskpgm.lm.quantized import check_all_trainable
+from taskpgm.lm.quiet import import_peft
 from taskpgm.probes.probe import lora_settings
 from taskpgm.progress import QUIET, Progress
 from taskpgm.trainer.trl import as_before, columns, import_trl
@@ -118,10 +120,9 @@ def _saved_dtype(model: Any) -> torch.dtype:
 def _trainable(lm: LanguageModel, lora: LoraConfig | None) -> Any:
     """The model with a fresh adapter, or with float32 weights that are all trained."""
     if lora is None:
+        check_all_trainable(lm)
         return lm.model.float().requires_grad_(True)
-    from peft import get_peft_model
-
-    return get_peft_model(lm.model, lora_settings(lm, lora))
+    return import_peft().get_peft_model(lm.model, lora_settings(lm, lora))
 
 
 def _arguments(

@@ -11,6 +11,7 @@ import torch
 
 from taskpgm.data.chat import Encoded
 from taskpgm.errors import UserError
+from taskpgm.lm.quiet import peft_quiet
 
 IGNORED = -100  # label of a token that is not to be predicted
 
@@ -23,7 +24,9 @@ def import_trl() -> Any:
     """
     try:
         import datasets  # noqa: F401 (TRL needs it, and says so less clearly)
-        import trl
+
+        with peft_quiet():
+            import trl
     except ImportError as error:
         raise UserError(
             f"Training with TRL needs {error.name}, which is not installed; pip install 'taskpgm[lm,trl]'."
