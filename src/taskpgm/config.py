@@ -427,7 +427,7 @@ class WorkersConfig(Section):
         None, description="ray: the cluster, auto or host:port; left out, that of RAY_ADDRESS, else one started here."
     )
     gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
-        None, description="ray: GPUs a worker, also a part of one; left out, one where the cluster has any."
+        None, description="ray: GPUs a worker, also a part of one; left out, by a worker's memory, at least a quarter."
     )
     cpus: PositiveInt | None = Field(
         None,

@@ -31,7 +31,6 @@ from taskpgm.probes.demand import (
     context_tokens,
     count_demand,
     counted_memory,
-    joined_rows,
     model_shape,
     run_tokens,
     scored_rows,
@@ -54,7 +53,7 @@ def test_operations_are_those_that_torch_counts(last_layers, model_folders):
     names = {name: [p.name for p in probes] for name in rows}
     with FlopCounterMode(display=False) as counter:
         list(score_sets(Engine.of(lm), rows, probes, names))
-    tokens, responses = np.sum([context_tokens(lm, of_group) for of_group in joined_rows(rows)], axis=0)
+    tokens, responses = np.sum([context_tokens(lm, of_set) for of_set in rows.values()], axis=0)
     updates = 2 * sum(m.in_features for m in adapted(lm, shape)) * tokens * len(probes)  # addmm_ is not counted
     expected = shape.scoring(tokens, responses, len(probes)) + updates
     np.testing.assert_allclose(products(counter), expected, rtol=1e-6)
@@ -176,12 +175,7 @@ def test_jobs_of_scoring_are_those_of_a_run(workers, model_folders, tmp_path):
     engine.__dict__["workers"] = recorder = Recorder(workers)
     of_set = [*(p.name for p in probes), *[BASE] * (BASE in names)]
     list(score_sets(engine, contexts, probes, dict.fromkeys(contexts, of_set)))
-    expected = [
-        demand.shape.scoring(
-            *context_tokens(lm, [r for part in job.data.parts for r in part.rows]), len(job.data.names)
-        )
-        for job in recorder.jobs
-    ]
+    expected = [demand.shape.scoring(*context_tokens(lm, job.data.rows), len(job.data.names)) for job in recorder.jobs]
     assert sorted(job.operations for job in demand.scoring(workers)) == pytest.approx(sorted(expected))
 
 

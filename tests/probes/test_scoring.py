@@ -14,10 +14,9 @@ from support.probing import all_blocks, labels_of, plain_loop, setup
 
 from taskpgm.data.chat import Encoded
 from taskpgm.lm.engine import Engine
-from taskpgm.lm.packing import ends
 from taskpgm.probes.diverging import measure_divergences, sample_positions
 from taskpgm.probes.probe import Probe
-from taskpgm.probes.scoring import BASE, JOINED, SMALL, assemble, join_sets, score_sets
+from taskpgm.probes.scoring import BASE, assemble, score_sets
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -165,19 +164,3 @@ def test_out_of_memory_halves_the_batch_and_is_told(model_folders, monkeypatch):
         for probe, _ in blocks:
             np.testing.assert_allclose(blocks[probe, name].logp, expected[probe, name].logp, atol=1e-4)
     assert any("out of memory with 2 rows in a batch" in sentence for sentence in heard.said)
-
-
-@given(sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=12))
-def test_small_sets_are_joined_in_order_and_large_ones_are_alone(sizes):
-    rows = {
-        f"s{i}": [Encoded(np.zeros(size + 1, np.int32), np.r_[np.zeros(size, bool), True], False)]
-        for i, size in enumerate(sizes)
-    }
-    groups = join_sets(rows)
-    assert sorted(name for group in groups for name in group) == sorted(rows)
-    tokens = [sum(ends(row) for name in group for row in rows[name]) for group in groups]
-    for group, together in zip(groups, tokens, strict=True):
-        assert len(group) == 1 or together <= JOINED
-        assert len(group) == 1 or all(ends(rows[name][0]) < SMALL for name in group)
-    small = [t for g, t in zip(groups, tokens, strict=True) if ends(rows[g[0]][0]) < SMALL]
-    assert all(t > JOINED - SMALL for t in small[:-1])  # none is left half empty, but the last

@@ -316,6 +316,7 @@ def test_a_screen_reader_hears_names_and_data_instead_of_axis_labels(opened):
 def test_the_data_of_a_figure_unfold_as_a_table(opened, reports):
     page, *_ = opened("fourteen")
     page.click("#matrix-figure summary")
+    page.wait_for_selector("#matrix-figure tr")
     shown = page.evaluate(
         "[...document.querySelectorAll('#matrix-figure tr')].map(r => [...r.cells].map(c => c.textContent))"
     )

@@ -32,6 +32,8 @@ from taskpgm.progress import Progress
 ARCHITECTURES = ("llama", "gpt2")  # with tied embeddings, and with transposed layers
 near = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)  # the attention is another one
 
+STEPS = 2
+
 
 class Heard(Progress):
     """Keeps what is said."""
@@ -73,10 +75,13 @@ def compare(lm, plain, folder, last_layers=None):
     config = config_for(folder, lora={"r": 4, "alpha": 8, "last_layers": last_layers})
     _, rows, probes = setup(folder, last_layers=last_layers)
     for start in (*probes, None):
-        found, expected = (Trainer(one, config, start=start).train("x", [rows["sky"]] * 2) for one in (lm, plain))
+        found, expected = (Trainer(one, config, start=start).train("x", [rows["sky"]] * STEPS) for one in (lm, plain))
         near(found.losses, expected.losses)
         for key, weight in expected.weights.items():
-            near(found.weights[key], weight)
+            # AdamW's first steps are of the gradient's sign: where it is zero but for rounding, they go either way.
+            apart = (found.weights[key] - weight).abs()
+            assert float(apart.max()) <= 2 * STEPS * config.probes.learning_rate
+            assert float((apart > 1e-4).float().mean()) < 0.05
     sample = sample_positions(rows, 20, seed=0)
     results = []
     for one in (lm, plain):

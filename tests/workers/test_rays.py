@@ -168,6 +168,20 @@ def test_a_part_of_a_gpu_is_asked_for(cluster):
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize(("kind", "room"), [("H100", 4), ("unheard-of", 1)])
+def test_workers_share_gpus_of_a_kind_that_is_known(kind, room, cluster):
+    node = cluster.add_node(num_cpus=4, num_gpus=1, resources={f"accelerator_type:{kind}": 1})
+    one = rays()
+    one.part = lambda name: 0.25 if name == "h100" else 1.0
+    try:
+        assert len(list(one.map(Products(), some_jobs(), Heard()))) == 3
+        assert one.crew.room() == room
+    finally:
+        one.end()
+        cluster.remove_node(node)
+
+
+@pytest.mark.cluster
 def test_no_cluster_is_told_with_a_remedy(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(UserError, match="No Ray cluster at 127.0.0.1:1 .*ray start --head"):

@@ -1,5 +1,6 @@
 """`Engine`: the base model of an experiment, read only as far as it is needed, and the workers that carry it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ class Engine:
         self.config = config
         self.progress = progress
         self.settings = workers or WorkersConfig()
+        self.part: Callable[[str], float] = lambda kind: 1.0  # of a kind of GPU, what a worker on a cluster is given
 
     @classmethod
     def of(cls, lm: "LanguageModel", progress: Progress = QUIET) -> "Engine":
@@ -75,7 +77,13 @@ class Engine:
 
         given = "lm" in vars(self)  # a model that is in memory
         opening = OpenModel(self.config, "" if given else self.fingerprint)
-        return Workers(self.settings, lambda: self.lm, opening, [] if given else local_devices(self.config))
+        return Workers(
+            self.settings,
+            lambda: self.lm,
+            opening,
+            [] if given else local_devices(self.config),
+            lambda kind: self.part(kind),
+        )
 
     def close(self) -> None:
         """End the workers."""

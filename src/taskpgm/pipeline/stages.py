@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,7 @@ def make_probes(session: Session, pool: TaskPool) -> None:
     allowed_shares(pool, config)  # what cannot be solved or written later is said before anything is trained
     check_format(pool, config.export.format, artifacts.recorded("pool")["chat_template"])
     check_options(pool, config)
+    session.engine.part = partial(_gpu_part, config, pool)
     for seed in range(config.probes.seeds):
         if has_warm_start(config):
             _make_warm_start(session, pool, seed)
@@ -141,6 +143,12 @@ def make_probes(session: Session, pool: TaskPool) -> None:
         if stale:
             _make_probes(session, pool, stale, seed)
     _record_probes(session)
+
+
+def _gpu_part(config: Config, pool: TaskPool, kind: str) -> float:
+    from taskpgm.probes.cost import gpu_part
+
+    return gpu_part(config, pool, kind)
 
 
 def _make_warm_start(session: Session, pool: TaskPool, seed: int) -> None:

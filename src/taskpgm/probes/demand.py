@@ -10,7 +10,7 @@ distinct rows, R response tokens,
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from taskpgm.probes.cache import BASE, WARM
 from taskpgm.probes.options import encode_options
 from taskpgm.probes.probe import lora_settings
 from taskpgm.probes.schedule import Schedule, probe_schedule, warm_start_schedule
-from taskpgm.probes.scoring import encode_contexts, join_sets, scoring_parts, sizes_of, split_probes
+from taskpgm.probes.scoring import encode_contexts, scoring_parts, sizes_of, split_probes
 
 PYTHON = 400e6  # bytes of a process with torch and transformers
 SAMPLED_ROWS = 32  # of a task, from which its lengths and its shared prefix are read: a guess
@@ -77,7 +77,7 @@ class Demand:
     seeds: int
     warm: Piece | None  # of each seed
     probes: tuple[Piece, ...]  # of each seed, one a task that is trained
-    sets: tuple[tuple[int, int], ...]  # by sets that are scored together, (tokens run, response tokens) of one pass
+    sets: tuple[tuple[int, int], ...]  # by context set, (tokens run, response tokens) of one pass
     batch: int  # tokens of a batch
     scored: int  # adapters, and the base model, that every set is scored under
     positions: int  # at which divergences are measured; 0: none are
@@ -133,7 +133,7 @@ def count_demand(lm: LanguageModel, pool: TaskPool, config: Config) -> Demand:
     responses = sum(row.response_tokens for rows in contexts.values() for row in rows)
     weights, each = adapter_weights(lm, config), lm.dtype.itemsize
     return Demand(
-        shape, seeds, warm, tuple(pieces.values()), tuple(context_tokens(lm, rows) for rows in joined_rows(contexts)),
+        shape, seeds, warm, tuple(pieces.values()), tuple(context_tokens(lm, of_set) for of_set in contexts.values()),
         lm.token_budget, scored, positions, len(pool.tasks),
         trained_tokens=seeds * sum(
             rows[int(i)].tokens for rows, schedule in trainings.values() for step in schedule for i in step
@@ -187,13 +187,8 @@ def run_tokens(lm: LanguageModel, steps: Sequence[Sequence[Encoded]]) -> tuple[i
     return run, distinct, sum(row.response_tokens for row in rows)
 
 
-def joined_rows(contexts: Mapping[str, list[Encoded]]) -> list[list[Encoded]]:
-    """Rows of the sets that are scored together."""
-    return [[row for name in group for row in contexts[name]] for group in join_sets(contexts)]
-
-
 def context_tokens(lm: LanguageModel, rows: Sequence[Encoded]) -> tuple[int, int]:
-    """(tokens run, response tokens) of one pass over contexts that are scored together."""
+    """(tokens run, response tokens) of one pass over the contexts of a set."""
     run = _packed_tokens([ends(row) for row in rows], lm.shared_prefix(rows), lm.token_budget)
     return run, sum(row.response_tokens for row in rows)
 

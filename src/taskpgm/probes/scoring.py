@@ -35,8 +35,6 @@ from taskpgm.system import Clock, release_memory
 from taskpgm.types import Floats, Ints
 from taskpgm.workers.dispatch import Do, Job
 
-# A batch of few tokens takes nearly as long as one of more: sets of fewer tokens than SMALL are joined up to JOINED.
-SMALL, JOINED = 512, 2048
 ADAPTER_MEMORY = 2 << 30  # bytes of adapters that the model carries at a time: a guess
 
 
@@ -55,8 +53,7 @@ def score_sets(
         missing: probe names (or BASE) still to score, by set.
         sampled: by set, the positions at which hidden states are kept, as indices into the set's columns.
     """
-    joined = join_sets(contexts)
-    passes = sum(len(_wanted_by_any(missing, g)) * sum(len(contexts[name]) for name in g) for g in joined)
+    passes = sum(len(names) * len(contexts[name]) for name, names in missing.items())
     with progress.stage("scoring", passes, "passes"):
         for chunk in _chunks(probes):
             wanted: dict[str, list[str]] = {
@@ -65,45 +62,14 @@ def score_sets(
             for name in contexts:
                 if BASE in missing[name] and (not chunk or chunk[0] is probes[0]):
                     wanted[name].append(BASE)  # last, so that it shares the probes' prefix
-            groups = [group for group in joined if any(wanted[name] for name in group)]
-            parts = scoring_parts(len(groups), engine.workers.count(progress))
+            sets = [name for name in contexts if wanted[name]]
+            parts = scoring_parts(len(sets), engine.workers.count(progress))
             jobs = [
-                _job(_Sets([_Set(n, contexts[n], sampled.get(n) if sampled else None) for n in group], some))
-                for group in groups
-                for some in split_probes(_wanted_by_any(wanted, group), parts)
+                _job(_Set(name, contexts[name], some, sampled.get(name) if sampled else None))
+                for name in sets
+                for some in split_probes(wanted[name], parts)
             ]
-            for blocks in engine.workers.map(Scoring(tuple(chunk), sizes_of(contexts)), jobs, progress):
-                for name in dict.fromkeys(name for _, name in blocks):
-                    new = {key: block for key, block in blocks.items() if key[1] == name and key[0] in wanted[name]}
-                    if new:
-                        yield name, new
-
-
-def join_sets(contexts: Mapping[str, Sequence[Encoded]]) -> list[tuple[str, ...]]:
-    """Names of the sets that are scored together, in batches of their rows.
-
-    It depends on the contexts alone, not on what is missing or on workers: rounding depends on a batch's rows.
-    """
-    groups: list[list[str]] = []
-    open_group: list[str] = []
-    taken = 0
-    for name, rows in contexts.items():
-        tokens = sum(ends(row) for row in rows)
-        if tokens >= SMALL:
-            groups.append([name])
-            continue
-        if not open_group or taken + tokens > JOINED:
-            open_group, taken = [], 0
-            groups.append(open_group)
-        open_group.append(name)
-        taken += tokens
-    return [tuple(group) for group in groups]
-
-
-def _wanted_by_any(wanted: Mapping[str, Sequence[str]], group: Sequence[str]) -> list[str]:
-    """Probes that any set of a group is still to be scored under; the base model's name last."""
-    names = list(dict.fromkeys(probe for name in group for probe in wanted[name]))
-    return sorted(names, key=lambda name: name == BASE)
+            yield from engine.workers.map(Scoring(tuple(chunk), sizes_of(contexts)), jobs, progress)
 
 
 def scoring_parts(sets: int, workers: int) -> int:
@@ -120,10 +86,8 @@ def split_probes(names: Sequence[str], parts: int) -> Iterator[list[str]]:
     yield from groups
 
 
-def _job(one: "_Sets") -> Job:
-    tokens = sum(ends(row) for part in one.parts for row in part.rows)
-    more = f" and {len(one.parts) - 1} more sets" if len(one.parts) > 1 else ""
-    return Job(f"scoring {one.parts[0].name!r}{more}", tokens * len(one.names), one)
+def _job(one: "_Set") -> Job:
+    return Job(f"scoring {one.name!r}", sum(ends(row) for row in one.rows) * len(one.names), one)
 
 
 def score_contexts(engine: Engine | LanguageModel, pool: TaskPool, probes: Sequence[Probe], config: Config) -> Scores:
@@ -271,18 +235,12 @@ def assemble(
 
 
 class _Set(NamedTuple):
-    """One set."""
+    """One set, to be scored under some probes."""
 
     name: str
     rows: list[Encoded]
-    kept: Ints | None = None  # positions at which hidden states are kept
-
-
-class _Sets(NamedTuple):
-    """Sets to be scored together under some probes."""
-
-    parts: list[_Set]
     names: Sequence[str]  # of the probes, or BASE
+    kept: Ints | None  # positions at which hidden states are kept
 
 
 class Sizes(NamedTuple):
@@ -308,17 +266,17 @@ class Scoring:
 
     @contextlib.contextmanager
     def opened(self, lm: LanguageModel, progress: Progress) -> Iterator[Do]:
-        """Within, what gives the blocks of some sets."""
+        """Within, what gives a set's name and its blocks."""
         of_name: dict[str, Probe | None] = {probe.name: probe for probe in self.probes} | {BASE: None}
         with installed(lm, self.probes) as use:
 
-            def do(job: _Sets, progress: Progress) -> Blocks:
+            def do(job: _Set, progress: Progress) -> tuple[str, Blocks]:
                 probes = [of_name[name] for name in job.names]
-                if any(part.kept is not None for part in job.parts):
+                if job.kept is not None:
                     check_divergences_possible(lm, [probe for probe in probes if probe])
-                blocks = _score(lm, use, job.parts, probes, progress)
+                blocks = _score_set(lm, use, job, probes, progress)
                 release_memory()
-                return blocks
+                return job.name, blocks
 
             yield do
 
@@ -331,27 +289,24 @@ def set_logp(lm: LanguageModel, probe: Probe, contexts: Mapping[str, list[Encode
     """(T_set,) label log-probabilities of every set under one probe, made here."""
     with installed(lm, [probe]) as use:
         return {
-            name: _score(lm, use, [_Set(name, rows)], [probe], QUIET)[probe.name, name].logp
+            name: _score_set(lm, use, _Set(name, rows, [probe.name], None), [probe], QUIET)[probe.name, name].logp
             for name, rows in contexts.items()
         }
 
 
-def _score(
-    lm: LanguageModel, use: Use, parts: Sequence[_Set], probes: Sequence[Probe | None], progress: Progress
-) -> Blocks:
-    """Blocks of these sets: every batch runs the shared layers once, then the rest under each probe."""
-    rows = [row for part in parts for row in part.rows]
+def _score_set(lm: LanguageModel, use: Use, job: _Set, probes: Sequence[Probe | None], progress: Progress) -> Blocks:
+    """Blocks of one set: every batch runs the shared layers once, then the rest under each probe."""
+    name, rows, _, kept = job
     order = {id(row): i for i, row in enumerate(rows)}
     logp: list[dict[int, NDArray[np.float32]]] = [{} for _ in probes]
     hidden: list[dict[int, NDArray[np.float32]]] = [{} for _ in probes]
-    keeping = any(part.kept is not None for part in parts)
     shared = lm.shared_prefix(rows)
 
     def run(batch: Sequence[Encoded]) -> None:
         cuts = np.cumsum([row.response_tokens for row in batch])[:-1]
         places = [order[id(row)] for row in batch]
         packed = pack(batch, shared, lm.device)
-        for k, (logp_R, hidden_Rd) in enumerate(_score_batch(lm, use, packed, probes, keeping)):
+        for k, (logp_R, hidden_Rd) in enumerate(_score_batch(lm, use, packed, probes, kept is not None)):
             logp[k].update(zip(places, np.split(logp_R, cuts), strict=True))
             hidden[k].update(zip(places, np.split(hidden_Rd, cuts), strict=True))
             progress.advance(len(batch))
@@ -359,24 +314,17 @@ def _score(
     for batch in batches([ends(row) for row in rows], lm.token_budget, shared):
         split_on_oom([rows[i] for i in batch], run, progress)
     blocks: Blocks = {}
-    start = 0
-    for part in parts:
-        at, start = range(start, start + len(part.rows)), start + len(part.rows)
-        for probe, logp_of, hidden_of in zip(probes, logp, hidden, strict=True):
-            logp_T = np.concatenate([logp_of[i] for i in at])
-            _check_finite(logp_T, probe, part.name)
-            kept = None if part.kept is None else np.concatenate([hidden_of[i] for i in at])[part.kept]
-            blocks[probe.name if probe else BASE, part.name] = Block(logp_T, kept)
+    for k, probe in enumerate(probes):
+        logp_T = np.concatenate([logp[k][i] for i in range(len(rows))])
+        if not np.isfinite(logp_T).all():
+            who = f"probe of task {probe.task!r}" if probe else "base model"
+            raise UserError(
+                f"The {who} gives log-probabilities on {name!r} that are not finite; use model.dtype bfloat16 or "
+                "float32, or a lower probes.learning_rate."
+            )
+        hidden_Pd = None if kept is None else np.concatenate([hidden[k][i] for i in range(len(rows))])[kept]
+        blocks[probe.name if probe else BASE, name] = Block(logp_T, hidden_Pd)
     return blocks
-
-
-def _check_finite(logp_T: NDArray[np.float32], probe: Probe | None, name: str) -> None:
-    if not np.isfinite(logp_T).all():
-        who = f"probe of task {probe.task!r}" if probe else "base model"
-        raise UserError(
-            f"The {who} gives log-probabilities on {name!r} that are not finite; use model.dtype bfloat16 or "
-            "float32, or a lower probes.learning_rate."
-        )
 
 
 @torch.inference_mode()
@@ -414,12 +362,12 @@ def _chunks(probes: Sequence[Probe]) -> Iterator[Sequence[Probe]]:
 
 
 def sizes_of(contexts: Mapping[str, list[Encoded]]) -> Sizes:
-    """Of these sets, as they are joined."""
-    groups = [[row for name in group for row in contexts[name]] for group in join_sets(contexts)]
+    """Of these sets."""
+    sets = contexts.values()
     return Sizes(
-        max(sum(ends(row) for row in rows) for rows in groups),
-        max(sum(row.response_tokens for row in rows) for rows in groups),
-        max(ends(row) for rows in groups for row in rows),
+        max(sum(ends(row) for row in rows) for rows in sets),
+        max(sum(row.response_tokens for row in rows) for rows in sets),
+        max(ends(row) for rows in sets for row in rows),
     )
 
 

@@ -26,7 +26,6 @@ from taskpgm.probes.demand import (
     Demand,
     Shape,
     context_tokens,
-    joined_rows,
     longest_step,
     run_tokens,
     schedule_of,
@@ -159,8 +158,7 @@ def _try_warm_start(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Con
 def _try_scoring(lm: LanguageModel, shape: Shape, contexts: Mapping[str, list[Encoded]], probe: Probe) -> float:
     """Operations a second of all processes together."""
     probes = [Probe(f"trial-{i}", 0, probe.settings, probe.weights) for i in range(4)]
-    # Pieces as large as a run's, so that they are not joined with others here.
-    some = {str(i): _batch_of(rows, lm.token_budget) for i, rows in enumerate(joined_rows(contexts))}
+    some = {name: _batch_of(rows, lm.token_budget) for name, rows in contexts.items()}
     groups = _alike({name: float(sum(ends(row) for row in rows)) for name, rows in some.items()}, lm)
 
     def seconds(tried: Sequence[Sequence[str]]) -> float:
@@ -175,7 +173,7 @@ def _try_scoring(lm: LanguageModel, shape: Shape, contexts: Mapping[str, list[En
     if spent < TRIAL_SECONDS:  # the first one allocates; now as many as there is time for, in one go as in a run
         tried = groups[: math.ceil(TRIAL_SECONDS / spent)]
         spent = seconds(tried)
-    done = [context_tokens(lm, rows) for rows in joined_rows({name: some[name] for of in tried for name in of})]
+    done = [context_tokens(lm, some[name]) for group in tried for name in group]
     return sum(shape.scoring(*one, len(probes)) for one in done) / spent
 
 

@@ -31,16 +31,18 @@ class Workers:
         here: the tool in this process, loaded when it is first asked for.
         opening: loads the tool in another process; can be pickled.
         devices: of local processes, what each has in its environment; fewer than two: work is done here.
+        part: of a kind of GPU, the part that a worker on a cluster is given if the settings do not say.
     """
 
     def __init__(
         self, settings: WorkersConfig, here: Callable[[], Any], opening: Callable[[], Any],
-        devices: Sequence[dict[str, str]] = (),
+        devices: Sequence[dict[str, str]] = (), part: Callable[[str], float] = lambda kind: 1.0,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.here = here
         self.opening = opening
         self.devices = devices
+        self.part = part
         self.crew: Any = None  # workers that stay between works
         self.works = 0
 
@@ -108,7 +110,7 @@ class Workers:
             if self.settings.backend == "ray":
                 from taskpgm.workers.rays import RayCrew
 
-                self.crew = RayCrew(self.settings, self.opening, progress)
+                self.crew = RayCrew(self.settings, self.opening, progress, self.part)
             else:
                 self.crew = Spawned(self.opening, self.devices[: self.settings.count])
         return self.crew

@@ -4,6 +4,7 @@ The driver owns the run directory: work and jobs travel as bytes, results come b
 """
 
 import contextlib
+import functools
 import logging
 import os
 import pickle
@@ -19,6 +20,7 @@ from taskpgm.system import wait_passively
 from taskpgm.workers.desk import Desk, Sent, Threads, portable
 from taskpgm.workers.dispatch import Event, Job, Work
 
+KIND = "accelerator_type:"  # what Ray calls the kinds of GPUs of a cluster
 MOMENT = 0.5  # seconds that something new is waited for
 STARTS = 10  # workers that may be lost one after another while they start, as when nodes vanish
 GROWTH = 5.0  # seconds between two looks at the size of the cluster
@@ -87,10 +89,13 @@ class RayCrew:
         UserError: Ray is not installed, or there is no cluster at that address.
     """
 
-    def __init__(self, settings: WorkersConfig, opening: Callable[[], Any], progress: Progress) -> None:
+    def __init__(
+        self, settings: WorkersConfig, opening: Callable[[], Any], progress: Progress, part: Callable[[str], float]
+    ) -> None:
         self.settings = settings
         self.opening = pickle.dumps(opening)
         self.progress = progress
+        self.part = functools.cache(part)
         self.started = _connect(settings.address)
         self.made = 0
         self.last_place = "a node"  # of the worker that was lost last
@@ -134,8 +139,11 @@ class RayCrew:
         return self.fits
 
     def _gpus(self, has: Any) -> float:
-        """GPUs a worker: those that are asked for, else one if the cluster has any."""
-        return float(self.settings.gpus if self.settings.gpus is not None else min(1, has.get("GPU", 0)))
+        """GPUs a worker: those that are asked for, else the part that its memory needs of any kind that there is."""
+        if self.settings.gpus is not None or not has.get("GPU", 0):
+            return float(self.settings.gpus or 0)
+        kinds = [name.removeprefix(KIND).lower() for name in has if name.startswith(KIND)]
+        return max((self.part(kind) for kind in kinds), default=1.0)
 
     def _hire(self) -> None:
         import ray
@@ -227,7 +235,7 @@ class RayCrew:
             self.alone_since = now
         elif now - self.alone_since > PATIENCE:
             self.alone_since = now
-            has = {name: n for name, n in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+            has = ray.cluster_resources()
             self.progress.say(
                 f"waiting for a worker of {self.settings.cpus or 1} CPUs and {self._gpus(has):g} GPUs; the cluster has "
                 f"{has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
