@@ -1,7 +1,7 @@
 """Several adapters in one batch, each under rows of its own: a reference that nothing here uses yet.
 
 Products with the base's weights serve all rows at once; the thin ones alone are an adapter's own. Small steps leave a
-GPU idle, so this should pay there; it was not measured on one (docs/performance.md). On a CPU it does not pay.
+GPU idle, so this should pay there; it was not measured on one (docs/performance.md).
 
 Shapes: N tokens of a packed batch, the first adapter's before the second's; r rank, in and out a layer's sizes.
 """
