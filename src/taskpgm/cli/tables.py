@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from taskpgm.probes.cost import RunEstimate
 
 FEW_SETS = 22  # of a kind, up to which `check` shows every one; of more, the ten largest and the ten smallest
+HERE = ("cpu", "cuda", "xpu", "mps")  # devices that a trial was made on, not those of a table
 ENOUGH_SEEDS = 5  # from which on one more narrows an interval by less than a sixth
 FEW_NOTES = 24  # on sets, which `check` shows
 VERDICT_STYLE = {"better": "green", "worse": "red"}
@@ -249,14 +250,15 @@ def estimate_view(estimate: "RunEstimate") -> RenderableType:
 
 def _estimate_headline(estimate: "RunEstimate") -> str:
     """Time, what is paid for, memory and disk."""
-    here = estimate.device in ("cpu", "cuda", "xpu", "mps") and not estimate.elsewhere
+    here = estimate.device in HERE and not estimate.elsewhere
     many = f"{estimate.workers} worker{'s' * (estimate.workers > 1)}"
     where = f"here with {many}" if here else f"with {many} of {estimate.devices / estimate.workers:g} {estimate.device}"
     unit = "core hours" if estimate.device == "cpu" else "GPU hours"
     money = "" if estimate.money is None else f", {estimate.money:,.2f} at {estimate.price:g} an hour"
     return (
         f"About {duration(estimate.total)} {where}: {estimate.device_hours:.3g} {unit}{money}. "
-        f"{_bytes(estimate.memory)} of memory{'' if here else ' a worker'}, {_bytes(estimate.disk)} on disk."
+        f"{_bytes(estimate.memory)} of memory{'' if estimate.device in HERE else ' a worker'}, "
+        f"{_bytes(estimate.disk)} on disk."
     )
 
 

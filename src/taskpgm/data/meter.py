@@ -1,6 +1,7 @@
 """`Meter`: lengths of rows, each measured once."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from taskpgm.data.rowfiles import Entries, LengthsOf, Measured, RowFiles
 from taskpgm.progress import QUIET, Progress
@@ -40,13 +41,11 @@ class Meter:
             self.progress.advance(len(some))
 
 
-class Memory:
+class Memory(Protocol):
     """What lengths are remembered in between runs."""
 
     def find(self, keys: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], Measured]:
         """Those of the rows that are known."""
-        raise NotImplementedError
 
     def keep(self, lengths: Mapping[tuple[int, int], Measured]) -> None:
         """Remember them."""
-        raise NotImplementedError

@@ -192,7 +192,8 @@ def _rates(lm: LanguageModel, config: Config, place: Place) -> Rates:
 
 def _memory(lm: LanguageModel, pool: TaskPool, config: Config, demand: Demand, place: Place) -> float:
     memory = counted_memory(lm, pool, config, demand)
-    if place.device and memory > (has := sheet(place.device).memory * min(1.0, _part(config))):
+    part = _part(config) if config.model.device_map else min(1.0, _part(config))  # spread over several, or on one
+    if place.device and memory > (has := sheet(place.device).memory * part):
         raise UserError(
             f"A worker takes about {memory / 1e9:.0f} GB, but there are {has / 1e9:.0f} GB on (its part of) a "
             f"{place.device}; name a larger device, or set model.device_map or model.quantization."

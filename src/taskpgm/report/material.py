@@ -94,8 +94,9 @@ class Material:
         )
 
     def optional(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the directory, if it is there."""
-        try:
-            return self.run.read_json(name)
-        except UserError:
-            return None
+        """A JSON file of the directory, if it is there.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return self.run.read_json(name) if (self.run.run / name).exists() else None

@@ -15,6 +15,7 @@ import platform
 import signal
 import sys
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, cast
@@ -53,7 +54,7 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Crew:
+class _Crew(ABC):
     """Processes, each at the other end of a pipe."""
 
     def __init__(self, count: int) -> None:
@@ -65,9 +66,9 @@ class _Crew:
         missing = min(self.count, wanted) - len(self.processes)
         return [self.start() for _ in range(max(0, missing))]
 
+    @abstractmethod
     def start(self) -> Connection:
         """Another process."""
-        raise NotImplementedError
 
     def heard(self) -> list[Event]:
         """One message of every process that has some."""
