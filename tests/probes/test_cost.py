@@ -35,6 +35,7 @@ from taskpgm.probes.demand import (
     run_tokens,
     scored_rows,
 )
+from taskpgm.probes.joining import joined_sets
 from taskpgm.probes.probe import Probe
 from taskpgm.probes.rates import DEVICES, Pace, Rates, Sheet
 from taskpgm.probes.scoring import score_sets
@@ -174,8 +175,15 @@ def test_jobs_of_scoring_are_those_of_a_run(workers, model_folders, tmp_path):
     engine = Engine.of(lm)
     engine.__dict__["workers"] = recorder = Recorder(workers)
     of_set = [*(p.name for p in probes), *[BASE] * (BASE in names)]
-    list(score_sets(engine, contexts, probes, dict.fromkeys(contexts, of_set)))
-    expected = [demand.shape.scoring(*context_tokens(lm, job.data.rows), len(job.data.names)) for job in recorder.jobs]
+    joined = joined_sets(pool, config)
+    assert len(joined) < len(contexts)
+    list(score_sets(engine, contexts, probes, dict.fromkeys(contexts, of_set), joined=joined))
+    expected = [
+        demand.shape.scoring(
+            *context_tokens(lm, [r for part in job.data.parts for r in part.rows]), len(job.data.names)
+        )
+        for job in recorder.jobs
+    ]
     assert sorted(job.operations for job in demand.scoring(workers)) == pytest.approx(sorted(expected))
 
 

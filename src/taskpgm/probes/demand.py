@@ -27,10 +27,11 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends
 from taskpgm.lm.quantized import held_bytes
 from taskpgm.probes.cache import BASE, WARM
+from taskpgm.probes.joining import joined_sets
 from taskpgm.probes.options import encode_options
 from taskpgm.probes.probe import lora_settings
 from taskpgm.probes.schedule import Schedule, probe_schedule, warm_start_schedule
-from taskpgm.probes.scoring import encode_contexts, scoring_parts, sizes_of, split_probes
+from taskpgm.probes.scoring import encode_contexts, rows_of, scoring_parts, sizes_of, split_probes
 
 PYTHON = 400e6  # bytes of a process with torch and transformers
 SAMPLED_ROWS = 32  # of a task, from which its lengths and its shared prefix are read: a guess
@@ -77,7 +78,7 @@ class Demand:
     seeds: int
     warm: Piece | None  # of each seed
     probes: tuple[Piece, ...]  # of each seed, one a task that is trained
-    sets: tuple[tuple[int, int], ...]  # by context set, (tokens run, response tokens) of one pass
+    sets: tuple[tuple[int, int], ...]  # by sets that are scored together, (tokens run, response tokens) of one pass
     batch: int  # tokens of a batch
     scored: int  # adapters, and the base model, that every set is scored under
     positions: int  # at which divergences are measured; 0: none are
@@ -132,8 +133,9 @@ def count_demand(lm: LanguageModel, pool: TaskPool, config: Config) -> Demand:
     positions = min(columns, config.affinity.jsd_positions) if config.affinity.kind == "jsd" else 0
     responses = sum(row.response_tokens for rows in contexts.values() for row in rows)
     weights, each = adapter_weights(lm, config), lm.dtype.itemsize
+    joined = rows_of(contexts, joined_sets(pool, config))
     return Demand(
-        shape, seeds, warm, tuple(pieces.values()), tuple(context_tokens(lm, of_set) for of_set in contexts.values()),
+        shape, seeds, warm, tuple(pieces.values()), tuple(context_tokens(lm, rows) for rows in joined),
         lm.token_budget, scored, positions, len(pool.tasks),
         trained_tokens=seeds * sum(
             rows[int(i)].tokens for rows, schedule in trainings.values() for step in schedule for i in step
@@ -154,7 +156,7 @@ def counted_memory(lm: LanguageModel, pool: TaskPool, config: Config, demand: De
         if name != WARM
     ]
     training = training_memory(lm, [[step] for step in longest], demand.shape.first) if longest else 0.0
-    scoring = sizes_of(scored_rows(encoder, pool, config)).memory(lm)
+    scoring = sizes_of(rows_of(scored_rows(encoder, pool, config), joined_sets(pool, config))).memory(lm)
     weights = held_bytes(lm.model, config.model.quantization)
     return PYTHON + weights + max(lm.processes * training, lm.processes * scoring + demand.adapters)
 
@@ -188,7 +190,7 @@ def run_tokens(lm: LanguageModel, steps: Sequence[Sequence[Encoded]]) -> tuple[i
 
 
 def context_tokens(lm: LanguageModel, rows: Sequence[Encoded]) -> tuple[int, int]:
-    """(tokens run, response tokens) of one pass over the contexts of a set."""
+    """(tokens run, response tokens) of one pass over contexts that are scored together."""
     run = _packed_tokens([ends(row) for row in rows], lm.shared_prefix(rows), lm.token_budget)
     return run, sum(row.response_tokens for row in rows)
 
