@@ -55,7 +55,9 @@ def test_operations_are_those_that_torch_counts(last_layers, model_folders):
     with FlopCounterMode(display=False) as counter:
         list(score_sets(Engine.of(lm), rows, probes, names))
     tokens, responses = np.sum([context_tokens(lm, of_set) for of_set in rows.values()], axis=0)
-    updates = 2 * sum(m.in_features for m in adapted(lm, shape)) * tokens * len(probes)  # addmm_ is not counted
+    last = set(lm.layers[-1].mlp.modules())
+    ran = {m: responses if m in last else tokens for m in adapted(lm, shape)}
+    updates = 2 * sum(m.in_features * on for m, on in ran.items()) * len(probes)  # addmm_ is not counted
     expected = shape.scoring(tokens, responses, len(probes)) + updates
     np.testing.assert_allclose(products(counter), expected, rtol=1e-6)
     steps = [rows["sums"], rows["sky"], rows["sums"]]
@@ -80,12 +82,12 @@ def products(counter):
 
 
 def test_the_formulas_of_a_large_model():
-    shape = Shape(layer=2e8, layers=32, first=24, width=4096, vocabulary=32000)
+    shape = Shape(layer=2e8, layers=32, first=24, width=4096, vocabulary=32000, answering=1.3e8)
     assert shape.training(1000, 400, 10) == pytest.approx(
-        2 * 2e8 * 24 * 400 + 4 * 2e8 * 8 * 1000 + 4 * 4096 * 32000 * 10
+        2 * 2e8 * 24 * 400 + 4 * (2e8 * 7 + 0.7e8) * 1000 + 4 * (1.3e8 + 4096 * 32000) * 10
     )
     assert shape.scoring(1000, 10, 5) == pytest.approx(
-        2 * 2e8 * 24 * 1000 + 5 * (2 * 2e8 * 8 * 1000 + 2 * 4096 * 32000 * 10)
+        2 * 2e8 * 24 * 1000 + 5 * (2 * (2e8 * 7 + 0.7e8) * 1000 + 2 * (1.3e8 + 4096 * 32000) * 10)
     )
 
 

@@ -1,12 +1,12 @@
 """`Demand`: operations, tokens and bytes of a run, counted before it, whatever machine does it.
 
-With P weights in the linear layers of a decoder layer, L layers of which the first F carry no adapter, width d,
-vocabulary V, and per task the T tokens that all steps run (a shared prefix once a batch) and the U of them that are
-distinct rows, R response tokens,
+With P weights in the linear layers of a decoder layer, L layers of which the first F carry no adapter, Q weights of the
+last layer that see only the tokens that predict a response, width d, vocabulary V, and per task the T tokens that all
+steps run (a shared prefix once a batch) and the U of them that are distinct rows, R response tokens,
 
-    training   2P·F·U + 4P·(L − F)·T + 4dV·R                     forward, and backward without weight gradients
-    scoring    2P·F·C + (n + 1)·(2P·(L − F)·C + 2dV·R)           C context tokens, the trunk once for all probes
-    divergence n·2dV·J + n²/2·J·V                                J sampled positions; the last term is logarithms
+    training   2P·F·U + 4(P·(L − F) − Q)·T + 4(dV + Q)·R            forward, and backward without weight gradients
+    scoring    2P·F·C + (n + 1)·(2(P·(L − F) − Q)·C + 2(dV + Q)·R)  C context tokens, the trunk once for all probes
+    divergence n·2dV·J + n²/2·J·V                                   J sampled positions; the last term is logarithms
 """
 
 import math
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from torch import nn
 
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
@@ -46,15 +47,18 @@ class Shape:
     first: int  # F, lowest layer with an adapter
     width: int  # d
     vocabulary: int  # V
+    answering: float = 0.0  # Q
 
     def training(self, run: int, distinct: int, responses: int) -> float:
         """Operations of training on `run` tokens, `distinct` of them once through the trunk."""
-        rest = 4 * self.layer * (self.layers - self.first) * run
-        return 2 * self.layer * self.first * distinct + rest + 4 * self.width * self.vocabulary * responses
+        rest = 4 * (self.layer * (self.layers - self.first) - self.answering) * run
+        answers = 4 * (self.width * self.vocabulary + self.answering) * responses
+        return 2 * self.layer * self.first * distinct + rest + answers
 
     def scoring(self, tokens: int, responses: int, probes: int) -> float:
         """Operations of scoring contexts under so many probes (the base model counts as one)."""
-        one = 2 * self.layer * (self.layers - self.first) * tokens + 2 * self.width * self.vocabulary * responses
+        one = 2 * (self.layer * (self.layers - self.first) - self.answering) * tokens
+        one += 2 * (self.width * self.vocabulary + self.answering) * responses
         return 2 * self.layer * self.first * tokens + probes * one
 
     def divergence(self, positions: int, probes: int) -> float:
@@ -113,10 +117,15 @@ class Demand:
 def model_shape(lm: LanguageModel, config: Config) -> Shape:
     """Sizes of this model under this configuration."""
     head = lm.model.get_output_embeddings().weight
-    linear = [m for m in lm.layers.modules() if getattr(m, "weight", None) is not None and m.weight.ndim == 2]
-    weights = sum(math.prod(sizes(module)) for module in linear)
-    depth = len(lm.layers)
-    return Shape(weights / depth, depth, config.probes.lora.first_layer(depth), head.shape[1], head.shape[0])
+    weights, depth = _linear_weights(lm.layers), len(lm.layers)
+    last = lm.last_feed_forward if lm.plain_head else None
+    first, answering = config.probes.lora.first_layer(depth), _linear_weights(last) if last else 0.0
+    return Shape(weights / depth, depth, first, head.shape[1], head.shape[0], answering)
+
+
+def _linear_weights(module: nn.Module) -> float:
+    linear = [m for m in module.modules() if getattr(m, "weight", None) is not None and m.weight.ndim == 2]
+    return float(sum(math.prod(sizes(m)) for m in linear))
 
 
 def count_demand(lm: LanguageModel, pool: TaskPool, config: Config) -> Demand:

@@ -15,8 +15,12 @@ CUT = 16  # after one of so many sets, by a hash of its name, a group ends
 
 
 def joined_sets(pool: TaskPool, config: Config) -> list[tuple[str, ...]]:
-    """Names of the sets that are scored together; a target that is scored by options is alone."""
-    sizes = {s.name: sum(row.tokens for row in s.contexts) for s in pool.all}
+    """Names of the sets that are scored together; a target that is scored by options is alone.
+
+    Sets whose rows begin alike stand together, since what a batch's rows begin with is run once.
+    """
+    alike = sorted(pool.all, key=lambda s: [turn.content for turn in s.contexts[0].conversation.messages])
+    sizes = {s.name: sum(row.tokens for row in s.contexts) for s in alike}
     return join(sizes | dict.fromkeys(config.option_targets, JOINED))
 
 
