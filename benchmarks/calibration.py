@@ -2,9 +2,9 @@
 
     python benchmarks/calibration.py OUT [--settings demo,skewed,fresh,confirm,nlp]
 
-Of every OUT/NAME/run that `taskpgm compare --mixtures taskpgm,uniform` has measured: the gain over uniform by the probes
-on held-out contexts (mixture.json), the gain in training on other rows (comparison.json, mean over seeds), and their
-ratio. The interval for a further setting is mean ± t·sd·√(1 + 1/n) of the ratios, 90 %; leaving one setting out after
+Of every OUT/NAME/run that `taskpgm compare --mixtures taskpgm,uniform` has measured: the gain over uniform by the
+probes on held-out contexts (mixture.json), the gain in training on other rows (comparison.json, mean over seeds), and
+their ratio. The interval for a further setting is mean ± t·sd·√(1 + 1/n) of the ratios, 90 %; leaving one setting out after
 another says how often it would have held.
 """
 
@@ -60,9 +60,7 @@ def main() -> None:
             f"{low:+.2f} to {high:+.2f}"
         )
     low, high = further(ratios)
-    print(
-        f"held in {held} of {len(names)}; a further setting: {low:+.2f} to {high:+.2f} times the prediction ({LEVEL:.0%})"
-    )
+    print(f"held in {held} of {len(names)}; a further setting: {low:+.2f} to {high:+.2f} times what is predicted")
 
 
 if __name__ == "__main__":
