@@ -4,8 +4,8 @@
 
 Of every OUT/NAME/run that `taskpgm compare --mixtures taskpgm,uniform` has measured: the gain over uniform by the
 probes on held-out contexts (mixture.json), the gain in training on other rows (comparison.json, mean over seeds), and
-their ratio. The interval for a further setting is mean ± t·sd·√(1 + 1/n) of the ratios, 90 %; leaving one setting out after
-another says how often it would have held.
+their ratio. The interval for a further setting is mean ± t·sd·√(1 + 1/n) of the ratios, 90 %; leaving one setting
+out after another says how often it would have held.
 """
 
 import argparse
