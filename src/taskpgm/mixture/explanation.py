@@ -15,6 +15,7 @@ from taskpgm.mixture.certificate import Optimum, certify
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.solve import Mixture
+from taskpgm.progress import QUIET, Progress
 from taskpgm.types import Brief, Floats
 
 # Tasks are interchangeable when swapping mass between them bends the energy by less than this part of the median pair.
@@ -77,7 +78,11 @@ class Explanation(Brief):
 
 
 def explain(
-    energy: Energy, mixture: Mixture, most: int | None = None, copies: Sequence[Sequence[str]] = ()
+    energy: Energy,
+    mixture: Mixture,
+    most: int | None = None,
+    copies: Sequence[Sequence[str]] = (),
+    progress: Progress = QUIET,
 ) -> Explanation:
     """Explanation of `mixture` as the minimiser of `energy` within the mixture's bounds.
 
@@ -91,10 +96,15 @@ def explain(
     psi, K = field_without_prior(energy, optimum.p)
     shared = np.flatnonzero(optimum.p > 1e-9)
     left = np.sort(shared[np.argsort(-optimum.p[shared], kind="stable")[:most]])
+    dropped = []
+    with progress.stage("leaving out tasks in turn", len(left), "tasks"):
+        for i in left:
+            dropped.append(leave_out(energy, mixture.bounds, optimum, int(i)))
+            progress.advance()
     return Explanation(
         float(mixture.certificate.nu),
         _margins(energy, mixture, optimum, psi, K),
-        tuple(leave_out(energy, mixture.bounds, optimum, int(i)) for i in left),
+        tuple(dropped),
         united(energy.tasks, [*clusters(energy.tasks, K), *copies]),
     )
 

@@ -159,7 +159,8 @@ def select_run(
 def explain_run(session: Session) -> Explanation:
     """Why the mixture is what it is, written to `explanation.json`."""
     result = solved(session)
-    explanation = explain_mixture(result.energy, result.mixture, copies=copies(result.pool))
+    alike, progress = copies(result.pool), session.progress
+    explanation = explain_mixture(result.energy, result.mixture, copies=alike, progress=progress)
     session.artifacts.write_json("explanation.json", explanation.to_dict())
     return explanation
 
