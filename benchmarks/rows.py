@@ -132,7 +132,8 @@ def measure(folder: Path, sample: int, part: int, only: list[str]) -> None:
         "batched": [*me, "datasets", str(folder / "large.jsonl"), str(part), str(work / "hf2"), "--batched"],
     }
     print(f"{rows:,} rows, {sum(p.stat().st_size for p in folder.glob('*.jsonl')) / 1e6:,.0f} MB; {_machine()}")
-    for name in only:
+    wanted = {*only, *(["start"] if "sample" in only else [])}  # which makes what is sampled from
+    for name in (step for step in STEPS if step in wanted):
         load = os.getloadavg()[0]
         seconds, cores, memory = timed(commands[name], cache, "training" * (name == "start"))
         scale = rows / part if name in ("datasets", "batched") else 1.0

@@ -1,6 +1,7 @@
 """Which rows count as copies, and that none of them is trained on."""
 
 import re
+import unicodedata
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from support.files import configure, lengths_of, load, one_sentence, pairs, write
 
 from taskpgm.config import Config
-from taskpgm.data.alike import normal, normal_data
+from taskpgm.data.alike import PLAIN, folded, normal, normal_data
 from taskpgm.data.near import ALIKE, FIGURES
 from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.errors import UserError
@@ -48,6 +49,17 @@ def test_normal_text_stays_normal_and_keeps_its_figures(text: str) -> None:
     kept = r"[0-9+*/=<>²½]"
     assert re.findall(kept, once) == re.findall(kept, text)
     assert normal(text.upper().replace("\n", "  ")) in (once, normal(text.upper()))
+
+
+LETTERS = st.characters(codec="utf-8").filter(
+    lambda one: not unicodedata.decomposition(one).startswith(("<super>", "<sub>", "<fraction>"))
+)
+
+
+@given(st.text(LETTERS | st.sampled_from("aE ß\u0301\u0327ﬁ’–İ\u1100\u1161\u11a8ΐ"), max_size=40))
+def test_texts_are_folded_in_pieces_as_a_whole(text: str) -> None:
+    whole = unicodedata.normalize("NFKC", text.translate(PLAIN)).translate(PLAIN).casefold()
+    assert folded(text) == whole
 
 
 def test_arithmetic_of_generators_keeps_its_meaning() -> None:

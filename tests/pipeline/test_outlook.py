@@ -105,7 +105,7 @@ def test_a_warm_start_is_kept_when_a_task_is_added(copied, model_folders, tmp_pa
     new = result.scores
     columns = np.isin(new.context_set[new.context], [new.sets.index(name) for name in old.sets])
     rows = [0, *(1 + new.tasks.index(name) for name in old.tasks)]
-    np.testing.assert_array_equal(new.logp[rows][:, columns], old.logp)
+    np.testing.assert_allclose(new.logp[rows][:, columns], old.logp, atol=1e-5)  # in other batches
     assert ahead(config, out) == []
 
     fresh = {**WARM_PROBES, "freeze_warm_start": False}

@@ -33,6 +33,7 @@ from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.run import explain_run, sample_run, select_run, solve_run
 from taskpgm.pipeline.stages import make_pool, make_scores, open_session
 from taskpgm.probes.cache import WARM
+from taskpgm.probes.joining import join
 from taskpgm.probes.probe import load_probe
 from taskpgm.probes.schedule import probe_schedule, warm_start_schedule
 from taskpgm.probes.scoring import score_contexts
@@ -152,23 +153,26 @@ def test_a_loss_per_token_solves_again_and_trains_nothing(copied, model_folders)
     np.testing.assert_allclose(target, result.scores.logp[:, columns].mean(axis=1), rtol=1e-9)
 
 
-def test_a_new_task_trains_its_own_probe_and_scores_its_own_row_and_column(copied, model_folders, tmp_path):
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_new_task_trains_its_own_probe_and_scores_its_own_row_and_column(alone, copied, model_folders, tmp_path):
+    # A name after which sets are not joined with those before it, or one that is joined with all.
+    cut = next(name for name in (f"new{i}" for i in range(100)) if len(join({name: 1, "sums": 1})) == 2)
+    new = cut if alone else "more"
     out = copied / "out"
     before = times(out, "adapters/*/*")
     with np.load(out / "blocks" / "sums.npz") as z:
         old = {name: z[name] for name in z.files if name.endswith("logp")}
-    config = experiment(copied, model_folders["llama"], (*TASKS, "more"))
+    config = experiment(copied, model_folders["llama"], (new, *TASKS) if alone else (*TASKS, new))
     heard = Heard()
     run(load_config(config), out, progress=heard)
-    assert {k: v for k, v in times(out, "adapters/*/*").items() if "/more/" not in k} == before
+    assert {k: v for k, v in times(out, "adapters/*/*").items() if f"/{new}/" not in k} == before
     assert heard.totals["training probes"] == 3  # 12 examples in batches of 4, for one task
-    # Six contexts a set: all five models on the new one, the new probe on the four old ones.
-    assert heard.totals["scoring"] == 6 * (5 + 4)
+    # Six contexts a set: all five models on the new one, and the new probe, or all models, on the four old ones.
+    assert heard.totals["scoring"] == 6 * (5 + 4 if alone else 5 * 5)
     assert heard.done == heard.totals
     assert all(finished for _, finished in heard.ended)
     with np.load(out / "blocks" / "sums.npz") as z:
-        for name, logp in old.items():
-            np.testing.assert_array_equal(z[name], logp)
+        assert all(np.array_equal(z[name], logp) for name, logp in old.items()) if alone else not {*old} & {*z.files}
     run(load_config(config), tmp_path / "fresh")
     assert files(out) == files(tmp_path / "fresh")
 

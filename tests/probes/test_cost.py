@@ -35,6 +35,7 @@ from taskpgm.probes.demand import (
     run_tokens,
     scored_rows,
 )
+from taskpgm.probes.joining import joined_sets
 from taskpgm.probes.probe import Probe
 from taskpgm.probes.rates import DEVICES, Pace, Rates, Sheet
 from taskpgm.probes.scoring import score_sets
@@ -54,7 +55,9 @@ def test_operations_are_those_that_torch_counts(last_layers, model_folders):
     with FlopCounterMode(display=False) as counter:
         list(score_sets(Engine.of(lm), rows, probes, names))
     tokens, responses = np.sum([context_tokens(lm, of_set) for of_set in rows.values()], axis=0)
-    updates = 2 * sum(m.in_features for m in adapted(lm, shape)) * tokens * len(probes)  # addmm_ is not counted
+    last = set(lm.layers[-1].mlp.modules())
+    ran = {m: responses if m in last else tokens for m in adapted(lm, shape)}
+    updates = 2 * sum(m.in_features * on for m, on in ran.items()) * len(probes)  # addmm_ is not counted
     expected = shape.scoring(tokens, responses, len(probes)) + updates
     np.testing.assert_allclose(products(counter), expected, rtol=1e-6)
     steps = [rows["sums"], rows["sky"], rows["sums"]]
@@ -79,12 +82,12 @@ def products(counter):
 
 
 def test_the_formulas_of_a_large_model():
-    shape = Shape(layer=2e8, layers=32, first=24, width=4096, vocabulary=32000)
+    shape = Shape(layer=2e8, layers=32, first=24, width=4096, vocabulary=32000, answering=1.3e8)
     assert shape.training(1000, 400, 10) == pytest.approx(
-        2 * 2e8 * 24 * 400 + 4 * 2e8 * 8 * 1000 + 4 * 4096 * 32000 * 10
+        2 * 2e8 * 24 * 400 + 4 * (2e8 * 7 + 0.7e8) * 1000 + 4 * (1.3e8 + 4096 * 32000) * 10
     )
     assert shape.scoring(1000, 10, 5) == pytest.approx(
-        2 * 2e8 * 24 * 1000 + 5 * (2 * 2e8 * 8 * 1000 + 2 * 4096 * 32000 * 10)
+        2 * 2e8 * 24 * 1000 + 5 * (2 * (2e8 * 7 + 0.7e8) * 1000 + 2 * (1.3e8 + 4096 * 32000) * 10)
     )
 
 
@@ -174,8 +177,15 @@ def test_jobs_of_scoring_are_those_of_a_run(workers, model_folders, tmp_path):
     engine = Engine.of(lm)
     engine.__dict__["workers"] = recorder = Recorder(workers)
     of_set = [*(p.name for p in probes), *[BASE] * (BASE in names)]
-    list(score_sets(engine, contexts, probes, dict.fromkeys(contexts, of_set)))
-    expected = [demand.shape.scoring(*context_tokens(lm, job.data.rows), len(job.data.names)) for job in recorder.jobs]
+    joined = joined_sets(pool, config)
+    assert len(joined) < len(contexts)
+    list(score_sets(engine, contexts, probes, dict.fromkeys(contexts, of_set), joined=joined))
+    expected = [
+        demand.shape.scoring(
+            *context_tokens(lm, [r for part in job.data.parts for r in part.rows]), len(job.data.names)
+        )
+        for job in recorder.jobs
+    ]
     assert sorted(job.operations for job in demand.scoring(workers)) == pytest.approx(sorted(expected))
 
 

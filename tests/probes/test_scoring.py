@@ -22,11 +22,12 @@ from taskpgm.probes.scoring import BASE, assemble, score_sets
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("last_layers", [None, 2])
 @pytest.mark.parametrize("device", devices())
-def test_scores_are_those_of_the_plain_loop(architecture, last_layers, device, model_folders, tmp_path):
+@pytest.mark.parametrize("joined", [None, [["sums", "sky"]]])
+def test_scores_are_those_of_the_plain_loop(architecture, last_layers, device, joined, model_folders, tmp_path):
     folder = model_folders[architecture]
     lm, rows, probes = setup(folder, device=device, last_layers=last_layers)
     assert lm.plain_head
-    blocks = all_blocks(lm, rows, probes)
+    blocks = all_blocks(lm, rows, probes, joined=joined)
     moved = 0.0
     for probe in [None, *probes]:
         adapter = None

@@ -64,9 +64,10 @@ def labels_of(row: Encoded) -> np.ndarray:
     return row.ids[row.response].astype(np.int64)
 
 
-def all_blocks(lm, rows, probes, sampled=None):
+def all_blocks(lm, rows, probes, sampled=None, joined=None):
     missing = {name: [p.name for p in probes] + [BASE] for name in rows}
-    return {k: b for _, blocks in score_sets(Engine.of(lm), rows, probes, missing, sampled) for k, b in blocks.items()}
+    done = score_sets(Engine.of(lm), rows, probes, missing, sampled, joined=joined)
+    return {key: block for _, blocks in done for key, block in blocks.items()}
 
 
 def loaded(folder, device="cpu"):

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -26,6 +26,8 @@ ESCAPES = [b"\\\\", b"\\n", b"\\t", b"\\r", b"\\f", b"\\b"]
 LOWER = bytes(range(256)).lower()
 SIGNS = bytes(i for i in range(128) if not chr(i).isalnum())
 NO_WORD = re.compile(r"[\W_]+")
+OTHERS = re.compile(r"[^\x00-\x7f]+")
+SHORT = 16  # characters of a run that is likely to come again
 
 
 def normal(text: str) -> str:
@@ -34,17 +36,35 @@ def normal(text: str) -> str:
     Superscripts, subscripts and fractions keep their own characters; curly quotes and dashes become plain ones. White
     space stays between two letters or digits.
     """
-    text = _folded(text)
+    text = folded(text)
     text = LAST.sub("", SENTENCE.sub(" ", text))
     return SPACE.sub("", " ".join(text.split()))
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """NFKC and case, run by run: what stands between is plain ASCII, most of most texts."""
     if text.isascii():
         return text.lower()
+    parts: list[str] = []
+    done = 0
+    for run in OTHERS.finditer(text):
+        start = max(run.start() - 1, done)  # a letter takes the accents behind it
+        parts += (text[done:start], _composed(text[start : run.end()]))
+        done = run.end()
+    return "".join([*parts, text[done:]]).casefold()
+
+
+def _composed(text: str) -> str:
+    return _remembered(text) if len(text) <= SHORT else _composed_anew(text)
+
+
+def _composed_anew(text: str) -> str:
     parts = _kept().split(text)  # every second part is a character that stays
     parts[::2] = [unicodedata.normalize("NFKC", part.translate(PLAIN)).translate(PLAIN) for part in parts[::2]]
-    return "".join(parts).casefold()
+    return "".join(parts)
+
+
+_remembered = lru_cache(4096)(_composed_anew)
 
 
 @cache
@@ -76,10 +96,11 @@ def coarse(data: list[Any], text: bytes) -> bytes:
     """
     if not text.isascii() or b"\\u" in text:
         text = ENCODE([[_folded_turn(turn) for turn in data[0]], *data[1:]]).encode()
-    for escape in ESCAPES:
-        text = text.replace(escape, b"")
-    plain = text.isascii()
-    left = text.translate(LOWER, SIGNS) if plain else NO_WORD.sub("", text.decode().casefold()).encode()
+    if b"\\" in text:
+        for escape in ESCAPES:
+            text = text.replace(escape, b"")
+    left = text.translate(LOWER, SIGNS)
+    left = left if left.isascii() else NO_WORD.sub("", left.decode().casefold()).encode()
     return blake2b(left, digest_size=8).digest()
 
 
@@ -92,4 +113,4 @@ def _folded_turn(turn: Any) -> Any:
 
 
 def _spaced(text: str) -> str:
-    return " ".join(_folded(text).split())
+    return " ".join(folded(text).split())

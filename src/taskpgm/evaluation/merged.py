@@ -45,4 +45,4 @@ class Merging:
 
     def memory(self, lm: LanguageModel) -> float:
         """Bytes, roughly."""
-        return sizes_of(self.contexts).memory(lm)
+        return sizes_of(list(self.contexts.values())).memory(lm)

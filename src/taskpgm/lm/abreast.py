@@ -20,13 +20,20 @@ from taskpgm.lm.packing import ends, pack
 
 
 @contextlib.contextmanager
-def abreast(updates: Sequence[LowRank], tokens: Sequence[int]) -> Iterator[None]:
-    """Within, of a packed batch the first `tokens[0]` tokens run under the first update, the next under the second, …
+def abreast(lm: LanguageModel, updates: Sequence[LowRank], rows: Sequence[Sequence[Encoded]]) -> Iterator[None]:
+    """Within, of a packed batch the first rows run under the first update, the next under the second, …
 
     A layer gives token t of adapter k Wx_t + s_k·B_k(A_k x_t). All updates are of the same layers.
     """
+    tokens = [sum(map(ends, of_one)) for of_one in rows]
+    answers = [sum(row.response_tokens for row in of_one) for of_one in rows]
+    last = set(lm.last_feed_forward.modules() if lm.last_feed_forward else ())  # sees tokens that predict answers
     layers = {
-        module: _updated(module.forward, [(u.left[i], u.right[i], u.scale) for u in updates], tokens)
+        module: _updated(
+            module.forward,
+            [(u.left[i], u.right[i], u.scale) for u in updates],
+            answers if module in last else tokens,
+        )
         for i, module in enumerate(updates[0].modules)
     }
     with replaced(layers):
@@ -48,7 +55,7 @@ def add_gradients(lm: LanguageModel, updates: Sequence[LowRank], rows: Sequence[
     if not lm.plain_head:
         raise ValueError(f"several adapters in a batch need a model that runs packed: {lm.whole_because}")
     packed = pack([row for of_one in rows for row in of_one], 0, lm.device)
-    with abreast(updates, [sum(map(ends, of_one)) for of_one in rows]):
+    with abreast(lm, updates, rows):
         losses_R = torch.cat([
             nn.functional.cross_entropy(z.float(), y, reduction="none") for z, y, _ in lm.response_logits(packed)
         ])  # fmt: skip

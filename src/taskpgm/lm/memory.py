@@ -10,7 +10,7 @@ from typing import Any
 from taskpgm.data.chat import Encoded, tokens_of
 from taskpgm.lm.forwards import replaced
 from taskpgm.lm.model import LanguageModel
-from taskpgm.lm.packing import Packed, attending
+from taskpgm.lm.packing import Packed
 
 
 @contextlib.contextmanager
@@ -20,7 +20,7 @@ def recomputing(lm: LanguageModel, packed: Packed, first: int) -> Iterator[None]
     from torch.utils.checkpoint import checkpoint
 
     def contexts() -> tuple[Any, Any]:  # of the layer's first run, and of the one in the backward pass
-        return contextlib.nullcontext(), attending(lm.model, packed) if lm.plain_head else contextlib.nullcontext()
+        return contextlib.nullcontext(), lm.running(packed) if lm.plain_head else contextlib.nullcontext()
 
     settings = {"use_reentrant": False, "context_fn": contexts, "preserve_rng_state": False}
     with replaced({layer: partial(checkpoint, layer.forward, **settings) for layer in lm.layers[first:]}):

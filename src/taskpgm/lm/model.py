@@ -116,7 +116,11 @@ class LanguageModel:
         return seen[0][0]
 
     def hidden(self, packed: Packed, entering_Nd: Tensor | None, first: int) -> Tensor:
-        """(N, d) last hidden states, final norm included, from the activations that enter layer `first`."""
+        """(N, d) last hidden states, final norm included, of the tokens that predict a response; others are unfinished.
+
+        Args:
+            entering_Nd: the activations that enter layer `first`.
+        """
         if entering_Nd is None:
             return self._run(packed)
         with _skipped(self.layers[:first]), _fed(self.layers[first], entering_Nd[None]):
@@ -140,10 +144,23 @@ class LanguageModel:
             logits_rV = head(hidden_rd)
             yield logits_rV, labels_r.to(logits_rV.device), hidden_rd
 
+    @contextlib.contextmanager
+    def running(self, packed: Packed) -> Iterator[None]:
+        """Within, the model runs packed rows: attention follows their layout, and the last layer's feed-forward part
+        sees only the tokens that predict a response, for nothing else of what it gives is read."""
+        with attending(self.model, packed), _only_on(packed.predict_R, self.last_feed_forward):
+            yield
+
+    @property
+    def last_feed_forward(self) -> nn.Module | None:
+        """What the last layer does to each token by itself; None if it is called otherwise than in most models."""
+        found = getattr(self.layers[-1], "mlp", None)
+        return found if isinstance(found, nn.Module) else None
+
     def _run(self, packed: Packed) -> Tensor:
         # A mask of four dimensions is handed on as it is; the packed attention does not read it.
         mask = torch.zeros(1, 1, 1, 1, device=self.device)
-        with attending(self.model, packed):
+        with self.running(packed):
             return self.model.base_model(
                 input_ids=packed.ids_N[None], position_ids=packed.position_N[None], attention_mask=mask,
                 use_cache=False,
@@ -181,6 +198,25 @@ def _stopped_at(layer: nn.Module) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def _only_on(index_R: Tensor, module: nn.Module | None) -> Iterator[None]:
+    """Within, `module` runs on these of the N tokens alone; the others get zeros."""
+    if module is None:
+        yield
+        return
+    run = module.forward
+
+    def on_some(hidden_BNd: Tensor, *args: Any, **kwargs: Any) -> Any:
+        index = index_R.to(hidden_BNd.device)
+        found = run(hidden_BNd.index_select(1, index), *args, **kwargs)
+        if not isinstance(found, Tensor):  # and more beside it
+            return run(hidden_BNd, *args, **kwargs)
+        return found.new_zeros(*hidden_BNd.shape[:-1], found.shape[-1]).index_copy(1, index, found)
+
+    with replaced({module: on_some}):
+        yield
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from taskpgm.data.pool import TaskPool
 from taskpgm.data.splits import asked_of, files_of
 from taskpgm.errors import UserError
 from taskpgm.files import Parts, digest, files_digest, path_digest
+from taskpgm.probes.joining import joined_sets
 from taskpgm.probes.options import option_keys
 
 ROWS_OF = "training rows of "  # and the name of a task, in what a warm start depends on
@@ -99,15 +100,24 @@ def score_parts(config: Config, pool: TaskPool, adapters: Mapping[str, str]) -> 
 
 
 def block_keys(config: Config, model: str, pool: TaskPool, adapters: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """By set and probe, what a block of scores is made of; `adapters` has the key of every probe, by its name."""
+    """By set and probe, what a block of scores is made of, the sets that share its batches among it.
+
+    Args:
+        adapters: the key of every probe, by its name.
+    """
     cut = [config.contexts.positions] if config.contexts.positions else []
     asked = option_keys(pool, config)
-    return {
-        s.name: {
-            probe: digest([model, adapter, s.context_key, config.probes.max_length, *asked.get(s.name, ()), *cut])
-            for probe, adapter in adapters.items()
-        }
+    beside = {name: group for group in joined_sets(pool, config) if len(group) > 1 for name in group}
+    contexts = {
+        s.name: [
+            s.context_key, config.probes.max_length, *asked.get(s.name, ()), *cut,
+            *(pool[name].context_key for name in beside.get(s.name, ())),
+        ]
         for s in pool.all
+    }  # fmt: skip
+    return {
+        name: {probe: digest([model, adapter, *of_set]) for probe, adapter in adapters.items()}
+        for name, of_set in contexts.items()
     }
 
 

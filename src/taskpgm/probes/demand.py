@@ -1,12 +1,12 @@
 """`Demand`: operations, tokens and bytes of a run, counted before it, whatever machine does it.
 
-With P weights in the linear layers of a decoder layer, L layers of which the first F carry no adapter, width d,
-vocabulary V, and per task the T tokens that all steps run (a shared prefix once a batch) and the U of them that are
-distinct rows, R response tokens,
+With P weights in the linear layers of a decoder layer, L layers of which the first F carry no adapter, Q weights of the
+last layer that see only the tokens that predict a response, width d, vocabulary V, and per task the T tokens that all
+steps run (a shared prefix once a batch) and the U of them that are distinct rows, R response tokens,
 
-    training   2P·F·U + 4P·(L − F)·T + 4dV·R                     forward, and backward without weight gradients
-    scoring    2P·F·C + (n + 1)·(2P·(L − F)·C + 2dV·R)           C context tokens, the trunk once for all probes
-    divergence n·2dV·J + n²/2·J·V                                J sampled positions; the last term is logarithms
+    training   2P·F·U + 4(P·(L − F) − Q)·T + 4(dV + Q)·R            forward, and backward without weight gradients
+    scoring    2P·F·C + (n + 1)·(2(P·(L − F) − Q)·C + 2(dV + Q)·R)  C context tokens, the trunk once for all probes
+    divergence n·2dV·J + n²/2·J·V                                   J sampled positions; the last term is logarithms
 """
 
 import math
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from torch import nn
 
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
@@ -27,10 +28,11 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends
 from taskpgm.lm.quantized import held_bytes
 from taskpgm.probes.cache import BASE, WARM
+from taskpgm.probes.joining import joined_sets
 from taskpgm.probes.options import encode_options
 from taskpgm.probes.probe import lora_settings
 from taskpgm.probes.schedule import Schedule, probe_schedule, warm_start_schedule
-from taskpgm.probes.scoring import encode_contexts, scoring_parts, sizes_of, split_probes
+from taskpgm.probes.scoring import encode_contexts, rows_of, scoring_parts, sizes_of, split_probes
 
 PYTHON = 400e6  # bytes of a process with torch and transformers
 SAMPLED_ROWS = 32  # of a task, from which its lengths and its shared prefix are read: a guess
@@ -45,15 +47,18 @@ class Shape:
     first: int  # F, lowest layer with an adapter
     width: int  # d
     vocabulary: int  # V
+    answering: float = 0.0  # Q
 
     def training(self, run: int, distinct: int, responses: int) -> float:
         """Operations of training on `run` tokens, `distinct` of them once through the trunk."""
-        rest = 4 * self.layer * (self.layers - self.first) * run
-        return 2 * self.layer * self.first * distinct + rest + 4 * self.width * self.vocabulary * responses
+        rest = 4 * (self.layer * (self.layers - self.first) - self.answering) * run
+        answers = 4 * (self.width * self.vocabulary + self.answering) * responses
+        return 2 * self.layer * self.first * distinct + rest + answers
 
     def scoring(self, tokens: int, responses: int, probes: int) -> float:
         """Operations of scoring contexts under so many probes (the base model counts as one)."""
-        one = 2 * self.layer * (self.layers - self.first) * tokens + 2 * self.width * self.vocabulary * responses
+        one = 2 * (self.layer * (self.layers - self.first) - self.answering) * tokens
+        one += 2 * (self.width * self.vocabulary + self.answering) * responses
         return 2 * self.layer * self.first * tokens + probes * one
 
     def divergence(self, positions: int, probes: int) -> float:
@@ -77,7 +82,7 @@ class Demand:
     seeds: int
     warm: Piece | None  # of each seed
     probes: tuple[Piece, ...]  # of each seed, one a task that is trained
-    sets: tuple[tuple[int, int], ...]  # by context set, (tokens run, response tokens) of one pass
+    sets: tuple[tuple[int, int], ...]  # by sets that are scored together, (tokens run, response tokens) of one pass
     batch: int  # tokens of a batch
     scored: int  # adapters, and the base model, that every set is scored under
     positions: int  # at which divergences are measured; 0: none are
@@ -112,10 +117,15 @@ class Demand:
 def model_shape(lm: LanguageModel, config: Config) -> Shape:
     """Sizes of this model under this configuration."""
     head = lm.model.get_output_embeddings().weight
-    linear = [m for m in lm.layers.modules() if getattr(m, "weight", None) is not None and m.weight.ndim == 2]
-    weights = sum(math.prod(sizes(module)) for module in linear)
-    depth = len(lm.layers)
-    return Shape(weights / depth, depth, config.probes.lora.first_layer(depth), head.shape[1], head.shape[0])
+    weights, depth = _linear_weights(lm.layers), len(lm.layers)
+    last = lm.last_feed_forward if lm.plain_head else None
+    first, answering = config.probes.lora.first_layer(depth), _linear_weights(last) if last else 0.0
+    return Shape(weights / depth, depth, first, head.shape[1], head.shape[0], answering)
+
+
+def _linear_weights(module: nn.Module) -> float:
+    linear = [m for m in module.modules() if getattr(m, "weight", None) is not None and m.weight.ndim == 2]
+    return float(sum(math.prod(sizes(m)) for m in linear))
 
 
 def count_demand(lm: LanguageModel, pool: TaskPool, config: Config) -> Demand:
@@ -132,8 +142,9 @@ def count_demand(lm: LanguageModel, pool: TaskPool, config: Config) -> Demand:
     positions = min(columns, config.affinity.jsd_positions) if config.affinity.kind == "jsd" else 0
     responses = sum(row.response_tokens for rows in contexts.values() for row in rows)
     weights, each = adapter_weights(lm, config), lm.dtype.itemsize
+    joined = rows_of(contexts, joined_sets(pool, config))
     return Demand(
-        shape, seeds, warm, tuple(pieces.values()), tuple(context_tokens(lm, of_set) for of_set in contexts.values()),
+        shape, seeds, warm, tuple(pieces.values()), tuple(context_tokens(lm, rows) for rows in joined),
         lm.token_budget, scored, positions, len(pool.tasks),
         trained_tokens=seeds * sum(
             rows[int(i)].tokens for rows, schedule in trainings.values() for step in schedule for i in step
@@ -154,7 +165,7 @@ def counted_memory(lm: LanguageModel, pool: TaskPool, config: Config, demand: De
         if name != WARM
     ]
     training = training_memory(lm, [[step] for step in longest], demand.shape.first) if longest else 0.0
-    scoring = sizes_of(scored_rows(encoder, pool, config)).memory(lm)
+    scoring = sizes_of(rows_of(scored_rows(encoder, pool, config), joined_sets(pool, config))).memory(lm)
     weights = held_bytes(lm.model, config.model.quantization)
     return PYTHON + weights + max(lm.processes * training, lm.processes * scoring + demand.adapters)
 
@@ -188,7 +199,7 @@ def run_tokens(lm: LanguageModel, steps: Sequence[Sequence[Encoded]]) -> tuple[i
 
 
 def context_tokens(lm: LanguageModel, rows: Sequence[Encoded]) -> tuple[int, int]:
-    """(tokens run, response tokens) of one pass over the contexts of a set."""
+    """(tokens run, response tokens) of one pass over contexts that are scored together."""
     run = _packed_tokens([ends(row) for row in rows], lm.shared_prefix(rows), lm.token_budget)
     return run, sum(row.response_tokens for row in rows)
 

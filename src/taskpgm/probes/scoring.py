@@ -1,8 +1,9 @@
 """Makes `Scores`: every probe's label log-probabilities on the shared contexts.
 
 The unit of work is a block: one context set under one probe, (T_set,) log-probabilities and, if divergences are
-asked for, the last hidden states at the set's sampled positions. Blocks do not depend on each other, so without
-a warm start a new task costs its own probe on all sets and all probes on its own set.
+asked for, the last hidden states at the set's sampled positions. Blocks do not depend on each other, but for small
+sets that share batches (`joining`): without a warm start a new task costs its own probe on all sets, and all probes on
+its own set and on those that are joined with it.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from taskpgm.lm.packing import Packed, ends, pack
 from taskpgm.probes.cache import BASE, WARM, Block, BlockCache, Blocks
 from taskpgm.probes.divergence import label_logp
 from taskpgm.probes.diverging import Hidden, check_divergences_possible, measure_divergences, sample_positions
+from taskpgm.probes.joining import joined_sets
 from taskpgm.probes.options import encode_options
 from taskpgm.probes.probe import Probe, Use, installed
 from taskpgm.progress import QUIET, Progress
@@ -45,6 +47,7 @@ def score_sets(
     missing: Mapping[str, Sequence[str]],
     sampled: Mapping[str, Ints] | None = None,
     progress: Progress = QUIET,
+    joined: Sequence[Sequence[str]] | None = None,
 ) -> Iterator[tuple[str, Blocks]]:
     """Blocks of one set after another, as they are done; a set may come several times, with other probes.
 
@@ -52,8 +55,11 @@ def score_sets(
         contexts: encoded contexts by set.
         missing: probe names (or BASE) still to score, by set.
         sampled: by set, the positions at which hidden states are kept, as indices into the set's columns.
+        joined: the sets in groups that share batches; left out: each is alone.
     """
-    passes = sum(len(names) * len(contexts[name]) for name, names in missing.items())
+    joined = joined or [[name] for name in contexts]
+    sizes = sizes_of(rows_of(contexts, joined))
+    passes = sum(len(_wanted_by_any(missing, g)) * sum(len(contexts[name]) for name in g) for g in joined)
     with progress.stage("scoring", passes, "passes"):
         for chunk in _chunks(probes):
             wanted: dict[str, list[str]] = {
@@ -62,14 +68,29 @@ def score_sets(
             for name in contexts:
                 if BASE in missing[name] and (not chunk or chunk[0] is probes[0]):
                     wanted[name].append(BASE)  # last, so that it shares the probes' prefix
-            sets = [name for name in contexts if wanted[name]]
-            parts = scoring_parts(len(sets), engine.workers.count(progress))
+            groups = [group for group in joined if any(wanted[name] for name in group)]
+            parts = scoring_parts(len(groups), engine.workers.count(progress))
             jobs = [
-                _job(_Set(name, contexts[name], some, sampled.get(name) if sampled else None))
-                for name in sets
-                for some in split_probes(wanted[name], parts)
+                _job(_Sets([_Set(n, contexts[n], sampled.get(n) if sampled else None) for n in group], some))
+                for group in groups
+                for some in split_probes(_wanted_by_any(wanted, group), parts)
             ]
-            yield from engine.workers.map(Scoring(tuple(chunk), sizes_of(contexts)), jobs, progress)
+            for blocks in engine.workers.map(Scoring(tuple(chunk), sizes), jobs, progress):
+                for name in dict.fromkeys(name for _, name in blocks):
+                    new = {key: block for key, block in blocks.items() if key[1] == name and key[0] in wanted[name]}
+                    if new:
+                        yield name, new
+
+
+def rows_of(contexts: Mapping[str, list[Encoded]], joined: Sequence[Sequence[str]]) -> list[list[Encoded]]:
+    """Rows of each group of sets."""
+    return [[row for name in group for row in contexts[name]] for group in joined]
+
+
+def _wanted_by_any(wanted: Mapping[str, Sequence[str]], group: Sequence[str]) -> list[str]:
+    """Probes that any set of a group is still to be scored under; the base model's name last."""
+    names = list(dict.fromkeys(probe for name in group for probe in wanted[name]))
+    return sorted(names, key=lambda name: name == BASE)
 
 
 def scoring_parts(sets: int, workers: int) -> int:
@@ -86,8 +107,10 @@ def split_probes(names: Sequence[str], parts: int) -> Iterator[list[str]]:
     yield from groups
 
 
-def _job(one: "_Set") -> Job:
-    return Job(f"scoring {one.name!r}", sum(ends(row) for row in one.rows) * len(one.names), one)
+def _job(one: "_Sets") -> Job:
+    tokens = sum(ends(row) for part in one.parts for row in part.rows)
+    more = f" and {len(one.parts) - 1} more sets" if len(one.parts) > 1 else ""
+    return Job(f"scoring {one.parts[0].name!r}{more}", tokens * len(one.names), one)
 
 
 def score_contexts(engine: Engine | LanguageModel, pool: TaskPool, probes: Sequence[Probe], config: Config) -> Scores:
@@ -134,7 +157,8 @@ def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config:
     base = starts(probes)
     contexts |= {name: one.answers for name, one in options.items()}
     scored_rows = {name: options[name].rows if name in options else rows for name, rows in contexts.items()}
-    blocks, seconds = _blocks(engine, scored_rows, probes, BASE in base, columns, cache)
+    joined = joined_sets(pool, config)
+    blocks, seconds = _blocks(engine, scored_rows, joined, probes, BASE in base, columns, cache)
     for probe, name in [key for key in blocks if key[1] in options]:
         blocks[probe, name] = Block(options[name].logp(blocks[probe, name].logp).astype(np.float32))
     divergences = None
@@ -153,8 +177,8 @@ def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config:
 
 
 def _blocks(
-    engine: Engine, contexts: Mapping[str, list[Encoded]], probes: Sequence[Probe], with_base: bool,
-    columns: Mapping[str, Ints | None], cache: BlockCache,
+    engine: Engine, contexts: Mapping[str, list[Encoded]], joined: Sequence[Sequence[str]], probes: Sequence[Probe],
+    with_base: bool, columns: Mapping[str, Ints | None], cache: BlockCache,
 ) -> tuple[Blocks, float]:  # fmt: skip
     """All blocks without their hidden states (n probes' would not fit), and the seconds that they took in all."""
     everyone = [p.name for p in probes] + [BASE] * with_base
@@ -173,7 +197,7 @@ def _blocks(
             engine.progress.say(f"scoring {count} of {of} blocks; the others are there")
         sampled = {name: at for name, at in columns.items() if at is not None}
         clock = Clock()
-        for name, new in score_sets(engine, contexts, probes, missing, sampled, engine.progress):
+        for name, new in score_sets(engine, contexts, probes, missing, sampled, engine.progress, joined):
             spent = clock.seconds / len(new)
             cache.keep(name, {probe: block for (probe, _), block in new.items()}, wanted[name], spent)
             blocks |= {key: Block(block.logp) for key, block in new.items()}
@@ -235,12 +259,18 @@ def assemble(
 
 
 class _Set(NamedTuple):
-    """One set, to be scored under some probes."""
+    """One set."""
 
     name: str
     rows: list[Encoded]
+    kept: Ints | None = None  # positions at which hidden states are kept
+
+
+class _Sets(NamedTuple):
+    """Sets to be scored together under some probes."""
+
+    parts: list[_Set]
     names: Sequence[str]  # of the probes, or BASE
-    kept: Ints | None  # positions at which hidden states are kept
 
 
 class Sizes(NamedTuple):
@@ -266,17 +296,17 @@ class Scoring:
 
     @contextlib.contextmanager
     def opened(self, lm: LanguageModel, progress: Progress) -> Iterator[Do]:
-        """Within, what gives a set's name and its blocks."""
+        """Within, what gives the blocks of some sets."""
         of_name: dict[str, Probe | None] = {probe.name: probe for probe in self.probes} | {BASE: None}
         with installed(lm, self.probes) as use:
 
-            def do(job: _Set, progress: Progress) -> tuple[str, Blocks]:
+            def do(job: _Sets, progress: Progress) -> Blocks:
                 probes = [of_name[name] for name in job.names]
-                if job.kept is not None:
+                if any(part.kept is not None for part in job.parts):
                     check_divergences_possible(lm, [probe for probe in probes if probe])
-                blocks = _score_set(lm, use, job, probes, progress)
+                blocks = _score(lm, use, job.parts, probes, progress)
                 release_memory()
-                return job.name, blocks
+                return blocks
 
             yield do
 
@@ -289,24 +319,27 @@ def set_logp(lm: LanguageModel, probe: Probe, contexts: Mapping[str, list[Encode
     """(T_set,) label log-probabilities of every set under one probe, made here."""
     with installed(lm, [probe]) as use:
         return {
-            name: _score_set(lm, use, _Set(name, rows, [probe.name], None), [probe], QUIET)[probe.name, name].logp
+            name: _score(lm, use, [_Set(name, rows)], [probe], QUIET)[probe.name, name].logp
             for name, rows in contexts.items()
         }
 
 
-def _score_set(lm: LanguageModel, use: Use, job: _Set, probes: Sequence[Probe | None], progress: Progress) -> Blocks:
-    """Blocks of one set: every batch runs the shared layers once, then the rest under each probe."""
-    name, rows, _, kept = job
+def _score(
+    lm: LanguageModel, use: Use, parts: Sequence[_Set], probes: Sequence[Probe | None], progress: Progress
+) -> Blocks:
+    """Blocks of these sets: every batch runs the shared layers once, then the rest under each probe."""
+    rows = [row for part in parts for row in part.rows]
     order = {id(row): i for i, row in enumerate(rows)}
     logp: list[dict[int, NDArray[np.float32]]] = [{} for _ in probes]
     hidden: list[dict[int, NDArray[np.float32]]] = [{} for _ in probes]
+    keeping = any(part.kept is not None for part in parts)
     shared = lm.shared_prefix(rows)
 
     def run(batch: Sequence[Encoded]) -> None:
         cuts = np.cumsum([row.response_tokens for row in batch])[:-1]
         places = [order[id(row)] for row in batch]
         packed = pack(batch, shared, lm.device)
-        for k, (logp_R, hidden_Rd) in enumerate(_score_batch(lm, use, packed, probes, kept is not None)):
+        for k, (logp_R, hidden_Rd) in enumerate(_score_batch(lm, use, packed, probes, keeping)):
             logp[k].update(zip(places, np.split(logp_R, cuts), strict=True))
             hidden[k].update(zip(places, np.split(hidden_Rd, cuts), strict=True))
             progress.advance(len(batch))
@@ -314,17 +347,24 @@ def _score_set(lm: LanguageModel, use: Use, job: _Set, probes: Sequence[Probe | 
     for batch in batches([ends(row) for row in rows], lm.token_budget, shared):
         split_on_oom([rows[i] for i in batch], run, progress)
     blocks: Blocks = {}
-    for k, probe in enumerate(probes):
-        logp_T = np.concatenate([logp[k][i] for i in range(len(rows))])
-        if not np.isfinite(logp_T).all():
-            who = f"probe of task {probe.task!r}" if probe else "base model"
-            raise UserError(
-                f"The {who} gives log-probabilities on {name!r} that are not finite; use model.dtype bfloat16 or "
-                "float32, or a lower probes.learning_rate."
-            )
-        hidden_Pd = None if kept is None else np.concatenate([hidden[k][i] for i in range(len(rows))])[kept]
-        blocks[probe.name if probe else BASE, name] = Block(logp_T, hidden_Pd)
+    start = 0
+    for part in parts:
+        at, start = range(start, start + len(part.rows)), start + len(part.rows)
+        for probe, logp_of, hidden_of in zip(probes, logp, hidden, strict=True):
+            logp_T = np.concatenate([logp_of[i] for i in at])
+            _check_finite(logp_T, probe, part.name)
+            kept = None if part.kept is None else np.concatenate([hidden_of[i] for i in at])[part.kept]
+            blocks[probe.name if probe else BASE, part.name] = Block(logp_T, kept)
     return blocks
+
+
+def _check_finite(logp_T: NDArray[np.float32], probe: Probe | None, name: str) -> None:
+    if not np.isfinite(logp_T).all():
+        who = f"probe of task {probe.task!r}" if probe else "base model"
+        raise UserError(
+            f"The {who} gives log-probabilities on {name!r} that are not finite; use model.dtype bfloat16 or "
+            "float32, or a lower probes.learning_rate."
+        )
 
 
 @torch.inference_mode()
@@ -361,13 +401,12 @@ def _chunks(probes: Sequence[Probe]) -> Iterator[Sequence[Probe]]:
         yield probes[start : start + step]
 
 
-def sizes_of(contexts: Mapping[str, list[Encoded]]) -> Sizes:
-    """Of these sets."""
-    sets = contexts.values()
+def sizes_of(groups: Sequence[Sequence[Encoded]]) -> Sizes:
+    """Of these groups of rows."""
     return Sizes(
-        max(sum(ends(row) for row in rows) for rows in sets),
-        max(sum(row.response_tokens for row in rows) for rows in sets),
-        max(ends(row) for rows in sets for row in rows),
+        max(sum(ends(row) for row in rows) for rows in groups),
+        max(sum(row.response_tokens for row in rows) for rows in groups),
+        max(ends(row) for rows in groups for row in rows),
     )
 
 

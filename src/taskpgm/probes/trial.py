@@ -33,10 +33,11 @@ from taskpgm.probes.demand import (
     trainings_of,
 )
 from taskpgm.probes.divergence import jsd_matrix
+from taskpgm.probes.joining import joined_sets
 from taskpgm.probes.probe import Probe
 from taskpgm.probes.rates import Pace, Rates
 from taskpgm.probes.schedule import encoded_steps
-from taskpgm.probes.scoring import score_sets
+from taskpgm.probes.scoring import rows_of, score_sets
 from taskpgm.probes.training import Trainer
 from taskpgm.progress import Progress
 from taskpgm.system import Clock
@@ -64,10 +65,10 @@ def try_here(lm: LanguageModel, pool: TaskPool, config: Config, demand: Demand, 
         pace, probe = _try_training(lm, shape, pool, config, progress)
         warm = _try_warm_start(lm, shape, pool, config) if demand.warm else pace
     training = _peak(lm, clock)
-    contexts = scored_rows(ChatEncoder(lm.tokenizer, config.probes.max_length), pool, config)
+    rows = scored_rows(ChatEncoder(lm.tokenizer, config.probes.max_length), pool, config)
     clock = Clock()
     with progress.stage("trying scoring"):
-        scoring = _try_scoring(lm, shape, contexts, probe)
+        scoring = _try_scoring(lm, shape, rows_of(rows, joined_sets(pool, config)), probe)
     memory = max(training, _peak(lm, clock) + demand.adapters)
     divergence = _try_divergence(lm, shape) if demand.positions else math.inf
     source = "Rates are of a trial of some seconds on these rows, on this machine, just now."
@@ -155,10 +156,10 @@ def _try_warm_start(lm: LanguageModel, shape: Shape, pool: TaskPool, config: Con
     return Pace.fitted([trial])
 
 
-def _try_scoring(lm: LanguageModel, shape: Shape, contexts: Mapping[str, list[Encoded]], probe: Probe) -> float:
-    """Operations a second of all processes together."""
+def _try_scoring(lm: LanguageModel, shape: Shape, joined: Sequence[Sequence[Encoded]], probe: Probe) -> float:
+    """Operations a second of all processes together, on groups of rows as a run scores them."""
     probes = [Probe(f"trial-{i}", 0, probe.settings, probe.weights) for i in range(4)]
-    some = {name: _batch_of(rows, lm.token_budget) for name, rows in contexts.items()}
+    some = {str(i): _batch_of(rows, lm.token_budget) for i, rows in enumerate(joined)}
     groups = _alike({name: float(sum(ends(row) for row in rows)) for name, rows in some.items()}, lm)
 
     def seconds(tried: Sequence[Sequence[str]]) -> float:
