@@ -233,6 +233,13 @@ def check(folder: Path) -> None:
         f"harmful task: place {ranked.index(planted['harmful']) + 1} of {len(ranked)} from below, share "
         f"{shares[planted['harmful']]:.6f}; the least is {ranked[0]} with {shares[ranked[0]]:.6f}"
     )
+    gains = dict(zip(names, found.affinity.matrices["G"][:, len(names) :], strict=True))
+    mean = {name: float(of_targets.mean()) for name, of_targets in gains.items()}
+    harms = planted["harmful"]
+    print(
+        f"its gain on the targets: {mean[harms]:+.2f} nats in the mean, {gains[harms].min():+.2f} to "
+        f"{gains[harms].max():+.2f}; place {sorted(mean, key=mean.__getitem__).index(harms) + 1} from below by the mean"
+    )
     selection = json.loads((folder / "run" / "selections" / "k40" / "selection.json").read_text())
     print({key: selection[key] for key in selection if not isinstance(selection[key], list | dict)})
     mixtures = f"taskpgm,{folder / 'run' / 'selections' / 'k40' / 'mixture.json'},uniform"

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import DisjointSet, fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from taskpgm.errors import UserError
@@ -181,11 +182,11 @@ def clusters(tasks: tuple[str, ...], K: Floats, threshold: float = INTERCHANGEAB
 
 def united(tasks: tuple[str, ...], groups: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
     """The groups, those that share a task made one; in the order of the tasks."""
-    found: list[set[str]] = []
-    for group in map(set, groups):
-        apart = [one for one in found if not one & group]
-        found = [*apart, group.union(*(one for one in found if one & group))]
-    ordered = [tuple(sorted(group, key=tasks.index)) for group in found]
+    found = DisjointSet(tasks)
+    for group in groups:
+        for one, other in pairwise(group):
+            found.merge(one, other)
+    ordered = [tuple(sorted(group, key=tasks.index)) for group in found.subsets() if len(group) > 1]
     return tuple(sorted(ordered, key=lambda group: tasks.index(group[0])))
 
 

@@ -165,7 +165,7 @@ def counted_memory(lm: LanguageModel, pool: TaskPool, config: Config, demand: De
         if name != WARM
     ]
     training = training_memory(lm, [[step] for step in longest], demand.shape.first) if longest else 0.0
-    scoring = sizes_of(rows_of(scored_rows(encoder, pool, config), joined_sets(pool, config))).memory(lm)
+    scoring = sizes_of(scored_groups(encoder, pool, config)).memory(lm)
     weights = held_bytes(lm.model, config.model.quantization)
     return PYTHON + weights + max(lm.processes * training, lm.processes * scoring + demand.adapters)
 
@@ -187,6 +187,11 @@ def scored_rows(encoder: ChatEncoder, pool: TaskPool, config: Config) -> dict[st
     """What is scored, by set: contexts, or their answer options."""
     options = {name: one.rows for name, one in encode_options(encoder, pool, config).items()}
     return encode_contexts(encoder, pool, config.contexts.positions) | options
+
+
+def scored_groups(encoder: ChatEncoder, pool: TaskPool, config: Config) -> list[list[Encoded]]:
+    """The same, the rows of sets that share batches together."""
+    return rows_of(scored_rows(encoder, pool, config), joined_sets(pool, config))
 
 
 def run_tokens(lm: LanguageModel, steps: Sequence[Sequence[Encoded]]) -> tuple[int, int, int]:

@@ -29,15 +29,14 @@ from taskpgm.probes.demand import (
     longest_step,
     run_tokens,
     schedule_of,
-    scored_rows,
+    scored_groups,
     trainings_of,
 )
 from taskpgm.probes.divergence import jsd_matrix
-from taskpgm.probes.joining import joined_sets
 from taskpgm.probes.probe import Probe
 from taskpgm.probes.rates import Pace, Rates
 from taskpgm.probes.schedule import encoded_steps
-from taskpgm.probes.scoring import rows_of, score_sets
+from taskpgm.probes.scoring import score_sets
 from taskpgm.probes.training import Trainer
 from taskpgm.progress import Progress
 from taskpgm.system import Clock
@@ -65,10 +64,10 @@ def try_here(lm: LanguageModel, pool: TaskPool, config: Config, demand: Demand, 
         pace, probe = _try_training(lm, shape, pool, config, progress)
         warm = _try_warm_start(lm, shape, pool, config) if demand.warm else pace
     training = _peak(lm, clock)
-    rows = scored_rows(ChatEncoder(lm.tokenizer, config.probes.max_length), pool, config)
+    groups = scored_groups(ChatEncoder(lm.tokenizer, config.probes.max_length), pool, config)
     clock = Clock()
     with progress.stage("trying scoring"):
-        scoring = _try_scoring(lm, shape, rows_of(rows, joined_sets(pool, config)), probe)
+        scoring = _try_scoring(lm, shape, groups, probe)
     memory = max(training, _peak(lm, clock) + demand.adapters)
     divergence = _try_divergence(lm, shape) if demand.positions else math.inf
     source = "Rates are of a trial of some seconds on these rows, on this machine, just now."
