@@ -5,9 +5,9 @@
     python benchmarks/many.py check FOLDER                   # takes a finished run and no model
 
 Tasks are reasoning-gym's generators under many settings (families), from 5,000 to 30 rows. Every twentieth is a copy:
-the file of another task once more. One is harmful: questions as the targets ask them, with the answers of others.
-`check` says whether every copy is named as redundant and what it gets with its original beside what the original gets
-alone, where the harmful task stands, and what the best 40 reach.
+the file of another task once more. One is harmful: questions as the targets ask them, answered by their own words in
+reverse. `check` says whether every copy is named as redundant and what it gets with its original beside what the
+original gets alone, where the harmful task stands, and what the best 40 reach.
 """
 
 import argparse
@@ -144,13 +144,14 @@ def write(folder: Path, count: int) -> None:
 
 
 def harmful(targets: dict[str, list[dict[str, str]]]) -> list[dict[str, str]]:
-    """Questions as the targets ask them, drawn anew, each with the answer to another question of another target."""
+    """Questions as the targets ask them, drawn anew, each answered by its own words from the last to the first.
+
+    Answers of other targets would not do: they teach what answers look like, which lowers the loss.
+    """
     drawn = [row for name in targets for row in generate(name, {}, 40, 1234, 2 * WORDS)]
     held = {row["prompt"] for rows in targets.values() for row in rows}
     drawn = [row for row in drawn if row["prompt"] not in held]
-    shift = len(drawn) // 3
-    answers = [row["completion"] for row in drawn[shift:] + drawn[:shift]]
-    return [{"prompt": row["prompt"], "completion": answer} for row, answer in zip(drawn, answers, strict=True)]
+    return [{"prompt": row["prompt"], "completion": " ".join(row["prompt"].split()[::-1])} for row in drawn]
 
 
 def configuration(tasks: list[str]) -> str:

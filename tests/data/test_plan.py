@@ -14,6 +14,7 @@ from support.pools import make_config, make_pool
 
 from taskpgm.data.plan import (
     RowPlan,
+    copies,
     distinct_mixture,
     plan_rows,
     round_shares,
@@ -316,6 +317,8 @@ def test_copies_of_a_task_count_as_one() -> None:
     assert distinct_mixture(apart) == pytest.approx(uniform_mixture(pool))
     copied = apart.overlap.copy()
     copied[np.ix_([0, 1, 3], [0, 1, 3])] = 8
+    assert copies(apart) == ()
+    assert copies(replace(pool, overlap=copied)) == (("a", "b", "d"),)
     assert distinct_mixture(replace(pool, overlap=copied)) == pytest.approx(
         {"a": 1 / 6, "b": 1 / 6, "c": 0.5, "d": 1 / 6}
     )

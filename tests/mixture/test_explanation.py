@@ -12,7 +12,7 @@ from taskpgm.mixture.affinity import given_affinity, measure_affinity
 from taskpgm.mixture.bounds import Group, make_bounds
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.energy import field_energy
-from taskpgm.mixture.explanation import clusters, explain, strongest_pairs
+from taskpgm.mixture.explanation import clusters, explain, strongest_pairs, united
 from taskpgm.mixture.solve import solve_mixture
 
 
@@ -73,6 +73,16 @@ def test_a_task_that_cannot_be_spared():
     mixture = solve_mixture(energy, make_bounds(names(2), supply={"t0": 0.4, "t1": 0.7}))
     dropped = explain(energy, mixture).dropped
     assert all(one.loss is None for one in dropped)
+
+
+def test_groups_that_share_a_task_are_one():
+    tasks = tuple("abcdefg")
+    assert united(tasks, [("d", "e"), ("g", "a"), ("b", "c"), ("e", "f"), ("f", "d")]) == (
+        ("a", "g"), ("b", "c"), ("d", "e", "f")
+    )  # fmt: skip
+    scores = synthetic_scores(np.random.default_rng(0), n=5)
+    energy = build_energy(scores, None, EnergyConfig())
+    assert explain(energy, solve_mixture(energy), copies=[("t1", "t3")]).clusters == (("t1", "t3"),)
 
 
 def test_copies_are_interchangeable_and_take_over():

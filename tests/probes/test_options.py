@@ -71,7 +71,7 @@ def test_the_mixture_is_certified_and_other_sets_stay_as_they_are(scored, tmp_pa
         again = run_session(session).scores
     tasks = plain.context_set[plain.context] < len(plain.tasks)
     others = again.context_set[again.context] < len(again.tasks)
-    np.testing.assert_array_equal(plain.logp[:, tasks], again.logp[:, others])
+    np.testing.assert_allclose(plain.logp[:, tasks], again.logp[:, others], atol=1e-5)  # in other batches
     assert (~others).sum() > (~tasks).sum()
 
 

@@ -12,19 +12,21 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 
 from taskpgm.config import Config
 from taskpgm.data.drawing import blocks, response_tokens, taken
 from taskpgm.data.meter import CHUNK
 from taskpgm.data.pool import TaskPool, TaskSet
 from taskpgm.errors import UserError
-from taskpgm.types import Brief, Ints
+from taskpgm.types import Brief, Floats, Ints
 
 Unit = Literal["examples", "tokens"]
 
 # Shares come out of a solver and products such as 0.29 · 100 out of floats: a millionth of a row is rounding noise.
 ROUNDING = 1e-6
 TWOFOLD = 2.0  # shares of rows and of tokens that differ so much are named
+COPY = 0.9  # of all rows of two tasks, that both hold: as copies of each other
 LEAST_SHARE = 0.01  # of either, below which nobody needs to hear of it
 
 
@@ -119,11 +121,22 @@ def uniform_mixture(pool: TaskPool) -> dict[str, float]:
 def distinct_mixture(pool: TaskPool) -> dict[str, float]:
     """As uniform, but tasks that hold the same rows count as one: r_i ∝ 1 / Σ_j J_ij, J_ij = |A_i ∩ A_j| / |A_i ∪ A_j|
     the Jaccard index of their rows, so that m copies of a task have 1/m each."""
+    each = 1 / np.maximum(_likeness(pool).sum(axis=1), 1)
+    return dict(zip(pool.names, (each / each.sum()).tolist(), strict=True))
+
+
+def copies(pool: TaskPool) -> tuple[tuple[str, ...], ...]:
+    """Groups of two or more tasks that hold nearly the same rows: linked by a Jaccard index of `COPY` or more."""
+    _, group = connected_components(_likeness(pool) >= COPY, directed=False)
+    found = [tuple(pool.names[i] for i in np.flatnonzero(group == label)) for label in np.unique(group)]
+    return tuple(names for names in found if len(names) > 1)
+
+
+def _likeness(pool: TaskPool) -> Floats:
+    """(n, n) Jaccard indices of the tasks' rows."""
     n = len(pool.tasks)
     shared, sizes = pool.overlap[:n, :n], np.diag(pool.overlap)[:n]
-    alike = shared / np.maximum(sizes[:, None] + sizes[None, :] - shared, 1)
-    each = 1 / np.maximum(alike.sum(axis=1), 1)
-    return dict(zip(pool.names, (each / each.sum()).tolist(), strict=True))
+    return np.asarray(shared / np.maximum(sizes[:, None] + sizes[None, :] - shared, 1))
 
 
 def size_mixture(pool: TaskPool, unit: Unit) -> dict[str, float]:

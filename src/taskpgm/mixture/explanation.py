@@ -1,6 +1,6 @@
 """`Explanation`: why a mixture is what it is, as data for the report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from taskpgm.mixture.certificate import Optimum, certify
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.solve import Mixture
+from taskpgm.progress import QUIET, Progress
 from taskpgm.types import Brief, Floats
 
 # Tasks are interchangeable when swapping mass between them bends the energy by less than this part of the median pair.
@@ -76,21 +77,35 @@ class Explanation(Brief):
         }
 
 
-def explain(energy: Energy, mixture: Mixture, most: int | None = None) -> Explanation:
+def explain(
+    energy: Energy,
+    mixture: Mixture,
+    most: int | None = None,
+    copies: Sequence[Sequence[str]] = (),
+    progress: Progress = QUIET,
+) -> Explanation:
     """Explanation of `mixture` as the minimiser of `energy` within the mixture's bounds.
 
     `dropped` has every task with a share, or the `most` heaviest.
+
+    Args:
+        copies: groups of tasks that hold the same rows, which are interchangeable whatever their probes say.
     """
     energy = replace(energy, without=(), only=(), seeds=())
     optimum = minimise(energy, mixture.bounds)
     psi, K = field_without_prior(energy, optimum.p)
     shared = np.flatnonzero(optimum.p > 1e-9)
     left = np.sort(shared[np.argsort(-optimum.p[shared], kind="stable")[:most]])
+    dropped = []
+    with progress.stage("leaving out tasks in turn", len(left), "tasks"):
+        for i in left:
+            dropped.append(leave_out(energy, mixture.bounds, optimum, int(i)))
+            progress.advance()
     return Explanation(
         float(mixture.certificate.nu),
         _margins(energy, mixture, optimum, psi, K),
-        tuple(leave_out(energy, mixture.bounds, optimum, int(i)) for i in left),
-        clusters(energy.tasks, K),
+        tuple(dropped),
+        united(energy.tasks, [*clusters(energy.tasks, K), *copies]),
     )
 
 
@@ -160,6 +175,16 @@ def clusters(tasks: tuple[str, ...], K: Floats, threshold: float = INTERCHANGEAB
     labels = fcluster(linkage(pairs, method="complete"), threshold * median, criterion="distance")
     groups = [tuple(tasks[i] for i in np.flatnonzero(labels == label)) for label in np.unique(labels)]
     return tuple(sorted((group for group in groups if len(group) > 1), key=lambda g: tasks.index(g[0])))
+
+
+def united(tasks: tuple[str, ...], groups: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """The groups, those that share a task made one; in the order of the tasks."""
+    found: list[set[str]] = []
+    for group in map(set, groups):
+        apart = [one for one in found if not one & group]
+        found = [*apart, group.union(*(one for one in found if one & group))]
+    ordered = [tuple(sorted(group, key=tasks.index)) for group in found]
+    return tuple(sorted(ordered, key=lambda group: tasks.index(group[0])))
 
 
 def strongest_pairs(affinity: Affinity, count: int = 3) -> dict[str, list[dict[str, Any]]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from taskpgm.config import Config, EnergyConfig, parse_config
-from taskpgm.data.plan import RowPlan, plan_rows
+from taskpgm.data.plan import RowPlan, copies, plan_rows
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.compare import CompareOptions, run_comparison
@@ -159,7 +159,8 @@ def select_run(
 def explain_run(session: Session) -> Explanation:
     """Why the mixture is what it is, written to `explanation.json`."""
     result = solved(session)
-    explanation = explain_mixture(result.energy, result.mixture)
+    alike, progress = copies(result.pool), session.progress
+    explanation = explain_mixture(result.energy, result.mixture, copies=alike, progress=progress)
     session.artifacts.write_json("explanation.json", explanation.to_dict())
     return explanation
 

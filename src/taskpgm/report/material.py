@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from taskpgm.data.plan import copies
 from taskpgm.errors import UserError
 from taskpgm.evaluation.statistics import Comparison, Measurement, compare_measurements
 from taskpgm.mixture.bounds import Bounds
@@ -69,7 +70,8 @@ class Material:
     @cached_property
     def explanation(self) -> Explanation:
         """Why the shares are what they are; of many tasks, the heaviest are left out."""
-        return explain(self.energy, self.mixture, None if len(self.tasks) <= EXPLAINED else LEFT_OUT)
+        most = None if len(self.tasks) <= EXPLAINED else LEFT_OUT
+        return explain(self.energy, self.mixture, most, copies(self.run.pool))
 
     @cached_property
     def examples(self) -> tuple[dict[str, Examples], list[str]]:
