@@ -28,8 +28,9 @@ from taskpgm.types import Floats
 _NEWTON_GAP = 1e-10
 _NEWTON_STEPS = 100  # a guess, far more than the quadratic end needs; the certificate decides
 _REFINEMENTS = (1e-10, 1e-11, 1e-12, 1e-13)  # proximal weights below PROXIMAL, tried in turn until the gap closes
-# A step may shrink a share that the prior keeps positive to this fraction of itself; −log p leaves its model below.
+# A step may shrink a share that the prior keeps positive to this fraction of itself; log p leaves its model below.
 _SHRINK = 0.02
+_LEAST = 1e-10  # and not below this: what is less moves no gap, and its own curvature would be all there is
 
 
 def minimise(
@@ -64,13 +65,13 @@ def minimise(
 
 
 def nearest_to_uniform(bounds: Bounds) -> Floats:
-    """(n,) the mixture within bounds of least KL(u‖p), u uniform over the tasks that may have a share; certified."""
+    """(n,) the mixture within bounds of least KL(p‖u), u uniform; certified."""
     n, none = len(bounds.tasks), np.empty(0)
     zero, u = np.zeros(n), np.full(n, 1 / n)
     energy = Energy(
         "likelihood", bounds.tasks, zero, zero, np.zeros((n, n)), np.empty((n, 0)), none, none, u, prior=1.0
     )
-    return minimise(energy.allowing(bounds.usable), bounds).p
+    return minimise(energy, bounds).p
 
 
 def _with_zeros(optimum: Optimum, kept: NDArray[np.bool_]) -> Optimum:
@@ -103,8 +104,8 @@ def _newton(energy: Energy, bounds: Bounds, start: Optimum | None) -> Optimum:
     n = len(bounds.tasks)
     p = bounds.spread if start is None else start.p
     active = start.active if start else Active(np.full(n, FREE), np.full(len(bounds.groups), FREE))
-    kept_positive = (energy.reference > 0) & (energy.prior > 0)
-    if (p[kept_positive] < 1e-9).any():  # a start from elsewhere, where −log p is infinite or nearly so
+    positive = energy.prior > 0  # log p keeps all shares so
+    if positive and (p < 1e-9).any():  # a start from elsewhere, where it is infinite or nearly so
         p = 0.999 * p + 0.001 * bounds.spread
     limits = Constraints.of(bounds)
     value, least, stalled = energy.value(p), np.inf, 0
@@ -116,7 +117,7 @@ def _newton(energy: Energy, bounds: Bounds, start: Optimum | None) -> Optimum:
         if gap <= _NEWTON_GAP or (gap <= ABSOLUTE_GAP and stalled >= 3):
             break
         H = energy.hessian(p)
-        floor = np.where(kept_positive, np.maximum(limits.lo, np.minimum(_SHRINK * p, limits.hi)), limits.lo)
+        floor = np.maximum(limits.lo, np.minimum(np.maximum(_SHRINK * p, _LEAST), limits.hi)) if positive else limits.lo
         sums = limits.rows @ p
         # Solved for the step, not for the point: rounding is then relative to the step, and tiny shares stay sharp.
         boxed = Constraints(

@@ -47,14 +47,14 @@ class Choice:
 
 
 def default_coefficients(features: Features, kappa: float) -> Floats:
-    """(D,) of the default, F(p) + κ KL(u‖p), or κ KL(u‖p) without probes."""
+    """(D,) of the default, F(p) + κ KL(p‖u), or κ KL(p‖u) without probes."""
     n = len(features.tasks)
     return np.r_[0.0, float(features.energy is not None), 0.0, kappa, np.zeros(n)]
 
 
 def least(energy: Energy, bounds: Bounds) -> Floats:
     """(n,) where an energy is least within bounds, certified."""
-    return minimise(energy.allowing(bounds.usable), bounds).p
+    return minimise(energy, bounds).p
 
 
 def usual_prior(features: Features, kappa: float, spread: float = SPREAD) -> Prior:

@@ -196,7 +196,6 @@ def solve_mixture(
     assert bounds.tasks == energy.tasks, "bounds and energy must name the same tasks in the same order"
     if chosen is not None:
         bounds = bounds.with_others_at_zero(chosen)
-    energy = energy.allowing(bounds.usable)
     optimum = minimise(energy, bounds)
     certificate = certify(energy, bounds, optimum)
     without = [minimise(replicate, bounds, optimum) for replicate in energy.without]
