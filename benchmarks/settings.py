@@ -20,8 +20,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lookups
-
 from taskpgm.cli import demo
 from taskpgm.files import atomic_file
 
@@ -114,6 +112,8 @@ def write_generated(folder, tasks, targets):
 def _lines(setting, name, rows):
     """Rows of a task or a target of a setting."""
     if setting == "lookups":
+        import lookups  # beside this file, and its libraries
+
         return lookups.lines(name, rows)
     return _generated(name, rows, FURTHER_WORDS if setting == "further" else WORDS)
 

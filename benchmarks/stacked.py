@@ -1,7 +1,7 @@
 """Trainings of many mixtures at once, for a GPU: `compare`'s own, in stacks of adapters that share every batch.
 
-What comes out is what `compare` measures one by one, but for rounding (tests/lm/test_abreast.py, and --check below), and
-is kept where `compare`, `refine` and the other benchmarks look for it.
+What comes out is what `compare` measures one by one, but for rounding (tests/lm/test_abreast.py, and --check below),
+and is kept where `compare`, `refine` and the other benchmarks look for it.
 
     python benchmarks/stacked.py MIX.YAML RUN [--mixtures uniform,size,taskpgm] [--seeds 1] [--check]
 
@@ -47,9 +47,10 @@ class StackedTrainings(Trainings):
             trained = self._train(runs, [steps[path] for path in stack])
             middle = time.perf_counter()
             sets = self._evaluate(trained)
-            seconds = {"train": (middle - started) / len(stack), "evaluate": (time.perf_counter() - middle) / len(stack)}
-            print(f"{what}: {len(stack)} trainings of {len(steps[stack[0]])} steps in {middle - started:.1f} s, "
-                  f"evaluated in {time.perf_counter() - middle:.1f} s", flush=True)  # fmt: skip
+            took = {"train": middle - started, "evaluate": time.perf_counter() - middle}
+            said = f"{len(stack)} trainings of {len(steps[stack[0]])} steps in {took['train']:.1f} s"
+            print(f"{what}: {said}, evaluated in {took['evaluate']:.1f} s", flush=True)
+            seconds = {part: all_of_it / len(stack) for part, all_of_it in took.items()}
             for k, path in enumerate(stack):
                 tokens = tokens_of([[self.rows[key] for key in step] for step in steps[path]])
                 found = {"trained_tokens": tokens, "seconds": seconds, "sets": {n: one[k] for n, one in sets.items()}}

@@ -80,7 +80,11 @@ def test_layers_read_what_was_updated(model_folders):
     stack.master_KP[1] += 0.05
     stack.update()
     after = stack.logp(some_rows())
-    assert [bool((a == b).all()) for a, b in zip(torch.cat(after, 1), torch.cat(before, 1), strict=True)] == [True, False, True]
+    assert [bool((a == b).all()) for a, b in zip(torch.cat(after, 1), torch.cat(before, 1), strict=True)] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_model_that_does_not_run_packed_is_refused(model_folders):

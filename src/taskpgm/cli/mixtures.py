@@ -12,6 +12,7 @@ from taskpgm.data.plan import tokens_apart
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.balance import BalanceCurve
 from taskpgm.mixture.doubts import few_contexts
+from taskpgm.mixture.expected import expected_sentence
 from taskpgm.mixture.explanation import Explanation, strongest_pairs
 from taskpgm.mixture.path import KnobPath
 from taskpgm.mixture.selection import Selection
@@ -200,15 +201,17 @@ def knob_lines(data: Mapping[str, Any]) -> list[str]:
 
 
 def verdict_lines(data: Mapping[str, Any]) -> list[str]:
-    """One sentence for each reference mixture: is its loss by the probes higher, on contexts that chose nothing?"""
-    lines = []
+    """What a training is expected to change; then for each reference mixture: is its loss by the probes higher, on
+    contexts that chose nothing?"""
+    lines = [expected_sentence(data["expected"])] if data.get("expected") else []
     for v in data["verdicts"]:
         verdict = "better than" if v["better"] else "not shown to be better than"
         lines.append(f"held-out contexts: {verdict} {v['reference']} by {v['gain']:+.4f}{_error(v, 4)}{_unit(data)}")
-    if lines:
+    if data["verdicts"]:
         lines.append(
-            "(by the probes, cross-fitted: that ranks mixtures and promises no gain in training, which `taskpgm run "
-            "--trial` measures; errors and intervals cover the choice of contexts, and of probes if probes.seeds > 1)"
+            "(held-out contexts: by the probes, cross-fitted, which ranks mixtures and promises no gain in training; "
+            "`taskpgm run --trial` measures that. Errors and intervals cover the choice of contexts, and of probes if "
+            "probes.seeds > 1)"
         )
     return lines
 

@@ -72,11 +72,11 @@ def _of_kind(
     assert_never(config.kind)
 
 
-def usual_prior(kind: str, scores: Scores, balance: float = 0.0) -> float:
+def usual_prior(kind: str, scores: Scores, balance: float | None = None) -> float:
     """κ if none is given: that of the kind, but more for a likelihood as far as it serves the tasks themselves."""
     if kind != "likelihood":
         return PRIOR[kind]
-    tasks = balance if len(scores.sets) > len(scores.tasks) else 1.0
+    tasks = (balance or 0.0) if len(scores.sets) > len(scores.tasks) else 1.0
     return (1 - tasks) * PRIOR[kind] + tasks * WITHOUT_TARGETS
 
 
@@ -88,9 +88,10 @@ def _reference(scores: Scores, given: Mapping[str, float] | None) -> Floats:
     return r
 
 
-def wanted_sets(scores: Scores, weights: Mapping[str, float], balance: float) -> Floats:
+def wanted_sets(scores: Scores, weights: Mapping[str, float], balance: float | None) -> Floats:
     """(sets,) what each set counts, summing to one: (1 − balance) the targets', balance the tasks', all tasks alike."""
-    return (1 - balance) * scores.target_weights(weights) + balance * scores.task_weights()
+    tasks = balance or 0.0
+    return (1 - tasks) * scores.target_weights(weights) + tasks * scores.task_weights()
 
 
 def ensemble_loss(scores: Scores, set_weights: Floats, fold: Fold = EVERYTHING) -> Energy:
