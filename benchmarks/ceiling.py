@@ -5,8 +5,8 @@
 
 Of every setting: uniform and the default; `--draws` mixtures around uniform, Dirichlet of several concentrations;
 `--guided` more, each where a Gaussian process on all before expects the largest improvement; one seed each. Then the
-best three, uniform and the default with five fresh seeds, which are what OUT/NAME/ceiling.json reports. --stacked trains
-many at once, for a GPU (stacked.py); the guided ones then come eight at a time.
+best three, uniform and the default with five fresh seeds, which are what OUT/NAME/ceiling.json reports. --stacked
+trains many at once, for a GPU (stacked.py); the guided ones then come eight at a time.
 
 Every training is kept in OUT/NAME/run/compare as it is done, as `compare` keeps its own; a stopped search goes on
 where it was. OUT/NAME/search.jsonl has a line a training.

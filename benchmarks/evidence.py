@@ -7,9 +7,9 @@
     python benchmarks/evidence.py named|ceiling|peers|refined|budgets OUT …          # parts of that, alone
     python benchmarks/outcome.py OUT               # the tables of docs/results.md
 
-Parts: named mixtures with six seeds; the ceiling (ceiling.py); what peers choose from its draws, at once, twice and four
-times the tokens of our probes, with three fresh seeds; `refine` with 2 and 8 runs; mixtures at 4 and 16 times the budget.
---plain trains one by one, as `compare` does, on a machine without a GPU: days. After --seconds no further part begins.
+Parts: named mixtures with six seeds; the ceiling (ceiling.py); what peers choose from its draws, at once, twice and
+four times the tokens of our probes, with three fresh seeds; `refine` with 2 and 8 runs; mixtures at 4 and 16 times the
+budget. --plain trains one by one, as `compare` does, on a machine without a GPU: days. After --seconds no further part begins.
 """
 
 import argparse
@@ -37,18 +37,18 @@ from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
 from taskpgm.pipeline.run import solved
-from taskpgm.pipeline.stages import allowed_shares, finished_run, open_session
+from taskpgm.pipeline.stages import allowed_shares, finished_run, open_session, solve
 
 SETTINGS = "demo,skewed,nlp,fresh,confirm,further,lookups"
 BASELINES = ("uniform", "size", "taskpgm", "temperature:2", "random")
-SEEDS, PEER_SEEDS, BUDGET_SEEDS = range(6), range(1, 4), range(3)
+SEEDS, FRESH, PEER_SEEDS, BUDGET_SEEDS = range(6), range(1, 6), range(1, 4), range(3)
 TIMES = (0.5, 2, 4, 16)  # the budget
 REPLICATES = 2  # disjoint sets of draws that a peer chooses from
 WAYS = {"regmix": regressions.regmix, "olmix": regressions.olmix, "gp": regressions.gaussian_process}
-# Name: serves (targets or tasks), energy, affinity.
+# Beside balance0, the default's energy on the targets alone. Name: serves (targets or tasks), energy, affinity.
 VARIANTS = {
     **{f"prior{k}": ("targets", {"prior": k}, {}) for k in (0.05, 0.1)},
-    **{f"balance{b}": ("targets", {"balance": b}, {}) for b in (0.25, 0.5)},
+    "balance0.5": ("targets", {"balance": 0.5}, {}),
     "gain": ("targets", {"kind": "gain"}, {}),
     **{f"pool-prior{k}": ("tasks", {"prior": k}, {}) for k in (0.1, 0.2, 0.5)},
     "paper-pmi": ("tasks", {"kind": "affinity", "t": 2.0}, {"kind": "pmi"}),
@@ -60,7 +60,9 @@ def write_mixtures(folder):
     with contextlib.chdir(folder), open_session(load_config(folder / "mix.yaml"), "run") as session:
         result, config = solved(session), session.config
         (folder / "mixtures").mkdir(exist_ok=True)
-        for name, (served, energy, affinity) in VARIANTS.items():
+        alone = config.model_copy(update={"energy": config.energy.model_copy(update={"balance": 0.0})})
+        write_json(folder / "mixtures" / "balance0.json", dict(solve(result.pool, result.scores, alone).mixture.shares))
+        for name, (served, energy, affinity) in VARIANTS.items():  # copies count as tasks here
             scores = result.scores.without_targets() if served == "tasks" else result.scores
             weights = {} if served == "tasks" else config.target_weights
             found = measure_affinity(scores, AffinityConfig.model_validate(affinity))
@@ -131,7 +133,7 @@ class Evidence:
     def train_budgets(self):
         """Uniform, by size and the default at other budgets, within what the tasks then supply."""
         for times in TIMES:
-            names = ("uniform", "size", "taskpgm") if times > 2 else ("uniform",)
+            names = ("uniform", "size", "balance0") if times > 2 else ("uniform",)
             self.measure(
                 (name, seed, weights, times) for name, seed, weights in self.named()
                 if name in names and seed in (BUDGET_SEEDS if times > 4 else SEEDS[:5])

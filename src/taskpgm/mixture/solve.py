@@ -61,7 +61,7 @@ class Mixture:
         frequency: (n,) share of the re-solves in which the weight was off its bounds.
         replicates: (B, n) the weights without each group of contexts.
         seeds: of the probes that the errors cover, if they cover those.
-        expected: of a training on it, against uniform; None for other energies than likelihoods of tokens.
+        expected: of a training on it, against uniform; None without targets and for other energies.
     """
 
     tasks: tuple[str, ...]

@@ -352,7 +352,7 @@ def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = Fal
         "size-proportional": size_mixture(pool, config.budget.unit),
     }
     mixture = solve_mixture(energy, bounds, references, selection.chosen if selection else None)
-    if energy.kind == "likelihood" and not config.option_targets:
+    if energy.kind == "likelihood" and config.targets and not config.option_targets:
         uniform = nearest_to_uniform(bounds)
         found = expected_change(scores, config.target_weights, mixture.weights, uniform)
         mixture = replace(mixture, expected=found)
