@@ -2,9 +2,9 @@
 
     python benchmarks/emulated.py energies|refine OUT [--settings demo,…] [--repeats 8] [--runs 2,4,8]
 
-Of every setting a Gaussian process on √p and p is fitted to all that evidence.py trained, once for the targets and once for
-the tasks, in percent of uniform's loss. It interpolates well where the search was dense and flatters what is smooth, so
-this chooses between energies; what is claimed of one is trained.
+Of every setting a Gaussian process on √p and p is fitted to all that evidence.py trained, once for the targets and once
+for the tasks, in percent of uniform's loss. It interpolates well where the search was dense and flatters what is
+smooth, so this chooses between energies; what is claimed of one is trained.
 """
 
 import argparse
@@ -120,11 +120,8 @@ def main():
                 session = opened.enter_context(open_session(load_config(folder / "mix.yaml"), folder / "run"))
                 worlds.append(Emulated(Outcome(folder, session)))
         print("best that was trained:", {n: signed(world.best) for n, world in zip(names, worlds, strict=True)})
-        rows = (
-            energies(worlds)
-            if args.what == "energies"
-            else refine(worlds, map(int, args.runs.split(",")), args.repeats)
-        )
+        runs = [int(count) for count in args.runs.split(",")]
+        rows = energies(worlds) if args.what == "energies" else refine(worlds, runs, args.repeats)
         print(table(names, rows))
 
 

@@ -9,7 +9,8 @@
 
 Parts: named mixtures with six seeds; the ceiling (ceiling.py); what peers choose from its draws, at once, twice and
 four times the tokens of our probes, with three fresh seeds; `refine` with 2 and 8 runs; mixtures at 4 and 16 times the
-budget. --plain trains one by one, as `compare` does, on a machine without a GPU: days. After --seconds no further part begins.
+budget. --plain trains one by one, as `compare` does, on a machine without a GPU: days. After --seconds no further part
+begins.
 """
 
 import argparse

@@ -230,7 +230,7 @@ def seed_noise(one, what):
 
 
 def likelihood(theta, data):
-    """−log of all changes' likelihood under normal priors (θ, their errors, ρ's spread, misfit), with weak hyperpriors."""
+    """−log of all changes' likelihood under normal priors (θ, errors, ρ's spread, misfit), with weak hyperpriors."""
     total = sum(((a - b) / c) ** 2 / 2 for a, b, c in zip(theta, HYPER, HYPER_ERROR, strict=True))
     for X, loss, slope, noise, count, change in data:
         mean, error, misfit = moments(theta, X, loss, slope)
@@ -263,7 +263,8 @@ def calibration(outcomes, what="targets"):
     def shown(theta):
         f, g, k, *rest = theta
         ef, eg, ek, spread, misfit = np.exp(rest)
-        return f"F {f:.2f} ± {ef:.2f}, gains {g:.2f} ± {eg:.2f}, KL {k:.2f} ± {ek:.2f}, spread {spread:.1f}, misfit {misfit:.3f}"
+        means = f"F {f:.2f} ± {ef:.2f}, gains {g:.2f} ± {eg:.2f}, KL {k:.2f} ± {ek:.2f}"
+        return f"{means}, spread {spread:.1f}, misfit {misfit:.3f}"
 
     print(f"priors on the {what}, by all settings: {shown(fitted(data))}")
     rows = {"expected, 90 % interval": [], "measured": [], "of all trained, held": []}

@@ -22,6 +22,7 @@ MOST = 20  # rows of a table of tasks, as many as a terminal shows at once; with
 NATS = ("likelihood", "gain")  # energies in nats a token
 REDUNDANT = 0.5  # correlation worth a line; below, two tasks share less than a quarter of their variance
 OTHER_SHARE = {"row_share": "row share", "token_share": "tokens"}  # the share that the weight is not
+LEARNED = "expected: learned at a budget of three probes' rows; with four times as many less of a gain was left; "
 LEAST_PRICE = 1e-6  # of a hundredth of the budget; below, a bound binds by rounding
 
 
@@ -209,9 +210,9 @@ def verdict_lines(data: Mapping[str, Any]) -> list[str]:
         lines.append(f"held-out contexts: {verdict} {v['reference']} by {v['gain']:+.4f}{_error(v, 4)}{_unit(data)}")
     if data["verdicts"]:
         lines.append(
-            "(held-out contexts: by the probes, cross-fitted, which ranks mixtures and promises no gain in training; "
-            "`taskpgm run --trial` measures that. Errors and intervals cover the choice of contexts, and of probes if "
-            "probes.seeds > 1)"
+            f"({LEARNED if data.get('expected') else ''}held-out contexts: by the probes, cross-fitted, which ranks "
+            "mixtures and promises no gain in training; `taskpgm run --trial` measures that. Errors and intervals cover "
+            "the choice of contexts, and of probes if probes.seeds > 1)"
         )
     return lines
 

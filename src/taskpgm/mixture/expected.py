@@ -2,9 +2,10 @@
 
     L(p) − L(u) = θ₁ (F(p) − F(u)) + θ₂ (Γ(p) − Γ(u)) + θ₃ KL(p‖u) + ρᵀ(p − u) + ε
 
-with the coefficients' priors of `refinement.py`, as what was learned of them from the trainings of seven settings (that
-of the divergence narrower: trials must allow for more than was seen). The mean is the likelihood energy's own difference, since θ₁ is 1 and θ₃ the usual κ; the error is mostly ρ's, what tasks do
-to each other in a training that their probes do not show. How often the interval held: docs/results.md.
+with the coefficients' priors of `refinement.py`: what the trainings of seven settings taught of them (that of the
+divergence is narrower, since trials must allow for more than was seen). The mean is the likelihood energy's own
+difference, θ₁ being 1 and θ₃ the usual κ; the error is mostly ρ's, what tasks do to each other in a training that their
+probes do not show. How often the interval held: docs/results.md.
 """
 
 from collections.abc import Mapping
