@@ -211,8 +211,8 @@ def verdict_lines(data: Mapping[str, Any]) -> list[str]:
     if data["verdicts"]:
         lines.append(
             f"({LEARNED if data.get('expected') else ''}held-out contexts: by the probes, cross-fitted, which ranks "
-            "mixtures and promises no gain in training; `taskpgm run --trial` measures that. Errors and intervals cover "
-            "the choice of contexts, and of probes if probes.seeds > 1)"
+            "mixtures and promises no gain in training; `taskpgm run --trial` measures that. Errors and intervals "
+            "cover the choice of contexts, and of probes if probes.seeds > 1)"
         )
     return lines
 
