@@ -1,10 +1,11 @@
 """The experiments of the results page: pools of tasks, targets and their `mix.yaml`, one folder a setting.
 
-    python benchmarks/settings.py OUT                               # demo, skewed, fresh, confirm
+    python benchmarks/settings.py OUT                               # demo, skewed, fresh, confirm, further, lookups
     python benchmarks/settings.py OUT --pool DIR --targets DIR      # and nlp, from your own JSON Lines files
 
 demo is the demo's pool. skewed has 16 tasks, half of them in two families that repeat each other, sizes 30 to 1. fresh
-and confirm share no generator with these two or each other: they are for confirming what was decided. nlp takes
+and confirm share no generator with these two or each other: they are for confirming what was decided. further (the
+generators of longer prompts) and lookups (facts and conversions of libraries, see lookups.py) came last. nlp takes
 DIR/train/NAME.jsonl and, where there is one, DIR/validation/NAME.jsonl as tasks and DIR/NAME.jsonl as targets, sampled
 down to the sizes below.
 
@@ -60,6 +61,24 @@ CONFIRM_SIZES = (600, 50)
 CONFIRM_TARGETS = (
     "puzzle24", "cryptarithm", "manipulate_matrix", "self_reference", "ab", "figlet_font",
 )  # fmt: skip
+# What was left of generators when those above had been used: prompts are longer.
+FURTHER = (
+    "number_sorting", "group_anagrams", "polynomial_multiplication", "game_of_life_halting", "spiral_matrix",
+    "list_functions", "circuit_logic", "path_star", "string_insertion", "acre", "kakurasu", "pool_matrix",
+)  # fmt: skip
+FURTHER_TARGETS = (
+    "polynomial_equations", "rotate_matrix", "string_synthesis", "string_manipulation", "intermediate_integration",
+    "shortest_path",
+)  # fmt: skip
+FURTHER_WORDS = 300
+LOOKUPS = (
+    "number_words", "pronunciation", "units", "french_numbers", "emoji", "dates", "roman_numerals", "derivatives",
+    "languages_in_german", "capitals", "country_codes", "elements",
+)  # fmt: skip
+LOOKUPS_TARGETS = (
+    "spanish_numbers", "french_dates", "currencies", "countries_in_german", "from_roman", "syllables", "symbols",
+    "colours",
+)  # fmt: skip
 
 
 def spread(names, sizes):
@@ -73,18 +92,30 @@ SETTINGS = {
     "skewed": (spread(SKEWED, SKEWED_SIZES), SKEWED_TARGETS),
     "fresh": (spread(FRESH, FRESH_SIZES), FRESH_TARGETS),
     "confirm": (spread(CONFIRM, CONFIRM_SIZES), CONFIRM_TARGETS),
+    "further": (spread(FURTHER, CONFIRM_SIZES), FURTHER_TARGETS),
+    "lookups": (spread(LOOKUPS, CONFIRM_SIZES), LOOKUPS_TARGETS),
 }
 
 
 def write_generated(folder, tasks, targets):
     """A setting's data and its mix.yaml, from generators."""
     for name, rows in tasks.items():
-        lines = _generated(name, rows + VALIDATION_ROWS)
+        lines = _lines(folder.name, name, rows + VALIDATION_ROWS)
         _write(folder / f"data/{name}.jsonl", lines[:rows])
         _write(folder / f"data/{name}.validation.jsonl", lines[rows:])
     for name in targets:
-        _write(folder / f"data/{name}.jsonl", _generated(name, TARGET_ROWS))
-    _write(folder / "mix.yaml", [mix(tasks, targets, LENGTH, tasks)])
+        _write(folder / f"data/{name}.jsonl", _lines(folder.name, name, TARGET_ROWS))
+    length = NLP_LENGTH if folder.name == "further" else LENGTH
+    _write(folder / "mix.yaml", [mix(tasks, targets, length, tasks)])
+
+
+def _lines(setting, name, rows):
+    """Rows of a task or a target of a setting."""
+    if setting == "lookups":
+        import lookups  # beside this file, and its libraries
+
+        return lookups.lines(name, rows)
+    return _generated(name, rows, FURTHER_WORDS if setting == "further" else WORDS)
 
 
 def write_nlp(folder, pool, targets):
@@ -120,11 +151,11 @@ def mix(tasks, targets, length, held):
     return "\n".join(lines) + "\n"
 
 
-def _generated(name, rows):
-    lines = demo.generate(name, rows, WORDS)
+def _generated(name, rows, words):
+    lines = demo.generate(name, rows, words)
     if len(lines) < rows:
         sys.exit(
-            f"The generator {name} gave {len(lines)} distinct rows of at most {WORDS} words, but {rows} are needed."
+            f"The generator {name} gave {len(lines)} distinct rows of at most {words} words, but {rows} are needed."
         )
     return lines
 
@@ -145,12 +176,14 @@ def main():
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--pool", type=Path, metavar="DIR", help="tasks of nlp: DIR/train and DIR/validation")
     parser.add_argument("--targets", type=Path, metavar="DIR", help="targets of nlp")
+    parser.add_argument("--settings", default=",".join(SETTINGS))
     given = parser.parse_args()
     if (given.pool is None) != (given.targets is None):
         parser.error("nlp needs both --pool and --targets")
     if os.environ.get("PYTHONHASHSEED") != "0":
         sys.exit(subprocess.run([sys.executable, *sys.argv], env={**os.environ, "PYTHONHASHSEED": "0"}).returncode)
-    for name, (tasks, targets) in SETTINGS.items():
+    for name in given.settings.split(","):
+        tasks, targets = SETTINGS[name]
         write_generated(given.out / name, tasks, targets)
         print(f"{given.out / name}/mix.yaml: {len(tasks)} tasks, {len(targets)} targets", flush=True)
     if given.pool:

@@ -48,10 +48,10 @@ def test_the_lead_of_the_results_says_what_their_table_says() -> None:
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     lead = " ".join(text.split("## How it was measured")[0].split())
     settings, rows = module.read_table(text)
-    for values in rows:
-        below = sorted(-value for value, _, _ in values)
-        assert f"by {below[0]:g} to {below[-1]:g} % (median {below[len(below) // 2]:g} %)" in lead
-    assert sum(high < 0 for _, _, high in rows[0]) == 4
-    assert all(high < 0 for _, _, high in rows[1])
+    targets, tasks = (sorted(value for value, _, _ in values) for values in rows)
+    middle = len(targets) // 2
+    assert f"by {-targets[-1]:g} to {-targets[0]:g} % (median {-targets[middle]:g} %)" in lead
+    assert f"from {-tasks[0]:g} % below to {tasks[-1]:g} % above uniform (median {-tasks[middle]:g} % below)" in lead
+    assert sum(high < 0 for _, _, high in rows[0]) == 5
     drawn = module.draw(settings, rows)
     assert [list(trace.x) for trace in drawn.data] == [[value for value, _, _ in values] for values in rows]

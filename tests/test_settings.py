@@ -33,7 +33,7 @@ def test_sizes_families_and_disjoint_sets(pools):
     for tasks, goals in pools.SETTINGS.values():
         assert not set(tasks) & set(goals)
     everyone = {name: {*tasks, *goals} for name, (tasks, goals) in pools.SETTINGS.items()}
-    for one in ("fresh", "confirm"):
+    for one in ("fresh", "confirm", "further", "lookups"):
         assert not any(everyone[one] & names for other, names in everyone.items() if other != one)
     assert pools.TARGET_ROWS >= pools.CONTEXTS + 48
     assert min(skewed.values()) > pools.CONTEXTS
@@ -58,7 +58,7 @@ def test_generated_pools(pools, tmp_path, monkeypatch):
     assert len(seen) == len(set(seen))
     for without in ("arc_agi", "propositional_logic"):  # of short prompts, and of answers
         with pytest.raises(SystemExit, match="distinct rows of at most 120 words"):
-            pools._generated(without, 3)
+            pools._generated(without, 3, pools.WORDS)
 
 
 def test_pools_of_the_users_files(pools, tmp_path, monkeypatch):

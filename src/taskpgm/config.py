@@ -345,6 +345,9 @@ class AffinityConfig(Section):
     jsd_positions: PositiveInt = Field(2000, description="Positions on which divergences are computed.")
 
 
+BALANCE = 0.25  # if none is given: docs/results.md has what it is chosen by
+
+
 class EnergyConfig(Section):
     """What the mixture minimises."""
 
@@ -377,10 +380,10 @@ class EnergyConfig(Section):
     ridge: NonNegative = Field(
         0.0, description="affinity: adds ridge times K's mean curvature on the simplex to its diagonal."
     )
-    balance: Share = Field(
-        0.0,
+    balance: Share | None = Field(
+        None,
         description="likelihood, gain, with targets: how much the tasks themselves count beside the targets; 0 the "
-        "targets alone, 1 the tasks alone.",
+        "targets alone, 1 the tasks alone (default 0.25; gain, and targets scored by options, 0).",
     )
     max_loss: Percent | None = Field(
         None,
@@ -496,7 +499,10 @@ class Config(Section):
                 f"contexts.total {self.contexts.total} gives {len(self.tasks)} tasks "
                 f"{self.task_contexts.per_set} each; every task needs two: give {2 * len(self.tasks)} or more"
             )
-        if self.energy.balance and not self.targets:
+        if self.energy.balance is None:
+            loss = self.energy.kind == "likelihood" and self.targets and not self.option_targets
+            vars(self)["energy"] = self.energy.model_copy(update={"balance": BALANCE if loss else 0.0})
+        elif self.energy.balance and not self.targets:
             raise ValueError("energy.balance weighs tasks against targets, and there are none; leave it out")
         if self.energy.limited and self.energy.kind != "likelihood":
             limit = self.energy.limited[0]

@@ -10,67 +10,85 @@ from support.packed import some_rows
 from support.probing import setup
 from torch.nn.functional import cross_entropy
 
-from taskpgm.lm.abreast import add_gradients
-from taskpgm.lm.lora import low_rank, patched
+from taskpgm.evaluation.answers import response_logp
+from taskpgm.lm.abreast import Stack
+from taskpgm.lm.lora import flatten, low_rank, patched
 from taskpgm.lm.packing import pack
+from taskpgm.lm.trunk import Trunk
 
-SCALES = (2.0, 0.5, 1.0)
+LENGTHS = (30, 55, 41)
 
 
-def adapters(lm, probe):
-    """Three adapters of random weights and different scales, that ask for gradients."""
+def some_weights(probe):
+    """Random weights of three adapters."""
     generator = torch.Generator().manual_seed(0)
-    found = []
-    for scale in SCALES:
-        weights = {k: torch.randn(w.shape, generator=generator) * 0.1 for k, w in probe.weights.items()}
-        update = dataclasses.replace(low_rank(lm.model, probe.settings, weights), scale=scale)
+    return [{k: torch.randn(w.shape, generator=generator) * 0.1 for k, w in probe.weights.items()} for _ in LENGTHS]
+
+
+def one_by_one(lm, settings, weights, rows):
+    """Mean losses and flat gradients, by the engine's usual way."""
+    losses, gradients = [], []
+    for one, of_one in zip(weights, rows, strict=True):
+        update = low_rank(lm.model, settings, one)
         for weight in (*update.left, *update.right):
             weight.requires_grad_()
-        found.append(update)
-    return found
-
-
-def one_by_one(lm, updates, rows):
-    """Mean losses, gradients in the weights, by the engine's usual way."""
-    losses = []
-    for update, of_one in zip(updates, rows, strict=True):
         packed = pack(of_one, lm.shared_prefix(of_one), lm.device)
         with patched([update]) as switch, switch.use(update):
             blocks = [cross_entropy(z.float(), y, reduction="none") for z, y, _ in lm.response_logits(packed)]
             loss = torch.cat(blocks).mean()
         loss.backward()
         losses.append(float(loss.detach()))
-    return losses
+        pairs = zip(update.left, update.right, strict=True)
+        gradients.append(torch.cat([w.grad.flatten() for pair in pairs for w in pair]))
+    return losses, torch.stack(gradients)
 
 
-def steps(lm, probe, add, rows):
-    """Losses of three optimiser steps of all adapters, and their gradients of the last one."""
-    updates = adapters(lm, probe)
-    optimisers = [torch.optim.SGD([*u.left, *u.right], lr=0.1) for u in updates]
-    losses = []
-    for number in range(3):
-        for optimiser in optimisers:
-            optimiser.zero_grad()
-        losses.append(add(lm, updates, [of_one[number : number + 2] for of_one in rows]))
-        gradients = [weight.grad.clone() for u in updates for weight in (*u.left, *u.right)]
-        for optimiser in optimisers:
-            optimiser.step()
-    return losses, gradients
-
-
+@pytest.mark.parametrize("last_layers", [None, 1])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_gradients_and_steps_are_those_of_one_after_another(architecture, model_folders):
-    lm, _, probes = setup(model_folders[architecture])
-    rows = [some_rows(4, length) for length in (30, 55, 41)]
-    found, expected = (steps(lm, probes[0], add, rows) for add in (add_gradients, one_by_one))
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
-    assert len({round(loss, 3) for step in expected[0] for loss in step}) == 9
-    for gradient, other in zip(found[1], expected[1], strict=True):
-        torch.testing.assert_close(gradient, other, atol=1e-5, rtol=1e-3)
+def test_losses_and_gradients_are_those_of_one_after_another(architecture, last_layers, model_folders):
+    lm, _, probes = setup(model_folders[architecture], last_layers=last_layers)
+    rows = [some_rows(4, length)[:count] for length, count in zip(LENGTHS, (4, 1, 2), strict=True)]
+    weights = some_weights(probes[0])
+    expected, gradients = one_by_one(lm, probes[0].settings, weights, rows)
+    stack = Stack(lm, probes[0].settings, weights)
+    first = probes[0].first_layer(len(lm.layers))
+    found = stack.add_gradients(rows, Trunk(lm, first, 0) if first else None)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+    assert len({round(loss, 3) for loss in expected}) == 3
+    torch.testing.assert_close(stack.gradient_KP, gradients, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(stack.master_KP, torch.stack([flatten(one) for one in weights]))
+
+
+@pytest.mark.parametrize("last_layers", [None, 1])
+def test_scores_are_those_of_one_after_another(last_layers, model_folders):
+    lm, _, probes = setup(model_folders["llama"], last_layers=last_layers)
+    rows, weights = some_rows(5, 40), some_weights(probes[0])
+    first = probes[0].first_layer(len(lm.layers))
+    found = Stack(lm, probes[0].settings, weights).logp(rows, Trunk(lm, first, 0) if first else None, tokens=200)
+    for k, one in enumerate(weights):
+        update = low_rank(lm.model, probes[0].settings, one)
+        with patched([update]) as switch, switch.use(update):
+            expected = response_logp(lm, rows)
+        for of_row, wanted in zip(found, expected, strict=True):
+            np.testing.assert_allclose(of_row[k].numpy(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_read_what_was_updated(model_folders):
+    lm, _, probes = setup(model_folders["llama"])
+    stack = Stack(lm, probes[0].settings, some_weights(probes[0]))
+    before = stack.logp(some_rows())
+    stack.master_KP[1] += 0.05
+    stack.update()
+    after = stack.logp(some_rows())
+    assert [bool((a == b).all()) for a, b in zip(torch.cat(after, 1), torch.cat(before, 1), strict=True)] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_model_that_does_not_run_packed_is_refused(model_folders):
     lm, _, probes = setup(model_folders["llama"])
     whole = dataclasses.replace(lm, whole_because="it has sinks")
     with pytest.raises(ValueError, match="need a model that runs packed: it has sinks"):
-        add_gradients(whole, adapters(lm, probes[0])[:1], [some_rows()])
+        Stack(whole, probes[0].settings, some_weights(probes[0]))

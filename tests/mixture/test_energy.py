@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.special import softmax
 from support.numerics import names, random_truth, synthetic_scores
 
 from taskpgm.config import AffinityConfig, EnergyConfig
@@ -61,16 +62,16 @@ def test_likelihood_is_the_loss_of_the_ensemble():
         losses[name] = np.mean(of_contexts)
     expected = 0.75 * losses["g0"] + 0.25 * losses["g1"]
     assert energy.loss(p) == pytest.approx(expected, rel=1e-12)
-    divergence = np.sum(0.25 * np.log(0.25 / p))
+    divergence = np.sum(p * np.log(p / 0.25))
     assert energy.value(p) == pytest.approx(expected + 0.2 * divergence, rel=1e-12)
     assert bare.loss(p) == pytest.approx(0.5 * losses["g0"] + 0.5 * losses["g1"] - 0.2 * p[1], rel=1e-12)
 
 
 def test_prior_takes_its_reference():
     scores = synthetic_scores(np.random.default_rng(2))
-    energy = build_energy(scores, None, EnergyConfig(), reference={"t0": 3, "t1": 1})
+    energy = build_energy(scores, None, EnergyConfig(), reference={"t0": 3, "t1": 1, "t2": 2, "t3": 2})
     assert energy.prior == 0.5  # no targets
-    np.testing.assert_allclose(energy.reference, [0.75, 0.25, 0, 0])
+    np.testing.assert_allclose(energy.reference, [0.375, 0.125, 0.25, 0.25])
 
 
 def test_ratio_with_t_2_is_the_second_order_expansion_of_the_likelihood():
@@ -202,6 +203,7 @@ def test_wrong_settings_get_one_sentence():
         (lambda: build_energy(None, given, EnergyConfig(kind="affinity", t=2, utility={"x": 1})), "'x'"),
         (lambda: build_energy(scores, None, EnergyConfig(), reference={"x": 1}), "'x'"),
         (lambda: build_energy(scores, None, EnergyConfig(), reference={"t0": -1}), "non-negative"),
+        (lambda: build_energy(scores, None, EnergyConfig(), reference={"t0": 1}), "gives 't1' nothing"),
         (lambda: build_energy(replace(scores, logp=scores.logp * np.nan), None, EnergyConfig()), "NaN"),
     ]
     for call, words in cases:
@@ -260,16 +262,12 @@ def test_the_gain_energy_is_mean_gain_and_bounds_the_ensembles(targets):
 
 
 def test_the_gain_energys_mixture_is_its_closed_form():
-    """Stationarity by hand: p_i = κ r_i / (ν − ψ_i), ν found by bisection."""
+    """Stationarity by hand: p_i ∝ r_i exp(ψ_i/κ)."""
     scores = synthetic_scores(np.random.default_rng(13))
     r = {"t0": 0.1, "t1": 0.2, "t2": 0.3, "t3": 0.4}
     for prior in (0.01, 0.3, 10.0):
         energy = build_energy(scores, None, EnergyConfig(kind="gain", prior=prior), reference=r)
-        low, high = energy.psi.max() + 1e-12, energy.psi.max() + prior
-        for _ in range(200):
-            nu = (low + high) / 2
-            p = prior * energy.reference / (nu - energy.psi)
-            low, high = (nu, high) if p.sum() > 1 else (low, nu)
+        p = softmax(np.log(energy.reference) + energy.psi / prior)
         mixture = solve_mixture(energy)
         np.testing.assert_allclose(mixture.weights, p, atol=1e-7)
         assert mixture.certificate.passed

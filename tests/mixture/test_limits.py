@@ -32,8 +32,7 @@ def by_convex_solver(energy, limits, bounds):
     def loss(one):
         return -one.omega @ (cp.log(p @ one.likelihoods) + one.log_scale)
 
-    r = energy.reference
-    prior = energy.prior * (r[r > 0] @ (np.log(r[r > 0]) - cp.log(p)[r > 0]))
+    prior = energy.prior * cp.sum(cp.rel_entr(p, energy.reference))
     kept = [loss(one.energy) <= one.most for one in limits]
     problem = cp.Problem(cp.Minimize(loss(energy) + prior), [*kept, cp.sum(p) == 1, p >= bounds.lo, p <= bounds.hi])
     problem.solve(solver=cp.CLARABEL)

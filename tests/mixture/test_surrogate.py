@@ -60,7 +60,7 @@ def test_features_are_losses_gains_and_divergence_less_those_of_uniform():
     assert x[0] == 1
     assert x[1] == pytest.approx(of.energy.loss(p) - of.energy.loss(u))
     assert x[2] == pytest.approx(sum(of.gains * u) - sum(of.gains * p))
-    assert x[3] == pytest.approx(stats.entropy(u, p))
+    assert x[3] == pytest.approx(stats.entropy(p, u))
     np.testing.assert_allclose(x[SCALE:], p - u)
     np.testing.assert_array_equal(of(u), [1, *np.zeros(7)])
 

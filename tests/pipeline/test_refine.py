@@ -17,6 +17,7 @@ from taskpgm.evaluation.refine import (
     run_features,
     run_kappa,
     run_refinement,
+    run_shares,
 )
 from taskpgm.evaluation.statistics import Measurement, compare_measurements
 from taskpgm.mixture.refinement import choose, likely_noise, usual_prior
@@ -48,8 +49,11 @@ def test_trials_begin_with_uniform_and_the_default_and_are_judged_by_half_of_the
     assert found.trials.names[:2] == ("uniform", "taskpgm")
     np.testing.assert_array_equal(found.trials.mixtures[1], finished.result.mixture.weights)
     by_name = {r["mixture"]: r for r in records(finished).values() if r["seed"] == 0}
+    shares = run_shares(finished.config, finished.result)
+    assert shares == {"target": 0.75, "sums": 0.25 / 3, "sky": 0.25 / 3, "words": 0.25 / 3}
     for name, loss in zip(found.trials.names, found.trials.losses, strict=True):
-        assert loss == by_name[name]["sets"]["target"]["halves"][0]
+        halves = {one: by_name[name]["sets"][one]["halves"][0] for one in shares}
+        np.testing.assert_allclose(loss, sum(share * halves[one] for one, share in shares.items()))
 
 
 def test_the_choice_is_that_of_the_surrogate_of_these_trials(refined):

@@ -101,8 +101,7 @@ def cvxpy_minimum(energy: Energy, bounds: Bounds) -> tuple[np.ndarray, float]:
     if energy.likelihoods.shape[1]:
         objective = objective - energy.omega @ cvxpy.log(energy.likelihoods.T @ p)
     if energy.prior:
-        held = energy.reference > 0
-        objective = objective - energy.prior * energy.reference[held] @ cvxpy.log(p[held])
+        objective = objective + energy.prior * cvxpy.sum(cvxpy.rel_entr(p, energy.reference))
     constraints = [cvxpy.sum(p) == 1, p >= bounds.lo, p <= bounds.hi]
     if bounds.groups:
         constraints += [bounds.members @ p >= bounds.group_lo, bounds.members @ p <= bounds.group_hi]

@@ -91,6 +91,9 @@ def evaluation_rows(pool: TaskPool, most: int | None = None) -> dict[str, Any]:
     return {s.name: first(s.validation, most) for s in (*pool.targets, *pool.tasks)}
 
 
+Made = tuple[Path, dict[str, Any], "Probe | Finetuned | None"]
+
+
 @dataclass(frozen=True)
 class TrainingRun:
     """One training: a mixture's rows at one seed and budget."""
@@ -201,9 +204,6 @@ class Trainings:
     def as_done(self, runs: Sequence[TrainingRun], what: str) -> Iterator[Measurement]:
         """Measurements of the runs as they are had, those first that the run directory holds; the others are made side
         by side."""
-        from taskpgm.evaluation.mixing import Mixed, Mixing
-        from taskpgm.workers.dispatch import Job
-
         runs = list(runs)
         todo: dict[Path, list[TrainingRun]] = {}  # several if two mixtures are the same
         for run in (replace(run, config=_training(run.config, self.options)) for run in runs):
@@ -217,26 +217,33 @@ class Trainings:
             return
         (self.run.folder / "compare").mkdir(exist_ok=True)
         self._encode([run for run, *_ in todo.values()])
-        steps = {path: plan_steps(self.rows, run.plan, run.config) for path, (run, *_) in todo.items()}
+        for path, record, trained in self._made({path: run for path, (run, *_) in todo.items()}, what):
+            if trained is not None:
+                with atomic_folder(path.with_suffix(""), {}) as folder:
+                    self.save(trained, folder)
+            write_json(path, record)
+            yield from (_measurement(run, record) for run in todo[path])
+
+    def _made(self, todo: Mapping[Path, TrainingRun], what: str) -> Iterator[Made]:
+        """Record of every run as it is trained and measured, and what it trained if that is to be kept."""
+        from taskpgm.evaluation.mixing import Mixed, Mixing
+        from taskpgm.workers.dispatch import Job
+
+        steps = {path: plan_steps(self.rows, run.plan, run.config) for path, run in todo.items()}
         largest = max(steps.values(), key=lambda of_run: max(_tokens(self.rows, step) for step in of_run))
         work = Mixing(self.options, self.run.config, self.sets, dict(self.rows), largest)
         jobs = [
             Job(f"the training on {run.name!r}, seed {run.seed}", len(steps[path]),
                 Mixed(str(path), run.name, run.config, steps[path]))
-            for path, (run, *_) in todo.items()
+            for path, run in todo.items()
         ]  # fmt: skip
         progress, pieces = self.run.engine.progress, sum(len(steps[path]) + len(self.sets) for path in todo)
         with progress.stage(f"{what}, {len(todo)} trainings", pieces, "steps"):
             for key, found, trained in self.run.engine.workers.map(work, jobs, progress):
-                path = Path(key)
-                record = self._record(todo[path][0], found)
-                if trained is not None:
-                    with atomic_folder(path.with_suffix(""), {}) as folder:
-                        self.save(trained, folder)
-                write_json(path, record)
-                yield from (_measurement(run, record) for run in todo[path])
+                yield Path(key), self.record(todo[Path(key)], found), trained
 
-    def _record(self, run: TrainingRun, found: dict[str, Any]) -> dict[str, Any]:
+    def record(self, run: TrainingRun, found: Mapping[str, Any]) -> dict[str, Any]:
+        """What is kept of a run."""
         return {
             "setting": self.setting, "mixture": run.name, "seed": run.seed, "weights": dict(run.weights),
             "rows": run.config.budget.size, **found,

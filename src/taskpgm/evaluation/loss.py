@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
@@ -136,13 +137,18 @@ def _kept(encoder: ChatEncoder, name: str, rows: Sequence[Row]) -> list[tuple[Ro
 
 def _loss(lm: LanguageModel, name: str, kept: Sequence[tuple[Row, Encoded]], trunk: Trunk) -> dict[str, Any]:
     """Rows, tokens and losses of one set."""
-    loss = [-logp_R.astype(np.float64) for logp_R in response_logp(lm, [one for _, one in kept], trunk)]
+    return losses_of(name, response_logp(lm, [one for _, one in kept], trunk))
+
+
+def losses_of(name: str, logp: Sequence[NDArray[np.float32]]) -> dict[str, Any]:
+    """The same from the log-probabilities of every row's response tokens."""
+    loss = [-logp_R.astype(np.float64) for logp_R in logp]
     sums, tokens = np.array([one.sum() for one in loss]), np.array([len(one) for one in loss])
     if not np.isfinite(sums).all():
         raise UserError(
             f"The loss on {name!r} is not finite; use model.dtype bfloat16 or float32, or a lower probes.learning_rate."
         )
     losses: dict[str, Any] = {"token_loss": float(sums.sum() / tokens.sum()), "row_loss": float((sums / tokens).mean())}
-    if len(kept) > 1:
+    if len(logp) > 1:
         losses["halves"] = tuple(float(sums[k::2].sum() / tokens[k::2].sum()) for k in range(2))
-    return {"rows": len(kept), "tokens": int(tokens.sum()), **losses}
+    return {"rows": len(logp), "tokens": int(tokens.sum()), **losses}

@@ -1,7 +1,7 @@
 """`Prediction`: what mixtures would reach, without training.
 
-    ensemble    F(p) + κ KL(u‖p), the loss of the probes' ensemble and κ times the divergence from uniform
-    gain        the loss that probes start from − Σ p_i Σ_j w_j G_ij + κ KL(u‖p), with the prior of the gain energy
+    ensemble    F(p) + κ KL(p‖u), the loss of the probes' ensemble and κ times the divergence from uniform
+    gain        the loss that probes start from − Σ p_i Σ_j w_j G_ij + κ KL(p‖u), with the prior of the gain energy
     merged      the loss under the probes merged with weights p: Σ p_i B_i A_i
 
 The first two need only the scores. All read the contexts of the targets (of the tasks if there are none), and no
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import rel_entr
 from scipy.stats import spearmanr
 
 from taskpgm.config import Config, EnergyConfig
@@ -36,8 +37,8 @@ class Prediction(Brief):
 
     mixture: str
     weights: Mapping[str, float]
-    ensemble: float  # −E log Σ p_i P_i + κ KL(u‖p)
-    gain: float  # −E Σ p_i log P_i + κ KL(u‖p)
+    ensemble: float  # −E log Σ p_i P_i + κ KL(p‖u)
+    gain: float  # −E Σ p_i log P_i + κ KL(p‖u)
     merged: float | None  # loss under Σ p_i B_i A_i
     measured: float | None = None  # mean over seeds of the macro loss on the evaluation rows, if compared
 
@@ -167,8 +168,8 @@ def merged_losses(finished: FinishedRun, weights: Mapping[str, Floats]) -> dict[
 
 
 def _kl_from_uniform(p: Floats) -> float:
-    """KL(u‖p) in nats, u uniform; a share below a thousandth of uniform's counts as that."""
-    return -float(np.log(np.maximum(p * len(p), 1e-3)).mean())
+    """KL(p‖u) in nats, u uniform."""
+    return float(rel_entr(p, 1 / len(p)).sum())
 
 
 def _shares(config: Config) -> dict[str, float]:

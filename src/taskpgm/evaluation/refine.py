@@ -27,10 +27,11 @@ from taskpgm.mixture.surrogate import Features, Prior, Surrogate, fit_surrogate
 from taskpgm.mixture.trials import Trials, describe_surface
 from taskpgm.types import Brief, Floats
 
-USUAL_NOISE = 0.005  # of the loss: how far trainings of one mixture are apart, their seeds' common part left aside
-# A trial whose expected gain is below so many standard errors of the choice's gain is not made: in simulation 3 to
-# 4 of 8 runs then give all but 0.01 of what 8 give.
-WORTH = 0.1
+# Of the loss: how far trainings of one mixture are apart, their seeds' common part left aside, and from the surrogate.
+USUAL_NOISE = 0.01
+# A trial whose expected gain is below so many standard errors of the choice's gain is not made: on what seven settings
+# taught, 7 to 8 of 8 runs are then made, and 10 to 12 of 12.
+WORTH = 0.05
 REFINED, UNIFORM = "refined", "uniform"
 CHOOSING, CONFIRMING = 0, 1  # which half of the evaluation rows
 

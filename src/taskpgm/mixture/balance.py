@@ -61,7 +61,7 @@ def trace_balance(
     start = np.array([one.loss(uniform) for one in losses])
     points = []
     for balance, energy in energies:
-        optimum = minimise(energy.allowing(bounds.usable), bounds)
+        optimum = minimise(energy, bounds)
         change = np.array([one.loss(optimum.p) for one in losses]) / start - 1
         worst = int(change[2:].argmax())
         weights = dict(zip(scores.tasks, optimum.p.tolist(), strict=True))

@@ -29,7 +29,7 @@ def build_energy(
 ) -> Energy:
     """Energy of `config.kind` over the tasks of `scores` or `affinity`, with its jackknife replicates.
 
-    likelihood: F(p) = −E_ω log Σ_i p_i P_i(y_t) + κ KL(r‖p). gain: −Σ_i p_i Σ_j w_j G_ij + κ KL(r‖p). affinity:
+    likelihood: F(p) = −E_ω log Σ_i p_i P_i(y_t) + κ KL(p‖r). gain: −Σ_i p_i Σ_j w_j G_ij + κ KL(p‖r). affinity:
     ψ = t·S w, K = S.
 
     Args:
@@ -72,17 +72,26 @@ def _of_kind(
     assert_never(config.kind)
 
 
-def usual_prior(kind: str, scores: Scores, balance: float = 0.0) -> float:
+def usual_prior(kind: str, scores: Scores, balance: float | None = None) -> float:
     """κ if none is given: that of the kind, but more for a likelihood as far as it serves the tasks themselves."""
     if kind != "likelihood":
         return PRIOR[kind]
-    tasks = balance if len(scores.sets) > len(scores.tasks) else 1.0
+    tasks = (balance or 0.0) if len(scores.sets) > len(scores.tasks) else 1.0
     return (1 - tasks) * PRIOR[kind] + tasks * WITHOUT_TARGETS
 
 
-def wanted_sets(scores: Scores, weights: Mapping[str, float], balance: float) -> Floats:
+def _reference(scores: Scores, given: Mapping[str, float] | None) -> Floats:
+    """(n,) the prior's r, positive: a share that it does not expect at all would be infinitely dear."""
+    r = normalised(scores.tasks, given, "the reference mixture")
+    if none := [task for task, share in zip(scores.tasks, r, strict=True) if share == 0]:
+        raise UserError(f"The reference mixture gives {none[0]!r} nothing; give every task a share, or leave it out.")
+    return r
+
+
+def wanted_sets(scores: Scores, weights: Mapping[str, float], balance: float | None) -> Floats:
     """(sets,) what each set counts, summing to one: (1 − balance) the targets', balance the tasks', all tasks alike."""
-    return (1 - balance) * scores.target_weights(weights) + balance * scores.task_weights()
+    tasks = balance or 0.0
+    return (1 - tasks) * scores.target_weights(weights) + tasks * scores.task_weights()
 
 
 def ensemble_loss(scores: Scores, set_weights: Floats, fold: Fold = EVERYTHING) -> Energy:
@@ -146,7 +155,7 @@ def _affinity_energy(affinity: Affinity, config: EnergyConfig, weights: Mapping[
 def _gain_energy(
     scores: Scores, config: EnergyConfig, weights: Mapping[str, float], reference: Mapping[str, float] | None
 ) -> Energy:
-    """ψ_i = Σ_j w_j G_ij, what a unit of task i does for the targets, against κ KL(r‖p).
+    """ψ_i = Σ_j w_j G_ij, what a unit of task i does for the targets, against κ KL(p‖r).
 
     By Jensen's inequality −ψᵀp bounds F(p) less the loss that probes start from: the ensemble's loss when the wrong
     probes count as much as the right ones, so that it sees interference, which F does not. Without a prior all weight
@@ -154,7 +163,7 @@ def _gain_energy(
     """
     prior = config.prior if config.prior is not None else usual_prior("gain", scores)
     w = wanted_sets(scores, weights, config.balance)
-    r = normalised(scores.tasks, reference, "the reference mixture")
+    r = _reference(scores, reference)
     utility = named_vector(scores.tasks, config.utility, 0.0, "energy.utility")
     settings = {
         "prior": prior, "reference": {name: float(v) for name, v in zip(scores.tasks, r, strict=True)},
@@ -182,7 +191,7 @@ def _likelihood_energy(
 ) -> Energy:
     prior = config.prior if config.prior is not None else usual_prior("likelihood", scores, config.balance)
     w = wanted_sets(scores, weights, config.balance)
-    r = normalised(scores.tasks, reference, "the reference mixture")
+    r = _reference(scores, reference)
     settings = {
         "prior": prior, "reference": {name: float(v) for name, v in zip(scores.tasks, r, strict=True)},
         "utility": dict(config.utility),

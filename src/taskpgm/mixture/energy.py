@@ -2,7 +2,7 @@
 
 Every kind is an instance of one convex form on the simplex,
 
-    E(p) = −ψᵀp + ½ pᵀKp − Σ_t ω_t log Σ_i p_i P_i(y_t) + κ KL(r‖p),      ψ = t·unary + utility,
+    E(p) = −ψᵀp + ½ pᵀKp − Σ_t ω_t log Σ_i p_i P_i(y_t) + κ KL(p‖r),      ψ = t·unary + utility,
 
 of which `affinity` has the first two terms (a Markov random field with unary potentials ψ, utility, and pairwise
 potentials K, redundancy, at its mean field p), `likelihood` the other two, and `gain` the first and last.
@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import rel_entr
 
 from taskpgm.mixture.linalg import convexity_shift, tangent_spectrum
 from taskpgm.types import Brief, Floats
 
+TINY = 1e-300  # a share of zero, which the prior allows only where a bound holds it there, counts as that in a slope
 KNOBS = {"likelihood": "prior", "gain": "prior", "affinity": "t", "surrogate": "prior"}
 
 
@@ -40,7 +42,7 @@ class Energy(Brief):
     likelihoods: Floats  # (n, T)
     omega: Floats  # (T,)
     log_scale: Floats  # (T,)
-    reference: Floats  # (n,) the prior's r
+    reference: Floats  # (n,) the prior's r, positive
     t: float = 1.0
     prior: float = 0.0
     shift: float = 0.0  # added to K's diagonal so that K is convex on the simplex
@@ -79,10 +81,7 @@ class Energy(Brief):
         """E(p)."""
         total = self.loss(p)
         if self.prior:
-            held = self.reference > 0
-            with np.errstate(divide="ignore"):
-                ratio = np.log(self.reference[held] / p[held])
-            total += self.prior * float(self.reference[held] @ ratio)
+            total += self.prior * float(rel_entr(p, self.reference).sum())
         return total
 
     def gradient(self, p: Floats) -> Floats:
@@ -93,7 +92,7 @@ class Energy(Brief):
         if self.likelihoods.shape[1]:
             g = g - self.likelihoods @ (self.omega / (p @ self.likelihoods))
         if self.prior:
-            g = g - self.prior * _ratio(self.reference, p)
+            g = g + self.prior * (np.log(np.maximum(p, TINY) / self.reference) + 1)
         return g
 
     def hessian(self, p: Floats) -> Floats:
@@ -103,7 +102,7 @@ class Energy(Brief):
             scaled_NT = self.likelihoods * (np.sqrt(self.omega) / (p @ self.likelihoods))
             H = H + scaled_NT @ scaled_NT.T
         if self.prior:
-            H = H + np.diag(self.prior * _ratio(_ratio(self.reference, p), p))
+            H = H + np.diag(self.prior / np.maximum(p, TINY))
         return H
 
     def field_at(self, p: Floats) -> tuple[Floats, Floats]:
@@ -116,19 +115,6 @@ class Energy(Brief):
     def curvature_at(self, p: Floats) -> float:
         """Smallest curvature of E at p along directions that keep the sum of p."""
         return self.curvature if self.quadratic else tangent_spectrum(self.hessian(p))[0]
-
-    def allowing(self, allowed: NDArray[np.bool_]) -> "Energy":
-        """The same energy, and its replicates, with a prior that expects nothing of the tasks that are not `allowed`.
-
-        KL(r‖p) is infinite if a task with r_i > 0 is held at zero, so r is renormalised over the others.
-        """
-        if self.prior == 0 or not (self.reference[~allowed] > 0).any():
-            return self
-        r = np.where(allowed, self.reference, 0.0)
-        r = r / r.sum() if r.sum() > 0 else allowed / allowed.sum()
-        parts = ("without", "only", "seeds")
-        restricted = {part: tuple(energy.allowing(allowed) for energy in getattr(self, part)) for part in parts}
-        return replace(self, reference=r, **restricted)  # type: ignore[arg-type]
 
     def restrict_to(self, kept: NDArray[np.bool_]) -> "Energy":
         """The same energy of the tasks that are `kept`, the others having no share; without its replicates."""
@@ -167,8 +153,3 @@ def _field(kind: str, tasks: tuple[str, ...], unary: Floats, utility: Floats, K:
     n = len(tasks)
     none = np.empty(0)
     return Energy(kind, tasks, unary, utility, K, np.empty((n, 0)), none, none, np.full(n, 1 / n), **extra)
-
-
-def _ratio(numerator: Floats, p: Floats) -> Floats:
-    with np.errstate(divide="ignore"):
-        return np.divide(numerator, p, out=np.zeros_like(p), where=numerator > 0)

@@ -35,7 +35,7 @@ class Margin:
     task: str
     utility: float  # ψ_i
     redundancy: Mapping[str, float]  # K_ij p_j for every task j with a share
-    prior: float  # κ r_i/p_i, what the prior pulls with
+    prior: float  # κ log(r_i/p_i) − κ, what the prior pulls with
     lower: float  # multiplier of the task's least share (zero counts)
     upper: float  # multiplier of its largest share
     group: float  # multipliers of the groups that it belongs to, summed: > 0 holds it down
@@ -92,7 +92,7 @@ def explain(
     Args:
         copies: groups of tasks that hold the same rows, which are interchangeable whatever their probes say.
     """
-    energy = replace(energy.allowing(mixture.bounds.usable), without=(), only=(), seeds=())
+    energy = replace(energy, without=(), only=(), seeds=())
     optimum = minimise(energy, mixture.bounds)
     psi, K = field_without_prior(energy, optimum.p)
     shared = np.flatnonzero(optimum.p > 1e-9)
@@ -118,7 +118,9 @@ def field_without_prior(energy: Energy, p: Floats) -> tuple[Floats, Floats]:
 def _margins(energy: Energy, mixture: Mixture, optimum: Optimum, psi: Floats, K: Floats) -> tuple[Margin, ...]:
     p = optimum.p
     certificate = certify(energy, mixture.bounds, optimum)
-    pull = np.divide(energy.prior * energy.reference, p, out=np.zeros_like(p), where=p > 0)
+    pull = np.zeros_like(p)
+    if energy.prior:
+        pull[p > 0] = energy.prior * (np.log(energy.reference[p > 0] / p[p > 0]) - 1)
     group = certificate.group @ mixture.bounds.members
     shared = np.flatnonzero(p > 0)
     return tuple(
@@ -136,11 +138,9 @@ def _margins(energy: Energy, mixture: Mixture, optimum: Optimum, psi: Floats, K:
 
 
 def leave_out(energy: Energy, bounds: Bounds, optimum: Optimum, i: int) -> Dropped:
-    """What happens when task i gets nothing.
+    """What happens when task i gets nothing: the energy's minimum without it minus that with it.
 
-    A prior that expects something of task i would make its absence infinitely dear. So the energy on both sides is that
-    of the prior renormalised over the others: its minimum without task i minus its minimum with it. It is negative
-    only if a least share forces the task in.
+    It is negative only if a least share forces the task in.
     """
     task = energy.tasks[i]
     others = replace(bounds, lo=np.where(np.arange(len(bounds.lo)) == i, 0.0, bounds.lo), hi=bounds.hi.copy())
@@ -149,10 +149,8 @@ def leave_out(energy: Energy, bounds: Bounds, optimum: Optimum, i: int) -> Dropp
         others.check()
     except UserError:
         return Dropped(task, float(optimum.p[i]), None, {})
-    without = energy.allowing(others.usable)
-    p = minimise(without, others, optimum if energy.quadratic else None).p
-    with_it = optimum.p if energy.prior == 0 else minimise(without, bounds, optimum).p
-    loss = without.value(p) - without.value(with_it)
+    p = minimise(energy, others, optimum if energy.quadratic else None).p
+    loss = energy.value(p) - energy.value(optimum.p)
     if bounds.lo[i] == 0:
         loss = max(loss, 0.0)  # what is below is rounding: the mixtures without it are among those with it
     change = p - optimum.p

@@ -32,6 +32,5 @@ def choose_t(scores: Scores, affinity: Affinity, config: EnergyConfig, bounds: B
 
 def predicted_loss(energy: Energy, ensemble: Energy, bounds: Bounds) -> float:
     """Mean over groups of the ensemble's loss on a group, at the mixture that is solved without it."""
-    energy = energy.allowing(bounds.usable)
     pairs = zip(energy.without, ensemble.only, strict=True)
     return float(np.mean([only.loss(minimise(without, bounds).p) for without, only in pairs]))

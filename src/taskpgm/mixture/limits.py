@@ -92,8 +92,7 @@ def within_limits(energy: Energy, limits: Sequence[Limit], bounds: Bounds, insid
     Raises:
         NotCertifiedError: no prices were found at which the limits hold.
     """
-    usable = energy.allowing(bounds.usable)
-    prices, optimum = find_prices(usable, limits, bounds, inside)
+    prices, optimum = find_prices(energy, limits, bounds, inside)
     described = [
         {
             "name": one.name,

@@ -28,8 +28,9 @@ from taskpgm.types import Floats
 _NEWTON_GAP = 1e-10
 _NEWTON_STEPS = 100  # a guess, far more than the quadratic end needs; the certificate decides
 _REFINEMENTS = (1e-10, 1e-11, 1e-12, 1e-13)  # proximal weights below PROXIMAL, tried in turn until the gap closes
-# A step may shrink a share that the prior keeps positive to this fraction of itself; −log p leaves its model below.
+# A step may shrink a share that the prior keeps positive to this fraction of itself; log p leaves its model below.
 _SHRINK = 0.02
+_TINY = 1e-8  # below it a share moves nothing but its own slope, so that it follows from the others' in closed form
 
 
 def minimise(
@@ -64,13 +65,13 @@ def minimise(
 
 
 def nearest_to_uniform(bounds: Bounds) -> Floats:
-    """(n,) the mixture within bounds of least KL(u‖p), u uniform over the tasks that may have a share; certified."""
+    """(n,) the mixture within bounds of least KL(p‖u), u uniform; certified."""
     n, none = len(bounds.tasks), np.empty(0)
     zero, u = np.zeros(n), np.full(n, 1 / n)
     energy = Energy(
         "likelihood", bounds.tasks, zero, zero, np.zeros((n, n)), np.empty((n, 0)), none, none, u, prior=1.0
     )
-    return minimise(energy.allowing(bounds.usable), bounds).p
+    return minimise(energy, bounds).p
 
 
 def _with_zeros(optimum: Optimum, kept: NDArray[np.bool_]) -> Optimum:
@@ -103,8 +104,8 @@ def _newton(energy: Energy, bounds: Bounds, start: Optimum | None) -> Optimum:
     n = len(bounds.tasks)
     p = bounds.spread if start is None else start.p
     active = start.active if start else Active(np.full(n, FREE), np.full(len(bounds.groups), FREE))
-    kept_positive = (energy.reference > 0) & (energy.prior > 0)
-    if (p[kept_positive] < 1e-9).any():  # a start from elsewhere, where −log p is infinite or nearly so
+    positive = energy.prior > 0  # log p keeps all shares so
+    if positive and (p < 1e-9).any():  # a start from elsewhere, where it is infinite or nearly so
         p = 0.999 * p + 0.001 * bounds.spread
     limits = Constraints.of(bounds)
     value, least, stalled = energy.value(p), np.inf, 0
@@ -113,18 +114,41 @@ def _newton(energy: Energy, bounds: Bounds, start: Optimum | None) -> Optimum:
         gap = duality_gap(g, p, bounds)
         stalled = 0 if gap < 0.5 * least else stalled + 1
         least = min(gap, least)
-        if gap <= _NEWTON_GAP or (gap <= ABSOLUTE_GAP and stalled >= 3):
+        inside = infeasibility(p, bounds) <= FEASIBILITY
+        if (inside and gap <= _NEWTON_GAP) or (gap <= ABSOLUTE_GAP and stalled >= 3):
             break
-        H = energy.hessian(p)
-        floor = np.where(kept_positive, np.maximum(limits.lo, np.minimum(_SHRINK * p, limits.hi)), limits.lo)
+        H, tiny = energy.hessian(p), positive & (p < _TINY)
+        H[tiny], H[:, tiny] = 0.0, 0.0
+        H[tiny, tiny] = 1.0
+        floor = np.maximum(limits.lo, np.minimum(_SHRINK * p, limits.hi)) if positive else limits.lo
         sums = limits.rows @ p
-        # Solved for the step, not for the point: rounding is then relative to the step, and tiny shares stay sharp.
+        # Solved for the step, not for the point: rounding is then relative to the step, and small shares stay sharp.
         boxed = Constraints(
-            floor - p, limits.hi - p, limits.rows, limits.row_lo - sums, limits.row_hi - sums, total=0.0
-        )
+            np.where(tiny, 0.0, floor - p), np.where(tiny, 0.0, limits.hi - p), limits.rows, limits.row_lo - sums,
+            limits.row_hi - sums, total=1 - p.sum(),
+        )  # fmt: skip
         step, active = solve_qp(Quadratic.of(H), -g, boxed, (np.zeros_like(p), active))
         p, value = _line_search(energy, p, step, g, value)
+        if tiny.any():
+            p = _with_tiny(energy, limits, p, active, tiny)
     return Optimum(p, active, duality_gap(energy.gradient(p), p, bounds), 1.0)
+
+
+def _with_tiny(energy: Energy, limits: Constraints, p: Floats, active: Active, tiny: NDArray[np.bool_]) -> Floats:
+    """p with tiny shares where their slope is that of the others: κ log p_i moves it, and they move nothing else.
+
+    The slope of a free share is the multiplier of the sum, plus those of the groups at a limit that hold the task.
+    """
+    inside = ~tiny & (p > limits.lo + _TINY) & (p < limits.hi - _TINY)
+    if not inside.any():
+        return p
+    g = energy.gradient(p)
+    rows = np.vstack([np.ones(len(p)), limits.rows[active.rows != FREE]])
+    multipliers = np.linalg.lstsq(rows[:, inside].T, g[inside], rcond=None)[0]
+    grown = p * np.exp(np.minimum((rows.T @ multipliers - g) / energy.prior, 3.0))
+    found = np.where(tiny, np.clip(grown, np.maximum(limits.lo, 1e-300), limits.hi), p)
+    found[np.argmax(np.where(inside, p, 0.0))] += p.sum() - found.sum()
+    return found
 
 
 def _line_search(energy: Energy, p: Floats, d: Floats, g: Floats, value: float) -> tuple[Floats, float]:

@@ -37,7 +37,7 @@ def trace_path(energy: Energy, values: Sequence[float], bounds: Bounds | None = 
         NotCertifiedError: one of them failed its certificate.
     """
     bounds = bounds or simplex(energy.tasks)
-    energy = replace(energy.allowing(bounds.usable), without=(), only=(), seeds=())
+    energy = replace(energy, without=(), only=(), seeds=())
     prepared = Quadratic.of(energy.K) if energy.kind == "affinity" else None
     optimum: Optimum | None = None
     optima = []

@@ -127,7 +127,7 @@ def price(energy: Energy, bounds: Bounds | None = None) -> Pricing:
     """
     bounds = bounds or simplex(energy.tasks)
     free = Bounds(energy.tasks, np.zeros(len(energy.tasks)), (bounds.hi > 0).astype(np.float64))
-    energy = replace(energy.allowing(bounds.usable), without=(), only=(), seeds=())
+    energy = replace(energy, without=(), only=(), seeds=())
     optimum = minimise(energy, free)
     psi, K = energy.field_at(optimum.p)
     level = _level(K)

@@ -15,6 +15,7 @@ from taskpgm.mixture.bounds import Bounds, Group, simplex
 from taskpgm.mixture.certificate import Certificate, certify
 from taskpgm.mixture.doubts import few_contexts
 from taskpgm.mixture.energy import KNOBS, Energy
+from taskpgm.mixture.expected import Expected
 from taskpgm.mixture.linalg import normalised
 from taskpgm.mixture.optimum import minimise
 from taskpgm.types import Floats
@@ -60,6 +61,7 @@ class Mixture:
         frequency: (n,) share of the re-solves in which the weight was off its bounds.
         replicates: (B, n) the weights without each group of contexts.
         seeds: of the probes that the errors cover, if they cover those.
+        expected: of a training on it, against uniform; None without targets and for other energies.
     """
 
     tasks: tuple[str, ...]
@@ -75,6 +77,7 @@ class Mixture:
     replicates: Floats | None = None
     verdicts: tuple[Verdict, ...] = ()
     seeds: int = 0
+    expected: Expected | None = None
 
     def __repr__(self) -> str:
         heaviest = sorted(self.shares.items(), key=lambda item: -item[1])[:4]
@@ -135,6 +138,7 @@ class Mixture:
                 for g, z in zip(self.bounds.groups, certificate.group, strict=True)
             ],
             "intervals": self._intervals(),
+            "expected": self.expected.to_dict() if self.expected else None,
             "verdicts": [
                 {"reference": v.reference, "gain": v.gain, "standard_error": _finite(v.standard_error),
                  "p_value": v.p_value, "least_p_value": least_p_value(v.groups), "groups": v.groups,
@@ -196,13 +200,13 @@ def solve_mixture(
     assert bounds.tasks == energy.tasks, "bounds and energy must name the same tasks in the same order"
     if chosen is not None:
         bounds = bounds.with_others_at_zero(chosen)
-    energy = energy.allowing(bounds.usable)
     optimum = minimise(energy, bounds)
     certificate = certify(energy, bounds, optimum)
     without = [minimise(replicate, bounds, optimum) for replicate in energy.without]
     seeds = [minimise(replicate, bounds, optimum).p for replicate in energy.seeds]
     mixtures = {name: normalised(energy.tasks, r, f"reference {name!r}") for name, r in (references or {}).items()}
-    sampling = _sampling(optimum.p, [one.p for one in without], seeds, bounds) if without else {}
+    replicates = [one.p for one in without]
+    sampling: Mapping[str, Any] = _sampling(optimum.p, replicates, seeds, bounds) if without else {}
     return Mixture(
         energy.tasks,
         optimum.p,
@@ -211,7 +215,7 @@ def solve_mixture(
         certificate,
         _at_bound(optimum.p, bounds),
         references=mixtures,
-        verdicts=tuple(judge(energy, [one.p for one in without], name, r) for name, r in mixtures.items() if without),
+        verdicts=tuple(judge(energy, replicates, name, r) for name, r in mixtures.items() if without),
         seeds=len(seeds),
         **sampling,
     )

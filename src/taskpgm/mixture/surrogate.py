@@ -1,6 +1,6 @@
 """`Surrogate`: the loss after training as a convex function of the mixture, fitted to a few trainings.
 
-    L̂(p) = θ₀ + θ₁ (F(p) − F(u)) + θ₂ (Γ(p) − Γ(u)) + θ₃ KL(u‖p) + ρᵀ(p − u),      θ₁, θ₂, θ₃ ≥ 0,
+    L̂(p) = θ₀ + θ₁ (F(p) − F(u)) + θ₂ (Γ(p) − Γ(u)) + θ₃ KL(p‖u) + ρᵀ(p − u),      θ₁, θ₂, θ₃ ≥ 0,
 
 F the loss of the probes' ensemble, Γ minus their mean gains, u uniform. Normal priors on all coefficients, cut at zero
 for the three with a sign; normal noise. What is fitted is then a ridge regression under signs, its posterior a
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import lsq_linear
-from scipy.special import log_ndtr, ndtri_exp
+from scipy.special import log_ndtr, ndtri_exp, rel_entr
 
 from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.certificate import Optimum
@@ -27,7 +27,6 @@ from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.optimum import minimise
 from taskpgm.types import Brief, Floats
 
-LEAST_SHARE = 1e-3  # of uniform's: a smaller share counts as that in KL(u‖p) of a mixture that was trained
 SIGNED = slice(1, 4)  # θ₁, θ₂, θ₃
 SCALE = 4  # of coefficients: ρ starts there
 DRAWS = 1000  # of the posterior: errors are then good to 2 %
@@ -56,7 +55,7 @@ class Features(Brief):
         u = self.uniform
         ensemble = self.energy.loss(p) - self.energy.loss(u) if self.energy else 0.0
         gain = -float(self.gains @ (p - u)) if self.gains is not None else 0.0
-        divergence = -float(np.log(np.maximum(p / u, LEAST_SHARE)).mean())
+        divergence = float(rel_entr(p, u).sum())
         return np.r_[1.0, ensemble, gain, divergence, p - u]
 
 
@@ -114,7 +113,7 @@ class Surrogate(Brief):
         Raises:
             NotCertifiedError: the solver's answer fails its certificate.
         """
-        return minimise(self.energy(coefficients).allowing(bounds.usable), bounds)
+        return minimise(self.energy(coefficients), bounds)
 
 
 def surrogate_energy(features: Features, coefficients: Floats) -> Energy:

@@ -11,7 +11,7 @@ import numpy as np
 
 from taskpgm.errors import UserError
 from taskpgm.mixture.refinement import Choice, left_out
-from taskpgm.mixture.surrogate import LEAST_SHARE, SCALE, Prior, Surrogate
+from taskpgm.mixture.surrogate import SCALE, Prior, Surrogate
 from taskpgm.types import Brief, Floats
 
 LEAST_RUNS = 3  # fewer tell nothing without a known noise
@@ -180,7 +180,7 @@ def _line(surrogate: Surrogate, u: Floats, p: Floats) -> list[dict[str, float]]:
 def _steps(surrogate: Surrogate, p: Floats, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     found = {}
     for i, task in enumerate(tasks):
-        q = p * (1 - 0.01 / max(1 - p[i], LEAST_SHARE))
+        q = p * (1 - 0.01 / max(1 - p[i], 1e-3))
         q[i] = p[i] + 0.01
         q = np.maximum(q, 0.0) / np.maximum(q, 0.0).sum()
         found[task] = {"change": surrogate.loss(q) - surrogate.loss(p), "error": surrogate.error(q, p)}

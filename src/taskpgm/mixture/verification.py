@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import linprog
 
 from taskpgm.mixture.bounds import Bounds
-from taskpgm.mixture.energy import Energy
+from taskpgm.mixture.energy import TINY, Energy
 from taskpgm.mixture.solve import Mixture
 from taskpgm.types import Floats
 
@@ -36,7 +36,6 @@ class Verification:
 def verify(energy: Energy, mixture: Mixture) -> Verification:
     """Verification of `mixture` as the minimiser of `energy` within the mixture's own bounds."""
     bounds, p = mixture.bounds, mixture.weights
-    energy = energy.allowing(bounds.usable)
     g = _slopes(energy, p)
     vertex, gap = _vertex(g, p, bounds)
     psi = energy.t * energy.unary + energy.utility
@@ -46,7 +45,7 @@ def verify(energy: Energy, mixture: Mixture) -> Verification:
     if not absolute:
         curvature = (np.trace(K) - K.mean() * len(p)) / max(len(p) - 1, 1)
         scale = max(abs(float((psi - psi.mean()) @ p)) + abs(0.5 * float(p @ K @ p)), 1e-6 * float(curvature)) or 1.0
-    # A share may change by a thousandth of itself at most: beyond, the curvature of −log p shows in the difference.
+    # A share may change by a thousandth of itself at most: beyond, the curvature of log p shows in the difference.
     away = np.abs(vertex - p)[p > 0].max() or 1.0
     h = min(1e-6 / away, 1e-3 * float(np.min(p[p > 0] / np.maximum(np.abs(vertex - p)[p > 0], 1e-300))))
     ahead, behind = _value(energy, p + h * (vertex - p)), _value(energy, p - h * (vertex - p))
@@ -64,8 +63,8 @@ def _slopes(energy: Energy, p: Floats) -> Floats:
         slopes[i] = math.fsum(K[i] * p) - energy.t * energy.unary[i] - energy.utility[i]
         if len(ensemble):
             slopes[i] -= math.fsum(energy.omega * energy.likelihoods[i] / ensemble)
-        if energy.prior > 0 and energy.reference[i] > 0:
-            slopes[i] -= energy.prior * energy.reference[i] / p[i] if p[i] > 0 else math.inf
+        if energy.prior > 0:
+            slopes[i] += energy.prior * (math.log(max(p[i], TINY)) - math.log(energy.reference[i]) + 1)
     return slopes
 
 
@@ -73,12 +72,12 @@ def _value(energy: Energy, p: Floats) -> float:
     K = energy.K
     terms = [0.5 * float(p @ K @ p), -float((energy.t * energy.unary + energy.utility) @ p)]
     ensemble = np.einsum("n,nt->t", p, energy.likelihoods)
-    held = energy.reference > 0
-    if (ensemble <= 0).any() or (energy.prior > 0 and (p[held] <= 0).any()):
+    if (ensemble <= 0).any():
         return math.inf
     terms.append(-math.fsum(energy.omega * np.log(ensemble)))
     if energy.prior > 0:
-        terms.append(energy.prior * math.fsum(energy.reference[held] * np.log(energy.reference[held] / p[held])))
+        held = p > 0
+        terms.append(energy.prior * math.fsum(p[held] * np.log(p[held] / energy.reference[held])))
     return math.fsum(terms)
 
 

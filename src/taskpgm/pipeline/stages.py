@@ -30,8 +30,10 @@ from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.bounds import Bounds, Group, make_bounds
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.energy import Energy
+from taskpgm.mixture.expected import expected_change
 from taskpgm.mixture.knob import choose_t
 from taskpgm.mixture.limits import keep_tasks
+from taskpgm.mixture.optimum import nearest_to_uniform
 from taskpgm.mixture.selection import select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.artifacts import Artifacts
@@ -350,6 +352,10 @@ def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = Fal
         "size-proportional": size_mixture(pool, config.budget.unit),
     }
     mixture = solve_mixture(energy, bounds, references, selection.chosen if selection else None)
+    if energy.kind == "likelihood" and config.targets and not config.option_targets:
+        uniform = nearest_to_uniform(bounds)
+        found = expected_change(scores, config.target_weights, mixture.weights, uniform)
+        mixture = replace(mixture, expected=found)
     plan = plan_rows(pool, mixture.shares, config)
     return Result(pool, scores, affinity, energy, mixture, plan, selection)
 

@@ -125,7 +125,7 @@ def _balance(material: Material) -> tuple[str, Picture | None]:
         "worst": [point.worst for point in points],
     }
     title = "Change of the probes' predicted loss against uniform, from targets alone (0) to tasks alone (1)"
-    return line, Picture("balance", title, balance_figure(table, run.config.energy.balance), table)
+    return line, Picture("balance", title, balance_figure(table, run.config.energy.balance or 0.0), table)
 
 
 def balance_figure(table: dict[str, list[Any]], here: float) -> Any:

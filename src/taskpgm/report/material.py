@@ -47,8 +47,8 @@ class Material:
         Raises:
             UserError: it is not what mixture.json records.
         """
-        made = choose_energy(self.run.scores, self.affinity, self.run.pool, self.run.config)
-        energy, recorded = made.allowing(self.bounds.usable), float(self.mixture.energy["value"])
+        energy = choose_energy(self.run.scores, self.affinity, self.run.pool, self.run.config)
+        recorded = float(self.mixture.energy["value"])
         if not np.isclose(energy.value(self.mixture.weights), recorded, rtol=1e-6):
             raise UserError(
                 f"The energy of the mixture is {energy.value(self.mixture.weights):.6g} by the scores, but "

@@ -39,7 +39,7 @@ def section(material: Material) -> Section:
         ),
         Picture(
             "dropped",
-            f"What is lost without each task, in {material.unit}; 0: only the prior keeps it in",
+            f"What is lost without each task, in {material.unit}",
             dropped_figure(material, dropped),
             _dropped_table(list(dropped.values())),
         ),

@@ -6,6 +6,7 @@ import numpy as np
 from plotly.graph_objects import Scatter
 
 from taskpgm.data.plan import tokens_apart
+from taskpgm.mixture.expected import expected_sentence
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table, joined
 from taskpgm.report.style import LINE, OWN, SHOWN, blank, name_axis, text
@@ -47,7 +48,8 @@ def _share(material: Material, i: int) -> str:
 
 def _verdicts(material: Material) -> list[str]:
     """What is predicted, or measured, and what that is worth."""
-    lines = []
+    expected = material.stored.get("expected")
+    lines = [f"{expected_sentence(expected).capitalize()}."] if expected else []
     for v in material.mixture.verdicts:
         found = "better than" if v.better else "not shown to be better than"
         lines.append(

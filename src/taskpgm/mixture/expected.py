@@ -1,0 +1,68 @@
+"""`Expected`: what a training on a mixture is expected to change against uniform, before any is made.
+
+    L(p) − L(u) = θ₁ (F(p) − F(u)) + θ₂ (Γ(p) − Γ(u)) + θ₃ KL(p‖u) + ρᵀ(p − u) + ε
+
+with the coefficients' priors of `refinement.py`: what the trainings of seven settings taught of them (that of the
+divergence is narrower, since trials must allow for more than was seen). The mean is the likelihood energy's own
+difference, θ₁ being 1 and θ₃ the usual κ; the error is mostly ρ's, what tasks do to each other in a training that their
+probes do not show. How often the interval held: docs/results.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from taskpgm.mixture.affinity import mean_logp
+from taskpgm.mixture.energies import PRIOR, ensemble_loss
+from taskpgm.mixture.refinement import usual_prior
+from taskpgm.mixture.surrogate import SCALE, Features
+from taskpgm.scores import Scores
+from taskpgm.types import Floats
+
+LEVEL = 0.9
+DIVERGENCE_ERROR = 0.1  # standard deviation of θ₃
+MISFIT = 0.012  # standard deviation of ε, in parts of the loss: what the form misses
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Change of the targets' loss against uniform, in parts of it: negative is better. `low` to `high` hold 90 %."""
+
+    change: float
+    low: float
+    high: float
+    level: float = LEVEL
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def expected_change(scores: Scores, weights: Mapping[str, float], p: Floats, uniform: Floats) -> Expected:
+    """What training on p is expected to change on the targets.
+
+    Args:
+        weights: of the targets by name; alike if left out.
+        p: (n,) the mixture.
+        uniform: (n,) what it is compared with.
+    """
+    w, M = scores.target_weights(weights), mean_logp(scores)
+    ensemble = ensemble_loss(scores, w)
+    features = Features(scores.tasks, ensemble, (M[1:] - M[0]) @ w)
+    prior = usual_prior(features, PRIOR["likelihood"])
+    prior.error[SCALE - 1] = DIVERGENCE_ERROR
+    x, loss = features(p) - features(uniform), ensemble.loss(uniform)
+    change = float(x @ prior.mean) / loss
+    error = float(np.hypot(np.linalg.norm(x * prior.error) / loss, MISFIT))
+    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * error
+    return Expected(change, change - half, change + half)
+
+
+def expected_sentence(found: Mapping[str, Any]) -> str:
+    """The same in words, from JSON."""
+    change, low, high = (f"{100 * found[key]:+.1f}" for key in ("change", "low", "high"))
+    interval = f"{100 * found['level']:.0f} % interval {low} to {high} %"
+    return f"expected of a training: targets' loss {change} % against uniform ({interval})"
