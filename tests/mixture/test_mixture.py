@@ -664,3 +664,22 @@ def test_a_wrong_answer_is_neither_certified_nor_verified(monkeypatch):
         solve_mixture(energy)
     with pytest.raises(NotCertifiedError):
         solve_mixture(likelihood)
+
+
+@pytest.mark.parametrize("prior", [1e-3, 1e-2, 0.04])
+def test_a_weak_prior_leaves_shares_that_are_next_to_nothing(prior):
+    """Shares of e^(-slope/κ): those far below rounding move nothing and must not spoil the certificate."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        scores = synthetic_scores(rng, n=10, targets=2)
+        # Without the first task's share its own would be about that; solvers have their floors there.
+        alike = build_energy(scores, None, EnergyConfig(prior=prior, utility={scores.tasks[0]: -1.0}))
+        dear = prior * np.log(minimise(alike, simplex(alike.tasks)).p[0] / 10.0 ** rng.uniform(-12, -8))
+        energy = build_energy(scores, None, EnergyConfig(prior=prior, utility={scores.tasks[0]: -1.0 - dear}))
+        found = minimise(energy, simplex(energy.tasks))
+        slope, free = energy.gradient(found.p), found.p > 1e-6
+        assert found.p.min() > 0
+        np.testing.assert_allclose(slope[free], slope[free].mean(), atol=1e-6)
+        assert slope.min() >= slope[free].mean() - 1e-6  # no share that is next to nothing wants to be more
+        if seed < 5:
+            assert energy.value(found.p) <= cvxpy_minimum(energy, simplex(energy.tasks))[1] + 1e-8

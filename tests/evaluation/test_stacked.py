@@ -1,20 +1,61 @@
-"""Several adapters in one batch: what they get is what they get one after another."""
+"""Adapters in stacks: what they get is what they get one after another."""
 
 import dataclasses
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support.models import ARCHITECTURES
+from support.models import ARCHITECTURES, make_model
 from support.packed import some_rows
 from support.probing import setup
+from support.runs import experiment
 from torch.nn.functional import cross_entropy
 
+from taskpgm import load_config
 from taskpgm.evaluation.answers import response_logp
-from taskpgm.lm.abreast import Stack
+from taskpgm.evaluation.compare import CompareOptions, Trainings, mixture_weights, training_run
 from taskpgm.lm.lora import flatten, low_rank, patched
 from taskpgm.lm.packing import pack
 from taskpgm.lm.trunk import Trunk
+from taskpgm.pipeline.run import run_session
+from taskpgm.pipeline.stages import finished_run, open_session
+
+PATH = Path(__file__).parents[2] / "benchmarks" / "stacked.py"
+
+
+@pytest.fixture(scope="module")
+def stacked():
+    spec = importlib.util.spec_from_file_location("benchmark_stacked", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_stacks_measure_what_single_trainings_do(stacked, tmp_path, monkeypatch):
+    monkeypatch.setattr(stacked.StackedTrainings, "tokens", 600)  # of a step: several stacks
+    config = load_config(experiment(tmp_path, make_model(tmp_path / "model")))
+    with open_session(config, tmp_path / "run") as session:
+        finished = finished_run(session, run_session(session))
+        options = CompareOptions(("taskpgm", "uniform", "random"), accuracy=False)
+        found = []
+        for kind in (stacked.StackedTrainings, Trainings):
+            trainings = kind(finished, options)
+            runs = [
+                training_run(finished, name, weights, seed)
+                for seed in range(2)
+                for name, weights in mixture_weights(config, finished.result, options.mixtures, seed).items()
+            ]
+            for run in runs:
+                trainings.path(run).unlink(missing_ok=True)
+            found.append(trainings.measurements(runs, "comparing"))
+    for one, other in zip(*found, strict=True):
+        assert (one.mixture, one.seed) == (other.mixture, other.seed)
+        for name, loss in one.loss.items():
+            np.testing.assert_allclose(loss, other.loss[name], rtol=1e-4)
+            np.testing.assert_allclose(one.halves[name], other.halves[name], rtol=1e-4)
+
 
 LENGTHS = (30, 55, 41)
 
@@ -45,12 +86,12 @@ def one_by_one(lm, settings, weights, rows):
 
 @pytest.mark.parametrize("last_layers", [None, 1])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_losses_and_gradients_are_those_of_one_after_another(architecture, last_layers, model_folders):
+def test_losses_and_gradients_are_those_of_one_after_another(stacked, architecture, last_layers, model_folders):
     lm, _, probes = setup(model_folders[architecture], last_layers=last_layers)
     rows = [some_rows(4, length)[:count] for length, count in zip(LENGTHS, (4, 1, 2), strict=True)]
     weights = some_weights(probes[0])
     expected, gradients = one_by_one(lm, probes[0].settings, weights, rows)
-    stack = Stack(lm, probes[0].settings, weights)
+    stack = stacked.Stack(lm, probes[0].settings, weights)
     first = probes[0].first_layer(len(lm.layers))
     found = stack.add_gradients(rows, Trunk(lm, first, 0) if first else None)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
@@ -60,11 +101,13 @@ def test_losses_and_gradients_are_those_of_one_after_another(architecture, last_
 
 
 @pytest.mark.parametrize("last_layers", [None, 1])
-def test_scores_are_those_of_one_after_another(last_layers, model_folders):
+def test_scores_are_those_of_one_after_another(stacked, last_layers, model_folders):
     lm, _, probes = setup(model_folders["llama"], last_layers=last_layers)
     rows, weights = some_rows(5, 40), some_weights(probes[0])
     first = probes[0].first_layer(len(lm.layers))
-    found = Stack(lm, probes[0].settings, weights).logp(rows, Trunk(lm, first, 0) if first else None, tokens=200)
+    found = stacked.Stack(lm, probes[0].settings, weights).logp(
+        rows, Trunk(lm, first, 0) if first else None, tokens=200
+    )
     for k, one in enumerate(weights):
         update = low_rank(lm.model, probes[0].settings, one)
         with patched([update]) as switch, switch.use(update):
@@ -73,9 +116,9 @@ def test_scores_are_those_of_one_after_another(last_layers, model_folders):
             np.testing.assert_allclose(of_row[k].numpy(), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_layers_read_what_was_updated(model_folders):
+def test_layers_read_what_was_updated(stacked, model_folders):
     lm, _, probes = setup(model_folders["llama"])
-    stack = Stack(lm, probes[0].settings, some_weights(probes[0]))
+    stack = stacked.Stack(lm, probes[0].settings, some_weights(probes[0]))
     before = stack.logp(some_rows())
     stack.master_KP[1] += 0.05
     stack.update()
@@ -87,8 +130,8 @@ def test_layers_read_what_was_updated(model_folders):
     ]
 
 
-def test_a_model_that_does_not_run_packed_is_refused(model_folders):
+def test_a_model_that_does_not_run_packed_is_refused(stacked, model_folders):
     lm, _, probes = setup(model_folders["llama"])
     whole = dataclasses.replace(lm, whole_because="it has sinks")
-    with pytest.raises(ValueError, match="need a model that runs packed: it has sinks"):
-        Stack(whole, probes[0].settings, some_weights(probes[0]))
+    with pytest.raises(ValueError, match="needs a model that runs packed: it has sinks"):
+        stacked.Stack(whole, probes[0].settings, some_weights(probes[0]))
