@@ -26,6 +26,7 @@ from taskpgm.evaluation.loss import Evaluator
 from taskpgm.evaluation.predict import Prediction, merged_probe, rank_correlations, run_prediction
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.lora import KEY
+from taskpgm.lm.model import LanguageModel
 from taskpgm.pipeline.run import compare_mixtures, run_session
 from taskpgm.pipeline.stages import finished_run, make_pool, open_session
 from taskpgm.probes.training import Trainer
@@ -251,3 +252,27 @@ def test_whole_models_are_compared_and_kept(compared, trainer):
     rows = {"target": evaluation_rows(finished.result.pool)["target"]}
     again = Evaluator(saved, rows, finished.config).evaluate(None, generate=False)
     np.testing.assert_allclose(again.sets["target"].token_loss, losses["uniform"], rtol=1e-6)
+
+
+def test_trainings_one_after_another_run_the_shared_layers_once(compared, monkeypatch):
+    _, finished, _, _ = compared
+    trainings = Trainings(finished, replace(OPTIONS, learning_rate=0.002))
+    tasks = finished.result.pool.names
+    one, other = (
+        training_run(finished, name, dict(zip(tasks, p, strict=True)), 5)
+        for name, p in (("one", (0.2, 0.3, 0.5)), ("other", (0.6, 0.2, 0.2)))
+    )
+    trainings.measurements([one], "comparing")
+    known, ran = set(map(id, trainings.rows.values())), []
+    usual = LanguageModel.trunk
+    monkeypatch.setattr(
+        LanguageModel, "trunk", lambda lm, packed, first: ran.extend(packed.rows) or usual(lm, packed, first)
+    )
+    (found,) = trainings.measurements([other], "comparing")
+    monkeypatch.undo()
+    new = set(map(id, trainings.rows.values())) - known
+    assert new
+    assert {id(row) for row in ran} == new
+    trainings.path(other).unlink()
+    (alone,) = Trainings(finished, replace(OPTIONS, learning_rate=0.002)).measurements([other], "comparing")
+    assert alone.loss == pytest.approx(found.loss, rel=1e-5)

@@ -180,6 +180,7 @@ class Trainings:
         self.options = options
         self.sets = evaluation_rows(self.pool, options.rows)
         self.rows: dict[tuple[int, int], Encoded] = {}  # tokens by task and row, of every run so far
+        self.kept: dict[str, Any] = {}  # what trainings that are asked for one after another share
 
     @cached_property
     def setting(self) -> str:
@@ -231,7 +232,7 @@ class Trainings:
 
         steps = {path: plan_steps(self.rows, run.plan, run.config) for path, run in todo.items()}
         largest = max(steps.values(), key=lambda of_run: max(_tokens(self.rows, step) for step in of_run))
-        work = Mixing(self.options, self.run.config, self.sets, dict(self.rows), largest)
+        work = Mixing(self.options, self.run.config, self.sets, dict(self.rows), largest, self.kept)
         jobs = [
             Job(f"the training on {run.name!r}, seed {run.seed}", len(steps[path]),
                 Mixed(str(path), run.name, run.config, steps[path]))

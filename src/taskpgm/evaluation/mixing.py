@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskpgm.config import Config
@@ -54,6 +54,12 @@ class Mixing:
     sets: Mapping[str, Sequence[Row]]  # to evaluate
     rows: Mapping[Key, Encoded]  # to train on
     largest: Sequence[Sequence[Key]]  # steps of the training that takes most memory
+    # Evaluator and activations below the adapters of a model in this process, for trainings that are asked for later.
+    kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which has a model of its own."""
+        return {**vars(self), "kept": {}}
 
     @property
     def alone(self) -> bool:
@@ -64,11 +70,13 @@ class Mixing:
     @contextlib.contextmanager
     def opened(self, lm: LanguageModel, progress: Progress) -> Iterator[Do]:
         """Within, what trains and measures a mixture."""
-        evaluator, trunk = Evaluator(lm, self.sets, self.config), None
+        if self.kept.get("model") is not lm.model:
+            self.kept.clear()
+            self.kept.update(model=lm.model, evaluator=Evaluator(lm, self.sets, self.config))
+        evaluator, trunk = self.kept["evaluator"], None
         if not self.alone:  # now, so that forked processes have it
-            rows = list(self.rows.values())
-            trunk = Trunk(lm, self.config.probes.lora.first_layer(len(lm.layers)), lm.shared_prefix(rows), TRUNK_MEMORY)
-            trunk.fill(rows, progress)
+            trunk = self._trunk(lm)
+            trunk.fill(list(self.rows.values()), progress)
             evaluator.fill(trunk.first, progress)
 
         def do(job: Mixed, progress: Progress) -> Measured:
@@ -88,6 +96,14 @@ class Mixing:
             return Measured(job.key, record, trained if self.options.keep else None)
 
         yield do
+
+    def _trunk(self, lm: LanguageModel) -> Trunk:
+        """The one that is kept, unless further rows begin otherwise."""
+        first, shared = self.config.probes.lora.first_layer(len(lm.layers)), lm.shared_prefix(list(self.rows.values()))
+        kept: Trunk | None = self.kept.get("trunk")
+        if kept is None or (kept.first, kept.shared) != (first, shared):
+            kept = self.kept["trunk"] = Trunk(lm, first, shared, TRUNK_MEMORY)
+        return kept
 
     def memory(self, lm: LanguageModel) -> float:
         """Bytes, roughly, of a training or an evaluation."""
