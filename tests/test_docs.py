@@ -1,10 +1,10 @@
 """The documents keep up with the code."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+from support.benchmarks import load_benchmark
 
 import taskpgm
 
@@ -40,11 +40,7 @@ def test_every_decision_says_what_why_and_instead_of_what() -> None:
 
 
 def test_the_lead_of_the_results_says_what_their_table_says() -> None:
-    spec = importlib.util.spec_from_file_location("results_picture", ROOT / "benchmarks" / "results_picture.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_benchmark("results_picture")
     text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     lead = " ".join(text.split("## How it was measured")[0].split())
     settings, rows = module.read_table(text)

@@ -1,24 +1,19 @@
 """The pools of the results page: what their docstring promises."""
 
-import importlib.util
 import json
 import math
 import sys
 from pathlib import Path
 
 import pytest
+from support.benchmarks import load_benchmark
 
 from taskpgm.config import load_config
-
-PATH = Path(__file__).parents[1] / "benchmarks" / "settings.py"
 
 
 @pytest.fixture(scope="module")
 def pools():
-    spec = importlib.util.spec_from_file_location("benchmark_settings", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("settings")
 
 
 def test_sizes_families_and_disjoint_sets(pools):

@@ -1,12 +1,11 @@
 """Adapters in stacks: what they get is what they get one after another."""
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.benchmarks import load_benchmark
 from support.models import ARCHITECTURES, make_model
 from support.packed import some_rows
 from support.probing import setup
@@ -22,15 +21,10 @@ from taskpgm.lm.trunk import Trunk
 from taskpgm.pipeline.run import run_session
 from taskpgm.pipeline.stages import finished_run, open_session
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "stacked.py"
-
 
 @pytest.fixture(scope="module")
 def stacked():
-    spec = importlib.util.spec_from_file_location("benchmark_stacked", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("stacked")
 
 
 def test_stacks_measure_what_single_trainings_do(stacked, tmp_path, monkeypatch):
