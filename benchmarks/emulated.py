@@ -20,6 +20,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern
 
 from taskpgm.config import EnergyConfig, load_config
 from taskpgm.evaluation.refine import USUAL_NOISE, WORTH, run_features
+from taskpgm.mixture import refinement
 from taskpgm.mixture.energies import PRIOR, build_energy
 from taskpgm.mixture.optimum import minimise, nearest_to_uniform
 from taskpgm.mixture.refinement import choose, hoped_for, likely_noise, next_trial, usual_prior
@@ -34,6 +35,7 @@ class Emulated:
         self.one, self.bounds = one, allowed_shares(one.pool, one.finished.config)
         self.uniform = nearest_to_uniform(self.bounds)
         mixtures, counts, changes = one.all_trained
+        self.loss = parts(one, "targets")[1]
         self.noise = {what: 100 * seed_noise(one, what) for what in changes}
         self.models = {}
         for what, change in changes.items():
@@ -85,7 +87,7 @@ def refined(world, count, repeat):
     """Change on the targets of what `refine` would choose with the targets alone served."""
     result = world.one.finished.result
     alone = world.one.finished.config.model_copy(update={"energy": EnergyConfig(balance=0.0)})
-    features, loss = run_features(alone, result), parts(world.one, "targets")[1]
+    features, loss = run_features(alone, result), world.loss
     prior, random = usual_prior(features, PRIOR["likelihood"]), np.random.default_rng([repeat, 5])
 
     def measured(p):
@@ -110,7 +112,9 @@ def main():
     parser.add_argument("--settings", default=SETTINGS)
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--runs", default="2,4,8")
+    parser.add_argument("--divergence", type=float, default=refinement.DIVERGENCE_ERROR, help="refine's error of it")
     args = parser.parse_args()
+    refinement.DIVERGENCE_ERROR = args.divergence
     warnings.simplefilter("ignore")
     names, worlds = args.settings.split(","), []
     with contextlib.ExitStack() as opened:

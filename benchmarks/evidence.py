@@ -16,11 +16,11 @@ begins.
 import argparse
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +56,18 @@ VARIANTS = {
 }
 
 
+def targets_alone(config):
+    """The same settings, the tasks themselves counting nothing."""
+    return config.model_copy(update={"energy": config.energy.model_copy(update={"balance": 0.0})})
+
+
 def write_mixtures(folder):
     """Mixtures of the setting's own probes by other energies."""
     with contextlib.chdir(folder), open_session(load_config(folder / "mix.yaml"), "run") as session:
         result, config = solved(session), session.config
         (folder / "mixtures").mkdir(exist_ok=True)
-        alone = config.model_copy(update={"energy": config.energy.model_copy(update={"balance": 0.0})})
-        write_json(folder / "mixtures" / "balance0.json", dict(solve(result.pool, result.scores, alone).mixture.shares))
+        alone = solve(result.pool, result.scores, targets_alone(config)).mixture
+        write_json(folder / "mixtures" / "balance0.json", dict(alone.shares))
         for name, (served, energy, affinity) in VARIANTS.items():  # copies count as tasks here
             scores = result.scores.without_targets() if served == "tasks" else result.scores
             weights = {} if served == "tasks" else config.target_weights
@@ -100,8 +105,7 @@ class Evidence:
         self.measure((name, seed, weights, 1) for name, seed, weights in self.named())
 
     def train_ceiling(self):
-        self.tried, self.losses = search_mixtures(self.search, 64, 24, 8)
-        write_json(self.folder / "ceiling.json", confirmed(self.search, self.tried, self.losses))
+        write_json(self.folder / "ceiling.json", confirmed(self.search, *search_mixtures(self.search, 64, 24, 8)))
 
     def train_peers(self):
         """What peers pick of many candidates, knowing uniform and some of the draws."""
@@ -125,9 +129,15 @@ class Evidence:
         self.search.losses(picks, PEER_SEEDS, "peers")
 
     def train_refined(self):
-        """`refine` from the same run."""
+        """`refine` from the same run, the targets alone served."""
+        pool, scores, config = (
+            self.finished.result.pool,
+            self.finished.result.scores,
+            targets_alone(self.finished.config),
+        )
+        alone = replace(self.finished, config=config, result=solve(pool, scores, config))
         for runs in (2, 8):
-            found = refine.run_refinement(self.finished, refine.RefineOptions(runs, seeds=5))
+            found = refine.run_refinement(alone, refine.RefineOptions(runs, seeds=5))
             write_json(self.folder / f"refine-{runs}.json", found.surface())
             print(self.folder.name, "refine", runs, found.sentence, "|", found.ended, flush=True)
 
@@ -161,7 +171,8 @@ PARTS = ("named", "ceiling", "peers", "refined", "budgets")
 
 
 def train(folder, parts, seconds, plain):
-    started = time.perf_counter()
+    """Whether all parts that were begun came to their end; one that fails does not keep the others from theirs."""
+    started, whole = time.perf_counter(), True
     with contextlib.chdir(folder), open_session(load_config(folder / "mix.yaml"), "run") as session:
         (folder / "search.jsonl").unlink(missing_ok=True)
         evidence = Evidence(folder, session, plain)
@@ -173,7 +184,9 @@ def train(folder, parts, seconds, plain):
                 getattr(evidence, f"train_{part}")()
             except Exception:
                 traceback.print_exc()
+                whole = False
             print(f"== {folder.name} {part}: ended at {time.perf_counter() - started:.0f} s", flush=True)
+    return whole
 
 
 def main():
@@ -191,11 +204,12 @@ def main():
             write_mixtures(folder)
     elif len(folders) == 1:
         StackedTrainings.tokens = args.tokens
-        train(folders[0], PARTS if args.what == "train" else (args.what,), args.seconds, args.plain)
+        parts = PARTS if args.what == "train" else (args.what,)
+        sys.exit(not train(folders[0], parts, args.seconds, args.plain))
     else:  # a process each, side by side on the device
         given = [sys.executable, __file__, args.what, str(args.out), *(["--plain"] if args.plain else [])]
         given += ["--seconds", str(args.seconds), "--tokens", str(args.tokens)]
-        working = [subprocess.Popen([*given, "--settings", f.name], env={**os.environ}) for f in folders]
+        working = [subprocess.Popen([*given, "--settings", f.name]) for f in folders]
         sys.exit(max(one.wait() for one in working))
 
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from evidence import BUDGET_SEEDS, FRESH, SEEDS, SETTINGS, TIMES, Evidence
+from evidence import BUDGET_SEEDS, FRESH, PEER_SEEDS, SEEDS, SETTINGS, TIMES, Evidence
 from scipy import optimize, stats
 
 from taskpgm.config import load_config
@@ -23,7 +23,7 @@ from taskpgm.evaluation.baselines import within_supply
 from taskpgm.evaluation.compare import _seeded
 from taskpgm.mixture.affinity import mean_logp
 from taskpgm.mixture.energies import ensemble_loss
-from taskpgm.mixture.expected import LEVEL
+from taskpgm.mixture.expected import LEVEL, expected_change
 from taskpgm.mixture.surrogate import Features
 from taskpgm.pipeline.stages import open_session
 
@@ -159,12 +159,8 @@ def peers(outcomes, best):
             way, count = re.match(r"(.*) (\d+) #", name).groups()
             times = 2 ** runs.index(int(count))
             weights = dict(zip(one.pool.names, p, strict=True))
-            rows.setdefault((way, times), {}).setdefault(one.folder.name, []).append(
-                -gain_of(one, weights, range(1, 4))
-            )
-    shown = {
-        "targets alone, no run": [signed(-gain_of(one, one.named("balance0")[1], range(1, 4))) for one in outcomes]
-    }
+            rows.setdefault((way, times), {}).setdefault(one.folder.name, []).append(-gain_of(one, weights, PEER_SEEDS))
+    shown = {"targets alone, no run": [signed(-gain_of(one, one.named("balance0")[1], PEER_SEEDS)) for one in outcomes]}
     for (way, times), by_setting in sorted(rows.items(), key=lambda item: (item[0][1], item[0][0])):
         means = [float(np.mean(by_setting[one.folder.name])) for one in outcomes]
         shown[f"{way}, {times} × the tokens"] = [signed(mean) for mean in means]
@@ -240,6 +236,8 @@ def likelihood(theta, data):
     return total
 
 
+# Mixtures that some energy chose.
+CHOSEN = ("taskpgm", "balance0", "balance0.5", "prior0.1", "prior0.05", "gain", "pool-prior0.5", "pool-prior0.2")
 HYPER = np.array([1, 0, 0.2, *np.log([0.5, 0.5, 0.1, 1.0, 0.01])])
 HYPER_ERROR = np.array([0.5, 0.5, 0.2, 1, 1, 1, 1, 1])
 
@@ -267,21 +265,39 @@ def calibration(outcomes, what="targets"):
         return f"{means}, spread {spread:.1f}, misfit {misfit:.3f}"
 
     print(f"priors on the {what}, by all settings: {shown(fitted(data))}")
-    rows = {"expected, 90 % interval": [], "measured": [], "of all trained, held": []}
+    rows = {"by the six others, 90 % interval": [], "measured": [], "of all trained, held": []}
     z, chosen = stats.norm.ppf((1 + LEVEL) / 2), []
-    names = ("taskpgm", "balance0", "balance0.5", "prior0.1", "prior0.05", "gain", "pool-prior0.5", "pool-prior0.2")
     for one, (X, loss, slope, noise, count, change) in zip(outcomes, data, strict=True):
         theta = fitted([other for other in data if other[0] is not X])
         mean, error, misfit = moments(theta, X, loss, slope)
         half = z * np.sqrt(((X * error) ** 2).sum(1) / loss**2 + misfit**2 + noise**2 / count)
-        at = [int(np.abs(one.all_trained[0] - list(one.named(name)[0].values())).sum(1).argmin()) for name in names]
+        at = [int(np.abs(one.all_trained[0] - list(one.named(name)[0].values())).sum(1).argmin()) for name in CHOSEN]
         held = np.abs(change - mean) <= half
         chosen += held[at].tolist()
         low, high = 100 * (mean - half)[at[0]], 100 * (mean + half)[at[0]]
-        rows["expected, 90 % interval"].append(f"{signed(100 * mean[at[0]])} ({signed(low)} to {signed(high)})")
+        rows["by the six others, 90 % interval"].append(f"{signed(100 * mean[at[0]])} ({signed(low)} to {signed(high)})")
         rows["measured"].append(signed(100 * change[at[0]]))
         rows["of all trained, held"].append(f"{held.mean():.2f} of {len(held)}")
     print(f"of the chosen mixtures' changes {sum(chosen)} of {len(chosen)} lay within")
+    return rows
+
+
+def printed(outcomes):
+    """What `run` prints today, its constants chosen with these settings in sight, against what training gave."""
+    rows, held = {"printed, 90 % interval": []}, []
+    for one in outcomes:
+        scores, config = one.finished.result.scores, one.finished.config
+        uniform = np.full(len(scores.tasks), 1 / len(scores.tasks))
+        for name in CHOSEN:
+            p = np.array(list(one.named(name)[0].values()))
+            found = expected_change(scores, config.target_weights, p, uniform)
+            measured = one.against(one.named(name), "uniform", "targets")
+            if len(measured):
+                held.append(100 * found.low <= measured.mean() <= 100 * found.high)
+            if name == CHOSEN[0]:
+                ends = f"{signed(100 * found.low)} to {signed(100 * found.high)}"
+                rows["printed, 90 % interval"].append(f"{signed(100 * found.change)} ({ends})")
+    print(f"of the chosen mixtures' changes {sum(held)} of {len(held)} lay within what is printed")
     return rows
 
 
@@ -321,7 +337,7 @@ def report(names, outcomes):
     show("Ceiling", rows | refined(outcomes, best))
     show("Peers", peers(outcomes, best))
     show("Budgets", budgets(outcomes))
-    show("Expected and measured, targets", calibration(outcomes))
+    show("Expected and measured, targets", printed(outcomes) | calibration(outcomes))
     show("Expected and measured, tasks", calibration(outcomes, "tasks"))
 
 

@@ -72,7 +72,7 @@ class Stack:
         if first is None:
             raise ValueError("a stack's adapters are plain LoRA")
         self.lm = _Whole(**vars(lm))
-        self.modules, self.scale, self.weights_of = first.modules, first.scale, first.weights
+        self.modules, self.scale = first.modules, first.scale
         self.master_KP = torch.stack([flatten(one) for one in weights]).to(lm.device)  # float32
         self.copy_KP = self.master_KP.to(lm.dtype)  # what the layers read
         self.gradient_KP = torch.zeros_like(self.copy_KP)
