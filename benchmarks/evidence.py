@@ -130,12 +130,8 @@ class Evidence:
 
     def train_refined(self):
         """`refine` from the same run, the targets alone served."""
-        pool, scores, config = (
-            self.finished.result.pool,
-            self.finished.result.scores,
-            targets_alone(self.finished.config),
-        )
-        alone = replace(self.finished, config=config, result=solve(pool, scores, config))
+        found, config = self.finished.result, targets_alone(self.finished.config)
+        alone = replace(self.finished, config=config, result=solve(found.pool, found.scores, config))
         for runs in (2, 8):
             found = refine.run_refinement(alone, refine.RefineOptions(runs, seeds=5))
             write_json(self.folder / f"refine-{runs}.json", found.surface())

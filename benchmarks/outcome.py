@@ -275,7 +275,9 @@ def calibration(outcomes, what="targets"):
         held = np.abs(change - mean) <= half
         chosen += held[at].tolist()
         low, high = 100 * (mean - half)[at[0]], 100 * (mean + half)[at[0]]
-        rows["by the six others, 90 % interval"].append(f"{signed(100 * mean[at[0]])} ({signed(low)} to {signed(high)})")
+        rows["by the six others, 90 % interval"].append(
+            f"{signed(100 * mean[at[0]])} ({signed(low)} to {signed(high)})"
+        )
         rows["measured"].append(signed(100 * change[at[0]]))
         rows["of all trained, held"].append(f"{held.mean():.2f} of {len(held)}")
     print(f"of the chosen mixtures' changes {sum(chosen)} of {len(chosen)} lay within")
