@@ -25,7 +25,7 @@ from taskpgm.mixture.affinity import mean_logp
 from taskpgm.mixture.energies import ensemble_loss
 from taskpgm.mixture.expected import LEVEL, expected_change
 from taskpgm.mixture.surrogate import Features
-from taskpgm.pipeline.stages import open_session
+from taskpgm.pipeline.stages import budget_of, open_session
 
 RANDOM = {"uniform", "size", "temperature:2", "random"}  # baselines, of which some are drawn again for every seed
 
@@ -99,20 +99,21 @@ class Outcome:
         return np.array(list(found)), np.array([len(v) for v in found.values()]), changes
 
 
-def cell(differences):
+def cell(differences, digits=1):
     """Mean and interval, bold where it excludes zero."""
     if len(differences) == 0:
         return "–"
     mean = differences.mean()
     if len(differences) == 1:
-        return signed(mean)
+        return signed(mean, digits)
     half = stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences))
-    shown = f"**{signed(mean)}**" if abs(mean) > half else signed(mean)
-    return f"{shown} ({signed(mean - half)} to {signed(mean + half)})"
+    shown = f"**{signed(mean, digits)}**" if abs(mean) > half else signed(mean, digits)
+    return f"{shown} ({signed(mean - half, digits)} to {signed(mean + half, digits)})"
 
 
-def signed(x):
-    return f"{x:+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
+def signed(x, digits=1):
+    shown = f"{x:+.{digits}f}".replace("-", "−")
+    return shown if float(f"{x:.{digits}f}") else shown[1:]
 
 
 def table(settings, rows):
@@ -286,21 +287,28 @@ def calibration(outcomes, what="targets"):
 
 def printed(outcomes):
     """What `run` prints today, its constants chosen with these settings in sight, against what training gave."""
-    rows, held = {"printed, 90 % interval": []}, []
-    for one in outcomes:
-        scores, config = one.finished.result.scores, one.finished.config
-        uniform = np.full(len(scores.tasks), 1 / len(scores.tasks))
-        for name in CHOSEN:
-            p = np.array(list(one.named(name)[0].values()))
-            found = expected_change(scores, config.target_weights, p, uniform)
-            measured = one.against(one.named(name), "uniform", "targets")
-            if len(measured):
-                held.append(100 * found.low <= measured.mean() <= 100 * found.high)
-            if name == CHOSEN[0]:
-                ends = f"{signed(100 * found.low)} to {signed(100 * found.high)}"
-                rows["printed, 90 % interval"].append(f"{signed(100 * found.change)} ({ends})")
-    print(f"of the chosen mixtures' changes {sum(held)} of {len(held)} lay within what is printed")
+    rows = {"printed, 90 % interval": []}
+    for times in (1, *(t for t in TIMES if t > 2)):
+        held = []
+        for one in outcomes:
+            for name in CHOSEN if times == 1 else (*CHOSEN, "size"):
+                measured = one.against(one.named(name), "uniform", "targets", times)
+                if len(measured):
+                    found = foreseen(one, one.named(name)[0], times)
+                    held.append(100 * found.low <= measured.mean() <= 100 * found.high)
+                if name == CHOSEN[0] and times == 1:
+                    ends = f"{signed(100 * found.low)} to {signed(100 * found.high)}"
+                    rows["printed, 90 % interval"].append(f"{signed(100 * found.change)} ({ends})")
+        print(f"{times} times the budget: {sum(held)} of {len(held)} changes lay within what is printed")
     return rows
+
+
+def foreseen(one, weights, times):
+    """What the tool expects of a mixture at so many budgets."""
+    config, scores = one.evidence.at(times), one.finished.result.scores
+    supply, uniform = supply_bounds(one.pool, config), dict.fromkeys(one.pool.names, 1 / len(one.pool.names))
+    p, u = (np.array(list(within_supply(w, *supply).values())) for w in (weights, uniform))
+    return expected_change(scores, config.target_weights, p, u, budget_of(one.pool, config))
 
 
 def main():

@@ -372,6 +372,11 @@ class EnergyConfig(Section):
         "uniform",
         description="likelihood, gain: the prior's reference mixture: tasks alike (copies count as one), or by size.",
     )
+    repetition: NonNegative | None = Field(
+        None,
+        description="likelihood, with targets: price of rows that are seen more than once, in parts of the targets' "
+        "loss; it grows with the root of the budget (default 0.05; 0: none).",
+    )
     t: NonNegative | None = Field(
         None,
         description="affinity: utility against redundancy; 0 least redundant, 1 uniform, more: central tasks "

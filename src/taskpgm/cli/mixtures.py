@@ -9,6 +9,7 @@ from rich.text import Text
 
 from taskpgm.cli.listing import Listing, some
 from taskpgm.data.plan import tokens_apart
+from taskpgm.evaluation.form import Form, form_sentence
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.balance import BalanceCurve
 from taskpgm.mixture.doubts import few_contexts
@@ -22,7 +23,7 @@ MOST = 20  # rows of a table of tasks, as many as a terminal shows at once; with
 NATS = ("likelihood", "gain")  # energies in nats a token
 REDUNDANT = 0.5  # correlation worth a line; below, two tasks share less than a quarter of their variance
 OTHER_SHARE = {"row_share": "row share", "token_share": "tokens"}  # the share that the weight is not
-LEARNED = "expected: learned at a budget of three probes' rows; with four times as many less of a gain was left; "
+LEARNED = "expected: by the trainings of seven settings of one small model; "
 LEAST_PRICE = 1e-6  # of a hundredth of the budget; below, a bound binds by rounding
 
 
@@ -310,6 +311,17 @@ def balance_view(curve: BalanceCurve) -> RenderableType:
     header = ["balance", "targets", "tasks", "worst", "task", "heaviest"]
     note = "losses against uniform's, as the probes' ensemble predicts them, not as trained"
     return Group(Listing(header, rows, frozenset({"task", "heaviest"})), Text(note))
+
+
+def form_view(form: Form) -> RenderableType:
+    """Predicted gains of right and of wrong answers by target, in nats a token, and what that says."""
+    order = sorted(form.targets, key=lambda one: one.right)
+    rows = [
+        [one.name, str(one.contexts), *(f"{x:+.4f}" for x in (-one.right, -one.wrong, one.wrong - one.right))]
+        for one in order
+    ]
+    header = ["target", "contexts", "right answers", "wrong options", "told apart"]
+    return Group(Listing(header, rows), Text(form_sentence(form.to_dict())))
 
 
 def path_view(path: KnobPath, everything: bool = False) -> RenderableType:

@@ -28,7 +28,7 @@ from taskpgm.lm.checkpoint import read_skeleton
 from taskpgm.lm.engine import Engine
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.bounds import Bounds, Group, make_bounds
-from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.energies import Budget, build_energy
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.expected import expected_change
 from taskpgm.mixture.knob import choose_t
@@ -321,13 +321,20 @@ def allowed_shares(pool: TaskPool, config: Config) -> Bounds:
     )  # fmt: skip
 
 
+def budget_of(pool: TaskPool, config: Config) -> Budget:
+    """What the budget asks of the tasks' rows."""
+    sizes = {task.name: task.rows if config.budget.unit == "examples" else task.response_tokens for task in pool.tasks}
+    once = {name: size / config.budget.size for name, size in sizes.items()}
+    return Budget(once, max(1.0, config.budget.size / (3 * config.probe_size)))
+
+
 def choose_energy(scores: Scores, affinity: Affinity, pool: TaskPool, config: Config) -> Energy:
     """The energy that the configuration asks for; a knob t that it leaves open is chosen by prediction."""
     if config.energy.kind == "affinity" and config.energy.t is None and affinity.kind != "ratio":
         return choose_t(scores, affinity, config.energy, allowed_shares(pool, config))
     by_size = config.energy.reference == "size"
     reference = size_mixture(pool, config.budget.unit) if by_size else distinct_mixture(pool)
-    energy = build_energy(scores, affinity, config.energy, config.target_weights, reference)
+    energy = build_energy(scores, affinity, config.energy, config.target_weights, reference, budget_of(pool, config))
     return keep_tasks(energy, scores, config.energy, allowed_shares(pool, config))
 
 
@@ -354,7 +361,7 @@ def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = Fal
     mixture = solve_mixture(energy, bounds, references, selection.chosen if selection else None)
     if energy.kind == "likelihood" and config.targets and not config.option_targets:
         uniform = nearest_to_uniform(bounds)
-        found = expected_change(scores, config.target_weights, mixture.weights, uniform)
+        found = expected_change(scores, config.target_weights, mixture.weights, uniform, budget_of(pool, config))
         mixture = replace(mixture, expected=found)
     plan = plan_rows(pool, mixture.shares, config)
     return Result(pool, scores, affinity, energy, mixture, plan, selection)

@@ -6,6 +6,7 @@ import numpy as np
 from plotly.graph_objects import Scatter
 
 from taskpgm.data.plan import tokens_apart
+from taskpgm.evaluation.form import form_sentence
 from taskpgm.mixture.expected import expected_sentence
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table, joined
@@ -50,6 +51,8 @@ def _verdicts(material: Material) -> list[str]:
     """What is predicted, or measured, and what that is worth."""
     expected = material.stored.get("expected")
     lines = [f"{expected_sentence(expected).capitalize()}."] if expected else []
+    if (form := material.optional("form.json")) and form["mixture"] == material.mixture.shares:
+        lines.append(f"Of {form_sentence(form)}.")
     for v in material.mixture.verdicts:
         found = "better than" if v.better else "not shown to be better than"
         lines.append(
