@@ -18,14 +18,14 @@ from evidence import BUDGET_SEEDS, FRESH, PEER_SEEDS, SEEDS, SETTINGS, TIMES, Ev
 from scipy import optimize, stats
 
 from taskpgm.config import load_config
-from taskpgm.data.plan import supply_bounds
+from taskpgm.data.plan import budget_of, supply_bounds
 from taskpgm.evaluation.baselines import within_supply
 from taskpgm.evaluation.compare import _seeded
 from taskpgm.mixture.affinity import mean_logp
 from taskpgm.mixture.energies import ensemble_loss
 from taskpgm.mixture.expected import LEVEL, expected_change
 from taskpgm.mixture.surrogate import Features
-from taskpgm.pipeline.stages import budget_of, open_session
+from taskpgm.pipeline.stages import open_session
 
 RANDOM = {"uniform", "size", "temperature:2", "random"}  # baselines, of which some are drawn again for every seed
 

@@ -19,6 +19,7 @@ from taskpgm.data.drawing import blocks, response_tokens, taken
 from taskpgm.data.meter import CHUNK
 from taskpgm.data.pool import TaskPool, TaskSet
 from taskpgm.errors import UserError
+from taskpgm.mixture.energies import Budget
 from taskpgm.types import Brief, Floats, Ints
 
 Unit = Literal["examples", "tokens"]
@@ -141,8 +142,18 @@ def _likeness(pool: TaskPool) -> Floats:
 
 def size_mixture(pool: TaskPool, unit: Unit) -> dict[str, float]:
     """Shares proportional to a task's training rows, or to their response tokens."""
-    sizes = {task.name: task.rows if unit == "examples" else task.response_tokens for task in pool.tasks}
+    sizes = _sizes(pool, unit)
     return {name: size / sum(sizes.values()) for name, size in sizes.items()}
+
+
+def budget_of(pool: TaskPool, config: Config) -> Budget:
+    """What the budget asks of the tasks' rows."""
+    once = {name: size / config.budget.size for name, size in _sizes(pool, config.budget.unit).items()}
+    return Budget(once, max(1.0, config.budget.size / (3 * config.probe_size)))
+
+
+def _sizes(pool: TaskPool, unit: Unit) -> dict[str, int]:
+    return {task.name: task.rows if unit == "examples" else task.response_tokens for task in pool.tasks}
 
 
 def supply_bounds(pool: TaskPool, config: Config) -> tuple[dict[str, float], dict[str, float]]:

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 
 from taskpgm.config import Config, EnergyConfig
-from taskpgm.data.plan import RowPlan, plan_rows
+from taskpgm.data.plan import RowPlan, budget_of, plan_rows
 from taskpgm.errors import UserError
 from taskpgm.evaluation.compare import CompareOptions, Trainings, training_run
 from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.evaluation.statistics import Comparison, Difference, Measurement, compare_measurements
-from taskpgm.mixture.energies import build_energy, usual_prior, wanted_sets
+from taskpgm.mixture.energies import Budget, build_energy, repetition_price, usual_prior, wanted_sets
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.optimum import nearest_to_uniform
 from taskpgm.mixture.refinement import Choice, choose, hoped_for, likely_noise, next_trial
@@ -116,6 +116,14 @@ def run_features(config: Config, result: Result) -> Features:
     return Features(result.scores.tasks, plain("likelihood"), plain("gain").psi)
 
 
+def priced(features: Features, config: Config, budget: Budget) -> Features:
+    """The same with the price of rows that trials of that budget see again, as the default's energy has it."""
+    assert features.energy is not None, "of a run"
+    price = repetition_price(config.energy, features.energy)
+    once = np.array([budget.once[task] for task in features.tasks])
+    return replace(features, once=once, repetition=price if config.targets else 0.0)
+
+
 def run_kappa(config: Config, result: Result) -> float:
     """The default's prior: the run's own if its energy is a likelihood."""
     energy = result.energy
@@ -155,8 +163,9 @@ class _Worker:
         self.trainings = Trainings(finished, CompareOptions(accuracy=False), halves=True)
         _check_halves({name: len(rows) for name, rows in self.trainings.sets.items()})
         self.shares = run_shares(finished.config, result)
-        self.features = run_features(config, result)
-        self.prior = prior_of(self.features, run_kappa(config, result))
+        budget = budget_of(result.pool, config)
+        self.features = priced(run_features(config, result), config, budget)
+        self.prior = prior_of(self.features, run_kappa(config, result)).scaled(budget.times**-0.5)
         self.trials = Trials(result.pool.names, (), (), ())
 
     def search(self, runs: int) -> str:

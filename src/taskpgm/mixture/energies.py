@@ -198,6 +198,13 @@ def _gain_energy(
     )
 
 
+def repetition_price(config: EnergyConfig, ensemble: Energy) -> float:
+    """What R costs the targets in a training, in nats: a part of uniform's loss, as far as they count."""
+    rate = REPETITION if config.repetition is None else config.repetition
+    n = len(ensemble.tasks)
+    return rate * (1 - (config.balance or 0.0)) * ensemble.loss(np.full(n, 1 / n))
+
+
 def _likelihood_energy(
     scores: Scores,
     config: EnergyConfig,
@@ -217,9 +224,8 @@ def _likelihood_energy(
     ensemble = ensemble_loss(scores, w)
     price, once = 0.0, np.empty(0)
     if budget and len(scores.sets) > len(scores.tasks):
-        of_targets = (1 - (config.balance or 0.0)) * ensemble.loss(np.full(len(scores.tasks), 1 / len(scores.tasks)))
-        rate = REPETITION if config.repetition is None else config.repetition
-        price, once = rate * of_targets * budget.times**0.5, np.array([budget.once[task] for task in scores.tasks])
+        price = repetition_price(config, ensemble) * budget.times**0.5
+        once = np.array([budget.once[task] for task in scores.tasks])
         settings["repetition"] = price
 
     def of(fold: Fold) -> Energy:

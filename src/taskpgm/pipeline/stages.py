@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskpgm.config import Config, TaskConfig
-from taskpgm.data.plan import RowPlan, distinct_mixture, plan_rows, size_mixture, supply_bounds, uniform_mixture
+from taskpgm.data.plan import (
+    RowPlan,
+    budget_of,
+    distinct_mixture,
+    plan_rows,
+    size_mixture,
+    supply_bounds,
+    uniform_mixture,
+)
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.result import FinishedRun, Result
@@ -28,7 +36,7 @@ from taskpgm.lm.checkpoint import read_skeleton
 from taskpgm.lm.engine import Engine
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.bounds import Bounds, Group, make_bounds
-from taskpgm.mixture.energies import Budget, build_energy
+from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.expected import expected_change
 from taskpgm.mixture.knob import choose_t
@@ -319,13 +327,6 @@ def allowed_shares(pool: TaskPool, config: Config) -> Bounds:
         pool.names, lo, {task.name: task.max_share for task in config.tasks}, hi,
         [Group(g.name, g.tasks, g.min_share, g.max_share) for g in config.groups],
     )  # fmt: skip
-
-
-def budget_of(pool: TaskPool, config: Config) -> Budget:
-    """What the budget asks of the tasks' rows."""
-    sizes = {task.name: task.rows if config.budget.unit == "examples" else task.response_tokens for task in pool.tasks}
-    once = {name: size / config.budget.size for name, size in sizes.items()}
-    return Budget(once, max(1.0, config.budget.size / (3 * config.probe_size)))
 
 
 def choose_energy(scores: Scores, affinity: Affinity, pool: TaskPool, config: Config) -> Energy:
