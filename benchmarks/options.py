@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from outcome import cell
-from settings import NLP_LENGTH, NLP_ROWS, _sampled, _write
+from settings import LONG, NLP_ROWS, sampled, write
 
 from taskpgm.config import AffinityConfig, EnergyConfig, load_config
 from taskpgm.evaluation.compare import CompareOptions, Trainings, mixture_weights, training_run
@@ -55,22 +55,22 @@ def write_setting(folder, pool, targets):
     """Data, mix.yaml (targets scored by tokens) and options.yaml (by options)."""
     tasks = [file for file in sorted((pool / "train").glob("*.jsonl")) if file.stem not in HELD]
     for file in tasks:
-        _write(folder / f"data/{file.name}", _sampled(file, NLP_ROWS))
+        write(folder / f"data/{file.name}", sampled(file, NLP_ROWS))
     for name in HELD:
-        lines = _sampled(pool / "train" / f"{name}.jsonl", HELD_ROWS)
-        _write(folder / f"data/{name}.jsonl", lines)
-        _write(folder / f"data/{name}_text.jsonl", [as_text(line) for line in lines])
+        lines = sampled(pool / "train" / f"{name}.jsonl", HELD_ROWS)
+        write(folder / f"data/{name}.jsonl", lines)
+        write(folder / f"data/{name}_text.jsonl", [as_text(line) for line in lines])
     for name in BBH:
-        lines = [line for line in _sampled(targets / f"{name}.jsonl", 2 * BBH_ROWS) if json.loads(line).get("choices")]
-        _write(folder / f"data/{name}.jsonl", lines[:BBH_ROWS])
+        lines = [line for line in sampled(targets / f"{name}.jsonl", 2 * BBH_ROWS) if json.loads(line).get("choices")]
+        write(folder / f"data/{name}.jsonl", lines[:BBH_ROWS])
     names = [name for group in GROUPS.values() for name in group]
     for file, score in (("mix.yaml", "tokens"), ("options.yaml", "options")):
         lines = ["tasks:", *(f"  - {{name: {t.stem}, path: data/{t.name}}}" for t in tasks), "targets:"]
         lines += [f"  - {{name: {name}, path: data/{name}.jsonl, score: {score}}}" for name in names]
         lines += ["budget: {examples: 288, max_epochs: 4}", "energy: {balance: 0}", "seed: 0"]
-        lines += [f"probes: {{examples: 96, batch: 8, max_length: {NLP_LENGTH}, lora: {{last_layers: 8}}}}"]
+        lines += [f"probes: {{examples: 96, batch: 8, max_length: {LONG}, lora: {{last_layers: 8}}}}"]
         lines += [f"contexts: {{per_set: {CONTEXTS}, validation: 24}}"]
-        _write(folder / file, ["\n".join(lines) + "\n"])
+        write(folder / file, ["\n".join(lines) + "\n"])
 
 
 def chosen(session):
