@@ -80,7 +80,7 @@ def chosen(session):
     for group, served in GROUPS.items():
         weights = {s.name: float(s.name in served) for s in result.pool.targets}
         energy = build_energy(result.scores, affinity, EnergyConfig(balance=0), weights)
-        found[group] = solve_mixture(energy, allowed_shares(result.pool, session.config)).mixture.shares
+        found[group] = solve_mixture(energy, allowed_shares(result.pool, session.config)).shares
     return found
 
 

@@ -197,6 +197,13 @@ def budgets(outcomes):
             rows[f"targets alone, {288 * times} rows, on the {what}, against uniform"] = [
                 cell(one.against(one.named("balance0", seeds), "uniform", what, times)) for one in outcomes
             ]
+        if times > 1:
+            priced = [one.evidence.priced(times) for one in outcomes]
+            for what in ("targets", "tasks"):
+                rows[f"chosen for {288 * times} rows, targets alone, on the {what}, against uniform"] = [
+                    cell(one.against(dict.fromkeys(BUDGET_SEEDS, p), "uniform", what, times) if p else [])
+                    for one, p in zip(outcomes, priced, strict=True)
+                ]
         rows[f"by size, {288 * times} rows, on the targets, against uniform"] = [
             cell(one.against(one.named("size", seeds), "uniform", "targets", times)) for one in outcomes
         ]

@@ -509,6 +509,8 @@ class Config(Section):
             vars(self)["energy"] = self.energy.model_copy(update={"balance": BALANCE if loss else 0.0})
         elif self.energy.balance and not self.targets:
             raise ValueError("energy.balance weighs tasks against targets, and there are none; leave it out")
+        if self.energy.repetition and (self.energy.kind != "likelihood" or not self.targets):
+            raise ValueError("energy.repetition is for energy.kind likelihood with targets alone; leave it out")
         if self.energy.limited and self.energy.kind != "likelihood":
             limit = self.energy.limited[0]
             raise ValueError(f"energy.{limit} is for energy.kind likelihood alone, not for {self.energy.kind!r}")

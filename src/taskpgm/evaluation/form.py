@@ -154,6 +154,6 @@ def form_sentence(found: Mapping[str, Any]) -> str:
     right, wrong = -found["right"], -found["wrong"]
     apart = f"{right - wrong:+.4f} ± {found['error']:.4f}"
     return (
-        f"targets with choices: by the probes right answers gain {right:+.4f} nats a token against uniform, wrong "
-        f"options {wrong:+.4f}; {apart} is in telling them apart, the rest is the form of answers"
+        f"by the probes, on targets with choices right answers gain {right:+.4f} nats a token against uniform, wrong "
+        f"options {wrong:+.4f}: {apart} is in telling them apart, the rest is the form of answers"
     )

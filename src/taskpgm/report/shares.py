@@ -52,7 +52,7 @@ def _verdicts(material: Material) -> list[str]:
     expected = material.stored.get("expected")
     lines = [f"{expected_sentence(expected).capitalize()}."] if expected else []
     if (form := material.optional("form.json")) and form["mixture"] == material.mixture.shares:
-        lines.append(f"Of {form_sentence(form)}.")
+        lines.append(f"{form_sentence(form).capitalize()}.")
     for v in material.mixture.verdicts:
         found = "better than" if v.better else "not shown to be better than"
         lines.append(
