@@ -314,13 +314,13 @@ def balance_view(curve: BalanceCurve) -> RenderableType:
 
 
 def form_view(form: Form) -> RenderableType:
-    """Predicted gains of right and of wrong answers by target, in nats a token, and what that says."""
-    order = sorted(form.targets, key=lambda one: one.right)
-    rows = [
-        [one.name, str(one.contexts), *(f"{x:+.4f}" for x in (-one.right, -one.wrong, one.wrong - one.right))]
-        for one in order
-    ]
-    header = ["target", "contexts", "right answers", "wrong options", "told apart"]
+    """Predicted gains by target, in nats a question, and what that says."""
+    rows = []
+    for one in sorted(form.targets, key=lambda one: one.right):
+        error = "" if one.error is None else f" ± {one.error:.4f}"
+        gains = f"{-one.right:+.4f}", f"{-one.form:+.4f}", f"{-one.choice:+.4f}{error}"
+        rows.append([one.name, str(one.questions), *gains])
+    header = ["target", "questions", "gain", "form", "choice"]
     return Group(Listing(header, rows), Text(form_sentence(form.to_dict())))
 
 

@@ -1,62 +1,48 @@
 """`Form`: how much of what a mixture is predicted to gain on targets with choices is the form of answers.
 
-Every context of such a target is scored again with one of its wrong options in the right one's place. What all options
-share, such as their form, lifts both alike; what tells them apart lifts the right one alone. With d the change of the
-probes' ensemble's loss from uniform to the mixture,
+Let P(c | x) = Σ_i p_i P_i(c | x) be the probes' ensemble over whole answers c of question x, with their end-of-turn
+token, and Π(x) = Σ_c P(c | x) what it gives to all options together. Then
 
-    d(right answers) = d(wrong answers) + d(right answers) − d(wrong answers) = form + substance.
+    −log P(right | x) = −log Π(x) − log [P(right | x) / Π(x)],
+
+the loss of form, that an option is given at all, and the loss of choosing among the options. A mixture changes both.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import logsumexp
 
 from taskpgm.config import Config
 from taskpgm.data.pool import Row, TaskPool
-from taskpgm.errors import UserError
-from taskpgm.scores import Scores
-from taskpgm.types import Brief, Floats, Ints
+from taskpgm.types import Brief, Floats
 
 if TYPE_CHECKING:
-    from taskpgm.data.chat import ChatEncoder, Encoded
-
-WRONG = "~wrong"  # the set of wrong answers; no task or target can have this name
-
-
-class WrongAnswers(NamedTuple):
-    """Contexts of targets with a wrong option in the right one's place."""
-
-    rows: "list[Encoded]"
-    of: Ints  # (rows,) which context of the scores each one repeats
+    from taskpgm.probes.options import Options
 
 
 @dataclass(frozen=True)
 class TargetForm:
-    """One target: changes of the ensemble's loss from uniform to the mixture, in nats a token; negative is better."""
+    """One target: changes from uniform to the mixture, in nats a question; negative is better."""
 
     name: str
-    contexts: int
-    right: float
-    wrong: float
+    questions: int
+    right: float  # of −log P(right)
+    form: float  # of −log Π
+    choice: float  # of what is left: right = form + choice
+    error: float | None  # standard error of `choice` over questions; None for a single one
 
 
 @dataclass(frozen=True, repr=False)
 class Form(Brief):
-    """Predicted changes on the targets with choices, their weights as in the mixture's energy.
-
-    Attributes:
-        right: of the right answers' loss, in nats a token.
-        wrong: of wrong answers' loss: what is the form of answers.
-        error: standard error of right − wrong over the choice of contexts.
-        mixture: the shares that this is of.
-    """
+    """The same as means over targets by their weights, with each target, and the shares of the mixture."""
 
     right: float
-    wrong: float
-    error: float
+    form: float
+    choice: float
+    error: float | None
     targets: tuple[TargetForm, ...]
     mixture: Mapping[str, float]
 
@@ -65,95 +51,58 @@ class Form(Brief):
         return asdict(self) | {"mixture": dict(self.mixture)}
 
 
-def wrong_answers(encoder: "ChatEncoder", pool: TaskPool, config: Config) -> WrongAnswers:
-    """A wrong option for every context of the targets with choices that are scored by tokens.
-
-    Which one follows from the row alone. Contexts that do not fit with it are left out.
-
-    Raises:
-        UserError: no target has any.
-    """
-    rows: list[Encoded] = []
-    of: list[int] = []
-    start = sum(_fitting(encoder, task.contexts).count(True) for task in pool.tasks)
-    for target in pool.targets:
-        fits = _fitting(encoder, target.contexts)
-        kept = [row for row, fit in zip(target.contexts, fits, strict=True) if fit]
-        if target.name not in config.option_targets:
-            asked = [(i, wrong) for i, row in enumerate(kept) if (wrong := _wrong_option(row)) is not None]
-            encoded = encoder.encode([kept[i].conversation.until_answer(wrong) for i, wrong in asked])
-            found = [(start + i, one) for (i, _), one in zip(asked, encoded, strict=True) if one]
-            rows += [one.until(config.contexts.positions) for _, one in found]
-            of += [i for i, _ in found]
-        start += len(kept)
-    if not rows:
-        raise UserError(
-            "No target that is scored by tokens has rows with choices to tell apart, so there is no form to measure; "
-            "name their column with columns: {choices: COLUMN}."
-        )
-    return WrongAnswers(rows, np.array(of))
-
-
-def _fitting(encoder: "ChatEncoder", rows: Sequence[Row]) -> list[bool]:
-    return [one is not None for one in encoder.encode([row.conversation for row in rows])]
-
-
-def has_form(pool: TaskPool, config: Config) -> bool:
-    """Whether a target that is scored by tokens has choices to tell apart."""
-    targets = [target for target in pool.targets if target.name not in config.option_targets]
-    return any(_wrong_option(row) is not None for target in targets for row in target.contexts)
-
-
-def _wrong_option(row: Row) -> str | None:
-    others = [choice for choice in dict.fromkeys(row.choices or ()) if choice != row.conversation.answer]
-    if not others:
-        return None
-    return others[hashlib.blake2b(row.key.encode(), digest_size=8).digest()[0] % len(others)]
+def questions(pool: TaskPool, config: Config) -> dict[str, list[Row]]:
+    """Contexts with choices to tell apart, of the targets that are scored by tokens and have some."""
+    asked = {
+        target.name: [row for row in target.contexts if len(set(row.choices or ())) > 1]
+        for target in pool.targets if target.name not in config.option_targets
+    }  # fmt: skip
+    return {name: rows for name, rows in asked.items() if rows}
 
 
 def measure_form(
-    scores: Scores, wrong_logp: Floats, wrong: WrongAnswers, weights: Mapping[str, float], p: Floats, uniform: Floats
-) -> Form:
-    """Form and substance of what the mixture p is predicted to change.
+    logp: "Mapping[str, tuple[Options, list[Floats]]]", weights: Mapping[str, float], shares: Mapping[str, float],
+    uniform: Floats,
+) -> Form:  # fmt: skip
+    """Changes from uniform to the mixture.
 
     Args:
-        wrong_logp: (n, columns) log-probabilities of the wrong answers under the tasks' probes, context by context,
-            once for every probe seed.
-        weights: of the targets by name.
-        p: (n,) the mixture.
+        logp: by target its options, and for every probe seed the (n, T) log-probabilities of their tokens.
+        weights: of the targets by name; alike if left out.
+        shares: the mixture by task.
         uniform: (n,) what it is compared with.
     """
-    right_C = _changes(scores.logp[1:], scores.context, len(scores.context_set), p, uniform)[wrong.of]
-    seeds = int(scores.seed.max()) + 1
-    context = np.tile(np.repeat(np.arange(len(wrong.rows)), [row.response_tokens for row in wrong.rows]), seeds)
-    wrong_C = _changes(wrong_logp, context, len(wrong.rows), p, uniform)
-    set_C, w = scores.context_set[wrong.of], scores.target_weights(weights)
-    sets = np.unique(set_C)
-    w = w[sets] / w[sets].sum()
-    means = np.array([[right_C[set_C == s].mean(), wrong_C[set_C == s].mean()] for s in sets])
-    spread = [np.var(d := (right_C - wrong_C)[set_C == s], ddof=min(1, len(d) - 1)) / len(d) for s in sets]
-    targets = tuple(
-        TargetForm(scores.sets[s], int((set_C == s).sum()), float(right), float(other))
-        for s, (right, other) in zip(sets, means, strict=True)
-    )
-    right, other = w @ means
-    shares = dict(zip(scores.tasks, p.tolist(), strict=True))
-    return Form(float(right), float(other), float(np.sqrt(w**2 @ np.array(spread))), targets, shares)
+    p, targets = np.array(list(shares.values())), []
+    for name, (options, seeds) in logp.items():
+        by_seed = [_losses(options, of_tokens, p) - _losses(options, of_tokens, uniform) for of_tokens in seeds]
+        right_C, form_C = np.mean(by_seed, axis=0)
+        choice_C = right_C - form_C
+        count = len(choice_C)
+        error = float(choice_C.std(ddof=1) / np.sqrt(count)) if count > 1 else None
+        right, form, choice = (float(one.mean()) for one in (right_C, form_C, choice_C))
+        targets.append(TargetForm(name, count, right, form, choice, error))
+    w = np.array([weights.get(one.name, 1.0) for one in targets])
+    w = w / w.sum()
+    right, form, choice = w @ np.array([[one.right, one.form, one.choice] for one in targets])
+    errors = [one.error for one in targets]
+    error = None if None in errors else float(np.sqrt(w**2 @ np.square(np.array(errors, dtype=np.float64))))
+    return Form(float(right), float(form), float(choice), error, tuple(targets), dict(shares))
 
 
-def _changes(logp_NT: Floats, context_T: Ints, contexts: int, p: Floats, uniform: Floats) -> Floats:
-    """(contexts,) change of the ensemble's mean loss a token from uniform to p."""
-    top_T = logp_NT.max(axis=0)
-    likelihoods = np.exp(logp_NT - top_T)
-    change_T = np.log(uniform @ likelihoods) - np.log(p @ likelihoods)
-    return np.bincount(context_T, change_T, contexts) / np.bincount(context_T, minlength=contexts)
+def _losses(options: "Options", of_tokens: Floats, p: Floats) -> Floats:
+    """(2, questions) −log P(right) and −log Π under the ensemble of shares p."""
+    starts = np.cumsum([0, *(row.response_tokens for row in options.rows)])[:-1]
+    of_answers = logsumexp(np.add.reduceat(of_tokens, starts, axis=1), axis=0, b=p[:, None])
+    of_question = np.split(of_answers, np.cumsum(options.counts)[:-1])
+    right = [-one[k] for one, k in zip(of_question, options.right, strict=True)]
+    return np.array([right, [-logsumexp(one) for one in of_question]])
 
 
 def form_sentence(found: Mapping[str, Any]) -> str:
     """The same in words, from JSON."""
-    right, wrong = -found["right"], -found["wrong"]
-    apart = f"{right - wrong:+.4f} ± {found['error']:.4f}"
+    right, form, choice = (-found[key] for key in ("right", "form", "choice"))
+    error = "" if found["error"] is None else f" ± {found['error']:.4f}"
     return (
-        f"by the probes, on targets with choices right answers gain {right:+.4f} nats a token against uniform, wrong "
-        f"options {wrong:+.4f}: {apart} is in telling them apart, the rest is the form of answers"
+        f"by the probes, targets with choices gain {right:+.4f} nats a question against uniform: {form:+.4f} by the "
+        f"form of answers (that one of the options is given), {choice:+.4f}{error} by choosing the right one"
     )
