@@ -21,13 +21,10 @@ import numpy as np
 from outcome import cell
 from settings import LONG, NLP_ROWS, sampled, write
 
-from taskpgm.config import AffinityConfig, EnergyConfig, load_config
+from taskpgm.config import load_config
 from taskpgm.evaluation.compare import CompareOptions, Trainings, mixture_weights, training_run
-from taskpgm.mixture.affinity import measure_affinity
-from taskpgm.mixture.energies import build_energy
-from taskpgm.mixture.solve import solve_mixture
 from taskpgm.pipeline.run import solved
-from taskpgm.pipeline.stages import allowed_shares, finished_run, open_session
+from taskpgm.pipeline.stages import finished_run, open_session, solve
 
 HELD = ("arc_easy", "openbookqa", "commonsense_qa", "piqa")
 BBH = (
@@ -76,18 +73,17 @@ def write_setting(folder, pool, targets):
 def chosen(session):
     """Mixtures by group, as its targets alone ask for."""
     result, found = solved(session), {}
-    affinity = measure_affinity(result.scores, AffinityConfig())
     for group, served in GROUPS.items():
-        weights = {s.name: float(s.name in served) for s in result.pool.targets}
-        energy = build_energy(result.scores, affinity, EnergyConfig(balance=0), weights)
-        found[group] = solve_mixture(energy, allowed_shares(result.pool, session.config)).shares
+        targets = [t.model_copy(update={"weight": float(t.name in served)}) for t in session.config.targets]
+        config = session.config.model_copy(update={"targets": targets})
+        found[group] = solve(result.pool, result.scores, config).mixture.shares
     return found
 
 
 def train(folder, seeds):
     """{mixture: {seed: {set: evaluation}}}."""
     with open_session(load_config(folder / "mix.yaml"), "run") as session:
-        by_tokens, finished = chosen(session), finished_run(session, solved(session))
+        by_tokens = chosen(session)
     if not (folder / "run-options").exists():
         shutil.copytree(folder / "run", folder / "run-options")  # the same probes
     with open_session(load_config(folder / "options.yaml"), "run-options") as session:

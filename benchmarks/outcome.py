@@ -294,20 +294,24 @@ def calibration(outcomes, what="targets"):
 
 def printed(outcomes):
     """What `run` prints today, its constants chosen with these settings in sight, against what training gave."""
-    rows = {"printed, 90 % interval": []}
     for times in (1, *(t for t in TIMES if t > 2)):
-        held = []
-        for one in outcomes:
-            for name in CHOSEN if times == 1 else (*CHOSEN, "size"):
-                measured = one.against(one.named(name), "uniform", "targets", times)
-                if len(measured):
-                    found = foreseen(one, one.named(name)[0], times)
-                    held.append(100 * found.low <= measured.mean() <= 100 * found.high)
-                if name == CHOSEN[0] and times == 1:
-                    ends = f"{signed(100 * found.low)} to {signed(100 * found.high)}"
-                    rows["printed, 90 % interval"].append(f"{signed(100 * found.change)} ({ends})")
-        print(f"{times} times the budget: {sum(held)} of {len(held)} changes lay within what is printed")
-    return rows
+        for what, names in (("chosen mixtures", CHOSEN), ("by size", ("size",))):
+            held = [h for one in outcomes for name in names if (h := holds(one, name, times)) is not None]
+            print(f"{times} times the budget, {what}: {sum(held)} of {len(held)} changes lay within what is printed")
+    cells = []
+    for one in outcomes:
+        found = foreseen(one, one.named(CHOSEN[0])[0], 1)
+        cells.append(f"{signed(100 * found.change)} ({signed(100 * found.low)} to {signed(100 * found.high)})")
+    return {"printed, 90 % interval": cells}
+
+
+def holds(one, name, times):
+    """Whether the change that was measured lies within what is printed; None if it was not trained."""
+    measured = one.against(one.named(name), "uniform", "targets", times)
+    if not len(measured):
+        return None
+    found = foreseen(one, one.named(name)[0], times)
+    return bool(100 * found.low <= measured.mean() <= 100 * found.high)
 
 
 def foreseen(one, weights, times):

@@ -288,10 +288,12 @@ def test_repetition_prices_rows_beyond_the_first_epoch():
     p, u = np.array([0.4, 0.3, 0.2, 0.1]), np.full(4, 0.25)
     epochs = p / (0.6 * np.arange(1, 5) / 10)
     cost = sum(share * (e - 1) ** 2 / e for share, e in zip(p, epochs, strict=True) if e > 1)
-    price = REPETITION * 0.75 * plain.loss(u) * 2  # the root of four budgets
+    of_targets = build_energy(scores, None, EnergyConfig()).loss(u)
+    price = REPETITION * 0.75 * of_targets * 4 / 16 * 2  # a quarter of 16 budgets, over what is left of F at four
     assert priced.value(p) - plain.value(p) == pytest.approx(price * cost, rel=1e-12)
     assert priced.loss(p) == plain.loss(p)
-    assert priced.settings["repetition"] == pytest.approx(price)
+    assert priced.settings["repetition_price"] == pytest.approx(price)
+    assert Budget({}, 64.0).repetition() == REPETITION == Budget({}, 16.0).repetition(REPETITION)
 
 
 @pytest.mark.parametrize("config", [EnergyConfig(repetition=0), EnergyConfig(kind="gain"), EnergyConfig(balance=1)])

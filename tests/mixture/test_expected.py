@@ -43,7 +43,7 @@ def test_change_and_interval_are_those_of_draws(times):
             + random.normal(0, slope, n) @ (p - u)
         )
         / np.sqrt(times)
-        + random.normal(REPETITION, REPETITION_ERROR) * (again[0] - again[1]) * ensemble.loss(u)
+        + random.normal(1, REPETITION_ERROR) * REPETITION * times / 16 * (again[0] - again[1]) * ensemble.loss(u)
         + random.normal(0, MISFIT) * ensemble.loss(u)
         for _ in range(20_000)
     ]

@@ -61,9 +61,10 @@ def test_trials_begin_with_uniform_and_the_default_and_are_judged_by_half_of_the
 def test_the_choice_is_that_of_the_surrogate_of_these_trials(refined):
     _, finished, found = refined
     budget = budget_of(finished.result.pool, finished.config)
-    features = priced(run_features(finished.config, finished.result), finished.config, budget)
-    assert features.repetition == finished.result.energy.repetition / budget.times**0.5 > 0
-    prior = usual_prior(features, run_kappa(finished.config, finished.result)).scaled(budget.times**-0.5)
+    features = priced(run_features(finished.config, finished.result), finished.config, finished.result, budget)
+    assert features.repetition == pytest.approx(finished.result.energy.repetition * budget.fade)
+    assert features.repetition > 0
+    prior = usual_prior(features, run_kappa(finished.config, finished.result)).scaled(budget.fade)
     trials = found.trials.mixtures, found.trials.losses
     noise = likely_noise(features, *trials, USUAL_NOISE * np.mean(found.trials.losses), prior)
     fit = fit_surrogate(features, *trials, noise, prior, finished.config.seed)

@@ -294,7 +294,7 @@ def explanation_view(explanation: Explanation, kind: str, everything: bool = Fal
     table = Listing(["without", "weight", unit, "who takes over"], rows, frozenset({"who takes over"}))
     groups = [Text(f"interchangeable: {some(group, 12)}") for group in explanation.clusters]
     more = [Text(f"{len(dropped) - len(shown)} more tasks lose less (--all)")] if len(shown) < len(dropped) else []
-    same = "energy without the task less energy with it, prior included"
+    same = "energy without the task less energy with it, prior and price of repetition included"
     if len(groups) > 10 and not everything:
         groups = [*groups[:10], Text(f"{len(groups) - 10} more groups of interchangeable tasks (--all)")]
     return Group(*groups, table, *more, Text(same, style="dim"))

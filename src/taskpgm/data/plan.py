@@ -147,9 +147,10 @@ def size_mixture(pool: TaskPool, unit: Unit) -> dict[str, float]:
 
 
 def budget_of(pool: TaskPool, config: Config) -> Budget:
-    """What the budget asks of the tasks' rows."""
-    once = {name: size / config.budget.size for name, size in _sizes(pool, config.budget.unit).items()}
-    return Budget(once, max(1.0, config.budget.size / (3 * config.probe_size)))
+    """What the budget asks of the tasks' rows; tasks that hold the same rows share them, as in `distinct_mixture`."""
+    sizes, size = _sizes(pool, config.budget.unit), config.budget.size
+    shared = dict(zip(pool.names, np.maximum(_likeness(pool).sum(axis=1), 1).tolist(), strict=True))
+    return Budget({name: sizes[name] / shared[name] / size for name in sizes}, max(1.0, size / config.warm_size))
 
 
 def _sizes(pool: TaskPool, unit: Unit) -> dict[str, int]:

@@ -93,7 +93,7 @@ def run_refinement(finished: FinishedRun, options: RefineOptions) -> Refinement:
     trained = _of_size(finished, options.size)
     worker = _Worker(trained, finished.result)
     ended = worker.search(options.runs)
-    choice = choose(worker.fit(), worker.bounds)
+    choice = choose(worker.at_budget(finished.config), worker.bounds)
     comparison = None if choice.uniform else worker.confirm(choice.p, options.seeds)
     mixture = solve_mixture(choice.energy, worker.bounds, {UNIFORM: None})
     plan = plan_rows(finished.result.pool, mixture.shares, finished.config)
@@ -116,12 +116,10 @@ def run_features(config: Config, result: Result) -> Features:
     return Features(result.scores.tasks, plain("likelihood"), plain("gain").psi)
 
 
-def priced(features: Features, config: Config, budget: Budget) -> Features:
-    """The same with the price of rows that trials of that budget see again, as the default's energy has it."""
-    assert features.energy is not None, "of a run"
-    price = repetition_price(config.energy, features.energy)
-    once = np.array([budget.once[task] for task in features.tasks])
-    return replace(features, once=once, repetition=price if config.targets else 0.0)
+def priced(features: Features, config: Config, result: Result, budget: Budget) -> Features:
+    """The same with the cost of rows that are seen again in trainings of that budget."""
+    price = repetition_price(result.scores, config.energy, config.target_weights, budget) if config.targets else 0.0
+    return replace(features, once=np.array([budget.once[task] for task in features.tasks]), repetition=price)
 
 
 def run_kappa(config: Config, result: Result) -> float:
@@ -164,8 +162,8 @@ class _Worker:
         _check_halves({name: len(rows) for name, rows in self.trainings.sets.items()})
         self.shares = run_shares(finished.config, result)
         budget = budget_of(result.pool, config)
-        self.features = priced(run_features(config, result), config, budget)
-        self.prior = prior_of(self.features, run_kappa(config, result)).scaled(budget.times**-0.5)
+        self.features = priced(run_features(config, result), config, result, budget)
+        self.prior = prior_of(self.features, run_kappa(config, result)).scaled(budget.fade)
         self.trials = Trials(result.pool.names, (), (), ())
 
     def search(self, runs: int) -> str:
@@ -207,6 +205,14 @@ class _Worker:
         usual = USUAL_NOISE * abs(float(np.mean(losses)))
         noise = likely_noise(self.features, mixtures, losses, usual, self.prior)
         return fit_surrogate(self.features, mixtures, losses, noise, self.prior, self.finished.config.seed)
+
+    def at_budget(self, config: Config) -> Surrogate:
+        """The same for trainings of another budget: other rows are seen again there, and all else fades."""
+        found, pool = self.fit(), self.result.pool
+        here, there = budget_of(pool, self.finished.config), budget_of(pool, config)
+        by = there.fade / here.fade
+        features = priced(self.features, config, self.result, there)
+        return Surrogate(features, found.coefficients * by, found.draws * by, found.noise)
 
     def confirm(self, p: Floats, seeds: int) -> Comparison:
         """The choice against uniform, with fresh seeds, on the rows that did not choose it."""

@@ -18,7 +18,8 @@ from taskpgm.types import Floats
 
 PRIOR = {"likelihood": 0.2, "gain": 0.3}  # κ if none is given; docs/decisions.md has what they are chosen by
 WITHOUT_TARGETS = 0.5  # κ of a likelihood if the tasks themselves are served, for which uniform is hard to beat
-REPETITION = 0.05  # λ if none is given, in parts of uniform's loss and of sqrt(Budget.times)
+REPETITION = 0.05  # cost of a unit of R in a training, in parts of uniform's loss, at MOST_TIMES the budget or more
+MOST_TIMES = 16  # below, the cost is in proportion
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,15 @@ class Budget:
 
     once: Mapping[str, float]  # by task, the share of the budget that its rows fill when each is seen once
     times: float  # the budget in trainings of three times a probe's size, at least 1
+
+    @property
+    def fade(self) -> float:
+        """What is left, in a training, of what probes say of a difference between mixtures: 1/√times."""
+        return float(self.times**-0.5)
+
+    def repetition(self, rate: float | None = None) -> float:
+        """Cost of a unit of R in a training, in parts of uniform's loss: rate · min(times/16, 1)."""
+        return (REPETITION if rate is None else rate) * min(self.times / MOST_TIMES, 1.0)
 
 
 def build_energy(
@@ -39,8 +49,9 @@ def build_energy(
 ) -> Energy:
     """Energy of `config.kind` over the tasks of `scores` or `affinity`, with its jackknife replicates.
 
-    likelihood: F(p) = −E_ω log Σ_i p_i P_i(y_t) + κ KL(p‖r), and with targets + λ R(p), λ = 0.05 F(u) √times, less as
-    far as the tasks themselves count. gain: −Σ_i p_i Σ_j w_j G_ij + κ KL(p‖r). affinity: ψ = t·S w, K = S.
+    likelihood: F(p) = −E_ω log Σ_i p_i P_i(y_t) + κ KL(p‖r), and with targets + λ R(p), λ what R costs the targets in
+    training over what is left of F there (`Budget`), less as far as the tasks themselves count. gain:
+    −Σ_i p_i Σ_j w_j G_ij + κ KL(p‖r). affinity: ψ = t·S w, K = S.
 
     Args:
         weights: by name, of the target sets, or of the tasks if there are none; equal if left out.
@@ -198,11 +209,11 @@ def _gain_energy(
     )
 
 
-def repetition_price(config: EnergyConfig, ensemble: Energy) -> float:
-    """What R costs the targets in a training, in nats: a part of uniform's loss, as far as they count."""
-    rate = REPETITION if config.repetition is None else config.repetition
-    n = len(ensemble.tasks)
-    return rate * (1 - (config.balance or 0.0)) * ensemble.loss(np.full(n, 1 / n))
+def repetition_price(scores: Scores, config: EnergyConfig, weights: Mapping[str, float], budget: Budget) -> float:
+    """What a unit of R costs the targets in a training, in nats, as far as they count."""
+    n, targets = len(scores.tasks), scores.target_weights(weights)
+    loss = ensemble_loss(scores, targets).loss(np.full(n, 1 / n))
+    return budget.repetition(config.repetition) * (1 - (config.balance or 0.0)) * loss
 
 
 def _likelihood_energy(
@@ -224,9 +235,9 @@ def _likelihood_energy(
     ensemble = ensemble_loss(scores, w)
     price, once = 0.0, np.empty(0)
     if budget and len(scores.sets) > len(scores.tasks):
-        price = repetition_price(config, ensemble) * budget.times**0.5
+        price = repetition_price(scores, config, weights, budget) / budget.fade
         once = np.array([budget.once[task] for task in scores.tasks])
-        settings["repetition"] = price
+        settings["repetition_price"] = price
 
     def of(fold: Fold) -> Energy:
         omega_T = _position_weights(scores, w, fold)

@@ -1,11 +1,11 @@
 """`Surrogate`: the loss after training as a convex function of the mixture, fitted to a few trainings.
 
-    L̂(p) = θ₀ + θ₁ (F(p) − F(u)) + θ₂ (Γ(p) − Γ(u)) + θ₃ KL(p‖u) + ρᵀ(p − u),      θ₁, θ₂, θ₃ ≥ 0,
+    L̂(p) = θ₀ + θ₁ (F(p) − F(u)) + θ₂ (Γ(p) − Γ(u)) + θ₃ KL(p‖u) + ρᵀ(p − u) + λ (R(p) − R(u)),      θ₁, θ₂, θ₃ ≥ 0,
 
-F the loss of the probes' ensemble, Γ minus their mean gains, u uniform. Normal priors on all coefficients, cut at zero
-for the three with a sign; normal noise. What is fitted is then a ridge regression under signs, its posterior a
-truncated normal distribution, and L̂ convex for every draw of it, so that its least value within bounds is certified.
-Without probes F and Γ are left out.
+F the loss of the probes' ensemble, Γ minus their mean gains, u uniform, λR what is known of rows that are seen again
+(see `Energy`). Normal priors on all coefficients, cut at zero for the three with a sign; normal noise. What is fitted
+is then a ridge regression under signs, its posterior a truncated normal distribution, and L̂ convex for every draw of
+it, so that its least value within bounds is certified. Without probes F and Γ are left out.
 
 The idea of a regression of measured losses on mixtures is RegMix's (arXiv 2407.01492) and the data mixing laws'
 (arXiv 2403.16952); probes as features, signs and priors are ours.

@@ -40,7 +40,7 @@ def verify(energy: Energy, mixture: Mixture) -> Verification:
     vertex, gap = _vertex(g, p, bounds)
     psi = energy.t * energy.unary + energy.utility
     K = energy.K
-    absolute = energy.likelihoods.shape[1] > 0 or energy.prior > 0
+    absolute = energy.likelihoods.shape[1] > 0 or energy.prior > 0 or energy.repetition > 0
     scale = 1.0
     if not absolute:
         curvature = (np.trace(K) - K.mean() * len(p)) / max(len(p) - 1, 1)
