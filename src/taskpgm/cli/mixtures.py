@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from taskpgm.cli.listing import Listing, some
-from taskpgm.data.plan import tokens_apart
+from taskpgm.data.plan import rows_again, tokens_apart
 from taskpgm.evaluation.form import Form, form_sentence
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.balance import BalanceCurve
@@ -39,7 +39,8 @@ def mixture_view(
         doubts: why the errors may be too small.
     """
     relations = relation_lines(affinity) if affinity else []
-    bounds = (*left_out_lines(data), *bound_lines(data), *limit_lines(data))
+    again = [said] if (said := rows_again(data)) else []
+    bounds = (*left_out_lines(data), *bound_lines(data), *limit_lines(data), *again)
     lines = (*bounds, *drawn_lines(data), *token_lines(data), *knob_lines(data), *relations, *verdict_lines(data))
     return Group(
         Text(headline(data), style="bold"), mixture_table(data, everything), *map(Text, lines),
@@ -73,6 +74,9 @@ def _how_sure(data: Mapping[str, Any]) -> str:
         few = ", which are few (see below)" if few_contexts(verdict["groups"]) else ""
         return f"By the probes it is better than uniform, by {size} on held-out contexts{few}; not measured by training"
     side = "better" if verdict["gain"] > 0 else "worse"
+    if rows_again(data):
+        blind = "they do not see that it repeats rows less"
+        return f"By the probes alone it is {side} than uniform, by {size} on held-out contexts; {blind}"
     return f"It is not shown to be better than uniform: by the probes {side} by {size} on held-out contexts"
 
 

@@ -29,6 +29,7 @@ ROUNDING = 1e-6
 TWOFOLD = 2.0  # shares of rows and of tokens that differ so much are named
 COPY = 0.9  # of all rows of two tasks, that both hold: as copies of each other
 LEAST_SHARE = 0.01  # of either, below which nobody needs to hear of it
+LESS_OFTEN = 0.1  # by which a row is seen less often than with uniform, before that is said
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,27 @@ class RowPlan(Brief):
             )
             unit: Unit = "examples" if str(z["unit"]) == "examples" else "tokens"
             return cls(unit, int(z["budget"]), tasks, z["task"], z["row"], z["repeat"])
+
+
+def rows_again(data: Mapping[str, Any]) -> str | None:
+    """How often a row is seen, on average over the training set, if repetition has a price and that keeps it down.
+
+    Args:
+        data: mixture.json.
+    """
+    tasks = [task for task in data["tasks"] if task.get("epochs") and "uniform" in task["references"]]
+    if not tasks or not data["energy"]["settings"].get("repetition_price"):
+        return None
+    once = np.array([task["weight"] / task["epochs"] for task in tasks])
+    p = np.array([task["weight"] for task in tasks])
+    u = np.array([min(task["references"]["uniform"], task["max_share"]) for task in tasks])
+    seen, uniform = (float((q * np.maximum(q / once, 1)).sum() / q.sum()) for q in (p, u))
+    if seen > uniform - LESS_OFTEN:
+        return None
+    return (
+        f"rows are seen {seen:.1f} times on average, with uniform {uniform:.1f} times: repetition has a price beside "
+        "what probes see (energy.repetition)"
+    )
 
 
 def tokens_apart(shares: Mapping[str, tuple[float, float]], unit: Unit) -> str | None:
