@@ -4,13 +4,13 @@
     taskpgm run OUT/NAME/mix.yaml --out OUT/NAME/run
     python benchmarks/evidence.py mixtures OUT     # other mixtures from the same probes, as OUT/NAME/mixtures/*.json
     python benchmarks/evidence.py train OUT [--settings …] [--seconds N] [--plain]   # trainings, kept in OUT/NAME/run
-    python benchmarks/evidence.py named|ceiling|peers|refined|budgets OUT …          # parts of that, alone
+    python benchmarks/evidence.py named|ceiling|peers|refined|budgets|priced OUT …   # parts of that, alone
     python benchmarks/outcome.py OUT               # the tables of docs/results.md
 
 Parts: named mixtures with six seeds; the ceiling (ceiling.py); what peers choose from its draws, at once, twice and
 four times the tokens of our probes, with three fresh seeds; `refine` with 2 and 8 runs; mixtures at 4 and 16 times the
-budget. --plain trains one by one, as `compare` does, on a machine without a GPU: days. After --seconds no further part
-begins.
+budget, and such as are chosen at those. --plain trains one by one, as `compare` does, on a machine without a GPU: days.
+After --seconds no further part begins.
 """
 
 import argparse
@@ -137,6 +137,30 @@ class Evidence:
             write_json(self.folder / f"refine-{runs}.json", found.surface())
             print(self.folder.name, "refine", runs, found.sentence, "|", found.ended, flush=True)
 
+    def train_priced(self):
+        """Mixtures for the targets alone that are chosen at other budgets, where rows seen again have a price."""
+        for times in (t for t in TIMES if t > 2):
+            if (weights := self.priced(times)) is not None:
+                self.measure(("priced", seed, weights, times) for seed in BUDGET_SEEDS)
+
+    def priced(self, times):
+        """Shares of the mixture that is chosen at so many budgets; None beyond the supply."""
+        config, found = self.at(times), self.finished.result
+        return solve(found.pool, found.scores, targets_alone(config)).mixture.shares if self.supplied(config) else None
+
+    def at(self, times, seed=0):
+        """The settings of a seed at so many budgets."""
+        config = _seeded(self.finished.config, seed)
+        budget = config.budget.model_copy(update={config.budget.unit: round(config.budget.size * times)})
+        return config.model_copy(update={"budget": budget})
+
+    def supplied(self, config):
+        """Whether the tasks have the rows; said if not."""
+        supply = sum(task.rows for task in self.finished.result.pool.tasks) * config.budget.max_epochs
+        if supply < config.budget.size:
+            print(f"{self.folder.name}: {config.budget.size} rows are more than the {supply} of the tasks", flush=True)
+        return supply >= config.budget.size
+
     def train_budgets(self):
         """Uniform, by size and the default at other budgets, within what the tasks then supply."""
         for times in TIMES:
@@ -150,12 +174,8 @@ class Evidence:
         """Train mixtures by name, seed, weights and multiple of the budget."""
         runs = []
         for name, seed, weights, times in asked:
-            config = _seeded(self.finished.config, seed)
-            budget = config.budget.model_copy(update={config.budget.unit: round(config.budget.size * times)})
-            config = config.model_copy(update={"budget": budget})
-            supply = sum(task.rows for task in self.finished.result.pool.tasks) * budget.max_epochs
-            if supply < budget.size:
-                print(f"{self.folder.name}: {budget.size} rows are more than the {supply} of the tasks", flush=True)
+            config = self.at(times, seed)
+            if not self.supplied(config):
                 return
             weights = within_supply(weights, *supply_bounds(self.finished.result.pool, config))
             plan = plan_rows(self.finished.result.pool, weights, config)
@@ -163,7 +183,7 @@ class Evidence:
         self.search.trainings.measurements(runs, "evidence")
 
 
-PARTS = ("named", "ceiling", "peers", "refined", "budgets")
+PARTS = ("named", "ceiling", "peers", "refined", "budgets", "priced")
 
 
 def train(folder, parts, seconds, plain):

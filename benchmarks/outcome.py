@@ -18,7 +18,7 @@ from evidence import BUDGET_SEEDS, FRESH, PEER_SEEDS, SEEDS, SETTINGS, TIMES, Ev
 from scipy import optimize, stats
 
 from taskpgm.config import load_config
-from taskpgm.data.plan import supply_bounds
+from taskpgm.data.plan import budget_of, supply_bounds
 from taskpgm.evaluation.baselines import within_supply
 from taskpgm.evaluation.compare import _seeded
 from taskpgm.mixture.affinity import mean_logp
@@ -99,20 +99,21 @@ class Outcome:
         return np.array(list(found)), np.array([len(v) for v in found.values()]), changes
 
 
-def cell(differences):
+def cell(differences, digits=1):
     """Mean and interval, bold where it excludes zero."""
     if len(differences) == 0:
         return "–"
     mean = differences.mean()
     if len(differences) == 1:
-        return signed(mean)
+        return signed(mean, digits)
     half = stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences))
-    shown = f"**{signed(mean)}**" if abs(mean) > half else signed(mean)
-    return f"{shown} ({signed(mean - half)} to {signed(mean + half)})"
+    shown = f"**{signed(mean, digits)}**" if abs(mean) > half else signed(mean, digits)
+    return f"{shown} ({signed(mean - half, digits)} to {signed(mean + half, digits)})"
 
 
-def signed(x):
-    return f"{x:+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
+def signed(x, digits=1):
+    shown = f"{x:+.{digits}f}".replace("-", "−")
+    return shown if float(f"{x:.{digits}f}") else shown[1:]
 
 
 def table(settings, rows):
@@ -196,6 +197,13 @@ def budgets(outcomes):
             rows[f"targets alone, {288 * times} rows, on the {what}, against uniform"] = [
                 cell(one.against(one.named("balance0", seeds), "uniform", what, times)) for one in outcomes
             ]
+        if times > 1:
+            priced = [one.evidence.priced(times) for one in outcomes]
+            for what in ("targets", "tasks"):
+                rows[f"chosen for {288 * times} rows, targets alone, on the {what}, against uniform"] = [
+                    cell(one.against(dict.fromkeys(BUDGET_SEEDS, p), "uniform", what, times) if p else [])
+                    for one, p in zip(outcomes, priced, strict=True)
+                ]
         rows[f"by size, {288 * times} rows, on the targets, against uniform"] = [
             cell(one.against(one.named("size", seeds), "uniform", "targets", times)) for one in outcomes
         ]
@@ -286,21 +294,32 @@ def calibration(outcomes, what="targets"):
 
 def printed(outcomes):
     """What `run` prints today, its constants chosen with these settings in sight, against what training gave."""
-    rows, held = {"printed, 90 % interval": []}, []
+    for times in (1, *(t for t in TIMES if t > 2)):
+        for what, names in (("chosen mixtures", CHOSEN), ("by size", ("size",))):
+            held = [h for one in outcomes for name in names if (h := holds(one, name, times)) is not None]
+            print(f"{times} times the budget, {what}: {sum(held)} of {len(held)} changes lay within what is printed")
+    cells = []
     for one in outcomes:
-        scores, config = one.finished.result.scores, one.finished.config
-        uniform = np.full(len(scores.tasks), 1 / len(scores.tasks))
-        for name in CHOSEN:
-            p = np.array(list(one.named(name)[0].values()))
-            found = expected_change(scores, config.target_weights, p, uniform)
-            measured = one.against(one.named(name), "uniform", "targets")
-            if len(measured):
-                held.append(100 * found.low <= measured.mean() <= 100 * found.high)
-            if name == CHOSEN[0]:
-                ends = f"{signed(100 * found.low)} to {signed(100 * found.high)}"
-                rows["printed, 90 % interval"].append(f"{signed(100 * found.change)} ({ends})")
-    print(f"of the chosen mixtures' changes {sum(held)} of {len(held)} lay within what is printed")
-    return rows
+        found = foreseen(one, one.named(CHOSEN[0])[0], 1)
+        cells.append(f"{signed(100 * found.change)} ({signed(100 * found.low)} to {signed(100 * found.high)})")
+    return {"printed, 90 % interval": cells}
+
+
+def holds(one, name, times):
+    """Whether the change that was measured lies within what is printed; None if it was not trained."""
+    measured = one.against(one.named(name), "uniform", "targets", times)
+    if not len(measured):
+        return None
+    found = foreseen(one, one.named(name)[0], times)
+    return bool(100 * found.low <= measured.mean() <= 100 * found.high)
+
+
+def foreseen(one, weights, times):
+    """What the tool expects of a mixture at so many budgets."""
+    config, scores = one.evidence.at(times), one.finished.result.scores
+    supply, uniform = supply_bounds(one.pool, config), dict.fromkeys(one.pool.names, 1 / len(one.pool.names))
+    p, u = (np.array(list(within_supply(w, *supply).values())) for w in (weights, uniform))
+    return expected_change(scores, config.target_weights, p, u, budget_of(one.pool, config))
 
 
 def main():

@@ -18,7 +18,10 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from taskpgm.cli import demo
 from taskpgm.files import atomic_file
@@ -29,7 +32,7 @@ CONTEXTS = 12  # a set; of a target the rows beyond them are for evaluation
 TARGET_ROWS = 64
 VALIDATION_ROWS = 24  # a task, in a file of their own: a tenth of a small task would be a row or two
 WORDS = 120  # the longest prompt of a generator
-LENGTH, NLP_LENGTH = 256, 512  # tokens
+LENGTH, LONG = 256, 512  # tokens
 NLP_ROWS = 900  # of a task at most
 
 SUMS = ("chain_sum", "basic_arithmetic", "decimal_chain_sum", "decimal_arithmetic")
@@ -87,35 +90,53 @@ def spread(names, sizes):
     return {name: round(first * (last / first) ** (i / (len(names) - 1))) for i, name in enumerate(names)}
 
 
+def generated(name, rows, words=WORDS):
+    """Lines of a generator, with prompts of at most so many words."""
+    lines = demo.generate(name, rows, words)
+    if len(lines) < rows:
+        sys.exit(
+            f"The generator {name} gave {len(lines)} distinct rows of at most {words} words, but {rows} are needed."
+        )
+    return lines
+
+
+def looked_up(name, rows):
+    """Lines of a table or a conversion."""
+    import lookups  # beside this file, and its libraries
+
+    return lookups.lines(name, rows)
+
+
+class Setting(NamedTuple):
+    """Tasks with their rows, targets, the longest row in tokens, and what makes their lines."""
+
+    tasks: dict
+    targets: tuple
+    length: int = LENGTH
+    lines: Callable = generated
+
+
 SETTINGS = {
-    "demo": (demo.ROWS, demo.TARGETS),
-    "skewed": (spread(SKEWED, SKEWED_SIZES), SKEWED_TARGETS),
-    "fresh": (spread(FRESH, FRESH_SIZES), FRESH_TARGETS),
-    "confirm": (spread(CONFIRM, CONFIRM_SIZES), CONFIRM_TARGETS),
-    "further": (spread(FURTHER, CONFIRM_SIZES), FURTHER_TARGETS),
-    "lookups": (spread(LOOKUPS, CONFIRM_SIZES), LOOKUPS_TARGETS),
-}
+    "demo": Setting(demo.ROWS, demo.TARGETS),
+    "skewed": Setting(spread(SKEWED, SKEWED_SIZES), SKEWED_TARGETS),
+    "fresh": Setting(spread(FRESH, FRESH_SIZES), FRESH_TARGETS),
+    "confirm": Setting(spread(CONFIRM, CONFIRM_SIZES), CONFIRM_TARGETS),
+    "further": Setting(
+        spread(FURTHER, CONFIRM_SIZES), FURTHER_TARGETS, LONG, partial(generated, words=FURTHER_WORDS)
+    ),
+    "lookups": Setting(spread(LOOKUPS, CONFIRM_SIZES), LOOKUPS_TARGETS, lines=looked_up),
+}  # fmt: skip
 
 
-def write_generated(folder, tasks, targets):
-    """A setting's data and its mix.yaml, from generators."""
-    for name, rows in tasks.items():
-        lines = _lines(folder.name, name, rows + VALIDATION_ROWS)
-        _write(folder / f"data/{name}.jsonl", lines[:rows])
-        _write(folder / f"data/{name}.validation.jsonl", lines[rows:])
-    for name in targets:
-        _write(folder / f"data/{name}.jsonl", _lines(folder.name, name, TARGET_ROWS))
-    length = NLP_LENGTH if folder.name == "further" else LENGTH
-    _write(folder / "mix.yaml", [mix(tasks, targets, length, tasks)])
-
-
-def _lines(setting, name, rows):
-    """Rows of a task or a target of a setting."""
-    if setting == "lookups":
-        import lookups  # beside this file, and its libraries
-
-        return lookups.lines(name, rows)
-    return _generated(name, rows, FURTHER_WORDS if setting == "further" else WORDS)
+def write_setting(folder, setting):
+    """A setting's data and its mix.yaml."""
+    for name, rows in setting.tasks.items():
+        lines = setting.lines(name, rows + VALIDATION_ROWS)
+        write(folder / f"data/{name}.jsonl", lines[:rows])
+        write(folder / f"data/{name}.validation.jsonl", lines[rows:])
+    for name in setting.targets:
+        write(folder / f"data/{name}.jsonl", setting.lines(name, TARGET_ROWS))
+    write(folder / "mix.yaml", [mix(setting.tasks, setting.targets, setting.length, setting.tasks)])
 
 
 def write_nlp(folder, pool, targets):
@@ -130,13 +151,13 @@ def write_nlp(folder, pool, targets):
     if both:
         sys.exit(f"{', '.join(sorted(both))} is a task and a target; rename one of the files.")
     for file in files:
-        _write(folder / f"data/{file.name}", _sampled(file, NLP_ROWS))
+        write(folder / f"data/{file.name}", sampled(file, NLP_ROWS))
     for name, file in held.items():
-        _write(folder / f"data/{name}.validation.jsonl", _sampled(file, VALIDATION_ROWS))
+        write(folder / f"data/{name}.validation.jsonl", sampled(file, VALIDATION_ROWS))
     for file in goals:
-        _write(folder / f"data/{file.name}", _sampled(file, TARGET_ROWS))
+        write(folder / f"data/{file.name}", sampled(file, TARGET_ROWS))
     names = [file.stem for file in files]
-    _write(folder / "mix.yaml", [mix(names, [file.stem for file in goals], NLP_LENGTH, held)])
+    write(folder / "mix.yaml", [mix(names, [file.stem for file in goals], LONG, held)])
 
 
 def mix(tasks, targets, length, held):
@@ -151,22 +172,14 @@ def mix(tasks, targets, length, held):
     return "\n".join(lines) + "\n"
 
 
-def _generated(name, rows, words):
-    lines = demo.generate(name, rows, words)
-    if len(lines) < rows:
-        sys.exit(
-            f"The generator {name} gave {len(lines)} distinct rows of at most {words} words, but {rows} are needed."
-        )
-    return lines
-
-
-def _sampled(file, rows):
+def sampled(file, rows):
     """So many distinct lines of the file, those of lowest hash, whatever their order."""
     lines = {line + "\n" for line in file.read_text(encoding="utf-8").split("\n") if line.strip()}
     return sorted(lines, key=lambda line: hashlib.blake2b(line.encode()).digest())[:rows]
 
 
-def _write(path, lines):
+def write(path, lines):
+    """The lines as a file, in one piece or not at all."""
     with atomic_file(path) as scratch:
         scratch.write_text("".join(lines), encoding="utf-8")
 
@@ -183,9 +196,9 @@ def main():
     if os.environ.get("PYTHONHASHSEED") != "0":
         sys.exit(subprocess.run([sys.executable, *sys.argv], env={**os.environ, "PYTHONHASHSEED": "0"}).returncode)
     for name in given.settings.split(","):
-        tasks, targets = SETTINGS[name]
-        write_generated(given.out / name, tasks, targets)
-        print(f"{given.out / name}/mix.yaml: {len(tasks)} tasks, {len(targets)} targets", flush=True)
+        setting = SETTINGS[name]
+        write_setting(given.out / name, setting)
+        print(f"{given.out / name}/mix.yaml: {len(setting.tasks)} tasks, {len(setting.targets)} targets", flush=True)
     if given.pool:
         write_nlp(given.out / "nlp", given.pool, given.targets)
         print(f"{given.out}/nlp/mix.yaml")

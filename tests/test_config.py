@@ -40,6 +40,9 @@ def refused(tmp_path, text):
         ({"balance": 0.5}, False, "there are none"),
         ({"balance": 1.5}, True, "balance"),
         ({"kind": "gain", "max_loss": 0.1}, True, "for energy.kind likelihood alone"),
+        ({"kind": "gain", "repetition": 0.1}, True, "likelihood with targets alone"),
+        ({"repetition": 0.1}, False, "likelihood with targets alone"),
+        ({"repetition": -1}, True, "repetition"),
     ],
 )
 def test_targets_and_tasks_are_weighed(energy, targets, said):

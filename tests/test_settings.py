@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import sys
 from pathlib import Path
 
@@ -17,17 +18,17 @@ def pools():
 
 
 def test_sizes_families_and_disjoint_sets(pools):
-    skewed, targets = pools.SETTINGS["skewed"]
-    fresh, fresh_targets = pools.SETTINGS["fresh"]
+    skewed, targets, *_ = pools.SETTINGS["skewed"]
+    fresh, fresh_targets, *_ = pools.SETTINGS["fresh"]
     assert (len(skewed), len(targets), len(fresh), len(fresh_targets)) == (16, 8, 12, 6)
     assert max(skewed.values()) / min(skewed.values()) == 30
     assert set(pools.SUMS + pools.LISTS) <= set(skewed)
     assert len(set(pools.SUMS + pools.LISTS)) == 8
     steps = [math.log(a / b) for a, b in zip(list(skewed.values()), list(skewed.values())[1:], strict=False)]
     assert max(steps) - min(steps) < 0.05
-    for tasks, goals in pools.SETTINGS.values():
-        assert not set(tasks) & set(goals)
-    everyone = {name: {*tasks, *goals} for name, (tasks, goals) in pools.SETTINGS.items()}
+    for setting in pools.SETTINGS.values():
+        assert not set(setting.tasks) & set(setting.targets)
+    everyone = {name: {*setting.tasks, *setting.targets} for name, setting in pools.SETTINGS.items()}
     for one in ("fresh", "confirm", "further", "lookups"):
         assert not any(everyone[one] & names for other, names in everyone.items() if other != one)
     assert pools.TARGET_ROWS >= pools.CONTEXTS + 48
@@ -37,7 +38,7 @@ def test_sizes_families_and_disjoint_sets(pools):
 def test_generated_pools(pools, tmp_path, monkeypatch):
     pytest.importorskip("reasoning_gym")
     monkeypatch.setenv("PYTHONHASHSEED", "0")
-    pools.write_generated(tmp_path, {"gcd": 40, "base_conversion": 30}, ("lcm",))
+    pools.write_setting(tmp_path, pools.Setting({"gcd": 40, "base_conversion": 30}, ("lcm",)))
     config = load_config(tmp_path / "mix.yaml")
     assert [task.name for task in config.tasks] == ["gcd", "base_conversion"]
     assert config.budget.size == 288
@@ -53,7 +54,19 @@ def test_generated_pools(pools, tmp_path, monkeypatch):
     assert len(seen) == len(set(seen))
     for without in ("arc_agi", "propositional_logic"):  # of short prompts, and of answers
         with pytest.raises(SystemExit, match="distinct rows of at most 120 words"):
-            pools._generated(without, 3, pools.WORDS)
+            pools.generated(without, 3)
+
+
+def test_lines_follow_from_the_name_alone(pools):
+    """list_functions draws from Python's own random numbers too."""
+    pytest.importorskip("reasoning_gym")
+    found = []
+    for seed in (1, 2):
+        random.seed(seed)
+        before = random.getstate()
+        found.append(pools.generated("list_functions", 30, pools.FURTHER_WORDS))
+        assert random.getstate() == before
+    assert found[0] == found[1]
 
 
 def test_pools_of_the_users_files(pools, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ _HOME = {
     "select_tasks": "mixture.selection", "explain": "mixture.explanation", "verify": "mixture.verification",
     "CompareOptions": "evaluation.compare", "compare_mixtures": "pipeline.run",
     "Comparison": "evaluation.statistics", "predict_mixtures": "pipeline.run",
+    "form_of_gain": "pipeline.form", "Form": "evaluation.form",
     "train": "pipeline.train", "TrainOptions": "pipeline.train", "Trained": "pipeline.train",
     "export_run": "pipeline.run", "Export": "export.write",
     "refine": "pipeline.refine", "RefineOptions": "evaluation.refine", "Refinement": "evaluation.refine",

@@ -372,6 +372,11 @@ class EnergyConfig(Section):
         "uniform",
         description="likelihood, gain: the prior's reference mixture: tasks alike (copies count as one), or by size.",
     )
+    repetition: NonNegative | None = Field(
+        None,
+        description="likelihood, with targets: price of rows that are seen more than once, in parts of the targets' "
+        "loss, of which small budgets count a part (default 0.05, 0 for targets scored by options; 0: none).",
+    )
     t: NonNegative | None = Field(
         None,
         description="affinity: utility against redundancy; 0 least redundant, 1 uniform, more: central tasks "
@@ -504,6 +509,11 @@ class Config(Section):
             vars(self)["energy"] = self.energy.model_copy(update={"balance": BALANCE if loss else 0.0})
         elif self.energy.balance and not self.targets:
             raise ValueError("energy.balance weighs tasks against targets, and there are none; leave it out")
+        serves = self.energy.kind == "likelihood" and self.targets and self.energy.balance != 1
+        if self.energy.repetition and not serves:
+            raise ValueError("energy.repetition is for energy.kind likelihood with targets alone; leave it out")
+        if self.energy.repetition is None and (not serves or self.option_targets):
+            vars(self)["energy"] = self.energy.model_copy(update={"repetition": 0.0})
         if self.energy.limited and self.energy.kind != "likelihood":
             limit = self.energy.limited[0]
             raise ValueError(f"energy.{limit} is for energy.kind likelihood alone, not for {self.energy.kind!r}")

@@ -10,6 +10,7 @@ from support.numerics import names, synthetic_scores
 
 from taskpgm.cli.mixtures import bound_lines, explanation_view, headline, mixture_view, path_view, relation_lines
 from taskpgm.config import AffinityConfig, EnergyConfig
+from taskpgm.data.plan import rows_again
 from taskpgm.mixture.affinity import given_affinity, measure_affinity
 from taskpgm.mixture.bounds import Group, make_bounds
 from taskpgm.mixture.energies import build_energy
@@ -48,6 +49,32 @@ def test_the_first_sentence_says_what_to_do_and_how_sure_it_is():
     even = {**data, "tasks": [{"name": f"t{i}", "weight": 0.25 + 0.01 * i} for i in range(-1, 3)]}
     assert headline(even).startswith("Spread the budget nearly evenly over 4 tasks, 24% to 27% each")
     assert "no contexts to judge it by" in headline({**data, "verdicts": []})
+
+
+def test_rows_that_are_seen_again_are_told():
+    """By size every row is seen once; uniform sees those of the small task 2.5 times, of the large one 0.625 times."""
+    tasks = [
+        {"name": "a", "weight": 0.2, "epochs": 1.0, "references": {"uniform": 0.5}, "max_share": 0.8},
+        {"name": "b", "weight": 0.8, "epochs": 1.0, "references": {"uniform": 0.5}, "max_share": 1.0},
+    ]
+    data = {"tasks": tasks, "energy": {"settings": {"repetition_price": 0.1}}}
+    assert "seen 1.0 times on average, with uniform 1.8 times" in rows_again(data)
+    assert rows_again({**data, "energy": {"settings": {}}}) is None
+    often = [{**tasks[0], "weight": 0.5, "epochs": 2.5}, {**tasks[1], "weight": 0.5, "epochs": 0.625}]
+    assert rows_again({**data, "tasks": often}) is None
+    _, mixture, _ = solved()
+    whole = mixture.to_dict()
+    whole["verdicts"] = [{**whole["verdicts"][0], "better": False, "gain": -0.001}]
+    whole["energy"]["settings"]["repetition_price"] = 0.1
+    for task in whole["tasks"]:
+        task["epochs"] = 3 * task["weight"]
+    assert "By the probes alone it is worse than uniform" not in headline(whole)
+    for task, epochs in zip(whole["tasks"], (0.2, 0.2, 0.2, 0.2), strict=True):
+        task |= {"epochs": epochs, "max_share": 1.0}
+    whole["tasks"][0]["epochs"] = whole["tasks"][0]["weight"] / 0.02
+    whole["tasks"][0]["references"] = {"uniform": 4 * whole["tasks"][0]["weight"]}
+    assert "By the probes alone it is worse than uniform" in headline(whole)
+    assert "they do not see that it repeats rows less" in headline(whole)
 
 
 def test_what_held_out_contexts_say_has_its_name_and_no_p():
@@ -137,7 +164,7 @@ def test_an_explanation_begins_with_interchangeable_tasks_and_ends_with_its_unit
     explanation = explain(energy, mixture)
     text = shown(explanation_view(explanation, "likelihood"))
     assert "nats a" in text
-    assert " ".join(text.split()).endswith("energy without the task less energy with it, prior included")
+    assert " ".join(text.split()).endswith("energy without the task less energy with it, prior and price of repetition included")
     losses = [one.loss for one in explanation.dropped]
     assert all(f"{loss:.4f}" in text for loss in losses)
     K = np.full((3, 3), 0.5) + np.diag([0.5, 0.5, 0.5])

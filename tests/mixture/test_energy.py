@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 from scipy.special import softmax
 from support.numerics import names, random_truth, synthetic_scores
 
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.errors import UserError
 from taskpgm.mixture.affinity import given_affinity, mean_logp, measure_affinity
-from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.energies import REPETITION, Budget, build_energy
 from taskpgm.mixture.energy import field_energy
 from taskpgm.mixture.jackknife import Fold, standard_error, t_quantile
 from taskpgm.mixture.linalg import convexity_shift, tangent_spectrum
 from taskpgm.mixture.solve import solve_mixture
+from taskpgm.mixture.verification import verify
 
 RATIO = AffinityConfig()
 
@@ -35,10 +36,17 @@ def energies(seed=0, targets=0, **scores_options):
     return scores, [build_energy(scores, affinity, config) for config in configs]
 
 
+def budget(scores, times=4.0, once=0.6):
+    """Rows for `once` budgets, the last task having the most."""
+    sizes = np.arange(1, len(scores.tasks) + 1)
+    return Budget(dict(zip(scores.tasks, (once * sizes / sizes.sum()).tolist(), strict=True)), times)
+
+
 @pytest.mark.parametrize("targets", [0, 2])
 def test_gradient_and_hessian_are_those_of_the_value(targets):
     rng = np.random.default_rng(1)
-    for energy in energies(targets=targets)[1]:
+    scores, built = energies(targets=targets)
+    for energy in (*built, build_energy(scores, None, EnergyConfig(repetition=2.0), budget=budget(scores))):
         p, h = rng.dirichlet(np.full(4, 5.0)), 1e-5
         for i in range(4):
             e = h * np.eye(4)[i]
@@ -272,3 +280,55 @@ def test_the_gain_energys_mixture_is_its_closed_form():
         np.testing.assert_allclose(mixture.weights, p, atol=1e-7)
         assert mixture.certificate.passed
         assert len(mixture.replicates) == len(energy.without)
+
+
+def test_repetition_prices_rows_beyond_the_first_epoch():
+    scores = synthetic_scores(np.random.default_rng(2), targets=1)
+    plain, priced = (build_energy(scores, None, EnergyConfig(balance=0.25), budget=b) for b in (None, budget(scores)))
+    p, u = np.array([0.4, 0.3, 0.2, 0.1]), np.full(4, 0.25)
+    epochs = p / (0.6 * np.arange(1, 5) / 10)
+    cost = sum(share * (e - 1) ** 2 / e for share, e in zip(p, epochs, strict=True) if e > 1)
+    of_targets = build_energy(scores, None, EnergyConfig()).loss(u)
+    price = REPETITION * 0.75 * of_targets * 4 / 16 * 2  # a quarter of 16 budgets, over what is left of F at four
+    assert priced.value(p) - plain.value(p) == pytest.approx(price * cost, rel=1e-12)
+    assert priced.loss(p) == plain.loss(p)
+    assert priced.settings["repetition_price"] == pytest.approx(price)
+    assert Budget({}, 64.0).repetition() == REPETITION == Budget({}, 16.0).repetition(REPETITION)
+
+
+@pytest.mark.parametrize("config", [EnergyConfig(repetition=0), EnergyConfig(kind="gain"), EnergyConfig(balance=1)])
+def test_repetition_is_free_where_it_is_not_asked_for(config):
+    scores = synthetic_scores(np.random.default_rng(2), targets=1)
+    p = np.array([0.4, 0.3, 0.2, 0.1])
+    plain, priced = (build_energy(scores, None, config, budget=b) for b in (None, budget(scores)))
+    assert priced.value(p) == plain.value(p)
+    alone = scores.without_targets()
+    assert build_energy(alone, None, EnergyConfig(), budget=budget(alone)).repetition == 0
+
+
+def test_a_dear_repetition_gives_shares_by_size():
+    """Σ max(0, p_i − o_i)²/o_i is least, where not all rows can be new, for p ∝ o."""
+    scores = synthetic_scores(np.random.default_rng(2), targets=1)
+    energy = build_energy(scores, None, EnergyConfig(repetition=1e6), budget=budget(scores))
+    np.testing.assert_allclose(solve_mixture(energy).weights, np.arange(1, 5) / 10, atol=1e-4)
+    rich = build_energy(scores, None, EnergyConfig(repetition=1e6), budget=budget(scores, once=40.0))
+    plain = build_energy(scores, None, EnergyConfig())
+    np.testing.assert_allclose(solve_mixture(rich).weights, solve_mixture(plain).weights, atol=1e-7)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.01, 0.3, 5.0]), st.sampled_from([0.1, 0.9, 3.0]))
+def test_optima_with_a_price_are_certified_and_those_of_another_solver(seed, price, once):
+    scores = synthetic_scores(np.random.default_rng(seed), targets=1)
+    energy = build_energy(scores, None, EnergyConfig(repetition=price), budget=budget(scores, once=once))
+    mixture = solve_mixture(energy)
+    assert mixture.certificate.passed
+    assert verify(energy, mixture).passed
+    sum_to_one = optimize.LinearConstraint(np.ones(4), 1, 1)
+    start, box = np.full(4, 0.25), [(1e-9, 1)] * 4
+    other = optimize.minimize(
+        energy.value, start, jac=energy.gradient, bounds=box, constraints=sum_to_one, method="SLSQP",
+        options={"ftol": 1e-13, "maxiter": 500},
+    )  # fmt: skip
+    assert energy.value(mixture.weights) <= other.fun + 1e-9
+    np.testing.assert_allclose(mixture.weights, other.x / other.x.sum(), atol=1e-3)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 from support.numerics import synthetic_scores
 
 from taskpgm.config import AffinityConfig, EnergyConfig
@@ -14,7 +15,7 @@ from taskpgm.errors import UserError
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.balance import balanced, trace_balance
 from taskpgm.mixture.bounds import make_bounds, simplex
-from taskpgm.mixture.energies import build_energy, ensemble_loss, usual_prior
+from taskpgm.mixture.energies import Budget, build_energy, ensemble_loss, usual_prior
 from taskpgm.mixture.limits import find_prices, keep_tasks, task_limits
 from taskpgm.mixture.optimum import minimise, nearest_to_uniform
 from taskpgm.mixture.solve import Mixture, solve_mixture
@@ -58,6 +59,37 @@ def test_limits_and_prices_are_those_of_a_convex_solver(seed, share, each):
         return
     np.testing.assert_allclose(optimum.p, p, atol=2e-4)
     np.testing.assert_allclose(prices, wanted, atol=5e-3 * (1 + prices.max()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10**6), st.integers(3, 9), st.sampled_from([0.0, 0.05, 0.2]), st.sampled_from([0.002, 0.01, 0.03]),
+    st.sampled_from([None, 0.001, 0.01]), st.booleans(),
+)  # fmt: skip
+def test_limits_hold_where_bounds_are_tight_and_more_bind_than_shares_are_free(seed, n, prior, each, mean, repeats):
+    scores, random = scored(seed, n=n, targets=1), np.random.default_rng(seed)
+    config = EnergyConfig(prior=prior, max_task_loss=each, max_loss=mean)
+    bounds = make_bounds(scores.tasks, None, dict(zip(scores.tasks, random.uniform(1.03 / n, 2.2 / n, n), strict=True)))
+    once = dict(zip(scores.tasks, random.uniform(0.3 / n, 2 / n, n), strict=True))
+    energy = build_energy(scores, None, config, budget=Budget(once, 16.0) if repeats else None)
+    energy = replace(energy, without=(), only=(), seeds=())
+    uniform = nearest_to_uniform(bounds)
+    limits = task_limits(scores, config, uniform)
+    prices, optimum = find_prices(energy, limits, bounds, uniform)
+    assert (prices >= 0).all()
+    assert max(one.excess(optimum.p) for one in limits) <= 1e-7
+    assert max(price * abs(one.excess(optimum.p)) for one, price in zip(limits, prices, strict=True)) <= 1e-7
+    found = optimize.minimize(
+        energy.value, uniform, jac=energy.gradient, bounds=list(zip(bounds.lo + 1e-12, bounds.hi, strict=True)),
+        constraints=[
+            {"type": "eq", "fun": lambda p: p.sum() - 1, "jac": np.ones_like},
+            {"type": "ineq", "fun": lambda p: np.array([-one.excess(p) for one in limits]),
+             "jac": lambda p: np.array([-one.energy.gradient(p) for one in limits])},
+        ],
+        method="SLSQP", options={"ftol": 1e-12, "maxiter": 300},
+    )  # fmt: skip
+    if found.success and max(one.excess(found.x) for one in limits) < 1e-9:
+        assert energy.value(optimum.p) == pytest.approx(found.fun, abs=1e-6)
 
 
 def test_a_loss_of_a_task_is_the_mean_over_its_contexts():

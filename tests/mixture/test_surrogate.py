@@ -1,5 +1,7 @@
 """The surrogate against a convex solver, rejection sampling, and worlds whose coefficients are known."""
 
+from dataclasses import replace
+
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from taskpgm.mixture.refinement import (
     next_trial,
     usual_prior,
 )
+from taskpgm.mixture.solve import solve_mixture
 from taskpgm.mixture.surrogate import (
     SCALE,
     Features,
@@ -126,6 +129,43 @@ def test_many_trainings_give_the_truth_whatever_was_believed():
     found = fit_surrogate(of, mixtures, losses, 1e-4, usual_prior(of, KAPPA))
     for p in np.random.default_rng(5).dirichlet(np.full(4, 3.0), 20):
         assert found.loss(p) == pytest.approx(of(p) @ truth, abs=4e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([0.05, 5.0]))
+def test_what_is_known_of_repetition_is_not_fitted(seed, price):
+    """Losses with λR are fitted as those without it; the optimum is that of both together."""
+    of = features(seed)
+    priced = replace(of, once=np.array([0.05, 0.2, 0.3, 0.6]), repetition=price)
+    mixtures, losses, _ = trained(of, 6, seed=seed)
+    more = [loss + priced.known(p) for p, loss in zip(mixtures, losses, strict=True)]
+    prior = usual_prior(of, KAPPA)
+    plain, found = fit_surrogate(of, mixtures, losses, 0.01, prior), fit_surrogate(priced, mixtures, more, 0.01, prior)
+    np.testing.assert_allclose(found.draws, plain.draws, atol=1e-6)
+    assert evidence(priced, mixtures, more, 0.01, prior) == pytest.approx(evidence(of, mixtures, losses, 0.01, prior))
+    p, u = mixtures[1], of.uniform
+
+    def again(q):
+        return price * sum(max(0.0, x - o) ** 2 / o for x, o in zip(q, priced.once, strict=True))
+
+    gain = again(p) - again(u)
+    assert found.loss(p) - found.loss(u) == pytest.approx(plain.loss(p) - plain.loss(u) + gain, abs=1e-6)
+    assert found.chance(p, u) == pytest.approx((plain.draws @ (of(p) - of(u)) + gain < 0).mean(), abs=2e-3)
+    assert found.error(p, u) == pytest.approx(plain.error(p, u), rel=1e-4)
+    optimum = found.optimum(simplex(of.tasks))
+    assert certify(found.energy(), simplex(of.tasks), optimum).passed
+    others = np.random.default_rng(seed).dirichlet(np.ones(4), 300)
+    others = [*others, *(0.99 * optimum.p + 0.01 * other for other in others)]
+    assert min(map(found.loss, others)) >= found.loss(optimum.p) - 1e-7
+
+
+def test_uniform_is_chosen_as_it_is_where_rows_would_repeat():
+    of = replace(features(), once=np.array([0.05, 0.2, 0.3, 0.6]), repetition=0.5)
+    mixtures = [of.uniform] * 30
+    noisy = fit_surrogate(of, mixtures, [2.0] * 30, 5.0, Prior(np.zeros(8), np.full(8, 5.0)))
+    choice = choose(noisy, simplex(of.tasks))
+    assert choice.uniform
+    np.testing.assert_allclose(solve_mixture(choice.energy).weights, of.uniform, atol=1e-9)
 
 
 def test_errors_cover_the_truth_as_often_as_they_say():

@@ -9,11 +9,13 @@ from support.models import make_model
 from support.runs import experiment
 
 from taskpgm import UserError, load_config
+from taskpgm.data.plan import budget_of
 from taskpgm.evaluation.compare import CompareOptions, run_comparison
 from taskpgm.evaluation.refine import (
     USUAL_NOISE,
     RefineOptions,
     confirmed_sentence,
+    priced,
     run_features,
     run_kappa,
     run_refinement,
@@ -58,8 +60,11 @@ def test_trials_begin_with_uniform_and_the_default_and_are_judged_by_half_of_the
 
 def test_the_choice_is_that_of_the_surrogate_of_these_trials(refined):
     _, finished, found = refined
-    features = run_features(finished.config, finished.result)
-    prior = usual_prior(features, run_kappa(finished.config, finished.result))
+    budget = budget_of(finished.result.pool, finished.config)
+    features = priced(run_features(finished.config, finished.result), finished.config, finished.result, budget)
+    assert features.repetition == pytest.approx(finished.result.energy.repetition * budget.fade)
+    assert features.repetition > 0
+    prior = usual_prior(features, run_kappa(finished.config, finished.result)).scaled(budget.fade)
     trials = found.trials.mixtures, found.trials.losses
     noise = likely_noise(features, *trials, USUAL_NOISE * np.mean(found.trials.losses), prior)
     fit = fit_surrogate(features, *trials, noise, prior, finished.config.seed)

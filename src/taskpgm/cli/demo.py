@@ -7,9 +7,11 @@ targets are none of the tasks. Same files on every machine: the generators are s
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +90,26 @@ def generate(name: str, rows: int, words: int | None = None) -> list[str]:
     data = reasoning_gym.create_dataset(name, size=4 * rows, seed=sum(name.encode()))
     score = reasoning_gym.get_score_answer_fn(name)
     lines: dict[tuple[str, str], str] = {}
-    for item in data:
-        if len(lines) == rows:
-            break
-        pair = item["question"], "" if item["answer"] is None else str(item["answer"])
-        if pair not in lines and pair[1].strip() and (words is None or len(pair[0].split()) <= words):
-            row = {"prompt": pair[0], "completion": pair[1], **_verifier(name, item, score)}
-            lines[pair] = json.dumps(row, ensure_ascii=False) + "\n"
+    with _seeded(name):
+        for item in data:
+            if len(lines) == rows:
+                break
+            pair = item["question"], "" if item["answer"] is None else str(item["answer"])
+            if pair not in lines and pair[1].strip() and (words is None or len(pair[0].split()) <= words):
+                row = {"prompt": pair[0], "completion": pair[1], **_verifier(name, item, score)}
+                lines[pair] = json.dumps(row, ensure_ascii=False) + "\n"
     return list(lines.values())
+
+
+@contextmanager
+def _seeded(name: str) -> Iterator[None]:
+    """Within, Python's own random numbers, which list_functions draws from beside its seed, follow from the name."""
+    before = random.getstate()
+    random.seed(name)
+    try:
+        yield
+    finally:
+        random.setstate(before)
 
 
 def _verifier(name: str, item: dict[str, Any], score: Callable[..., float]) -> dict[str, Any]:

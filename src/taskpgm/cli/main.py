@@ -332,6 +332,21 @@ def predict(
 
 
 @app.command()
+def form(config: ConfigFile, out: Out) -> None:
+    """How much of the predicted gain on targets with choices is the form of answers: scores their options.
+
+    Written to DIR/form.json, and shown by the report.
+    """
+    from taskpgm.cli.mixtures import form_view
+    from taskpgm.pipeline.form import form_run
+
+    with _session(load_config(config), out) as session:
+        found = form_run(session)
+    screen.print(form_view(found), crop=False)
+    _print(f"{out}/form.json")
+
+
+@app.command()
 def probe(config: ConfigFile, out: Out) -> None:
     """Train the warm start and one adapter a task; finished ones are kept."""
     from taskpgm.pipeline.stages import make_pool, make_probes
@@ -509,6 +524,7 @@ def _look_ahead(config: Config, out: Path, trial: bool) -> None:
 
 def _run(config: Config, out: Path, everything: bool) -> None:
     from taskpgm.cli.report import report_line
+    from taskpgm.evaluation.form import questions
     from taskpgm.pipeline.run import run_session
 
     with _session(config, out) as session:
@@ -517,6 +533,8 @@ def _run(config: Config, out: Path, everything: bool) -> None:
     _show(out, result.affinity, everything, out)
     if not made:
         _print("up to date: nothing had to be made again")
+    if config.energy.kind == "likelihood" and questions(result.pool, config) and not (out / "form.json").exists():
+        _print(f"targets with choices: `taskpgm form … --out {out}` says how much of their gain is the form of answers")
     _print(f"{len(result.plan)} rows: {out}/train.jsonl")
     _print(report_line(out))
 

@@ -19,6 +19,7 @@ from taskpgm.data.drawing import blocks, response_tokens, taken
 from taskpgm.data.meter import CHUNK
 from taskpgm.data.pool import TaskPool, TaskSet
 from taskpgm.errors import UserError
+from taskpgm.mixture.energies import Budget
 from taskpgm.types import Brief, Floats, Ints
 
 Unit = Literal["examples", "tokens"]
@@ -28,6 +29,7 @@ ROUNDING = 1e-6
 TWOFOLD = 2.0  # shares of rows and of tokens that differ so much are named
 COPY = 0.9  # of all rows of two tasks, that both hold: as copies of each other
 LEAST_SHARE = 0.01  # of either, below which nobody needs to hear of it
+LESS_OFTEN = 0.1  # by which a row is seen less often than with uniform, before that is said
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,27 @@ class RowPlan(Brief):
             return cls(unit, int(z["budget"]), tasks, z["task"], z["row"], z["repeat"])
 
 
+def rows_again(data: Mapping[str, Any]) -> str | None:
+    """How often a row is seen, on average over the training set, if repetition has a price and that keeps it down.
+
+    Args:
+        data: mixture.json.
+    """
+    tasks = [task for task in data["tasks"] if task.get("epochs") and "uniform" in task["references"]]
+    if not tasks or not data["energy"]["settings"].get("repetition_price"):
+        return None
+    once = np.array([task["weight"] / task["epochs"] for task in tasks])
+    p = np.array([task["weight"] for task in tasks])
+    u = np.array([min(task["references"]["uniform"], task["max_share"]) for task in tasks])
+    seen, uniform = (float((q * np.maximum(q / once, 1)).sum() / q.sum()) for q in (p, u))
+    if seen > uniform - LESS_OFTEN:
+        return None
+    return (
+        f"rows are seen {seen:.1f} times on average, with uniform {uniform:.1f} times: repetition has a price beside "
+        "what probes see (energy.repetition)"
+    )
+
+
 def tokens_apart(shares: Mapping[str, tuple[float, float]], unit: Unit) -> str | None:
     """A sentence on the task whose shares of rows and of response tokens differ most, if twofold, and the remedy.
 
@@ -141,8 +164,19 @@ def _likeness(pool: TaskPool) -> Floats:
 
 def size_mixture(pool: TaskPool, unit: Unit) -> dict[str, float]:
     """Shares proportional to a task's training rows, or to their response tokens."""
-    sizes = {task.name: task.rows if unit == "examples" else task.response_tokens for task in pool.tasks}
+    sizes = _sizes(pool, unit)
     return {name: size / sum(sizes.values()) for name, size in sizes.items()}
+
+
+def budget_of(pool: TaskPool, config: Config) -> Budget:
+    """What the budget asks of the tasks' rows; tasks that hold the same rows share them, as in `distinct_mixture`."""
+    sizes, size = _sizes(pool, config.budget.unit), config.budget.size
+    shared = dict(zip(pool.names, np.maximum(_likeness(pool).sum(axis=1), 1).tolist(), strict=True))
+    return Budget({name: sizes[name] / shared[name] / size for name in sizes}, max(1.0, size / config.warm_size))
+
+
+def _sizes(pool: TaskPool, unit: Unit) -> dict[str, int]:
+    return {task.name: task.rows if unit == "examples" else task.response_tokens for task in pool.tasks}
 
 
 def supply_bounds(pool: TaskPool, config: Config) -> tuple[dict[str, float], dict[str, float]]:

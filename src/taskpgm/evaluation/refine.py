@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 
 from taskpgm.config import Config, EnergyConfig
-from taskpgm.data.plan import RowPlan, plan_rows
+from taskpgm.data.plan import RowPlan, budget_of, plan_rows
 from taskpgm.errors import UserError
 from taskpgm.evaluation.compare import CompareOptions, Trainings, training_run
 from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.evaluation.statistics import Comparison, Difference, Measurement, compare_measurements
-from taskpgm.mixture.energies import build_energy, usual_prior, wanted_sets
+from taskpgm.mixture.energies import Budget, build_energy, repetition_price, usual_prior, wanted_sets
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.optimum import nearest_to_uniform
 from taskpgm.mixture.refinement import Choice, choose, hoped_for, likely_noise, next_trial
@@ -93,7 +93,7 @@ def run_refinement(finished: FinishedRun, options: RefineOptions) -> Refinement:
     trained = _of_size(finished, options.size)
     worker = _Worker(trained, finished.result)
     ended = worker.search(options.runs)
-    choice = choose(worker.fit(), worker.bounds)
+    choice = choose(worker.at_budget(finished.config), worker.bounds)
     comparison = None if choice.uniform else worker.confirm(choice.p, options.seeds)
     mixture = solve_mixture(choice.energy, worker.bounds, {UNIFORM: None})
     plan = plan_rows(finished.result.pool, mixture.shares, finished.config)
@@ -114,6 +114,12 @@ def run_features(config: Config, result: Result) -> Features:
         return build_energy(result.scores, result.affinity, wanted, config.target_weights)
 
     return Features(result.scores.tasks, plain("likelihood"), plain("gain").psi)
+
+
+def priced(features: Features, config: Config, result: Result, budget: Budget) -> Features:
+    """The same with the cost of rows that are seen again in trainings of that budget."""
+    price = repetition_price(result.scores, config.energy, config.target_weights, budget) if config.targets else 0.0
+    return replace(features, once=np.array([budget.once[task] for task in features.tasks]), repetition=price)
 
 
 def run_kappa(config: Config, result: Result) -> float:
@@ -155,8 +161,9 @@ class _Worker:
         self.trainings = Trainings(finished, CompareOptions(accuracy=False), halves=True)
         _check_halves({name: len(rows) for name, rows in self.trainings.sets.items()})
         self.shares = run_shares(finished.config, result)
-        self.features = run_features(config, result)
-        self.prior = prior_of(self.features, run_kappa(config, result))
+        budget = budget_of(result.pool, config)
+        self.features = priced(run_features(config, result), config, result, budget)
+        self.prior = prior_of(self.features, run_kappa(config, result)).scaled(budget.fade)
         self.trials = Trials(result.pool.names, (), (), ())
 
     def search(self, runs: int) -> str:
@@ -198,6 +205,14 @@ class _Worker:
         usual = USUAL_NOISE * abs(float(np.mean(losses)))
         noise = likely_noise(self.features, mixtures, losses, usual, self.prior)
         return fit_surrogate(self.features, mixtures, losses, noise, self.prior, self.finished.config.seed)
+
+    def at_budget(self, config: Config) -> Surrogate:
+        """The same for trainings of another budget: other rows are seen again there, and all else fades."""
+        found, pool = self.fit(), self.result.pool
+        here, there = budget_of(pool, self.finished.config), budget_of(pool, config)
+        by = there.fade / here.fade
+        features = priced(self.features, config, self.result, there)
+        return Surrogate(features, found.coefficients * by, found.draws * by, found.noise)
 
     def confirm(self, p: Floats, seeds: int) -> Comparison:
         """The choice against uniform, with fresh seeds, on the rows that did not choose it."""

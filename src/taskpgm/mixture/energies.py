@@ -1,7 +1,7 @@
 """The energies that a configuration may ask for, built from scores and affinities."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 import numpy as np
@@ -18,6 +18,25 @@ from taskpgm.types import Floats
 
 PRIOR = {"likelihood": 0.2, "gain": 0.3}  # κ if none is given; docs/decisions.md has what they are chosen by
 WITHOUT_TARGETS = 0.5  # κ of a likelihood if the tasks themselves are served, for which uniform is hard to beat
+REPETITION = 0.05  # cost of a unit of R in a training, in parts of uniform's loss, at MOST_TIMES the budget or more
+MOST_TIMES = 16  # below, the cost is in proportion
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the budget asks of the tasks' rows."""
+
+    once: Mapping[str, float]  # by task, the share of the budget that its rows fill when each is seen once
+    times: float  # the budget in trainings of three times a probe's size, at least 1
+
+    @property
+    def fade(self) -> float:
+        """What is left, in a training, of what probes say of a difference between mixtures: 1/√times."""
+        return float(self.times**-0.5)
+
+    def repetition(self, rate: float | None = None) -> float:
+        """Cost of a unit of R in a training, in parts of uniform's loss: rate · min(times/16, 1)."""
+        return (REPETITION if rate is None else rate) * min(self.times / MOST_TIMES, 1.0)
 
 
 def build_energy(
@@ -26,20 +45,23 @@ def build_energy(
     config: EnergyConfig,
     weights: Mapping[str, float] | None = None,
     reference: Mapping[str, float] | None = None,
+    budget: Budget | None = None,
 ) -> Energy:
     """Energy of `config.kind` over the tasks of `scores` or `affinity`, with its jackknife replicates.
 
-    likelihood: F(p) = −E_ω log Σ_i p_i P_i(y_t) + κ KL(p‖r). gain: −Σ_i p_i Σ_j w_j G_ij + κ KL(p‖r). affinity:
-    ψ = t·S w, K = S.
+    likelihood: F(p) = −E_ω log Σ_i p_i P_i(y_t) + κ KL(p‖r), and with targets + λ R(p), λ what R costs the targets in
+    training over what is left of F there (`Budget`), less as far as the tasks themselves count. gain:
+    −Σ_i p_i Σ_j w_j G_ij + κ KL(p‖r). affinity: ψ = t·S w, K = S.
 
     Args:
         weights: by name, of the target sets, or of the tasks if there are none; equal if left out.
         reference: by name, the prior's r (likelihood, gain); uniform if left out.
+        budget: of a likelihood with targets, for the price of rows that are seen again; none if left out.
 
     Raises:
         UserError: scores are missing for a kind that needs them, targets with `affinity`, no t if none is default.
     """
-    energy = _of_kind(scores, affinity, config, weights or {}, reference)
+    energy = _of_kind(scores, affinity, config, weights or {}, reference, budget)
     return energy if scores is None else replace(energy, settings={**energy.settings, "loss": scores.loss})
 
 
@@ -49,6 +71,7 @@ def _of_kind(
     config: EnergyConfig,
     weights: Mapping[str, float],
     reference: Mapping[str, float] | None,
+    budget: Budget | None,
 ) -> Energy:
     if config.kind == "affinity":
         if affinity is None:
@@ -68,7 +91,7 @@ def _of_kind(
         case "gain":
             return _gain_energy(scores, config, weights, reference)
         case "likelihood":
-            return _likelihood_energy(scores, config, weights, reference)
+            return _likelihood_energy(scores, config, weights, reference, budget)
     assert_never(config.kind)
 
 
@@ -186,8 +209,19 @@ def _gain_energy(
     )
 
 
+def repetition_price(scores: Scores, config: EnergyConfig, weights: Mapping[str, float], budget: Budget) -> float:
+    """What a unit of R costs the targets in a training, in nats, as far as they count."""
+    n, targets = len(scores.tasks), scores.target_weights(weights)
+    loss = ensemble_loss(scores, targets).loss(np.full(n, 1 / n))
+    return budget.repetition(config.repetition) * (1 - (config.balance or 0.0)) * loss
+
+
 def _likelihood_energy(
-    scores: Scores, config: EnergyConfig, weights: Mapping[str, float], reference: Mapping[str, float] | None
+    scores: Scores,
+    config: EnergyConfig,
+    weights: Mapping[str, float],
+    reference: Mapping[str, float] | None,
+    budget: Budget | None,
 ) -> Energy:
     prior = config.prior if config.prior is not None else usual_prior("likelihood", scores, config.balance)
     w = wanted_sets(scores, weights, config.balance)
@@ -199,10 +233,18 @@ def _likelihood_energy(
     }  # fmt: skip
     utility = named_vector(scores.tasks, config.utility, 0.0, "energy.utility")
     ensemble = ensemble_loss(scores, w)
+    price, once = 0.0, np.empty(0)
+    if budget and len(scores.sets) > len(scores.tasks):
+        price = repetition_price(scores, config, weights, budget) / budget.fade
+        once = np.array([budget.once[task] for task in scores.tasks])
+        settings["repetition_price"] = price
 
     def of(fold: Fold) -> Energy:
         omega_T = _position_weights(scores, w, fold)
-        return replace(ensemble, utility=utility, omega=omega_T, reference=r, prior=prior, settings=settings)
+        return replace(
+            ensemble, utility=utility, omega=omega_T, reference=r, prior=prior, once=once, repetition=price,
+            settings=settings,
+        )  # fmt: skip
 
     return replace(
         of(EVERYTHING),

@@ -2,10 +2,13 @@
 
 Every kind is an instance of one convex form on the simplex,
 
-    E(p) = −ψᵀp + ½ pᵀKp − Σ_t ω_t log Σ_i p_i P_i(y_t) + κ KL(p‖r),      ψ = t·unary + utility,
+    E(p) = −ψᵀp + ½ pᵀKp − Σ_t ω_t log Σ_i p_i P_i(y_t) + κ KL(p‖r) + λ R(p),      ψ = t·unary + utility,
 
 of which `affinity` has the first two terms (a Markov random field with unary potentials ψ, utility, and pairwise
-potentials K, redundancy, at its mean field p), `likelihood` the other two, and `gain` the first and last.
+potentials K, redundancy, at its mean field p), `likelihood` the others, and `gain` the first and the prior.
+
+R(p) = Σ_i max(0, p_i − o_i)²/o_i prices rows that are seen again: o_i is the share that the rows of task i fill once,
+and e = p_i/o_i epochs of it cost p_i (e − 1)²/e. Convex, with a continuous slope of 2 (e − 1).
 
 Legend of shape suffixes: N tasks, T columns of the scores that carry weight, J sets.
 """
@@ -45,6 +48,8 @@ class Energy(Brief):
     reference: Floats  # (n,) the prior's r, positive
     t: float = 1.0
     prior: float = 0.0
+    once: Floats = field(default_factory=lambda: np.empty(0))  # (n,) o, positive; unused without a price
+    repetition: float = 0.0  # λ
     shift: float = 0.0  # added to K's diagonal so that K is convex on the simplex
     least: float | None = None  # smallest eigenvalue of K on {v : 1ᵀv = 0}, if it is known already
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -55,7 +60,7 @@ class Energy(Brief):
     @property
     def quadratic(self) -> bool:
         """Whether E is −ψᵀp + ½pᵀKp and nothing else."""
-        return self.likelihoods.shape[1] == 0 and self.prior == 0
+        return self.likelihoods.shape[1] == 0 and self.prior == 0 and self.repetition == 0
 
     @cached_property
     def psi(self) -> Floats:
@@ -68,7 +73,7 @@ class Energy(Brief):
         return tangent_spectrum(self.K)[0] if self.least is None else self.least
 
     def loss(self, p: Floats) -> float:
-        """−ψᵀp + ½pᵀKp − E_ω log Σ_i p_i P_i: the energy without its prior, in nats for a likelihood."""
+        """−ψᵀp + ½pᵀKp − E_ω log Σ_i p_i P_i: without prior and repetition, in nats for a likelihood."""
         total = float(-self.psi @ p)
         if self.K.any():
             total += 0.5 * float(p @ self.K @ p)
@@ -82,6 +87,8 @@ class Energy(Brief):
         total = self.loss(p)
         if self.prior:
             total += self.prior * float(rel_entr(p, self.reference).sum())
+        if self.repetition:
+            total += self.repetition * repeated(p, self.once)
         return total
 
     def gradient(self, p: Floats) -> Floats:
@@ -93,6 +100,8 @@ class Energy(Brief):
             g = g - self.likelihoods @ (self.omega / (p @ self.likelihoods))
         if self.prior:
             g = g + self.prior * (np.log(np.maximum(p, TINY) / self.reference) + 1)
+        if self.repetition:
+            g = g + 2 * self.repetition * np.maximum(p / self.once - 1, 0)
         return g
 
     def hessian(self, p: Floats) -> Floats:
@@ -103,6 +112,8 @@ class Energy(Brief):
             H = H + scaled_NT @ scaled_NT.T
         if self.prior:
             H = H + np.diag(self.prior / np.maximum(p, TINY))
+        if self.repetition:
+            H = H + np.diag(np.where(p > self.once, 2 * self.repetition / self.once, 0.0))
         return H
 
     def field_at(self, p: Floats) -> tuple[Floats, Floats]:
@@ -122,7 +133,7 @@ class Energy(Brief):
         return replace(
             self, tasks=tasks, unary=self.unary[kept], utility=self.utility[kept], reference=self.reference[kept],
             K=self.K[np.ix_(kept, kept)], likelihoods=self.likelihoods[kept], least=None, without=(),
-            only=(), seeds=(),
+            only=(), seeds=(), once=self.once[kept] if self.repetition else self.once,
         )  # fmt: skip
 
     @property
@@ -139,6 +150,11 @@ class Energy(Brief):
         name = KNOBS[self.kind]
         settings = {**self.settings, name: float(value)}
         return replace(self, **{name: float(value)}, settings=settings, **turned)  # type: ignore[arg-type]
+
+
+def repeated(p: Floats, once: Floats) -> float:
+    """R(p) = Σ_i max(0, p_i − o_i)²/o_i."""
+    return float((np.maximum(p - once, 0) ** 2 / once).sum())
 
 
 def field_energy(tasks: tuple[str, ...], psi: Floats, K: Floats) -> Energy:

@@ -1,11 +1,12 @@
 """`Expected`: what a training on a mixture is expected to change against uniform, before any is made.
 
-    L(p) − L(u) = θ₁ (F(p) − F(u)) + θ₂ (Γ(p) − Γ(u)) + θ₃ KL(p‖u) + ρᵀ(p − u) + ε
+    L(p) − L(u) = [θ₁ (F(p) − F(u)) + θ₂ (Γ(p) − Γ(u)) + θ₃ KL(p‖u) + ρᵀ(p − u)] · fade + θ₄ (R(p) − R(u)) + ε
 
 with the coefficients' priors of `refinement.py`: what the trainings of seven settings taught of them (that of the
 divergence is narrower, since trials must allow for more than was seen). The mean is the likelihood energy's own
 difference, θ₁ being 1 and θ₃ the usual κ; the error is mostly ρ's, what tasks do to each other in a training that their
-probes do not show. How often the interval held: docs/results.md.
+probes do not show. What is left of that at a budget, and what R costs, rows that are seen again, says `Budget`. How
+often the interval held: docs/results.md.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ import numpy as np
 from scipy import stats
 
 from taskpgm.mixture.affinity import mean_logp
-from taskpgm.mixture.energies import PRIOR, ensemble_loss
+from taskpgm.mixture.energies import PRIOR, Budget, ensemble_loss
+from taskpgm.mixture.energy import repeated
 from taskpgm.mixture.refinement import usual_prior
 from taskpgm.mixture.surrogate import SCALE, Features
 from taskpgm.scores import Scores
@@ -25,6 +27,7 @@ from taskpgm.types import Floats
 LEVEL = 0.9
 DIVERGENCE_ERROR = 0.1  # standard deviation of θ₃
 MISFIT = 0.012  # standard deviation of ε, in parts of the loss: what the form misses
+REPETITION_ERROR = 1.4  # standard deviation of θ₄, in parts of its mean
 
 
 @dataclass(frozen=True)
@@ -41,22 +44,27 @@ class Expected:
         return asdict(self)
 
 
-def expected_change(scores: Scores, weights: Mapping[str, float], p: Floats, uniform: Floats) -> Expected:
+def expected_change(
+    scores: Scores, weights: Mapping[str, float], p: Floats, uniform: Floats, budget: Budget
+) -> Expected:
     """What training on p is expected to change on the targets.
 
     Args:
         weights: of the targets by name; alike if left out.
         p: (n,) the mixture.
         uniform: (n,) what it is compared with.
+        budget: what is trained on.
     """
     w, M = scores.target_weights(weights), mean_logp(scores)
     ensemble = ensemble_loss(scores, w)
     features = Features(scores.tasks, ensemble, (M[1:] - M[0]) @ w)
     prior = usual_prior(features, PRIOR["likelihood"])
     prior.error[SCALE - 1] = DIVERGENCE_ERROR
-    x, loss = features(p) - features(uniform), ensemble.loss(uniform)
-    change = float(x @ prior.mean) / loss
-    error = float(np.hypot(np.linalg.norm(x * prior.error) / loss, MISFIT))
+    x = (features(p) - features(uniform)) / ensemble.loss(uniform) * budget.fade
+    once = np.array([budget.once[task] for task in scores.tasks])
+    again = budget.repetition() * (repeated(p, once) - repeated(uniform, once))
+    change = float(x @ prior.mean) + again
+    error = float(np.linalg.norm([*(x * prior.error), REPETITION_ERROR * again, MISFIT]))
     half = float(stats.norm.ppf((1 + LEVEL) / 2)) * error
     return Expected(change, change - half, change + half)
 

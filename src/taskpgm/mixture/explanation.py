@@ -26,7 +26,8 @@ INTERCHANGEABLE = 0.1
 
 @dataclass(frozen=True)
 class Margin:
-    """How the marginal energy of one task adds up; utility − redundancies + prior − ν + lower − upper = 0.
+    """How the marginal energy of one task adds up; utility − redundancies + prior − repetition − ν + lower − upper
+    = 0, less the group's multipliers.
 
     For a likelihood, utility and redundancy are those of its quadratic field at the mixture, whose slope is the exact
     one there.
@@ -36,6 +37,7 @@ class Margin:
     utility: float  # ψ_i
     redundancy: Mapping[str, float]  # K_ij p_j for every task j with a share
     prior: float  # κ log(r_i/p_i) − κ, what the prior pulls with
+    repetition: float  # 2λ (epochs − 1), what rows that are seen again cost
     lower: float  # multiplier of the task's least share (zero counts)
     upper: float  # multiplier of its largest share
     group: float  # multipliers of the groups that it belongs to, summed: > 0 holds it down
@@ -111,8 +113,8 @@ def explain(
 
 
 def field_without_prior(energy: Energy, p: Floats) -> tuple[Floats, Floats]:
-    """(ψ, K) of the energy without its prior, expanded at p: utility and redundancy of the data alone."""
-    return replace(energy, prior=0.0).field_at(p)
+    """(ψ, K) of the energy without prior and repetition, expanded at p: utility and redundancy of the data alone."""
+    return replace(energy, prior=0.0, repetition=0.0).field_at(p)
 
 
 def _margins(energy: Energy, mixture: Mixture, optimum: Optimum, psi: Floats, K: Floats) -> tuple[Margin, ...]:
@@ -121,6 +123,7 @@ def _margins(energy: Energy, mixture: Mixture, optimum: Optimum, psi: Floats, K:
     pull = np.zeros_like(p)
     if energy.prior:
         pull[p > 0] = energy.prior * (np.log(energy.reference[p > 0] / p[p > 0]) - 1)
+    again = replace(energy, prior=0.0).gradient(p) - replace(energy, prior=0.0, repetition=0.0).gradient(p)
     group = certificate.group @ mixture.bounds.members
     shared = np.flatnonzero(p > 0)
     return tuple(
@@ -129,6 +132,7 @@ def _margins(energy: Energy, mixture: Mixture, optimum: Optimum, psi: Floats, K:
             utility=float(psi[i]),
             redundancy={energy.tasks[j]: float(K[i, j] * p[j]) for j in shared},
             prior=float(pull[i]),
+            repetition=float(again[i]),
             lower=float(certificate.lower[i]),
             upper=float(certificate.upper[i]),
             group=float(group[i]),

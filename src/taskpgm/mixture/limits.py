@@ -2,18 +2,17 @@
 
 A limit says F_k(p) ≤ (1 + x) F_k(u), F_k the loss of the probes' ensemble on one task or on all, u uniform within the
 bounds. The mixture that minimises E within the limits also minimises E + Σ_k μ_k F_k without them, for the right prices
-μ ≥ 0 (strong duality: u meets every limit strictly). They maximise the concave dual, whose slope is F_k(p) − most_k, by
-a projected Newton's method (Bertsekas 1982); so what is certified is an ordinary energy.
+μ ≥ 0 (strong duality: u meets every limit strictly). They are the multipliers of the problem with limits, found by
+sequential quadratic programming; what is certified is an ordinary energy.
 
-Legend of shape suffixes: N tasks, K limits, F limits in play.
+Legend of shape suffixes: N tasks, K limits.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from scipy.linalg import null_space
+import piqp  # type: ignore[import-untyped]
 
 from taskpgm.config import EnergyConfig
 from taskpgm.mixture import jackknife
@@ -23,12 +22,15 @@ from taskpgm.mixture.energies import ensemble_loss
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.jackknife import EVERYTHING, Fold
 from taskpgm.mixture.optimum import minimise, nearest_to_uniform
+from taskpgm.mixture.qp import PROXIMAL
 from taskpgm.scores import Scores
 from taskpgm.types import Floats
 
-MET = 1e-9  # nats: Newton goes on until limits and complementarity hold to this
-STEPS, HALVINGS = 60, 40  # far more than it takes; the check at the end decides
-AT_BOUND = 1e-9
+MET = 1e-9  # nats: a limit that is exceeded by less is met
+STEPS = 100  # far more than it takes; the check at the end decides
+AT_REST = 1e-11  # a step that moves no share by more ends the search
+NEAR = 1e-7  # nats: a limit with more slack has no price but by the solver's tolerance
+SHRINK = 0.02  # a step leaves every share at least so much of itself
 
 
 ALL = "all tasks"
@@ -109,27 +111,69 @@ def within_limits(energy: Energy, limits: Sequence[Limit], bounds: Bounds, insid
 def find_prices(energy: Energy, limits: Sequence[Limit], bounds: Bounds, inside: Floats) -> tuple[Floats, Optimum]:
     """(K,) prices μ ≥ 0, and the minimiser of E + Σ μ_k F_k, which meets every limit, those with a price exactly.
 
-    No price is larger than what it costs in E to go inside, over the room that there is: Σ μ_k room_k ≤ E(inside) − E*.
-
     Raises:
         NotCertifiedError: they were found only roughly.
     """
     prices_K, optimum = np.zeros(len(limits)), minimise(energy, bounds)
-    excess_K = _excess(limits, optimum.p)
-    highest_K = (energy.value(inside) - energy.value(optimum.p)) / -_excess(limits, inside)
-    for _ in range(STEPS):
-        if _residual(prices_K, excess_K) <= MET:
-            break
-        step_K = _newton_step(energy, limits, bounds, prices_K, excess_K, optimum.p)
-        found = _line_search(energy, limits, bounds, (prices_K, excess_K, optimum), step_K, highest_K)
-        if found is None:
-            break
-        prices_K, excess_K, optimum = found
-    if (residual := _residual(prices_K, excess_K)) > ABSOLUTE_GAP:
+    if _excess(limits, optimum.p).max(initial=0.0) > MET:
+        prices_K = _multipliers(energy, limits, bounds, inside)
+        optimum = minimise(priced(energy, limits, prices_K), bounds)
+    if (residual := _residual(prices_K, _excess(limits, optimum.p))) > ABSOLUTE_GAP:
         raise NotCertifiedError(
             f"The limits on the tasks' losses were met only to {residual:.3g} nats; none is returned."
         )
     return prices_K, optimum
+
+
+def _multipliers(energy: Energy, limits: Sequence[Limit], bounds: Bounds, p: Floats) -> Floats:
+    """(K,) multipliers of the limits where E is least within them: sequential quadratic programming from p.
+
+    Every step minimises the expansion of E + Σ μ_k F_k to second order within the limits' tangents (PIQP), and is
+    shortened until E + σ Σ max(0, excess) falls enough, σ above every multiplier so far.
+    """
+    prices_K, sigma = np.zeros(len(limits)), 1.0
+    for _ in range(STEPS):
+        excess_K = _excess(limits, p)
+        step, wanted_K = _program(energy, limits, bounds, prices_K, excess_K, p)
+        sigma = max(sigma, 2 * float(wanted_K.max(initial=0.0)))
+
+        def merit(q: Floats, sigma: float = sigma) -> float:
+            return energy.value(q) + sigma * float(np.maximum(_excess(limits, q), 0).sum())
+
+        slope = float(energy.gradient(p) @ step) - sigma * float(np.maximum(excess_K, 0).sum())
+        start, part = merit(p), 1.0
+        while part > 1e-8 and merit(_moved(p, part * step, bounds)) > start + 1e-4 * part * min(slope, 0.0) + 1e-13:
+            part /= 2
+        p, prices_K = _moved(p, part * step, bounds), prices_K + part * (wanted_K - prices_K)
+        if np.abs(step).max() < AT_REST:
+            break
+    return np.where(_excess(limits, p) < -NEAR, 0.0, prices_K)
+
+
+def _program(
+    energy: Energy, limits: Sequence[Limit], bounds: Bounds, prices_K: Floats, excess_K: Floats, p: Floats
+) -> tuple[Floats, Floats]:
+    """((n,) the step from p, (K,) multipliers of the limits' tangents)."""
+    n, sums = len(p), bounds.members @ p
+    H = priced(energy, limits, prices_K).hessian(p)
+    slopes_KN = np.array([one.energy.gradient(p) for one in limits])
+    floor = np.maximum(bounds.lo, SHRINK * p) if energy.prior > 0 else bounds.lo  # log p leaves its expansion below
+    solver = piqp.DenseSolver()
+    solver.settings.eps_abs = solver.settings.eps_rel = 1e-12
+    solver.settings.max_iter = 200
+    solver.setup(
+        H + PROXIMAL * np.trace(H) / n * np.eye(n), energy.gradient(p), np.ones((1, n)), np.array([1 - p.sum()]),
+        np.vstack([bounds.members, slopes_KN]), np.r_[bounds.group_lo - sums, np.full(len(limits), -np.inf)],
+        np.r_[bounds.group_hi - sums, -excess_K], floor - p, bounds.hi - p,
+    )  # fmt: skip
+    solver.solve()
+    return np.array(solver.result.x), np.maximum(np.array(solver.result.z_u)[len(sums) :], 0.0)
+
+
+def _moved(p: Floats, step: Floats, bounds: Bounds) -> Floats:
+    """p + step without what rounding leaves beyond the bounds."""
+    moved = np.clip(p + step, bounds.lo, bounds.hi)
+    return np.asarray(moved / moved.sum())
 
 
 def priced(energy: Energy, limits: Sequence[Limit], prices: Floats) -> Energy:
@@ -148,38 +192,3 @@ def _excess(limits: Sequence[Limit], p: Floats) -> Floats:
 def _residual(prices_K: Floats, excess_K: Floats) -> float:
     """Largest violation, or price times slack."""
     return float(np.maximum(excess_K, prices_K * np.abs(excess_K)).max(initial=0.0))
-
-
-def _newton_step(
-    energy: Energy, limits: Sequence[Limit], bounds: Bounds, prices_K: Floats, excess_K: Floats, p: Floats
-) -> Floats:
-    """(K,) the step that makes the excess of the limits in play vanish, to first order."""
-    play = (prices_K > 0) | (excess_K > 0)
-    slopes_FN = np.array([one.energy.gradient(p) for one, on in zip(limits, play, strict=True) if on])
-    free = (p > bounds.lo + AT_BOUND) & (p < bounds.hi - AT_BOUND)
-    sums = bounds.members @ p
-    on = (sums < bounds.group_lo + AT_BOUND) | (sums > bounds.group_hi - AT_BOUND)
-    Z = null_space(np.vstack([np.ones((1, len(p))), bounds.members[on]])[:, free])
-    H = priced(energy, limits, prices_K).hessian(p)[np.ix_(free, free)]
-    moved = slopes_FN[:, free] @ Z
-    response_FF = moved @ np.linalg.pinv(Z.T @ H @ Z, hermitian=True) @ moved.T
-    response_FF += (1e-12 * np.trace(response_FF) + 1e-300) * np.eye(len(response_FF))
-    step_K = np.zeros(len(prices_K))
-    step_K[play] = np.linalg.lstsq(response_FF, excess_K[play], rcond=None)[0]
-    return step_K
-
-
-def _line_search(
-    energy: Energy, limits: Sequence[Limit], bounds: Bounds, now: Any, step_K: Floats, highest_K: Floats
-) -> Any:
-    """(prices, excess, optimum) of the first of step, step/2, ... that raises the dual enough; None if none does."""
-    prices_K, excess_K, optimum = now
-    value = energy.value(optimum.p) + float(prices_K @ excess_K)
-    for k in range(HALVINGS):
-        trial_K = np.clip(prices_K + step_K / 2**k, 0.0, highest_K)
-        found = minimise(priced(energy, limits, trial_K), bounds, optimum)
-        over_K = _excess(limits, found.p)
-        rise = energy.value(found.p) + float(trial_K @ over_K) - value
-        if rise >= 1e-4 * float(excess_K @ (trial_K - prices_K)) - 1e-13 * max(1.0, abs(value)):
-            return trial_K, over_K, found
-    return None

@@ -6,7 +6,7 @@ or uniform if that cannot be told from it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -134,7 +134,8 @@ def choose(surrogate: Surrogate, bounds: Bounds) -> Choice:
     p = least(energy, bounds)
     gain, error = surrogate.loss(u) - surrogate.loss(p), surrogate.error(p, u)
     if gain < TOLD_APART * error or not gain > 0:
-        return Choice(u, surrogate_energy(features, _only_divergence(features)), 0.0, error, True)
+        free = replace(features, repetition=0.0)
+        return Choice(u, surrogate_energy(free, _only_divergence(features)), 0.0, error, True)
     return Choice(p, energy, gain, error, False)
 
 

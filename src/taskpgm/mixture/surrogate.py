@@ -1,11 +1,11 @@
 """`Surrogate`: the loss after training as a convex function of the mixture, fitted to a few trainings.
 
-    L̂(p) = θ₀ + θ₁ (F(p) − F(u)) + θ₂ (Γ(p) − Γ(u)) + θ₃ KL(p‖u) + ρᵀ(p − u),      θ₁, θ₂, θ₃ ≥ 0,
+    L̂(p) = θ₀ + θ₁ (F(p) − F(u)) + θ₂ (Γ(p) − Γ(u)) + θ₃ KL(p‖u) + ρᵀ(p − u) + λ (R(p) − R(u)),      θ₁, θ₂, θ₃ ≥ 0,
 
-F the loss of the probes' ensemble, Γ minus their mean gains, u uniform. Normal priors on all coefficients, cut at zero
-for the three with a sign; normal noise. What is fitted is then a ridge regression under signs, its posterior a
-truncated normal distribution, and L̂ convex for every draw of it, so that its least value within bounds is certified.
-Without probes F and Γ are left out.
+F the loss of the probes' ensemble, Γ minus their mean gains, u uniform, λR what is known of rows that are seen again
+(see `Energy`). Normal priors on all coefficients, cut at zero for the three with a sign; normal noise. What is fitted
+is then a ridge regression under signs, its posterior a truncated normal distribution, and L̂ convex for every draw of
+it, so that its least value within bounds is certified. Without probes F and Γ are left out.
 
 The idea of a regression of measured losses on mixtures is RegMix's (arXiv 2407.01492) and the data mixing laws'
 (arXiv 2403.16952); probes as features, signs and priors are ours.
@@ -23,7 +23,7 @@ from scipy.special import log_ndtr, ndtri_exp, rel_entr
 
 from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.certificate import Optimum
-from taskpgm.mixture.energy import Energy
+from taskpgm.mixture.energy import Energy, repeated
 from taskpgm.mixture.optimum import minimise
 from taskpgm.types import Brief, Floats
 
@@ -38,12 +38,15 @@ class Features(Brief):
     """What a mixture is described by: the probes' ensemble and gains, the divergence from uniform, its shares.
 
     `energy` is the likelihood energy of the wanted sets with prior 0, or None without probes; `gains` (n,) is what a
-    unit of each task does for them, in nats a token.
+    unit of each task does for them, in nats a token. Beside them stands what is known of rows that are seen again:
+    `repetition` is its price λ in nats, `once` (n,) the shares that the tasks' rows fill once, see `Energy`.
     """
 
     tasks: tuple[str, ...]
     energy: Energy | None = None
     gains: Floats | None = None
+    once: Floats | None = None
+    repetition: float = 0.0
 
     @property
     def uniform(self) -> Floats:
@@ -57,6 +60,12 @@ class Features(Brief):
         gain = -float(self.gains @ (p - u)) if self.gains is not None else 0.0
         divergence = float(rel_entr(p, u).sum())
         return np.r_[1.0, ensemble, gain, divergence, p - u]
+
+    def known(self, p: Floats) -> float:
+        """λ (R(p) − R(u)), the part of L̂ that is not fitted."""
+        if self.once is None:
+            return 0.0
+        return self.repetition * (repeated(p, self.once) - repeated(self.uniform, self.once))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +97,7 @@ class Surrogate(Brief):
 
     def loss(self, p: Floats) -> float:
         """L̂(p), in the unit of what was measured."""
-        return float(self.features(p) @ self.coefficients)
+        return float(self.features(p) @ self.coefficients) + self.features.known(p)
 
     def error(self, p: Floats, against: Floats | None = None) -> float:
         """Standard error of L̂(p), or of its difference from L̂ of another mixture."""
@@ -97,11 +106,16 @@ class Surrogate(Brief):
 
     def chance(self, p: Floats, against: Floats) -> float:
         """Probability that p has a lower loss than the other mixture."""
-        return float((self.draws @ (self.features(p) - self.features(against)) < 0).mean())
+        return float((self._differences(p, against) < 0).mean())
 
     def improvement(self, p: Floats, best: Floats) -> float:
         """Expected improvement E max(0, L(best) − L(p))."""
-        return float(np.maximum(self.draws @ (self.features(best) - self.features(p)), 0).mean())
+        return float(np.maximum(self._differences(best, p), 0).mean())
+
+    def _differences(self, p: Floats, q: Floats) -> Floats:
+        """(B,) L̂(p) − L̂(q) by every draw."""
+        features = self.features
+        return np.asarray(self.draws @ (features(p) - features(q)) + features.known(p) - features.known(q))
 
     def energy(self, coefficients: Floats | None = None) -> Energy:
         """L̂ − θ₀ + constants as an energy, by the mean or by a draw."""
@@ -117,16 +131,17 @@ class Surrogate(Brief):
 
 
 def surrogate_energy(features: Features, coefficients: Floats) -> Energy:
-    """θ₁F + θ₂Γ + θ₃KL + ρᵀp, scaled so that the largest slope is one: the optimum stays, tolerances fit any unit."""
+    """θ₁F + θ₂Γ + θ₃KL + ρᵀp + λR, scaled so that the largest part is one: tolerances then fit any unit."""
     n, (_, ensemble, gain, divergence), rho = len(features.tasks), coefficients[:SCALE], coefficients[SCALE:]
     slope = -rho + (gain * features.gains if features.gains is not None else 0.0)
-    scale = max(ensemble, divergence, float(np.abs(slope).max())) or 1.0
+    scale = max(ensemble, divergence, float(np.abs(slope).max()), features.repetition) or 1.0
     none = np.empty(0)
     kept = features.energy if features.energy is not None and ensemble > 0 else None
     return Energy(
         "surrogate", features.tasks, np.zeros(n), slope / scale, np.zeros((n, n)),
         kept.likelihoods if kept else np.empty((n, 0)), kept.omega * (ensemble / scale) if kept else none,
         kept.log_scale if kept else none, features.uniform, prior=float(divergence / scale),
+        once=none if features.once is None else features.once, repetition=features.repetition / scale,
     )  # fmt: skip
 
 
@@ -141,8 +156,8 @@ def fit_surrogate(
         noise: standard deviation of one training, in the unit of the losses.
         seed: of the posterior's draws.
     """
-    X_MD = np.array([features(p) for p in mixtures])
-    A, b = _normal_equations(X_MD, np.asarray(losses, dtype=np.float64), noise, prior)
+    X_MD, y = _fitted_part(features, mixtures, losses)
+    A, b = _normal_equations(X_MD, y, noise, prior)
     draws = _draws(A, b, prior, np.random.default_rng([seed, 17]))
     return Surrogate(features, draws.mean(axis=0), draws, noise)
 
@@ -151,8 +166,8 @@ def most_likely(
     features: Features, mixtures: Sequence[Floats], losses: Sequence[float], noise: float, prior: Prior
 ) -> Floats:
     """(D,) the posterior's mode: the ridge regression under signs."""
-    X_MD = np.array([features(p) for p in mixtures])
-    A, b = _normal_equations(X_MD, np.asarray(losses, dtype=np.float64), noise, prior)
+    X_MD, y = _fitted_part(features, mixtures, losses)
+    A, b = _normal_equations(X_MD, y, noise, prior)
     free = _free(prior)
     root = np.linalg.cholesky(A).T
     lower = np.full(len(b), -np.inf)
@@ -166,13 +181,20 @@ def evidence(
     features: Features, mixtures: Sequence[Floats], losses: Sequence[float], noise: float, prior: Prior
 ) -> float:
     """Log marginal likelihood of the losses but for a constant, θ₀ integrated out and signs left aside."""
-    X_MD = np.array([features(p) for p in mixtures])[:, 1:]
-    rest = np.asarray(losses) - X_MD @ prior.mean[1:]
+    X_MD, y = _fitted_part(features, mixtures, losses)
+    X_MD = X_MD[:, 1:]
+    rest = y - X_MD @ prior.mean[1:]
     C = X_MD @ np.diag(prior.error[1:] ** 2) @ X_MD.T + noise**2 * np.eye(len(rest))
     root = np.linalg.cholesky(C)
     one, white = np.linalg.solve(root, np.ones(len(rest))), np.linalg.solve(root, rest)
     squares = white @ white - (one @ white) ** 2 / (one @ one)
     return float(-np.log(np.diag(root)).sum() - 0.5 * np.log(one @ one) - 0.5 * squares)
+
+
+def _fitted_part(features: Features, mixtures: Sequence[Floats], losses: Sequence[float]) -> tuple[Floats, Floats]:
+    """(M, D) features of the mixtures, and (M,) their losses less what is known of them."""
+    X_MD = np.array([features(p) for p in mixtures])
+    return X_MD, np.asarray(losses, dtype=np.float64) - [features.known(p) for p in mixtures]
 
 
 def _free(prior: Prior) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from taskpgm.errors import UserError
 from taskpgm.mixture.refinement import Choice, left_out
-from taskpgm.mixture.surrogate import SCALE, Prior, Surrogate
+from taskpgm.mixture.surrogate import SCALE, Features, Prior, Surrogate
 from taskpgm.types import Brief, Floats
 
 LEAST_RUNS = 3  # fewer tell nothing without a known noise
@@ -151,6 +151,7 @@ def describe_surface(
     ]  # fmt: skip
     return {
         "tasks": list(trials.tasks), "noise": surrogate.noise, "coefficients": _coefficients(surrogate, trials.tasks),
+        "repetition": _repetition(surrogate.features),
         "trials": tried,
         "choice": {
             "weights": _named(trials.tasks, choice.p), "uniform": choice.uniform, "loss": surrogate.loss(choice.p),
@@ -166,6 +167,13 @@ def _coefficients(surrogate: Surrogate, tasks: Sequence[str]) -> dict[str, Any]:
     errors = surrogate.draws.std(axis=0)
     pairs = [{"mean": float(m), "error": float(e)} for m, e in zip(surrogate.coefficients, errors, strict=True)]
     return {**dict(zip(NAMES, pairs, strict=False)), "tasks": dict(zip(tasks, pairs[SCALE:], strict=True))}
+
+
+def _repetition(features: Features) -> dict[str, Any] | None:
+    """λ, and the share that each task's rows fill once; None if rows that are seen again cost nothing."""
+    if features.once is None or not features.repetition:
+        return None
+    return {"price": features.repetition, "once": _named(features.tasks, features.once)}
 
 
 def _line(surrogate: Surrogate, u: Floats, p: Floats) -> list[dict[str, float]]:

@@ -40,7 +40,7 @@ def verify(energy: Energy, mixture: Mixture) -> Verification:
     vertex, gap = _vertex(g, p, bounds)
     psi = energy.t * energy.unary + energy.utility
     K = energy.K
-    absolute = energy.likelihoods.shape[1] > 0 or energy.prior > 0
+    absolute = energy.likelihoods.shape[1] > 0 or energy.prior > 0 or energy.repetition > 0
     scale = 1.0
     if not absolute:
         curvature = (np.trace(K) - K.mean() * len(p)) / max(len(p) - 1, 1)
@@ -65,6 +65,8 @@ def _slopes(energy: Energy, p: Floats) -> Floats:
             slopes[i] -= math.fsum(energy.omega * energy.likelihoods[i] / ensemble)
         if energy.prior > 0:
             slopes[i] += energy.prior * (math.log(max(p[i], TINY)) - math.log(energy.reference[i]) + 1)
+        if energy.repetition > 0:
+            slopes[i] += 2 * energy.repetition * max(p[i] - energy.once[i], 0.0) / energy.once[i]
     return slopes
 
 
@@ -78,6 +80,8 @@ def _value(energy: Energy, p: Floats) -> float:
     if energy.prior > 0:
         held = p > 0
         terms.append(energy.prior * math.fsum(p[held] * np.log(p[held] / energy.reference[held])))
+    if energy.repetition > 0:
+        terms += [energy.repetition * max(x - o, 0.0) ** 2 / o for x, o in zip(p, energy.once, strict=True)]
     return math.fsum(terms)
 
 

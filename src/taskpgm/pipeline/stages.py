@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskpgm.config import Config, TaskConfig
-from taskpgm.data.plan import RowPlan, distinct_mixture, plan_rows, size_mixture, supply_bounds, uniform_mixture
+from taskpgm.data.plan import (
+    RowPlan,
+    budget_of,
+    distinct_mixture,
+    plan_rows,
+    size_mixture,
+    supply_bounds,
+    uniform_mixture,
+)
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.result import FinishedRun, Result
@@ -327,7 +335,7 @@ def choose_energy(scores: Scores, affinity: Affinity, pool: TaskPool, config: Co
         return choose_t(scores, affinity, config.energy, allowed_shares(pool, config))
     by_size = config.energy.reference == "size"
     reference = size_mixture(pool, config.budget.unit) if by_size else distinct_mixture(pool)
-    energy = build_energy(scores, affinity, config.energy, config.target_weights, reference)
+    energy = build_energy(scores, affinity, config.energy, config.target_weights, reference, budget_of(pool, config))
     return keep_tasks(energy, scores, config.energy, allowed_shares(pool, config))
 
 
@@ -354,7 +362,7 @@ def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = Fal
     mixture = solve_mixture(energy, bounds, references, selection.chosen if selection else None)
     if energy.kind == "likelihood" and config.targets and not config.option_targets:
         uniform = nearest_to_uniform(bounds)
-        found = expected_change(scores, config.target_weights, mixture.weights, uniform)
+        found = expected_change(scores, config.target_weights, mixture.weights, uniform, budget_of(pool, config))
         mixture = replace(mixture, expected=found)
     plan = plan_rows(pool, mixture.shares, config)
     return Result(pool, scores, affinity, energy, mixture, plan, selection)

@@ -61,10 +61,15 @@ def encode_options(encoder: ChatEncoder, pool: TaskPool, config: Config) -> dict
     Raises:
         UserError: a target is left with no context.
     """
-    return {name: _options(encoder, name, pool[name].contexts) for name in config.option_targets}
+    return {name: options_of(encoder, name, pool[name].contexts) for name in config.option_targets}
 
 
-def _options(encoder: ChatEncoder, name: str, contexts: Sequence[Row]) -> Options:
+def options_of(encoder: ChatEncoder, name: str, contexts: Sequence[Row]) -> Options:
+    """Options of these contexts, which have choices; those with an option that does not fit are left out.
+
+    Raises:
+        UserError: none is left.
+    """
     found = Options([], [], [])
     for row in contexts:
         choices = list(dict.fromkeys(row.choices or ()))

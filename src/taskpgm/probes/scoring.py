@@ -158,7 +158,7 @@ def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config:
     contexts |= {name: one.answers for name, one in options.items()}
     scored_rows = {name: options[name].rows if name in options else rows for name, rows in contexts.items()}
     joined = joined_sets(pool, config)
-    blocks, seconds = _blocks(engine, scored_rows, joined, probes, BASE in base, columns, cache)
+    blocks, seconds = make_blocks(engine, scored_rows, joined, probes, BASE in base, columns, cache)
     for probe, name in [key for key in blocks if key[1] in options]:
         blocks[probe, name] = Block(options[name].logp(blocks[probe, name].logp).astype(np.float32))
     divergences = None
@@ -176,7 +176,7 @@ def make_scores(engine: Engine, pool: TaskPool, probes: Sequence[Probe], config:
     return Scored(scores, seconds, sum(map(len, contexts.values())), tokens, scored)
 
 
-def _blocks(
+def make_blocks(
     engine: Engine, contexts: Mapping[str, list[Encoded]], joined: Sequence[Sequence[str]], probes: Sequence[Probe],
     with_base: bool, columns: Mapping[str, Ints | None], cache: BlockCache,
 ) -> tuple[Blocks, float]:  # fmt: skip

@@ -75,8 +75,8 @@ def _parts(one: Margin, nu: float) -> list[tuple[str, float]]:
     if redundancy[HOLD:]:
         parts.append(("as in the others", -sum(value for _, value in redundancy[HOLD:])))
     parts += [("prior", one.prior), ("price of budget", -nu)]
-    bounds = one.lower - one.upper - one.group
-    return [*parts, ("bounds", bounds)] if abs(bounds) > 1e-9 else parts
+    others = [("rows again", -one.repetition), ("bounds", one.lower - one.upper - one.group)]
+    return [*parts, *(part for part in others if abs(part[1]) > 1e-9)]
 
 
 def margin_figure(margins: list[Margin], nu: float, unit: str) -> Any:

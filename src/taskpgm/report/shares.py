@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from plotly.graph_objects import Scatter
 
-from taskpgm.data.plan import tokens_apart
+from taskpgm.data.plan import rows_again, tokens_apart
+from taskpgm.evaluation.form import form_sentence
 from taskpgm.mixture.expected import expected_sentence
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table, joined
@@ -50,6 +51,8 @@ def _verdicts(material: Material) -> list[str]:
     """What is predicted, or measured, and what that is worth."""
     expected = material.stored.get("expected")
     lines = [f"{expected_sentence(expected).capitalize()}."] if expected else []
+    if (form := material.optional("form.json")) and form["mixture"] == material.mixture.shares:
+        lines.append(f"{form_sentence(form).capitalize()}.")
     for v in material.mixture.verdicts:
         found = "better than" if v.better else "not shown to be better than"
         lines.append(
@@ -66,13 +69,14 @@ def _verdicts(material: Material) -> list[str]:
 
 
 def _tokens(material: Material) -> list[str]:
-    """Whose shares of rows and of response tokens differ twofold."""
+    """How often rows are seen, and whose shares of rows and of response tokens differ twofold."""
     tasks = material.stored["tasks"]
     if "row_share" not in tasks[0]:
         return []
     shares = {task["name"]: (task["row_share"], task["token_share"]) for task in tasks}
     said = tokens_apart(shares, material.stored["budget"]["unit"])
-    return [f"{said}."] if said else []
+    again = rows_again(material.stored)
+    return [f"{one[0].upper()}{one[1:]}." for one in (again, said) if one]
 
 
 def _picture(material: Material) -> Picture:
