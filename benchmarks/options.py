@@ -32,6 +32,7 @@ BBH = (
     "ruin_names", "snarks", "sports_understanding", "web_of_lies",
 )  # fmt: skip
 CONTEXTS, HELD_ROWS, BBH_ROWS = 24, 128, 64
+ROWS = 40  # of a set that are evaluated
 OPTION = re.compile(r"(?:Answer|Solution)\d+: |\([A-E]\) ")
 END = re.compile(r"\n+(?:Answer format|Answer with one letter)")
 # Served together or alone: name of the group and its targets.
@@ -94,7 +95,7 @@ def train(folder, seeds):
     with open_session(load_config(folder / "mix.yaml"), "run") as session:
         finished = finished_run(session, solved(session))
         uniform = mixture_weights(session.config, finished.result, ("uniform",), 0)
-        trainings, found = Trainings(finished, CompareOptions()), {}
+        trainings, found = Trainings(finished, CompareOptions(rows=ROWS)), {}
         for seed in range(seeds):
             runs = [training_run(finished, name, p, seed) for name, p in (uniform | mixtures).items()]
             trainings.measurements(runs, f"seed {seed}")

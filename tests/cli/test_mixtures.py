@@ -164,7 +164,9 @@ def test_an_explanation_begins_with_interchangeable_tasks_and_ends_with_its_unit
     explanation = explain(energy, mixture)
     text = shown(explanation_view(explanation, "likelihood"))
     assert "nats a" in text
-    assert " ".join(text.split()).endswith("energy without the task less energy with it, prior and price of repetition included")
+    assert " ".join(text.split()).endswith(
+        "energy without the task less energy with it, prior and price of repetition included"
+    )
     losses = [one.loss for one in explanation.dropped]
     assert all(f"{loss:.4f}" in text for loss in losses)
     K = np.full((3, 3), 0.5) + np.diag([0.5, 0.5, 0.5])

@@ -113,6 +113,19 @@ def test_trials_of_another_size_are_trained_on_so_many_rows(refined):
     small = run_refinement(finished, replace(OPTIONS, runs=2, size=20, seeds=1))
     assert {r["rows"] for r in records(finished).values()} == {20, 50}
     assert small.plan.budget == found.plan.budget == 50  # of the training set that is written
+    # The choice is for that budget: what trials of 20 rows say fades, and rows are seen again as 50 would.
+    pool, settings = finished.result.pool, finished.config
+    there, here = budget_of(pool, settings), budget_of(pool, with_rows(settings, 20))
+    features = priced(run_features(settings, finished.result), settings, finished.result, there)
+    by = there.fade / here.fade
+    fit = small.surrogate
+    scaled = replace(fit, features=features, coefficients=by * fit.coefficients, draws=by * fit.draws)
+    np.testing.assert_allclose(small.choice.p, choose(scaled, finished.result.mixture.bounds).p, atol=1e-9)
+    assert there.once["sums"] == pytest.approx(0.4 * here.once["sums"])
+
+
+def with_rows(config, rows):
+    return config.model_copy(update={"budget": config.budget.model_copy(update={"examples": rows})})
 
 
 def test_what_is_written_can_be_compared_and_read_again(refined):
