@@ -7,8 +7,8 @@ one may choose; the second DIR/NAME.jsonl are BIG-Bench Hard's. Four sets of the
 turn, in their own form (the answer is a number or a letter) and as text (the question alone, the answer in words), and
 the shortest of BIG-Bench Hard with choices together. Of every one a mixture is chosen by the loss of tokens and one by
 options, from the same probes, both with energy.balance 0. Trained like `compare`, with uniform; then all adapters are
-scored on the options of the rows that evaluate, as probes are. What is kept is used again. Prints differences on what was
-served, paired by seed: of the loss of answers, which is that of options and that of form, and of right answers.
+scored on the options of the rows that evaluate, as probes are. What is kept is used again. Prints differences on what
+was served, paired by seed: of the loss of answers, which is that of options and that of form, and of right answers.
 """
 
 import argparse
