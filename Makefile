@@ -37,6 +37,7 @@ results: .venv/ready-dev
 	$(BIN)/python benchmarks/evidence.py mixtures runs/results --settings $(NAMES)
 	$(BIN)/python benchmarks/evidence.py train runs/results --settings $(NAMES) $(STACKED)
 	$(BIN)/python benchmarks/outcome.py runs/results --settings $(NAMES)
+	$(BIN)/python benchmarks/repetition.py runs/results
 clean:
 	rm -rf .venv runs build
 

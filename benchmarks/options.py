@@ -6,8 +6,9 @@ DIR/train/NAME.jsonl are sets of questions and word problems, with choices where
 one may choose; the second DIR/NAME.jsonl are BIG-Bench Hard's. Four sets of the pool are held out (HELD) and served in
 turn, in their own form (the answer is a number or a letter) and as text (the question alone, the answer in words), and
 the shortest of BIG-Bench Hard with choices together. Of every one a mixture is chosen by the loss of tokens and one by
-options, from the same probes, both with energy.balance 0. Trained like `compare`, with uniform; what is kept is used
-again. Prints differences on what was served, paired by seed.
+options, from the same probes, both with energy.balance 0. Trained like `compare`, with uniform; then all adapters are
+scored on the options of the rows that evaluate, as probes are. What is kept is used again. Prints differences on what
+was served, paired by seed: of the loss of answers, which is that of options and that of form, and of right answers.
 """
 
 import argparse
@@ -19,12 +20,20 @@ from pathlib import Path
 
 import numpy as np
 from outcome import cell
+from scipy.special import logsumexp
 from settings import LONG, NLP_ROWS, sampled, write
 
 from taskpgm.config import load_config
+from taskpgm.data.chat import ChatEncoder
+from taskpgm.data.drawing import first
 from taskpgm.evaluation.compare import CompareOptions, Trainings, mixture_weights, training_run
+from taskpgm.files import digest
 from taskpgm.pipeline.run import solved
 from taskpgm.pipeline.stages import finished_run, open_session, solve
+from taskpgm.probes.cache import BlockCache
+from taskpgm.probes.options import options_of
+from taskpgm.probes.probe import load_probe
+from taskpgm.probes.scoring import make_blocks
 
 HELD = ("arc_easy", "openbookqa", "commonsense_qa", "piqa")
 BBH = (
@@ -32,7 +41,7 @@ BBH = (
     "ruin_names", "snarks", "sports_understanding", "web_of_lies",
 )  # fmt: skip
 CONTEXTS, HELD_ROWS, BBH_ROWS = 24, 128, 64
-ROWS = 40  # of a set that are evaluated
+ROWS = 32  # of a set that are evaluated
 OPTION = re.compile(r"(?:Answer|Solution)\d+: |\([A-E]\) ")
 END = re.compile(r"\n+(?:Answer format|Answer with one letter)")
 # Served together or alone: name of the group and its targets.
@@ -82,7 +91,7 @@ def chosen(session):
 
 
 def train(folder, seeds):
-    """{mixture: {seed: {set: evaluation}}}."""
+    """{mixture: {seed: {set: (quantities,)}}} of every target, with the names of the quantities in QUANTITIES."""
     with open_session(load_config(folder / "mix.yaml"), "run") as session:
         by_tokens = chosen(session)
     if not (folder / "run-options").exists():
@@ -95,28 +104,51 @@ def train(folder, seeds):
     with open_session(load_config(folder / "mix.yaml"), "run") as session:
         finished = finished_run(session, solved(session))
         uniform = mixture_weights(session.config, finished.result, ("uniform",), 0)
-        trainings, found = Trainings(finished, CompareOptions(rows=ROWS)), {}
-        for seed in range(seeds):
-            runs = [training_run(finished, name, p, seed) for name, p in (uniform | mixtures).items()]
-            trainings.measurements(runs, f"seed {seed}")
-            for run in runs:
-                found.setdefault(run.name, {})[seed] = json.loads(trainings.path(run).read_text())["sets"]
+        trainings = Trainings(finished, CompareOptions(accuracy=False, keep=True, rows=ROWS))
+        runs = [
+            training_run(finished, name, p, seed) for seed in range(seeds) for name, p in (uniform | mixtures).items()
+        ]
+        trainings.measurements(runs, "training")
+        return evaluated(session, finished, trainings, runs)
+
+
+def evaluated(session, finished, trainings, runs):
+    """Every trained adapter on the options of every target's evaluation rows, scored like contexts under probes."""
+    encoder = ChatEncoder(session.engine.tokenizer, session.config.probes.max_length)
+    options = {t.name: options_of(encoder, t.name, first(t.validation, ROWS)) for t in finished.result.pool.targets}
+    adapters = {(run.name, run.seed): trainings.path(run).with_suffix("") for run in runs}
+    probes = {key: load_probe(path, path.name, 0) for key, path in adapters.items()}  # two mixtures may be the same
+    rows = {name: one.rows for name, one in options.items()}
+    text = {
+        name: digest([[row.ids.tolist(), row.response.tolist()] for row in of_set]) for name, of_set in rows.items()
+    }
+    keys = {name: {p.name: digest([p.name, text[name]]) for p in probes.values()} for name in rows}
+    (kept := finished.folder / "blocks-trained").mkdir(exist_ok=True)
+    unique = list({p.name: p for p in probes.values()}.values())
+    cache, columns = BlockCache(keys, kept), dict.fromkeys(rows)
+    blocks, _ = make_blocks(session.engine, rows, [[name] for name in rows], unique, False, columns, cache)
+    found = {}
+    for (name, seed), probe in probes.items():
+        found.setdefault(name, {})[seed] = {s: quantities(options[s], blocks[probe.name, s].logp) for s in options}
     return found
 
 
-def of_question(one):
-    """What is reported of a set: the two parts of an answer's loss in nats a question, percents of right answers."""
-    whole = one["token_loss"] * one["tokens"] / one["rows"]
-    return {
-        "loss of tokens": whole, "loss of options": one["option_loss"], "form": whole - one["option_loss"],
-        "right": 100 * one["accuracy"], "right, by character": 100 * one["accuracy_norm"],
-    }  # fmt: skip
+QUANTITIES = ("loss of answers", "loss of options", "form", "right, %")
+
+
+def quantities(options, of_tokens):
+    """Means over questions: −log P(right), its two parts in nats (see `taskpgm.evaluation.form`), and right answers."""
+    starts = np.cumsum([0, *(row.response_tokens for row in options.rows)])[:-1]
+    sums = np.split(np.add.reduceat(of_tokens.astype(np.float64), starts), np.cumsum(options.counts)[:-1])
+    whole = np.array([-one[k] for one, k in zip(sums, options.right, strict=True)])
+    form = np.array([-logsumexp(one) for one in sums])
+    right = np.array([100.0 * (one.argmax() == k) for one, k in zip(sums, options.right, strict=True)])
+    return {key: values.mean() for key, values in zip(QUANTITIES, (whole, whole - form, form, right), strict=True)}
 
 
 def mean_of(sets, served):
     """The same, a mean over the served sets."""
-    values = [of_question(sets[name]) for name in served]
-    return {key: np.mean([value[key] for value in values]) for key in values[0]}
+    return {key: np.mean([sets[name][key] for name in served]) for key in QUANTITIES}
 
 
 def differences(found, group, way, other):
@@ -130,12 +162,15 @@ def report(found):
     """Tables in Markdown; the last row of each is the mean over the groups, its interval over seeds."""
     for way, other in (("tokens", "uniform"), ("options", "uniform"), ("options", "tokens")):
         rows = {group: differences(found, group, way, other) for group in GROUPS}
-        keys = list(next(iter(rows.values())))
-        rows["mean"] = {key: np.mean([row[key] for row in rows.values()], axis=0) for key in keys}
+        rows["mean"] = {key: np.mean([row[key] for row in rows.values()], axis=0) for key in QUANTITIES}
         print(f"\n### Chosen by {way}, less {'uniform' if other == 'uniform' else 'chosen by ' + other}\n")
-        print("| served | " + " | ".join(keys) + " |\n" + "|---" * (len(keys) + 1) + "|")
+        print("| served | " + " | ".join(QUANTITIES) + " |\n" + "|---" * (len(QUANTITIES) + 1) + "|")
         for group, row in rows.items():
-            print(f"| {group} | " + " | ".join(cell(row[key], 3 if "right" not in key else 1) for key in keys) + " |")
+            print(
+                f"| {group} | "
+                + " | ".join(cell(row[key], 3 if "right" not in key else 1) for key in QUANTITIES)
+                + " |"
+            )
     print("\n### Uniform\n")
     for group, served in GROUPS.items():
         of = [mean_of(sets, served) for sets in found["uniform"].values()]
