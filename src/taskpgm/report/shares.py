@@ -76,7 +76,7 @@ def _tokens(material: Material) -> list[str]:
     shares = {task["name"]: (task["row_share"], task["token_share"]) for task in tasks}
     said = tokens_apart(shares, material.stored["budget"]["unit"])
     again = rows_again(material.stored)
-    return [f"{one[0].upper()}{one[1:]}." for one in (again, said) if one]
+    return [f"{one}." for one in (again and again.capitalize(), said) if one]
 
 
 def _picture(material: Material) -> Picture:
