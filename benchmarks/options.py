@@ -138,8 +138,7 @@ QUANTITIES = ("loss of answers", "loss of options", "form", "right, %")
 
 def quantities(options, of_tokens):
     """Means over questions: −log P(right), its two parts in nats (see `taskpgm.evaluation.form`), and right answers."""
-    starts = np.cumsum([0, *(row.response_tokens for row in options.rows)])[:-1]
-    sums = np.split(np.add.reduceat(of_tokens.astype(np.float64), starts), np.cumsum(options.counts)[:-1])
+    sums = options.sums(of_tokens)
     whole = np.array([-one[k] for one, k in zip(sums, options.right, strict=True)])
     form = np.array([-logsumexp(one) for one in sums])
     right = np.array([100.0 * (one.argmax() == k) for one, k in zip(sums, options.right, strict=True)])

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from evidence import BUDGET_SEEDS, FRESH, PEER_SEEDS, SEEDS, SETTINGS, TIMES, Evidence
 from scipy import optimize, stats
+from scipy.special import rel_entr
 
 from taskpgm.config import load_config
 from taskpgm.data.plan import budget_of, supply_bounds
@@ -23,6 +24,7 @@ from taskpgm.evaluation.baselines import within_supply
 from taskpgm.evaluation.compare import _seeded
 from taskpgm.mixture.affinity import mean_logp
 from taskpgm.mixture.energies import ensemble_loss
+from taskpgm.mixture.energy import repeated
 from taskpgm.mixture.expected import LEVEL, expected_change
 from taskpgm.mixture.surrogate import Features
 from taskpgm.pipeline.stages import open_session
@@ -200,10 +202,11 @@ def budgets(outcomes):
         if times > 1:
             priced = [one.evidence.priced(times) for one in outcomes]
             for what in ("targets", "tasks"):
-                rows[f"chosen for {288 * times} rows, targets alone, on the {what}, against uniform"] = [
-                    cell(one.against(dict.fromkeys(BUDGET_SEEDS, p), "uniform", what, times) if p else [])
-                    for one, p in zip(outcomes, priced, strict=True)
-                ]
+                for reference in ("uniform", "balance0", "size"):
+                    rows[f"chosen for {288 * times} rows, targets alone, on the {what}, against {reference}"] = [
+                        cell(one.against(dict.fromkeys(BUDGET_SEEDS, p), reference, what, times) if p else [])
+                        for one, p in zip(outcomes, priced, strict=True)
+                    ]
         rows[f"by size, {288 * times} rows, on the targets, against uniform"] = [
             cell(one.against(one.named("size", seeds), "uniform", "targets", times)) for one in outcomes
         ]
@@ -213,6 +216,45 @@ def budgets(outcomes):
             f"{np.mean(m):.3f}" if m else "–" for m in means
         ]
     return rows
+
+
+def fading(outcomes):
+    """Prints how the changes of balance0 and by size against uniform fit (θ₁ ΔF + θ₃ ΔKL) t^−a + θ₄ min(t/16, 1) ΔR."""
+    rows = []
+    for one in outcomes:
+        scores, config = one.finished.result.scores, one.finished.config
+        energy = ensemble_loss(scores, scores.target_weights(config.target_weights))
+        u = np.full(len(scores.tasks), 1 / len(scores.tasks))
+        for times in (1, *(t for t in TIMES if t > 2)):
+            seeds = SEEDS if times == 1 else SEEDS[:5] if times < 16 else BUDGET_SEEDS
+            budget = budget_of(one.pool, one.evidence.at(times))
+            once = np.array([budget.once[name] for name in scores.tasks])
+            for name in ("balance0", "size"):
+                change = one.against(one.named(name, seeds), "uniform", "targets", times)
+                if len(change):
+                    supply = supply_bounds(one.pool, one.evidence.at(times))
+                    p, q = (
+                        np.array(list(within_supply(w, *supply).values()))
+                        for w in (one.named(name)[0], dict(zip(scores.tasks, u, strict=True)))
+                    )
+                    measures = (energy.loss, lambda x, u=u: rel_entr(x, u).sum(), lambda x, o=once: repeated(x, o))
+                    differences = [100 * (measure(p) - measure(q)) for measure in measures]
+                    differences[0] /= energy.loss(u)
+                    error = np.hypot(change.std(ddof=1) / np.sqrt(len(change)), FORM_ERROR)
+                    rows.append((times, *differences, change.mean(), error))
+    t, ensemble, divergence, again, change, error = np.array(rows).T
+
+    def residuals(theta):
+        expected = (theta[0] * ensemble + theta[1] * divergence) * t ** -theta[2]
+        return (change - expected - theta[3] * np.minimum(t / 16, 1) * again) / error
+
+    found = optimize.least_squares(residuals, [1.0, 0.1, 0.5, 0.05])
+    errors = np.sqrt(np.diag(np.linalg.inv(found.jac.T @ found.jac)))
+    names = ("F", "KL", "a", "R")
+    print("fading:", ", ".join(f"{n} {x:.3f} ± {e:.3f}" for n, x, e in zip(names, found.x, errors, strict=True)))
+
+
+FORM_ERROR = 1.5  # percent: what the form of `fading` misses, a guess
 
 
 def parts(one, what):
@@ -358,6 +400,7 @@ def report(names, outcomes):
     show("Ceiling", rows | refined(outcomes, best))
     show("Peers", peers(outcomes, best))
     show("Budgets", budgets(outcomes))
+    fading(outcomes)
     show("Expected and measured, targets", printed(outcomes) | calibration(outcomes))
     show("Expected and measured, tasks", calibration(outcomes, "tasks"))
 

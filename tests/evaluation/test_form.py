@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support.runs import experiment
+from support.runs import choosing
 
-from taskpgm import UserError, form_of_gain, load_config
+from taskpgm import UserError, form_of_gain
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.evaluation.answers import option_logp
 from taskpgm.evaluation.form import form_sentence, measure_form, questions
@@ -17,25 +17,11 @@ from taskpgm.pipeline.stages import load_probes, open_session
 from taskpgm.probes.options import Options
 from taskpgm.probes.probe import installed
 
-CHOICES = ["yes", "no", "apple apple", "perhaps"]
-
-
-def asked(folder, model, choices=CHOICES, **settings):
-    config = experiment(folder, model)
-    rows = [
-        {"prompt": f"Is {i} more than {i % 7}?", "completion": CHOICES[i % 4]}
-        | ({"choices": choices} if choices else {})
-        for i in range(40)
-    ]
-    (folder / "target.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
-    return load_config(config)
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, model_folders):
     root = tmp_path_factory.mktemp("form")
-    config = asked(root, model_folders["llama"])
+    config = choosing(root, model_folders["llama"])
     with open_session(config, root / "run") as session:
         result = run_session(session)
         yield session, result, form_run(session)
@@ -105,12 +91,12 @@ def test_what_all_options_share_is_form_and_the_rest_is_choice():
 
 
 def test_targets_without_choices_are_told(tmp_path, model_folders):
-    config = asked(tmp_path, model_folders["llama"], choices=None)
+    config = choosing(tmp_path, model_folders["llama"], choices=None)
     with open_session(config, tmp_path / "run") as session:
         result = run_session(session)
         assert not questions(result.pool, config)
         with pytest.raises(UserError, match="columns: {choices: COLUMN}"):
             form_run(session)
-    other = asked(tmp_path, model_folders["llama"], choices=None, energy={"kind": "gain"})
+    other = choosing(tmp_path, model_folders["llama"], choices=None, energy={"kind": "gain"})
     with pytest.raises(UserError, match="needs likelihood"):
         form_of_gain(other, tmp_path / "run")

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 from scipy.special import softmax
-from support.runs import experiment
+from support.runs import choosing
 
-from taskpgm import UserError, load_config, load_run
+from taskpgm import UserError, load_run
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.evaluation.answers import option_logp
 from taskpgm.evaluation.loss import Evaluator
@@ -18,26 +18,11 @@ from taskpgm.pipeline.stages import finished_run, load_probes, make_pool, open_s
 from taskpgm.probes.options import Options, encode_options
 from taskpgm.probes.probe import installed
 
-CHOICES = ["yes", "no", "apple apple", "perhaps"]
-
-
-def asked(folder, model, score="options", choices=CHOICES):
-    """An experiment whose target is answered by one of four options."""
-    config = experiment(folder, model)
-    rows = [
-        {"prompt": f"Is {i} more than {i % 7}?", "completion": CHOICES[i % 4], "choices": choices} for i in range(40)
-    ]
-    (folder / "target.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = json.loads(config.read_text())
-    settings["targets"][0] |= {"score": score}
-    config.write_text(json.dumps(settings))
-    return load_config(config)
-
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory, model_folders):
     root = tmp_path_factory.mktemp("options")
-    config = asked(root, model_folders["llama"])
+    config = choosing(root, model_folders["llama"], "options")
     with open_session(config, root / "run") as session:
         result = run_session(session)
         yield session, result, root
@@ -64,7 +49,7 @@ def test_a_context_is_one_position_whose_label_is_the_right_option(scored):
 def test_the_mixture_is_certified_and_other_sets_stay_as_they_are(scored, tmp_path, model_folders):
     _, result, root = scored
     assert result.mixture.certificate.passed
-    config = asked(root, model_folders["llama"], score="tokens")
+    config = choosing(root, model_folders["llama"], "tokens")
     plain = load_run(root / "run").scores
     shutil.copytree(root / "run", tmp_path / "run", ignore=shutil.ignore_patterns(".*"))
     with open_session(config, tmp_path / "run") as session:  # the tasks' blocks are used again
@@ -103,7 +88,7 @@ def _row(tokens):
 
 @pytest.mark.parametrize("choices", [None, ["yes"]])
 def test_contexts_without_options_are_told_before_anything_is_trained(tmp_path, model_folders, choices):
-    config = asked(tmp_path, model_folders["llama"], choices=CHOICES)
+    config = choosing(tmp_path, model_folders["llama"], "options")
     rows = [{"prompt": f"{i}?", "completion": "yes", **({"choices": choices} if choices else {})} for i in range(40)]
     (tmp_path / "target.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with open_session(config, tmp_path / "run") as session, pytest.raises(UserError, match="no choices to tell apart"):
@@ -112,7 +97,7 @@ def test_contexts_without_options_are_told_before_anything_is_trained(tmp_path, 
 
 
 def test_options_that_do_not_fit_leave_no_context(tmp_path, model_folders):
-    config = asked(tmp_path, model_folders["llama"])
+    config = choosing(tmp_path, model_folders["llama"], "options")
     with open_session(config, tmp_path / "run") as session:
         pool = make_pool(session)
         with pytest.raises(UserError, match="fits with all its options"):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from taskpgm.config import Config, load_config
+
 TASKS = ("sums", "sky", "words")
 
 
@@ -45,3 +47,18 @@ def experiment(folder: Path, model: Path, tasks=TASKS, **more) -> Path:
     } | more
     (folder / "mix.yaml").write_text(json.dumps(settings))  # JSON is YAML
     return folder / "mix.yaml"
+
+
+CHOICES = ["yes", "no", "apple apple", "perhaps"]
+
+
+def choosing(folder: Path, model: Path, score="tokens", choices=CHOICES, **settings) -> Config:
+    """An experiment whose target is answered by one of four options; without choices none are named."""
+    config = experiment(folder, model)
+    named = {"choices": choices} if choices else {}
+    rows = [{"prompt": f"Is {i} more than {i % 7}?", "completion": CHOICES[i % 4], **named} for i in range(40)]
+    (folder / "target.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = json.loads(config.read_text()) | settings
+    data["targets"][0] |= {"score": score}
+    config.write_text(json.dumps(data))
+    return load_config(config)

@@ -91,9 +91,7 @@ def measure_form(
 
 def _losses(options: "Options", of_tokens: Floats, p: Floats) -> Floats:
     """(2, questions) −log P(right) and −log Π under the ensemble of shares p."""
-    starts = np.cumsum([0, *(row.response_tokens for row in options.rows)])[:-1]
-    of_answers = logsumexp(np.add.reduceat(of_tokens, starts, axis=1), axis=0, b=p[:, None])
-    of_question = np.split(of_answers, np.cumsum(options.counts)[:-1])
+    of_question = [logsumexp(one, axis=0, b=p[:, None]) for one in options.sums(of_tokens)]
     right = [-one[k] for one, k in zip(of_question, options.right, strict=True)]
     return np.array([right, [-logsumexp(one) for one in of_question]])
 

@@ -101,8 +101,12 @@ class Energy(Brief):
         if self.prior:
             g = g + self.prior * (np.log(np.maximum(p, TINY) / self.reference) + 1)
         if self.repetition:
-            g = g + 2 * self.repetition * np.maximum(p / self.once - 1, 0)
+            g = g + self.repetition_slope(p)
         return g
+
+    def repetition_slope(self, p: Floats) -> Floats:
+        """(n,) λ ∇R(p) = 2λ (epochs − 1) where rows are seen again; zero without a price."""
+        return 2 * self.repetition * np.maximum(p / self.once - 1, 0) if self.repetition else np.zeros_like(p)
 
     def hessian(self, p: Floats) -> Floats:
         """(n, n) ∇²E(p)."""

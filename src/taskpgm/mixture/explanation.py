@@ -123,7 +123,7 @@ def _margins(energy: Energy, mixture: Mixture, optimum: Optimum, psi: Floats, K:
     pull = np.zeros_like(p)
     if energy.prior:
         pull[p > 0] = energy.prior * (np.log(energy.reference[p > 0] / p[p > 0]) - 1)
-    again = replace(energy, prior=0.0).gradient(p) - replace(energy, prior=0.0, repetition=0.0).gradient(p)
+    again = energy.repetition_slope(p)
     group = certificate.group @ mixture.bounds.members
     shared = np.flatnonzero(p > 0)
     return tuple(

@@ -35,11 +35,15 @@ class Options(NamedTuple):
         starts = np.cumsum([0, *self.counts])[:-1]
         return [self.rows[start + k] for start, k in zip(starts, self.right, strict=True)]
 
+    def sums(self, of_tokens: NDArray[np.floating[Any]]) -> list[Floats]:
+        """By context (…, options) log-probabilities of its options, from (…, T) those of all rows' tokens."""
+        starts = np.cumsum([0, *(row.response_tokens for row in self.rows)])[:-1]
+        of_options = np.add.reduceat(np.asarray(of_tokens, dtype=np.float64), starts, axis=-1)
+        return np.split(of_options, np.cumsum(self.counts)[:-1], axis=-1)
+
     def logp(self, of_tokens: NDArray[np.floating[Any]]) -> Floats:
         """(contexts,) log q of the right options, from the (T,) log-probabilities of all rows' tokens."""
-        starts = np.cumsum([0, *(row.response_tokens for row in self.rows)])[:-1]
-        sums = np.add.reduceat(np.asarray(of_tokens, dtype=np.float64), starts)
-        of_context = np.split(sums, np.cumsum(self.counts)[:-1])
+        of_context = self.sums(of_tokens)
         return np.array([one[k] - logsumexp(one) for one, k in zip(of_context, self.right, strict=True)])
 
 
