@@ -164,11 +164,22 @@ def peers(outcomes, best):
             weights = dict(zip(one.pool.names, p, strict=True))
             rows.setdefault((way, times), {}).setdefault(one.folder.name, []).append(-gain_of(one, weights, PEER_SEEDS))
     shown = {"targets alone, no run": [signed(-gain_of(one, one.named("balance0")[1], PEER_SEEDS)) for one in outcomes]}
+    for name, what in (("merge-to-mix", "Merge-to-Mix, no run"), ("paper-jsd", "the paper's, by JSD, no run")):
+        shown[what] = [probed(one, name) for one in outcomes]
     for (way, times), by_setting in sorted(rows.items(), key=lambda item: (item[0][1], item[0][0])):
         means = [float(np.mean(by_setting[one.folder.name])) for one in outcomes]
         shown[f"{way}, {times} × the tokens"] = [signed(mean) for mean in means]
         print(f"{way} {times}: median share of the ceiling {np.median(-np.array(means) / best):.2f}")
     return shown
+
+
+def probed(one, name):
+    """Percent of uniform's loss on the targets of what a peer chose that reads probes."""
+    path = one.folder / "probed.json"
+    if not path.exists():
+        return "–"
+    weights = dict(zip(one.pool.names, json.loads(path.read_text())[name], strict=True))
+    return signed(-gain_of(one, weights, PEER_SEEDS))
 
 
 def refined(outcomes, best):
