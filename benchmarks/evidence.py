@@ -45,21 +45,25 @@ SETTINGS = "demo,skewed,nlp,fresh,confirm,further,lookups"
 BASELINES = ("uniform", "size", "taskpgm", "temperature:2", "random")
 SEEDS, FRESH, PEER_SEEDS, BUDGET_SEEDS = range(6), range(1, 6), range(1, 4), range(3)
 TIMES = (0.5, 2, 4, 16)  # the budget
+PRIOR = 0.2  # of mixtures for the targets alone that are trained at other budgets
 REPLICATES = 2  # disjoint sets of draws that a peer chooses from
 WAYS = {"regmix": regressions.regmix, "olmix": regressions.olmix, "gp": regressions.gaussian_process}
 # Beside balance0, the default's energy on the targets alone. Name: serves (targets or tasks), energy, affinity.
+# balance0.25 and prior0.2 were the defaults, with targets and for them alone, until revision 81e1e46.
 VARIANTS = {
-    **{f"prior{k}": ("targets", {"prior": k}, {}) for k in (0.05, 0.1)},
-    "balance0.5": ("targets", {"balance": 0.5}, {}),
+    **{f"prior{k}": ("targets", {"prior": k}, {}) for k in (0.05, 0.2)},
+    "balance0.25": ("targets", {"balance": 0.25, "prior": 0.275}, {}),
+    "balance0.5": ("targets", {"balance": 0.5, "prior": 0.35}, {}),
     "gain": ("targets", {"kind": "gain"}, {}),
     **{f"pool-prior{k}": ("tasks", {"prior": k}, {}) for k in (0.1, 0.2, 0.5)},
     "paper-pmi": ("tasks", {"kind": "affinity", "t": 2.0}, {"kind": "pmi"}),
 }
 
 
-def targets_alone(config):
+def targets_alone(config, prior=None):
     """The same settings, the tasks themselves counting nothing."""
-    return config.model_copy(update={"energy": config.energy.model_copy(update={"balance": 0.0})})
+    energy = config.energy.model_copy(update={"balance": 0.0, "prior": prior, "max_task_loss": None})
+    return config.model_copy(update={"energy": energy})
 
 
 def write_mixtures(folder):
@@ -166,7 +170,8 @@ class Evidence:
     def priced(self, times):
         """Shares of the mixture that is chosen at so many budgets; None beyond the supply."""
         config, found = self.at(times), self.finished.result
-        return solve(found.pool, found.scores, targets_alone(config)).mixture.shares if self.supplied(config) else None
+        alone = targets_alone(config, PRIOR)
+        return solve(found.pool, found.scores, alone).mixture.shares if self.supplied(config) else None
 
     def at(self, times, seed=0):
         """The settings of a seed at so many budgets."""
@@ -184,7 +189,7 @@ class Evidence:
     def train_budgets(self):
         """Uniform, by size and the default at other budgets, within what the tasks then supply."""
         for times in TIMES:
-            names = ("uniform", "size", "balance0") if times > 2 else ("uniform",)
+            names = ("uniform", "size", f"prior{PRIOR}") if times > 2 else ("uniform",)
             self.measure(
                 (name, seed, weights, times) for name, seed, weights in self.named()
                 if name in names and seed in (BUDGET_SEEDS if times > 4 else SEEDS[:5])

@@ -2,13 +2,12 @@
 
     python benchmarks/full_finetuning.py OUT [--settings demo,…] [--seeds 1]
 
-OUT as evidence.py left it. The default, the same serving the targets alone, and uniform are trained with
-`compare --method full`, and kept in OUT/NAME/full. Prints losses, and differences from uniform in percent.
+OUT as evidence.py left it. The default and uniform are trained with `compare --method full`, and kept in
+OUT/NAME/full. Prints losses, and differences from uniform in percent.
 """
 
 import argparse
 import contextlib
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,14 +20,7 @@ from taskpgm.evaluation.compare import CompareOptions, Trainings, mixture_weight
 from taskpgm.pipeline.run import solved
 from taskpgm.pipeline.stages import finished_run, open_session
 
-NAMES = ("uniform", "taskpgm", "balance0")
-
-
-def shares_by_name(folder, finished):
-    """The mixtures of NAMES; a seed redraws none of them."""
-    alone = json.loads((folder / "mixtures" / "balance0.json").read_text())
-    fixed = mixture_weights(finished.config, finished.result, ("uniform", "taskpgm"), 0)
-    return fixed | {"balance0": alone}
+NAMES = ("uniform", "taskpgm")
 
 
 def train(folder, options):
@@ -37,7 +29,7 @@ def train(folder, options):
         finished = finished_run(session, solved(session))
         (folder / "full").mkdir(exist_ok=True)
         trainings = Trainings(replace(finished, folder=folder / "full"), options)
-        given = shares_by_name(folder, finished)
+        given = mixture_weights(session.config, finished.result, NAMES, 0)
         runs = [training_run(finished, name, given[name], seed) for seed in range(options.seeds) for name in NAMES]
         measured = trainings.measurements(runs, f"{folder.name}, all weights")
         pool = finished.result.pool

@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from full_finetuning import NAMES, shares_by_name
+from full_finetuning import NAMES
 from outcome import cell
 from settings import TARGET_ROWS, sampled, write
 
 from taskpgm.config import load_config
-from taskpgm.evaluation.compare import CompareOptions, Trainings, training_run
+from taskpgm.evaluation.compare import CompareOptions, Trainings, mixture_weights, training_run
 from taskpgm.evaluation.harness import run_harness
 from taskpgm.files import write_json
 from taskpgm.pipeline.run import solved
@@ -92,7 +92,7 @@ def measure(folder, tasks, seeds):
         finished = finished_run(session, solved(session))
         options = CompareOptions(accuracy=False, harness=tuple(tasks), include=include)
         trainings = Trainings(replace(finished, folder=folder / "harness"), options)
-        given = shares_by_name(folder, finished)
+        given = mixture_weights(session.config, finished.result, NAMES, 0)
         runs = [training_run(finished, name, given[name], seed) for seed in range(seeds) for name in NAMES]
         trainings.measurements(runs, "training, with the harness")
         found = {name: [] for name in NAMES}

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from evidence import BUDGET_SEEDS, FRESH, PEER_SEEDS, SEEDS, SETTINGS, TIMES, Evidence
+from evidence import BUDGET_SEEDS, FRESH, PEER_SEEDS, PRIOR, SEEDS, SETTINGS, TIMES, Evidence
 from scipy import optimize, stats
 from scipy.special import rel_entr
 
@@ -29,6 +29,7 @@ from taskpgm.mixture.expected import LEVEL, expected_change
 from taskpgm.mixture.surrogate import Features
 from taskpgm.pipeline.stages import open_session
 
+BUDGETED = f"prior{PRIOR}"  # what was trained at other budgets
 RANDOM = {"uniform", "size", "temperature:2", "random"}  # baselines, of which some are drawn again for every seed
 
 
@@ -144,7 +145,7 @@ def ceilings(outcomes):
         found = json.loads((one.folder / "ceiling.json").read_text())
         best.append(max(v["percent below uniform"] for k, v in found.items() if k not in ("uniform", "taskpgm")))
     rows["best of the search, percent below uniform"] = [f"{b:.1f}" for b in best]
-    for name in ("balance0", "taskpgm", "prior0.1"):
+    for name in ("taskpgm", "balance0", "balance0.25", "prior0.2"):
         gains = [gain_of(one, one.named(name)[1], FRESH) for one in outcomes]
         shares = np.array(gains) / best
         rows[f"{name}, share of it"] = [f"{share:.2f}" for share in shares]
@@ -208,12 +209,12 @@ def budgets(outcomes):
         seeds = SEEDS if times == 1 else SEEDS[:5] if times < 16 else BUDGET_SEEDS
         for what in ("targets", "tasks"):
             rows[f"targets alone, {288 * times} rows, on the {what}, against uniform"] = [
-                cell(one.against(one.named("balance0", seeds), "uniform", what, times)) for one in outcomes
+                cell(one.against(one.named(BUDGETED, seeds), "uniform", what, times)) for one in outcomes
             ]
         if times > 1:
             priced = [one.evidence.priced(times) for one in outcomes]
             for what in ("targets", "tasks"):
-                for reference in ("uniform", "balance0", "size"):
+                for reference in ("uniform", BUDGETED, "size"):
                     rows[f"chosen for {288 * times} rows, targets alone, on the {what}, against {reference}"] = [
                         cell(one.against(dict.fromkeys(BUDGET_SEEDS, p), reference, what, times) if p else [])
                         for one, p in zip(outcomes, priced, strict=True)
@@ -230,7 +231,7 @@ def budgets(outcomes):
 
 
 def fading(outcomes):
-    """Prints how the changes of balance0 and by size against uniform fit (θ₁ ΔF + θ₃ ΔKL) t^−a + θ₄ min(t/16, 1) ΔR."""
+    """Prints how the changes of prior0.2 and by size against uniform fit (θ₁ ΔF + θ₃ ΔKL) t^−a + θ₄ min(t/16, 1) ΔR."""
     rows = []
     for one in outcomes:
         scores, config = one.finished.result.scores, one.finished.config
@@ -240,7 +241,7 @@ def fading(outcomes):
             seeds = SEEDS if times == 1 else SEEDS[:5] if times < 16 else BUDGET_SEEDS
             budget = budget_of(one.pool, one.evidence.at(times))
             once = np.array([budget.once[name] for name in scores.tasks])
-            for name in ("balance0", "size"):
+            for name in (BUDGETED, "size"):
                 change = one.against(one.named(name, seeds), "uniform", "targets", times)
                 if len(change):
                     supply = supply_bounds(one.pool, one.evidence.at(times))
@@ -281,7 +282,7 @@ def parts(one, what):
 def seed_noise(one, what):
     """Standard deviation of one training's change, from mixtures with several seeds."""
     spreads = [
-        one.against(one.named(name), "uniform", what).var(ddof=1) for name in ("balance0", "taskpgm", "balance0.5")
+        one.against(one.named(name), "uniform", what).var(ddof=1) for name in ("prior0.2", "balance0.25", "balance0.5")
     ]
     return float(np.sqrt(np.mean(spreads))) / 100
 
@@ -298,7 +299,10 @@ def likelihood(theta, data):
 
 
 # Mixtures that some energy chose.
-CHOSEN = ("taskpgm", "balance0", "balance0.5", "prior0.1", "prior0.05", "gain", "pool-prior0.5", "pool-prior0.2")
+CHOSEN = (
+    "taskpgm", "balance0", "balance0.25", "balance0.5", "prior0.2", "prior0.05", "gain", "pool-prior0.2",
+    "pool-prior0.5",
+)  # fmt: skip
 HYPER = np.array([1, 0, 0.2, *np.log([0.5, 0.5, 0.1, 1.0, 0.01])])
 HYPER_ERROR = np.array([0.5, 0.5, 0.2, 1, 1, 1, 1, 1])
 
@@ -395,13 +399,14 @@ def report(names, outcomes):
         print(f"\n### {title}\n\n{table(names, rows)}\n", flush=True)
 
     show("The default", compared(outcomes, ["taskpgm"], ("uniform", "size")))
-    show("Targets alone, and without targets", compared(outcomes, ["balance0", "pool-prior0.5"], ("uniform", "size")))
+    show("Targets alone, and without targets", compared(outcomes, ["balance0", "pool-prior0.2"], ("uniform", "size")))
     others = [
-        "prior0.1",
+        "prior0.2",
         "prior0.05",
+        "balance0.25",
         "balance0.5",
         "gain",
-        "pool-prior0.2",
+        "pool-prior0.5",
         "pool-prior0.1",
         "paper-pmi",
         "temperature:2",

@@ -393,10 +393,10 @@ def solve(
     else:
         from taskpgm.cli.mixtures import balance_view
         from taskpgm.pipeline.run import balance_run, solve_run
+        from taskpgm.pipeline.stages import choose_energy
 
         settings = _required(config)
-        if knob is not None and settings.energy.limited:
-            raise UserError("--knob keeps no energy.max_loss or max_task_loss; leave out one of the two.")
+        free = settings.energy.unlimited("--knob") if knob is not None else None
         with _session(settings, out) as session:
             curve = balance_run(session, numbers(balance, "--balance")) if balance is not None else None
             result = solve_run(session)
@@ -404,6 +404,9 @@ def solve(
         if curve:
             screen.print(balance_view(curve), crop=False)
         energy, bounds = result.energy, result.mixture.bounds
+        if free is not None and settings.energy.limited:
+            unlimited = settings.model_copy(update={"energy": free})
+            energy = choose_energy(result.scores, result.affinity, result.pool, unlimited)
     if knob is not None:
         _trace(out, energy, numbers(knob, "--knob"), bounds, everything)
 

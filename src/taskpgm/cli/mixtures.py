@@ -193,7 +193,7 @@ def limit_lines(data: Mapping[str, Any]) -> list[str]:
         for one in held
     ]
     if limits and not held:
-        lines.append("no limit on the tasks' losses holds the mixture back")
+        lines.append("limits on the tasks' losses (energy.max_task_loss, max_loss): none holds the mixture back")
     return lines
 
 
