@@ -87,6 +87,9 @@ def _remedy(error: Exception) -> str:
     return f"Free some space on that disk. {kept}" if full else kept
 
 
+UNLIMITED = "This {} keeps no limit on tasks' losses: the usual one (energy.max_task_loss) is left out."
+
+
 def _version(asked: bool) -> None:
     if asked:
         print(f"taskpgm {taskpgm.__version__}")
@@ -407,6 +410,7 @@ def solve(
         if free is not None and settings.energy.limited:
             unlimited = settings.model_copy(update={"energy": free})
             energy = choose_energy(result.scores, result.affinity, result.pool, unlimited)
+            _print(UNLIMITED.format("path along the knob"))
     if knob is not None:
         _trace(out, energy, numbers(knob, "--knob"), bounds, everything)
 
@@ -436,10 +440,13 @@ def select(out: Out, choice: Choice, matrix: Matrix, config: OptionalConfig = No
         _solve_matrix(out, config, matrix, choice, everything)
         return
     k = choice.k
-    with _session(_required(config), out) as session:
+    settings = _required(config)
+    with _session(settings, out) as session:
         result, selection, folder = select_run(session, k, choice.exhaustive, choice.sample)
     screen.print(selection_view(selection, everything), crop=False)
     _show(folder, result.affinity, everything, out)
+    if settings.energy.limited:
+        _print(UNLIMITED.format("selection"))
     _print(
         f"{len(result.plan)} rows: {folder}/train.jsonl"
         if choice.sample
