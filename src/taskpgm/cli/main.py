@@ -38,6 +38,7 @@ from taskpgm.errors import UserError
 from taskpgm.files import loaded, read_json
 from taskpgm.system import wait_passively
 
+UNLIMITED = "This {} keeps no limit on tasks' losses: the usual one (energy.max_task_loss) is left out."
 UNBROKEN = 100_000  # columns of what is no terminal: a line of a file is never broken
 
 app = typer.Typer(
@@ -85,9 +86,6 @@ def _remedy(error: Exception) -> str:
     kept = "Finished work is kept; the same command goes on from there."
     full = "No space left" in str(error)  # not always with an errno: safetensors has its own error
     return f"Free some space on that disk. {kept}" if full else kept
-
-
-UNLIMITED = "This {} keeps no limit on tasks' losses: the usual one (energy.max_task_loss) is left out."
 
 
 def _version(asked: bool) -> None:
