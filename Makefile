@@ -27,7 +27,7 @@ soak: .venv/ready-dev
 # The experiments of docs/results.md but for nlp: minutes with a GPU (STACKED= for it), days on two cores with
 # STACKED=--plain; a stopped one goes on.
 STACKED = --plain
-SETTINGS = demo skewed fresh confirm further lookups
+SETTINGS = demo skewed fresh confirm further lookups codes
 COMMA := ,
 NAMES = $(shell echo $(SETTINGS) | tr ' ' '$(COMMA)')
 results: .venv/ready-dev

@@ -22,6 +22,7 @@ from taskpgm.config import EnergyConfig, load_config
 from taskpgm.evaluation.refine import USUAL_NOISE, WORTH, run_features
 from taskpgm.mixture import refinement
 from taskpgm.mixture.energies import PRIOR, build_energy
+from taskpgm.mixture.limits import keep_tasks
 from taskpgm.mixture.optimum import minimise, nearest_to_uniform
 from taskpgm.mixture.refinement import choose, hoped_for, likely_noise, next_trial, usual_prior
 from taskpgm.mixture.surrogate import fit_surrogate
@@ -53,23 +54,34 @@ class Emulated:
         return float(here - zero)
 
 
+# Balance, prior and limit on each task's loss: a grid, the defaults, and those before them.
+ENERGIES = (
+    *((b, k, None) for b in (0, 0.25, 0.5, 1) for k in (0.05, 0.1, 0.2, 0.3, 0.5)),
+    (0.25, 0.275, None), (0.45, 0.145, None), *((0.2, 0.12, limit) for limit in (None, 0.05, 0.06, 0.08)),
+)  # fmt: skip
+
+
 def energies(worlds):
-    """Mixtures of several balances and priors."""
+    """Mixtures of several balances, priors and limits."""
     rows = {}
-    for balance in (0, 0.1, 0.25, 0.5, 1):
-        for prior in (0.05, 0.1, 0.2, 0.3, 0.5):
-            found = [solved(world, balance, prior) for world in worlds]
-            rows[f"balance {balance:g}, prior {prior:g}: targets / tasks"] = [
-                f"{signed(w.change(p, 'targets'))} / {signed(w.change(p, 'tasks'))}"
-                for w, p in zip(worlds, found, strict=True)
-            ]
+    for balance, prior, limit in ENERGIES:
+        found = [solved(world, balance, prior, limit) for world in worlds]
+        kept = f", limit {limit:.0%}" if limit else ""
+        changes = [world.change(p, "targets") for world, p in zip(worlds, found, strict=True)]
+        shares = [change / world.best for change, world in zip(changes, worlds, strict=True)]
+        name = f"balance {balance:g}, prior {prior:g}{kept} (median share {np.median(shares):.2f}): targets / tasks"
+        rows[name] = [
+            f"{signed(change)} / {signed(w.change(p, 'tasks'))}"
+            for w, p, change in zip(worlds, found, changes, strict=True)
+        ]
     return rows
 
 
-def solved(world, balance, prior):
+def solved(world, balance, prior, limit=None):
     result, config = world.one.finished.result, world.one.finished.config
-    wanted = EnergyConfig(prior=prior, balance=balance)
-    return minimise(build_energy(result.scores, result.affinity, wanted, config.target_weights), world.bounds).p
+    wanted = EnergyConfig(prior=prior, balance=balance, max_task_loss=limit)
+    energy = build_energy(result.scores, result.affinity, wanted, config.target_weights)
+    return minimise(keep_tasks(energy, result.scores, wanted, world.bounds), world.bounds).p
 
 
 def refine(worlds, runs, repeats):

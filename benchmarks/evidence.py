@@ -4,18 +4,19 @@
     taskpgm run OUT/NAME/mix.yaml --out OUT/NAME/run
     python benchmarks/evidence.py mixtures OUT     # other mixtures from the same probes, as OUT/NAME/mixtures/*.json
     python benchmarks/evidence.py train OUT [--settings …] [--seconds N] [--plain]   # trainings, kept in OUT/NAME/run
-    python benchmarks/evidence.py named|ceiling|peers|refined|budgets|priced OUT …   # parts of that, alone
+    python benchmarks/evidence.py named|ceiling|peers|refined|budgets|priced|probed OUT …   # parts of that, alone
     python benchmarks/outcome.py OUT               # the tables of docs/results.md
 
 Parts: named mixtures with six seeds; the ceiling (ceiling.py); what peers choose from its draws, at once, twice and
 four times the tokens of our probes, with three fresh seeds; `refine` with 2 and 8 runs; mixtures at 4 and 16 times the
-budget, and such as are chosen at those. --plain trains one by one, as `compare` does, on a machine without a GPU: days.
-After --seconds no further part begins.
+budget, and such as are chosen at those; what peers choose that read our probes. --plain trains one by one, as `compare`
+does, on a machine without a GPU: days. After --seconds no further part begins.
 """
 
 import argparse
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from ceiling import Search, confirmed, draws, search_mixtures, uniform
-from peers import regressions
+from peers import probes, regressions
 from stacked import StackedTrainings
 
 from taskpgm.config import AffinityConfig, EnergyConfig, load_config
@@ -37,28 +38,32 @@ from taskpgm.files import write_json
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
-from taskpgm.pipeline.run import solved
+from taskpgm.pipeline.run import run_session, solved
 from taskpgm.pipeline.stages import allowed_shares, finished_run, open_session, solve
 
-SETTINGS = "demo,skewed,nlp,fresh,confirm,further,lookups"
+SETTINGS = "demo,skewed,nlp,fresh,confirm,further,lookups,codes"
 BASELINES = ("uniform", "size", "taskpgm", "temperature:2", "random")
 SEEDS, FRESH, PEER_SEEDS, BUDGET_SEEDS = range(6), range(1, 6), range(1, 4), range(3)
 TIMES = (0.5, 2, 4, 16)  # the budget
+PRIOR = 0.2  # of mixtures for the targets alone that are trained at other budgets
 REPLICATES = 2  # disjoint sets of draws that a peer chooses from
 WAYS = {"regmix": regressions.regmix, "olmix": regressions.olmix, "gp": regressions.gaussian_process}
 # Beside balance0, the default's energy on the targets alone. Name: serves (targets or tasks), energy, affinity.
+# balance0.25 and prior0.2 were the defaults, with targets and for them alone, until revision 81e1e46.
 VARIANTS = {
-    **{f"prior{k}": ("targets", {"prior": k}, {}) for k in (0.05, 0.1)},
-    "balance0.5": ("targets", {"balance": 0.5}, {}),
+    **{f"prior{k}": ("targets", {"prior": k}, {}) for k in (0.05, 0.2)},
+    "balance0.25": ("targets", {"balance": 0.25, "prior": 0.275}, {}),
+    "balance0.5": ("targets", {"balance": 0.5, "prior": 0.35}, {}),
     "gain": ("targets", {"kind": "gain"}, {}),
     **{f"pool-prior{k}": ("tasks", {"prior": k}, {}) for k in (0.1, 0.2, 0.5)},
     "paper-pmi": ("tasks", {"kind": "affinity", "t": 2.0}, {"kind": "pmi"}),
 }
 
 
-def targets_alone(config):
+def targets_alone(config, prior=None):
     """The same settings, the tasks themselves counting nothing."""
-    return config.model_copy(update={"energy": config.energy.model_copy(update={"balance": 0.0})})
+    energy = config.energy.model_copy(update={"balance": 0.0, "prior": prior, "max_task_loss": None})
+    return config.model_copy(update={"energy": energy})
 
 
 def write_mixtures(folder):
@@ -128,6 +133,25 @@ class Evidence:
         write_json(self.folder / "peers.json", {name: p.tolist() for name, p in picks.items()})
         self.search.losses(picks, PEER_SEEDS, "peers")
 
+    def train_probed(self):
+        """What Merge-to-Mix picks of uniform and the draws, and the paper's mixture by JSD."""
+        path = self.folder / "probed.json"
+        if not path.exists():
+            drawn = np.array([uniform(self.search), *draws(self.search, 64).values()])
+            merged = drawn[np.argmin(probes.merge_to_mix(self.finished, drawn))]
+            write_json(path, {"merge-to-mix": merged.tolist(), "paper-jsd": self.by_divergence().tolist()})
+        picks = {name: np.array(p) for name, p in json.loads(path.read_text()).items()}
+        self.search.losses({"uniform": uniform(self.search), **picks}, PEER_SEEDS, "peers that read probes")
+
+    def by_divergence(self):
+        """The paper's mixture, on a copy of the run whose contexts are scored again for it."""
+        if not (self.folder / "run-jsd").exists():
+            shutil.copytree(self.folder / "run", self.folder / "run-jsd", ignore=shutil.ignore_patterns("compare"))
+        update = {"affinity": AffinityConfig(kind="jsd")}
+        config = load_config(self.folder / "mix.yaml").model_copy(update=update)
+        with open_session(config, "run-jsd") as session:
+            return probes.paper(run_session(session), "jsd")
+
     def train_refined(self):
         """`refine` from the same run, the targets alone served."""
         found, config = self.finished.result, targets_alone(self.finished.config)
@@ -146,7 +170,8 @@ class Evidence:
     def priced(self, times):
         """Shares of the mixture that is chosen at so many budgets; None beyond the supply."""
         config, found = self.at(times), self.finished.result
-        return solve(found.pool, found.scores, targets_alone(config)).mixture.shares if self.supplied(config) else None
+        alone = targets_alone(config, PRIOR)
+        return solve(found.pool, found.scores, alone).mixture.shares if self.supplied(config) else None
 
     def at(self, times, seed=0):
         """The settings of a seed at so many budgets."""
@@ -164,7 +189,7 @@ class Evidence:
     def train_budgets(self):
         """Uniform, by size and the default at other budgets, within what the tasks then supply."""
         for times in TIMES:
-            names = ("uniform", "size", "balance0") if times > 2 else ("uniform",)
+            names = ("uniform", "size", f"prior{PRIOR}") if times > 2 else ("uniform",)
             self.measure(
                 (name, seed, weights, times) for name, seed, weights in self.named()
                 if name in names and seed in (BUDGET_SEEDS if times > 4 else SEEDS[:5])
@@ -183,7 +208,7 @@ class Evidence:
         self.search.trainings.measurements(runs, "evidence")
 
 
-PARTS = ("named", "ceiling", "peers", "refined", "budgets", "priced")
+PARTS = ("named", "ceiling", "peers", "refined", "budgets", "priced", "probed")
 
 
 def train(folder, parts, seconds, plain):

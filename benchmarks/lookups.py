@@ -10,10 +10,10 @@ from datetime import date, timedelta
 SYLLABLES = ("one", "two", "three", "four", "five")
 
 
-def lines(name, rows):
+def lines(name, rows, kinds=None):
     """So many distinct rows of one kind as JSON Lines, fewer if there are not so many; seeded by its name."""
     draw = random.Random(sum(name.encode()))
-    pairs = list(dict(KINDS[name](draw)).items())
+    pairs = list(dict((kinds or KINDS)[name](draw)).items())
     draw.shuffle(pairs)
     return [json.dumps({"prompt": q, "completion": a}, ensure_ascii=False) + "\n" for q, a in pairs[:rows]]
 

@@ -74,7 +74,7 @@ def write_setting(folder, pool, targets):
     for file, score in (("mix.yaml", "tokens"), ("options.yaml", "options")):
         lines = ["tasks:", *(f"  - {{name: {t.stem}, path: data/{t.name}}}" for t in tasks), "targets:"]
         lines += [f"  - {{name: {name}, path: data/{name}.jsonl, score: {score}}}" for name in names]
-        lines += ["budget: {examples: 288, max_epochs: 4}", "energy: {balance: 0}", "seed: 0"]
+        lines += ["budget: {examples: 288, max_epochs: 4}", "energy: {balance: 0, prior: 0.2}", "seed: 0"]
         lines += [f"probes: {{examples: 96, batch: 8, max_length: {LONG}, lora: {{last_layers: 8}}}}"]
         lines += [f"contexts: {{per_set: {CONTEXTS}, validation: 24}}"]
         write(folder / file, ["\n".join(lines) + "\n"])

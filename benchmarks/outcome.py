@@ -1,9 +1,9 @@
 """The tables of docs/results.md, in Markdown, from the trainings of evidence.py. Trains nothing.
 
-    python benchmarks/outcome.py OUT [--settings demo,skewed,nlp,fresh,confirm,further,lookups]
+    python benchmarks/outcome.py OUT [--settings demo,skewed,nlp,fresh,confirm,further,lookups,codes]
 
 Differences are in percent of the reference's loss, paired by seed, with 95 % intervals of Student's t over seeds; bold
-where they exclude zero. What was not trained is left out.
+where they exclude zero. What was not trained is left out; a setting without a search has the first tables alone.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from evidence import BUDGET_SEEDS, FRESH, PEER_SEEDS, SEEDS, SETTINGS, TIMES, Evidence
+from evidence import BUDGET_SEEDS, FRESH, PEER_SEEDS, PRIOR, SEEDS, SETTINGS, TIMES, Evidence
 from scipy import optimize, stats
 from scipy.special import rel_entr
 
@@ -29,6 +29,7 @@ from taskpgm.mixture.expected import LEVEL, expected_change
 from taskpgm.mixture.surrogate import Features
 from taskpgm.pipeline.stages import open_session
 
+BUDGETED = f"prior{PRIOR}"  # what was trained at other budgets
 RANDOM = {"uniform", "size", "temperature:2", "random"}  # baselines, of which some are drawn again for every seed
 
 
@@ -144,7 +145,7 @@ def ceilings(outcomes):
         found = json.loads((one.folder / "ceiling.json").read_text())
         best.append(max(v["percent below uniform"] for k, v in found.items() if k not in ("uniform", "taskpgm")))
     rows["best of the search, percent below uniform"] = [f"{b:.1f}" for b in best]
-    for name in ("balance0", "taskpgm", "prior0.1"):
+    for name in ("taskpgm", "balance0", "balance0.25", "prior0.2"):
         gains = [gain_of(one, one.named(name)[1], FRESH) for one in outcomes]
         shares = np.array(gains) / best
         rows[f"{name}, share of it"] = [f"{share:.2f}" for share in shares]
@@ -164,11 +165,22 @@ def peers(outcomes, best):
             weights = dict(zip(one.pool.names, p, strict=True))
             rows.setdefault((way, times), {}).setdefault(one.folder.name, []).append(-gain_of(one, weights, PEER_SEEDS))
     shown = {"targets alone, no run": [signed(-gain_of(one, one.named("balance0")[1], PEER_SEEDS)) for one in outcomes]}
+    for name, what in (("merge-to-mix", "Merge-to-Mix, no run"), ("paper-jsd", "the paper's, by JSD, no run")):
+        shown[what] = [probed(one, name) for one in outcomes]
     for (way, times), by_setting in sorted(rows.items(), key=lambda item: (item[0][1], item[0][0])):
         means = [float(np.mean(by_setting[one.folder.name])) for one in outcomes]
         shown[f"{way}, {times} × the tokens"] = [signed(mean) for mean in means]
         print(f"{way} {times}: median share of the ceiling {np.median(-np.array(means) / best):.2f}")
     return shown
+
+
+def probed(one, name):
+    """Percent of uniform's loss on the targets of what a peer chose that reads probes."""
+    path = one.folder / "probed.json"
+    if not path.exists():
+        return "–"
+    weights = dict(zip(one.pool.names, json.loads(path.read_text())[name], strict=True))
+    return signed(-gain_of(one, weights, PEER_SEEDS))
 
 
 def refined(outcomes, best):
@@ -197,12 +209,12 @@ def budgets(outcomes):
         seeds = SEEDS if times == 1 else SEEDS[:5] if times < 16 else BUDGET_SEEDS
         for what in ("targets", "tasks"):
             rows[f"targets alone, {288 * times} rows, on the {what}, against uniform"] = [
-                cell(one.against(one.named("balance0", seeds), "uniform", what, times)) for one in outcomes
+                cell(one.against(one.named(BUDGETED, seeds), "uniform", what, times)) for one in outcomes
             ]
         if times > 1:
             priced = [one.evidence.priced(times) for one in outcomes]
             for what in ("targets", "tasks"):
-                for reference in ("uniform", "balance0", "size"):
+                for reference in ("uniform", BUDGETED, "size"):
                     rows[f"chosen for {288 * times} rows, targets alone, on the {what}, against {reference}"] = [
                         cell(one.against(dict.fromkeys(BUDGET_SEEDS, p), reference, what, times) if p else [])
                         for one, p in zip(outcomes, priced, strict=True)
@@ -219,7 +231,7 @@ def budgets(outcomes):
 
 
 def fading(outcomes):
-    """Prints how the changes of balance0 and by size against uniform fit (θ₁ ΔF + θ₃ ΔKL) t^−a + θ₄ min(t/16, 1) ΔR."""
+    """Prints how the changes of prior0.2 and by size against uniform fit (θ₁ ΔF + θ₃ ΔKL) t^−a + θ₄ min(t/16, 1) ΔR."""
     rows = []
     for one in outcomes:
         scores, config = one.finished.result.scores, one.finished.config
@@ -229,7 +241,7 @@ def fading(outcomes):
             seeds = SEEDS if times == 1 else SEEDS[:5] if times < 16 else BUDGET_SEEDS
             budget = budget_of(one.pool, one.evidence.at(times))
             once = np.array([budget.once[name] for name in scores.tasks])
-            for name in ("balance0", "size"):
+            for name in (BUDGETED, "size"):
                 change = one.against(one.named(name, seeds), "uniform", "targets", times)
                 if len(change):
                     supply = supply_bounds(one.pool, one.evidence.at(times))
@@ -270,7 +282,7 @@ def parts(one, what):
 def seed_noise(one, what):
     """Standard deviation of one training's change, from mixtures with several seeds."""
     spreads = [
-        one.against(one.named(name), "uniform", what).var(ddof=1) for name in ("balance0", "taskpgm", "balance0.5")
+        one.against(one.named(name), "uniform", what).var(ddof=1) for name in ("prior0.2", "balance0.25", "balance0.5")
     ]
     return float(np.sqrt(np.mean(spreads))) / 100
 
@@ -287,7 +299,10 @@ def likelihood(theta, data):
 
 
 # Mixtures that some energy chose.
-CHOSEN = ("taskpgm", "balance0", "balance0.5", "prior0.1", "prior0.05", "gain", "pool-prior0.5", "pool-prior0.2")
+CHOSEN = (
+    "taskpgm", "balance0", "balance0.25", "balance0.5", "prior0.2", "prior0.05", "gain", "pool-prior0.2",
+    "pool-prior0.5",
+)  # fmt: skip
 HYPER = np.array([1, 0, 0.2, *np.log([0.5, 0.5, 0.1, 1.0, 0.01])])
 HYPER_ERROR = np.array([0.5, 0.5, 0.2, 1, 1, 1, 1, 1])
 
@@ -384,24 +399,30 @@ def report(names, outcomes):
         print(f"\n### {title}\n\n{table(names, rows)}\n", flush=True)
 
     show("The default", compared(outcomes, ["taskpgm"], ("uniform", "size")))
-    show("Targets alone, and without targets", compared(outcomes, ["balance0", "pool-prior0.5"], ("uniform", "size")))
+    show("Targets alone, and without targets", compared(outcomes, ["balance0", "pool-prior0.2"], ("uniform", "size")))
     others = [
-        "prior0.1",
+        "prior0.2",
         "prior0.05",
+        "balance0.25",
         "balance0.5",
         "gain",
-        "pool-prior0.2",
+        "pool-prior0.5",
         "pool-prior0.1",
         "paper-pmi",
         "temperature:2",
     ]
     show("Others", compared(outcomes, others))
+    show("Promises, targets", printed(outcomes))
+    outcomes = [one for one in outcomes if (one.folder / "ceiling.json").exists()]
+    names = [one.folder.name for one in outcomes]
+    if not outcomes:
+        return
     rows, best = ceilings(outcomes)
     show("Ceiling", rows | refined(outcomes, best))
     show("Peers", peers(outcomes, best))
     show("Budgets", budgets(outcomes))
     fading(outcomes)
-    show("Expected and measured, targets", printed(outcomes) | calibration(outcomes))
+    show("Expected and measured, targets", calibration(outcomes))
     show("Expected and measured, tasks", calibration(outcomes, "tasks"))
 
 

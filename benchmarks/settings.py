@@ -1,13 +1,13 @@
 """The experiments of the results page: pools of tasks, targets and their `mix.yaml`, one folder a setting.
 
-    python benchmarks/settings.py OUT                               # demo, skewed, fresh, confirm, further, lookups
+    python benchmarks/settings.py OUT                               # all but nlp
     python benchmarks/settings.py OUT --pool DIR --targets DIR      # and nlp, from your own JSON Lines files
 
 demo is the demo's pool. skewed has 16 tasks, half of them in two families that repeat each other, sizes 30 to 1. fresh
 and confirm share no generator with these two or each other: they are for confirming what was decided. further (the
-generators of longer prompts) and lookups (facts and conversions of libraries, see lookups.py) came last. nlp takes
-DIR/train/NAME.jsonl and, where there is one, DIR/validation/NAME.jsonl as tasks and DIR/NAME.jsonl as targets, sampled
-down to the sizes below.
+generators of longer prompts), lookups (facts and conversions of libraries) and codes (encodings and small computations)
+came last. nlp takes DIR/train/NAME.jsonl and, where there is one, DIR/validation/NAME.jsonl as tasks and DIR/NAME.jsonl
+as targets, sampled down to the sizes below.
 
 Targets are never trained on. Of each target, contexts choose the mixture and the other rows evaluate it. Files are the
 same on every machine: generators are seeded by their name, and Python's hash seed, which some draw from, is 0.
@@ -82,6 +82,11 @@ LOOKUPS_TARGETS = (
     "spanish_numbers", "french_dates", "currencies", "countries_in_german", "from_roman", "syllables", "symbols",
     "colours",
 )  # fmt: skip
+CODES = (
+    "base64", "fraction_sums", "url_quoting", "unions", "later_dates", "characters", "json_values", "rot13",
+    "expansions", "last_addresses", "hexadecimal", "capitalised",
+)  # fmt: skip
+CODES_TARGETS = ("base64_decoding", "octal", "entities", "netmasks", "weekdays", "intersections", "factors")
 
 
 def spread(names, sizes):
@@ -107,6 +112,13 @@ def looked_up(name, rows):
     return lookups.lines(name, rows)
 
 
+def encoded(name, rows):
+    """Lines of an encoding or a small computation."""
+    import codes  # beside this file, and its libraries
+
+    return codes.lines(name, rows)
+
+
 class Setting(NamedTuple):
     """Tasks with their rows, targets, the longest row in tokens, and what makes their lines."""
 
@@ -125,6 +137,7 @@ SETTINGS = {
         spread(FURTHER, CONFIRM_SIZES), FURTHER_TARGETS, LONG, partial(generated, words=FURTHER_WORDS)
     ),
     "lookups": Setting(spread(LOOKUPS, CONFIRM_SIZES), LOOKUPS_TARGETS, lines=looked_up),
+    "codes": Setting(spread(CODES, CONFIRM_SIZES), CODES_TARGETS, lines=encoded),
 }  # fmt: skip
 
 

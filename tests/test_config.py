@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskpgm import UserError, load_config
-from taskpgm.config import bad_in_name, parse_config
+from taskpgm.config import BALANCE, MAX_TASK_LOSS, OPTIONS_PRIOR, EnergyConfig, bad_in_name, parse_config
 from taskpgm.evaluation.baselines import read_weights
 from taskpgm.yamls import read_yaml
 
@@ -50,10 +50,41 @@ def test_targets_and_tasks_are_weighed(energy, targets, said):
     settings |= {"targets": [{"name": "t", "path": "t.jsonl"}]} if targets else {}
     if said is None:
         found = parse_config(settings).energy
-        assert (found.max_loss or found.max_task_loss or found.balance / 10) == pytest.approx(0.05)
+        for name, value in energy.items():
+            assert getattr(found, name) == pytest.approx(0.05 if value == "5%" else value)
         return
     with pytest.raises(UserError, match=said):
         parse_config(settings)
+
+
+@pytest.mark.parametrize(
+    ("energy", "target", "found"),
+    [
+        ({}, {}, (BALANCE, MAX_TASK_LOSS, None)),
+        ({"balance": 0.5}, {}, (0.5, MAX_TASK_LOSS, None)),
+        ({"balance": 0}, {}, (0, None, None)),
+        ({"max_loss": 0.01}, {}, (BALANCE, None, None)),
+        ({"max_task_loss": 1}, {}, (BALANCE, 1, None)),
+        ({"kind": "gain"}, {}, (0, None, None)),
+        ({}, {"score": "options"}, (0, None, OPTIONS_PRIOR)),
+        ({}, None, (0, None, None)),
+    ],
+)
+def test_usual_balance_limit_and_prior(energy, target, found):
+    settings = {"tasks": [{"name": "a", "path": "a.jsonl"}], "budget": {"examples": 5}, "energy": energy}
+    settings |= {"targets": [{"name": "t", "path": "t.jsonl", **target}]} if target is not None else {}
+    config = parse_config(settings)
+    assert (config.energy.balance, config.energy.max_task_loss, config.energy.prior) == found
+    assert parse_config(config.model_dump(mode="json")).energy == config.energy  # as a run directory keeps it
+
+
+def test_only_the_usual_limit_is_left_out():
+    usual = EnergyConfig(max_task_loss=MAX_TASK_LOSS)
+    assert usual.unlimited("This").limited == ()
+    assert EnergyConfig().unlimited("This") == EnergyConfig()
+    for asked in ({"max_task_loss": 0.05}, {"max_loss": 0.08}, {"max_loss": 0.05, "max_task_loss": MAX_TASK_LOSS}):
+        with pytest.raises(UserError, match="This keeps no energy.max_loss or max_task_loss"):
+            EnergyConfig(**asked).unlimited("This")
 
 
 def test_names_that_look_like_other_values_are_names(tmp_path):

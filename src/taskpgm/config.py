@@ -345,7 +345,9 @@ class AffinityConfig(Section):
     jsd_positions: PositiveInt = Field(2000, description="Positions on which divergences are computed.")
 
 
-BALANCE = 0.25  # if none is given: docs/results.md has what it is chosen by
+# If none is given, with targets: docs/results.md has what they are chosen by.
+BALANCE, MAX_TASK_LOSS = 0.2, 0.08
+OPTIONS_PRIOR = 0.2  # of a likelihood of options, which was trained at no other
 
 
 class EnergyConfig(Section):
@@ -359,8 +361,8 @@ class EnergyConfig(Section):
     )
     prior: NonNegative | None = Field(
         None,
-        description="likelihood, gain: weight κ of the pull to the reference mixture (default 0.2, without "
-        "targets 0.5; gain 0.3).",
+        description="likelihood, gain: weight κ of the pull to the reference mixture (default 0.1, without "
+        "targets or scored by options 0.2; gain 0.3).",
     )
     loss: Literal["per_row", "per_token"] = Field(
         "per_row",
@@ -388,14 +390,18 @@ class EnergyConfig(Section):
     balance: Share | None = Field(
         None,
         description="likelihood, gain, with targets: how much the tasks themselves count beside the targets; 0 the "
-        "targets alone, 1 the tasks alone (default 0.25; gain, and targets scored by options, 0).",
+        "targets alone, 1 the tasks alone (default 0.2; gain, and targets scored by options, 0).",
     )
     max_loss: Percent | None = Field(
         None,
         description="likelihood: by how much the tasks' mean loss may be above uniform's, as the probes' ensemble "
         "predicts it, such as 5%.",
     )
-    max_task_loss: Percent | None = Field(None, description="likelihood: the same of every single task.")
+    max_task_loss: Percent | None = Field(
+        None,
+        description="likelihood: the same of every single task (default with targets 8%, unless balance is 0, max_loss "
+        "is given or targets are scored by options; 100%: hardly a limit).",
+    )
     utility: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
         default_factory=dict, description="Your own utility of a task, added to its ψ: {task: value}."
     )
@@ -404,6 +410,12 @@ class EnergyConfig(Section):
     def limited(self) -> tuple[str, ...]:
         """The limits on the tasks' losses that are set."""
         return tuple(name for name in ("max_loss", "max_task_loss") if getattr(self, name) is not None)
+
+    def unlimited(self, what: str) -> "EnergyConfig":
+        """The same settings without the usual limit, for what can keep none; UserError if another was asked for."""
+        if self.limited and (self.max_loss is not None or self.max_task_loss != MAX_TASK_LOSS):
+            raise UserError(f"{what} keeps no energy.max_loss or max_task_loss; leave out one of the two.")
+        return self.model_copy(update={"max_task_loss": None})
 
 
 class SelectionConfig(Section):
@@ -514,6 +526,11 @@ class Config(Section):
             raise ValueError("energy.repetition is for energy.kind likelihood with targets alone; leave it out")
         if self.energy.repetition is None and (not serves or self.option_targets):
             vars(self)["energy"] = self.energy.model_copy(update={"repetition": 0.0})
+        usual = self.energy.kind == "likelihood" and self.targets and self.energy.balance and not self.option_targets
+        if usual and not self.energy.limited:
+            vars(self)["energy"] = self.energy.model_copy(update={"max_task_loss": MAX_TASK_LOSS})
+        if self.energy.prior is None and self.energy.kind == "likelihood" and self.option_targets:
+            vars(self)["energy"] = self.energy.model_copy(update={"prior": OPTIONS_PRIOR})
         if self.energy.limited and self.energy.kind != "likelihood":
             limit = self.energy.limited[0]
             raise ValueError(f"energy.{limit} is for energy.kind likelihood alone, not for {self.energy.kind!r}")

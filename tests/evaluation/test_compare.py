@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.special import xlogy
+from scipy.special import logsumexp, xlogy
 from support.models import make_model
-from support.runs import experiment
+from support.runs import choosing, experiment
 
 from taskpgm import UserError, load_config, parse_config
 from taskpgm.data.chat import ChatEncoder
@@ -22,6 +22,7 @@ from taskpgm.evaluation.compare import (
     training_run,
 )
 from taskpgm.evaluation.full_finetuning import under
+from taskpgm.evaluation.likelihood import Questions
 from taskpgm.evaluation.loss import Evaluator
 from taskpgm.evaluation.predict import Prediction, merged_probe, rank_correlations, run_prediction
 from taskpgm.lm.loading import load_model
@@ -29,6 +30,7 @@ from taskpgm.lm.lora import KEY
 from taskpgm.lm.model import LanguageModel
 from taskpgm.pipeline.run import compare_mixtures, run_session
 from taskpgm.pipeline.stages import finished_run, make_pool, open_session
+from taskpgm.probes.probe import load_probe
 from taskpgm.probes.training import Trainer
 from taskpgm.workers.processes import possible
 
@@ -233,6 +235,29 @@ def test_a_set_without_rows_to_evaluate_is_an_error(tmp_path, model_folders):
     config = load_config(experiment(tmp_path, model_folders["llama"], contexts={"per_set": 6, "validation": 0}))
     with open_session(config, tmp_path / "run") as session, pytest.raises(UserError, match="no rows left to evaluate"):
         evaluation_rows(make_pool(session))
+
+
+@pytest.mark.parametrize("layers", [1, None])
+def test_losses_of_options_are_those_of_the_kept_adapters(layers, tmp_path, model_folders):
+    config = choosing(tmp_path, model_folders["llama"])
+    lora = config.probes.lora.model_copy(update={"last_layers": layers})
+    config = config.model_copy(update={"probes": config.probes.model_copy(update={"lora": lora})})
+    with open_session(config, tmp_path / "run") as session:
+        finished = finished_run(session, run_session(session))
+        comparison, _ = run_comparison(finished, CompareOptions(("taskpgm", "uniform"), seeds=1, keep=True))
+    assert "target option loss" in comparison.quantities
+    lm, rows = finished.engine.lm, evaluation_rows(finished.result.pool)["target"]
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+    answers = [row.choices.index(row.conversation.answer) for row in rows]
+    expected = []
+    for path in (finished.folder / "compare").glob("*.json"):
+        probe = load_probe(path.with_suffix(""), "kept", 0)
+        with under(lm, probe):
+            logp = Questions(lm, encoder, rows).logp()
+        expected.append(np.mean([logsumexp(one) - one[k] for one, k in zip(logp, answers, strict=True)]))
+    found = [m.option_loss["target"] for m in comparison.measurements]
+    np.testing.assert_allclose(sorted(found), sorted(expected), rtol=1e-4)
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("trainer", ["engine", "trl"])

@@ -16,11 +16,13 @@ from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.messages import conversation
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
-from taskpgm.evaluation.answers import option_logp, same_answer, written_answers
+from taskpgm.evaluation.answers import same_answer, written_answers
 from taskpgm.evaluation.full_finetuning import under
+from taskpgm.evaluation.likelihood import Questions
 from taskpgm.evaluation.loss import Evaluation, Evaluator
 from taskpgm.lm.engine import Engine
 from taskpgm.probes.training import train_probes
+from taskpgm.progress import QUIET
 
 CHOICES = ("7", "The answer is 42.", "yes", "a much longer answer than the question")
 
@@ -28,7 +30,7 @@ CHOICES = ("7", "The answer is 42.", "yes", "a much longer answer than the quest
 def prepared(folder, tmp_path):
     """The model, rows by set, a probe far from the base, and the same model and adapter as plain PEFT loads them."""
     lm, encoder, rows = loaded(folder)
-    config = config_for(folder, lora={"r": 4, "alpha": 8}, learning_rate=0.02)
+    config = config_for(folder, lora={"r": 4, "alpha": 8, "last_layers": 1}, learning_rate=0.02)
     (probe,) = train_probes(Engine.of(lm), {"sums": rows["sums"]}, config)
     (tmp_path / "a").mkdir()
     probe.save(tmp_path / "a")
@@ -96,8 +98,17 @@ def test_options_are_those_of_one_at_a_time(architecture, model_folders, tmp_pat
     lm, encoder, rows, config, probe, plain = prepared(model_folders[architecture], tmp_path)
     rows = with_choices([*rows["sums"], rows["sky"][0]])
     right, right_norm = [], []
+    first = probe.first_layer(len(lm.layers))
+    assert first > 0
+    kept = Questions(lm, encoder, rows, first)
+    kept.fill(QUIET)
+    assert bool(kept.trunks) == lm.plain_head
     with under(lm, probe):
-        found = option_logp(lm, encoder, rows)
+        found = Questions(lm, encoder, rows).logp()
+        ways = [kept.logp(), kept.logp(), Questions(lm, encoder, rows, first, memory=20_000).logp()]  # all or some kept
+    for other in ways:
+        for logp, expected in zip(other, found, strict=True):
+            np.testing.assert_allclose(logp, expected, rtol=1e-4)
     for row, logp in zip(rows, found, strict=True):
         expected = []
         for choice in row.choices:
@@ -122,14 +133,14 @@ def test_options_are_those_of_one_at_a_time(architecture, model_folders, tmp_pat
 def test_options_that_cut_their_prompt_and_options_that_do_not_fit(model_folders):
     lm, encoder, rows = loaded(model_folders["llama"])
     rows = with_choices(rows["sums"])
-    whole = option_logp(lm, encoder, rows)
+    whole = Questions(lm, encoder, rows).logp()
     lengths = [encoder.lengths([row.conversation.until_answer(CHOICES[-1])])[0].tokens for row in rows]
     short = ChatEncoder(lm.tokenizer, lengths[1] - 2)  # cuts the second row's prompt where the option is the longest
-    found = option_logp(lm, short, rows)
+    found = Questions(lm, short, rows).logp()
     np.testing.assert_allclose(found[0], whole[0], rtol=1e-4)
     np.testing.assert_allclose(np.delete(found[1], 3), np.delete(whole[1], 3), rtol=1e-4)
     assert abs(found[1][3] - whole[1][3]) > 1e-3
-    assert option_logp(lm, ChatEncoder(lm.tokenizer, 10), rows)[0] is None
+    assert Questions(lm, ChatEncoder(lm.tokenizer, 10), rows).logp()[0] is None
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -9,8 +9,8 @@ from support.runs import choosing
 
 from taskpgm import UserError, form_of_gain
 from taskpgm.data.chat import ChatEncoder
-from taskpgm.evaluation.answers import option_logp
 from taskpgm.evaluation.form import form_sentence, measure_form, questions
+from taskpgm.evaluation.likelihood import Questions
 from taskpgm.pipeline.form import form_run
 from taskpgm.pipeline.run import run_session
 from taskpgm.pipeline.stages import load_probes, open_session
@@ -35,7 +35,7 @@ def test_changes_are_those_of_answers_scored_one_by_one(run):
     rows, by_probe = list(result.pool["target"].contexts), []
     for probe in load_probes(session):
         with installed(lm, [probe]) as use, use(probe):
-            by_probe.append(np.array(option_logp(lm, encoder, rows)))
+            by_probe.append(np.array(Questions(lm, encoder, rows).logp()))
     likely = np.exp(np.array(by_probe))  # (n, questions, options)
     p, right = result.mixture.weights, [row.choices.index(row.conversation.answer) for row in rows]
 

@@ -31,18 +31,19 @@ TASKS, TARGETS = ("a", "b"), ("g", "h", "i")
 SETS = TARGETS + TASKS
 
 
-def measured(mixture, seed, change=0.0, rng=None, accuracy=()):
-    """Losses 1, 2, ... of the sets, plus a change on each, plus noise."""
+def measured(mixture, seed, change=0.0, rng=None, accuracy=(), options=()):
+    """Losses 1, 2, ... of the sets, plus a change on each, plus noise; half of that on options."""
     noise = rng.normal(0, 0.02, len(SETS)) if rng is not None else np.zeros(len(SETS))
     change = dict(zip(SETS, np.broadcast_to(change, len(SETS)), strict=True))
     loss = {one: 1.0 + k + change[one] + noise[k] for k, one in enumerate(SETS)}
     right = {one: 0.5 - float(change[one]) - noise[SETS.index(one)] for one in accuracy}
-    return Measurement(mixture, seed, loss, right, 288, 12.5)
+    chosen = {one: loss[one] / 2 for one in options}
+    return Measurement(mixture, seed, loss, right, 288, 12.5, option_loss=chosen)
 
 
-def runs(changes, seeds=5, noise=True, accuracy=()):
+def runs(changes, seeds=5, noise=True, accuracy=(), options=()):
     rng = np.random.default_rng(0) if noise else None
-    return [measured(m, s, change, rng, accuracy) for m, change in changes.items() for s in range(seeds)]
+    return [measured(m, s, change, rng, accuracy, options) for m, change in changes.items() for s in range(seeds)]
 
 
 @common
@@ -153,6 +154,24 @@ def test_without_targets_there_are_tasks_alone():
     assert c.quantities == ("targets", "tasks", "target accuracy", "task accuracy")
 
 
+def test_losses_of_options_stand_apart():
+    found = runs({"ours": -0.1, "uniform": 0.0}, accuracy=("g",), options=("g", "h"))
+    c = compare_measurements(found, TASKS, TARGETS, {"g": 1, "h": 3, "i": 4})
+    assert c.quantities == ("targets", "tasks", "target option loss", "target accuracy")
+    own, other = found[:5], found[5:]
+    expected = [m.option_loss["g"] / 4 + m.option_loss["h"] * 3 / 4 for m in own]
+    average = c["ours"].averages["target option loss"]
+    assert (average.mean, average.low) == pytest.approx((t_interval(expected).mean, t_interval(expected).low))
+    assert c["ours"].option_losses["h"] == t_interval([m.option_loss["h"] for m in own])
+    difference = next(d for d in c.differences if d.quantity == "target option loss")
+    pairs = [(a - b.option_loss["g"] / 4 - b.option_loss["h"] * 3 / 4) for a, b in zip(expected, other, strict=True)]
+    assert difference.estimate.mean == pytest.approx(np.mean(pairs))
+    assert (difference.verdict, difference.relative < 0) == ("better", True)
+    assert any(one.startswith("target option loss: lower than uniform by 0.0") for one in c.sentences)
+    excess = np.mean([a.option_loss["g"] - b.option_loss["g"] for a, b in zip(own, other, strict=True)])
+    assert c.excess("ours", "g", "option_loss").mean == pytest.approx(excess)
+
+
 def test_sentences():
     def sentence(change, seeds=5, quantity="targets", **more):
         c = compare_measurements(runs({"ours": change, "uniform": 0.0}, seeds, **more), TASKS, TARGETS)
@@ -215,6 +234,7 @@ def test_correction_can_take_a_difference_away():
         (lambda r: [*r, measured("size", 1, [0, 0, 0, math.inf, 0])], "the loss on set 'a' is inf"),
         (lambda r: [*r, Measurement("size", 2, {"a": 1.0})], "Mixture 'size', seed 2 has no loss on set 'b'"),
         (lambda r: [*r, measured("size", 1, accuracy=("g",))], "set 'g' has an accuracy in some runs only"),
+        (lambda r: [*r, measured("size", 1, options=("g",))], "set 'g' has a loss of options in some runs only"),
     ],
 )
 def test_wrong_measurements(change, says):
@@ -240,16 +260,16 @@ def test_false_alarms_stay_below_the_level():
 
 def test_json_and_table_hold_everything():
     changes = {"taskpgm": -0.1, "uniform": 0.0, "temperature:2": 0.02, "[/b]weights.json": 0.1}
-    c = compare_measurements(runs(changes, accuracy=("g", "a")), TASKS, TARGETS)
+    c = compare_measurements(runs(changes, accuracy=("g", "a"), options=("g", "a")), TASKS, TARGETS)
     data = json.loads(json.dumps(c.to_dict(), allow_nan=False))
     assert data["measurements"][0]["loss"] == c.measurements[0].loss
     assert data["summaries"][1]["averages"]["targets"]["mean"] == c["uniform"].averages["targets"].mean
-    assert len(data["differences"]) == len(data["sentences"]) == 3 * 4
+    assert len(data["differences"]) == len(data["sentences"]) == 3 * 6
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(comparison_view(c))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
-    assert len(text.splitlines()) < 60
+    assert len(text.splitlines()) < 80
     for name in changes:
         assert name[:8] in text
     assert "temperature:2's worst task: " in text

@@ -13,7 +13,7 @@ from support.numerics import names, random_truth, synthetic_scores
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.errors import UserError
 from taskpgm.mixture.affinity import given_affinity, mean_logp, measure_affinity
-from taskpgm.mixture.energies import REPETITION, Budget, build_energy
+from taskpgm.mixture.energies import PRIOR, REPETITION, WITHOUT_TARGETS, Budget, build_energy
 from taskpgm.mixture.energy import field_energy
 from taskpgm.mixture.jackknife import Fold, standard_error, t_quantile
 from taskpgm.mixture.linalg import convexity_shift, tangent_spectrum
@@ -71,14 +71,14 @@ def test_likelihood_is_the_loss_of_the_ensemble():
     expected = 0.75 * losses["g0"] + 0.25 * losses["g1"]
     assert energy.loss(p) == pytest.approx(expected, rel=1e-12)
     divergence = np.sum(p * np.log(p / 0.25))
-    assert energy.value(p) == pytest.approx(expected + 0.2 * divergence, rel=1e-12)
+    assert energy.value(p) == pytest.approx(expected + PRIOR["likelihood"] * divergence, rel=1e-12)
     assert bare.loss(p) == pytest.approx(0.5 * losses["g0"] + 0.5 * losses["g1"] - 0.2 * p[1], rel=1e-12)
 
 
 def test_prior_takes_its_reference():
     scores = synthetic_scores(np.random.default_rng(2))
     energy = build_energy(scores, None, EnergyConfig(), reference={"t0": 3, "t1": 1, "t2": 2, "t3": 2})
-    assert energy.prior == 0.5  # no targets
+    assert energy.prior == WITHOUT_TARGETS
     np.testing.assert_allclose(energy.reference, [0.375, 0.125, 0.25, 0.25])
 
 

@@ -6,8 +6,9 @@ from support.numerics import synthetic_scores
 
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.mixture.affinity import measure_affinity
-from taskpgm.mixture.energies import PRIOR, REPETITION, Budget, build_energy
+from taskpgm.mixture.energies import REPETITION, Budget, build_energy
 from taskpgm.mixture.expected import (
+    DIVERGENCE,
     DIVERGENCE_ERROR,
     LEVEL,
     MISFIT,
@@ -39,7 +40,7 @@ def test_change_and_interval_are_those_of_draws(times):
         (
             random.normal(1, ENSEMBLE_ERROR) * (ensemble.loss(p) - ensemble.loss(u))
             + random.normal(0, GAIN_ERROR) * (gain.loss(p) - gain.loss(u))
-            + random.normal(PRIOR["likelihood"], DIVERGENCE_ERROR) * float((p * np.log(p * n)).sum())
+            + random.normal(DIVERGENCE, DIVERGENCE_ERROR) * float((p * np.log(p * n)).sum())
             + random.normal(0, slope, n) @ (p - u)
         )
         / np.sqrt(times)

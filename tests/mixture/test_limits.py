@@ -12,13 +12,17 @@ from support.numerics import synthetic_scores
 
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.errors import UserError
-from taskpgm.mixture.affinity import measure_affinity
+from taskpgm.mixture.affinity import mean_logp, measure_affinity
 from taskpgm.mixture.balance import balanced, trace_balance
 from taskpgm.mixture.bounds import make_bounds, simplex
-from taskpgm.mixture.energies import Budget, build_energy, ensemble_loss, usual_prior
+from taskpgm.mixture.energies import PRIOR, WITHOUT_TARGETS, Budget, build_energy, ensemble_loss, usual_prior
+from taskpgm.mixture.jackknife import EVERYTHING, without_folds
 from taskpgm.mixture.limits import find_prices, keep_tasks, task_limits
 from taskpgm.mixture.optimum import minimise, nearest_to_uniform
+from taskpgm.mixture.refinement import choose
+from taskpgm.mixture.refinement import usual_prior as fitting_prior
 from taskpgm.mixture.solve import Mixture, solve_mixture
+from taskpgm.mixture.surrogate import Features, fit_surrogate
 from taskpgm.mixture.verification import verify
 
 
@@ -146,6 +150,44 @@ def test_limits_that_do_not_bind_change_nothing():
     assert keep_tasks(energy, scores, EnergyConfig(), bounds) is energy
 
 
+@pytest.mark.parametrize("loss", ["per_row", "per_token"])
+def test_limits_that_all_tasks_keep_are_described_as_if_each_had_been_looked_at(loss):
+    scores = replace(scored(6), loss=loss)
+    bounds, config = simplex(scores.tasks), EnergyConfig(prior=0.5, max_task_loss=0.5)
+    limited = keep_tasks(build_energy(scores, None, config), scores, config, bounds)
+    u = nearest_to_uniform(bounds)
+    folds = [EVERYTHING, *without_folds(scores)]
+    for energy, fold in zip([limited, *limited.without], folds, strict=True):
+        p = minimise(energy, bounds).p
+        each = task_limits(scores, config, u, fold)
+        for one, said in zip(each, energy.settings["limits"], strict=True):
+            assert (said["name"], said["price"]) == (one.name, 0.0)
+            assert (said["uniform"], said["most"], said["loss"]) == pytest.approx(
+                (one.start, one.most, one.energy.loss(p))
+            )
+
+
+def test_what_trials_choose_keeps_the_limits():
+    scores = scored(4)
+    bounds, u = simplex(scores.tasks), np.full(5, 0.2)
+    weights = scores.target_weights({})
+    ensemble = build_energy(scores, None, EnergyConfig(prior=0.0))
+    features = Features(scores.tasks, ensemble, (mean_logp(scores)[1:] - mean_logp(scores)[0]) @ weights)
+    prior = fitting_prior(features, 0.05)
+    mixtures = [u, minimise(ensemble, bounds).p]
+    surrogate = fit_surrogate(features, mixtures, [ensemble.loss(p) for p in mixtures], 0.001, prior)
+    free = choose(surrogate, bounds)
+    limits = task_limits(scores, EnergyConfig(max_task_loss=0.02), u)
+    assert max(one.excess(free.p) for one in limits) > 0.001
+    found = choose(surrogate, bounds, limits)
+    assert max(one.excess(found.p) for one in limits) < 1e-6
+    expected, _ = by_convex_solver(surrogate.energy(), limits, bounds)
+    assert surrogate.loss(found.p) <= surrogate.loss(np.maximum(expected, 0) / expected.sum()) + 1e-5
+    assert not found.uniform
+    wide = task_limits(scores, EnergyConfig(max_task_loss=1.0), u)
+    np.testing.assert_allclose(choose(surrogate, bounds, wide).p, free.p, atol=1e-7)
+
+
 @pytest.mark.parametrize("kind", ["likelihood", "gain"])
 def test_balance_goes_from_the_targets_to_the_tasks(kind):
     scores = scored(1)
@@ -161,7 +203,7 @@ def test_balance_goes_from_the_targets_to_the_tasks(kind):
         own = build_energy(scores.without_targets(), None, EnergyConfig())
         both = build_energy(scores, None, EnergyConfig(balance=1.0))
         assert (both.prior, both.value(p)) == (own.prior, pytest.approx(own.value(p)))
-        assert usual_prior(kind, scores, 0.5) == pytest.approx(0.35)
+        assert usual_prior(kind, scores, 0.5) == pytest.approx((PRIOR[kind] + WITHOUT_TARGETS) / 2)
 
 
 def test_along_the_curve_targets_lose_and_tasks_gain():

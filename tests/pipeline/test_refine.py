@@ -9,6 +9,7 @@ from support.models import make_model
 from support.runs import experiment
 
 from taskpgm import UserError, load_config
+from taskpgm.config import BALANCE
 from taskpgm.data.plan import budget_of
 from taskpgm.evaluation.compare import CompareOptions, run_comparison
 from taskpgm.evaluation.refine import (
@@ -52,7 +53,8 @@ def test_trials_begin_with_uniform_and_the_default_and_are_judged_by_half_of_the
     np.testing.assert_array_equal(found.trials.mixtures[1], finished.result.mixture.weights)
     by_name = {r["mixture"]: r for r in records(finished).values() if r["seed"] == 0}
     shares = run_shares(finished.config, finished.result)
-    assert shares == {"target": 0.75, "sums": 0.25 / 3, "sky": 0.25 / 3, "words": 0.25 / 3}
+    rest = BALANCE / 3
+    assert shares == pytest.approx({"target": 1 - BALANCE, "sums": rest, "sky": rest, "words": rest})
     for name, loss in zip(found.trials.names, found.trials.losses, strict=True):
         halves = {one: by_name[name]["sets"][one]["halves"][0] for one in shares}
         np.testing.assert_allclose(loss, sum(share * halves[one] for one, share in shares.items()))

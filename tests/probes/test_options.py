@@ -10,7 +10,7 @@ from support.runs import choosing
 
 from taskpgm import UserError, load_run
 from taskpgm.data.chat import ChatEncoder
-from taskpgm.evaluation.answers import option_logp
+from taskpgm.evaluation.likelihood import Questions
 from taskpgm.evaluation.loss import Evaluator
 from taskpgm.evaluation.predict import predict_losses
 from taskpgm.pipeline.run import run_session
@@ -39,7 +39,7 @@ def test_a_context_is_one_position_whose_label_is_the_right_option(scored):
     encoder = ChatEncoder(lm.tokenizer, session.config.probes.max_length)
     for k, probe in enumerate([None, *load_probes(session)]):
         with installed(lm, [probe] if probe else []) as use, use(probe):
-            found = option_logp(lm, encoder, rows)  # by another way: prompts once, options on copies of the cache
+            found = Questions(lm, encoder, rows).logp()  # by another way: prompts once, options on copies of the cache
         right = [softmax(one)[row.choices.index(row.conversation.answer)] for one, row in zip(found, rows, strict=True)]
         np.testing.assert_allclose(scores.logp[k, columns], np.log(right), atol=2e-4)
         evaluated = Evaluator(lm, {"target": rows}, session.config).evaluate(probe).sets["target"]

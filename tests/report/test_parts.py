@@ -118,6 +118,9 @@ def test_the_balance_s_curve_is_the_probes_loss_at_each_mixture(folder):
     np.testing.assert_allclose(lines["worst task"], np.max(np.divide(at, start)[:, :5], axis=1) - 1)
     here = picture.table["balance"].index(run.config.energy.balance)
     assert points[here].weights == pytest.approx(run.mixture.shares, abs=1e-6)
+    lines = " ".join(build.sections(Material(run))[4].sentences)
+    held = [one["name"] for one in Material(run).energy.settings["limits"] if one["price"] > 0]
+    assert f"hold back {', '.join(held) or 'nothing'} in this mixture" in lines
 
 
 def _loss(scores, weights, j):

@@ -19,7 +19,8 @@ from support.probing import ROWS, all_blocks, config_for, setup
 from taskpgm.config import ModelConfig
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.pool import Row
-from taskpgm.evaluation.answers import option_logp, written_answers
+from taskpgm.evaluation.answers import written_answers
+from taskpgm.evaluation.likelihood import Questions
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.structure import why_whole
@@ -100,7 +101,7 @@ def answers(lm):
     """Log-likelihoods of options, and what is written."""
     encoder = ChatEncoder(lm.tokenizer, 256)
     row = Row(ROWS["sky"][0], *encoder.lengths([ROWS["sky"][0]])[0][:3], key="", choices=("yes", "no", "maybe so"))
-    return {"options": option_logp(lm, encoder, [row])[0], "written": written_answers(lm, encoder, [row])}
+    return {"options": Questions(lm, encoder, [row]).logp()[0], "written": written_answers(lm, encoder, [row])}
 
 
 def main(root):

@@ -38,6 +38,7 @@ from taskpgm.errors import UserError
 from taskpgm.files import loaded, read_json
 from taskpgm.system import wait_passively
 
+UNLIMITED = "This {} keeps no limit on tasks' losses: the usual one (energy.max_task_loss) is left out."
 UNBROKEN = 100_000  # columns of what is no terminal: a line of a file is never broken
 
 app = typer.Typer(
@@ -393,10 +394,10 @@ def solve(
     else:
         from taskpgm.cli.mixtures import balance_view
         from taskpgm.pipeline.run import balance_run, solve_run
+        from taskpgm.pipeline.stages import choose_energy
 
         settings = _required(config)
-        if knob is not None and settings.energy.limited:
-            raise UserError("--knob keeps no energy.max_loss or max_task_loss; leave out one of the two.")
+        free = settings.energy.unlimited("--knob") if knob is not None else None
         with _session(settings, out) as session:
             curve = balance_run(session, numbers(balance, "--balance")) if balance is not None else None
             result = solve_run(session)
@@ -404,6 +405,10 @@ def solve(
         if curve:
             screen.print(balance_view(curve), crop=False)
         energy, bounds = result.energy, result.mixture.bounds
+        if free is not None and settings.energy.limited:
+            unlimited = settings.model_copy(update={"energy": free})
+            energy = choose_energy(result.scores, result.affinity, result.pool, unlimited)
+            _print(UNLIMITED.format("path along the knob"))
     if knob is not None:
         _trace(out, energy, numbers(knob, "--knob"), bounds, everything)
 
@@ -433,10 +438,13 @@ def select(out: Out, choice: Choice, matrix: Matrix, config: OptionalConfig = No
         _solve_matrix(out, config, matrix, choice, everything)
         return
     k = choice.k
-    with _session(_required(config), out) as session:
+    settings = _required(config)
+    with _session(settings, out) as session:
         result, selection, folder = select_run(session, k, choice.exhaustive, choice.sample)
     screen.print(selection_view(selection, everything), crop=False)
     _show(folder, result.affinity, everything, out)
+    if settings.energy.limited:
+        _print(UNLIMITED.format("selection"))
     _print(
         f"{len(result.plan)} rows: {folder}/train.jsonl"
         if choice.sample

@@ -15,6 +15,7 @@ from taskpgm.mixture.balance import BalanceCurve
 from taskpgm.mixture.doubts import few_contexts
 from taskpgm.mixture.expected import expected_sentence
 from taskpgm.mixture.explanation import Explanation, strongest_pairs
+from taskpgm.mixture.limits import ALL
 from taskpgm.mixture.path import KnobPath
 from taskpgm.mixture.selection import Selection
 
@@ -188,12 +189,13 @@ def limit_lines(data: Mapping[str, Any]) -> list[str]:
     limits = data["energy"]["settings"].get("limits", [])
     held = [one for one in limits if one["price"] > 0]
     lines = [
-        f"limit: {one['name']} {one['loss'] / one['uniform'] - 1:+.1%} against uniform as predicted; 1 % more "
-        f"would lower the energy by {data['prices'][one['name'] + '.max_loss']:.4f}"
+        f"held back by energy.{'max_loss' if one['name'] == ALL else 'max_task_loss'}: {one['name']} "
+        f"{one['loss'] / one['uniform'] - 1:+.1%} against uniform as predicted; 1 % more would lower the energy by "
+        f"{data['prices'][one['name'] + '.max_loss']:.4f}"
         for one in held
     ]
     if limits and not held:
-        lines.append("no limit on the tasks' losses holds the mixture back")
+        lines.append("limits on the tasks' losses (energy.max_task_loss, max_loss): none holds the mixture back")
     return lines
 
 

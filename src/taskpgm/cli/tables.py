@@ -77,6 +77,8 @@ def _comparison_notes(comparison: Comparison, chosen_by: LossBy) -> list[str]:
     notes = [f"losses in nats a token ± half of the {100 * comparison.level:g} % interval over seeds"]
     if "taskpgm" in comparison.mixtures:
         notes.append(f"losses are means over tokens; taskpgm was chosen by the loss {chosen_by} (energy.loss)")
+    if any(quantity.endswith("option loss") for quantity in comparison.quantities):
+        notes.append("option loss: −log of the right option's share of what all options have, in nats a question")
     if comparison.tasks:
         what = "loss" if comparison.reference != "uniform" else "loss increase over uniform"
         notes.append(f"worst task: the one with the largest {what}")

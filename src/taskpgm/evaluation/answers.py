@@ -1,9 +1,8 @@
 """Right answers: by options, by verifiers and by comparing what the model writes.
 
-Shapes: B rows, L padded length, R response tokens.
+Shapes: B rows, L padded length.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -11,66 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
-from torch import Tensor
 
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.messages import Conversation
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
+from taskpgm.evaluation.likelihood import Questions, left_padded
 from taskpgm.lm.batching import batches
 from taskpgm.lm.model import LanguageModel
-from taskpgm.lm.packing import ends, pack
-from taskpgm.lm.trunk import Trunk
-from taskpgm.probes.divergence import label_logp
 
 GradedBy = Literal["choices", "verifier", "exact"]
 EXACT_TOKENS = 32  # longest reference compared as a whole: longer answers are seldom said in the same words
 VERIFIED_TOKENS = 128  # longest reference of a set with a verifier: writing takes a pass a token
 SPARE_TOKENS = 4  # what the model may write beyond the longest reference: a little space, a full stop, the end of turn
-
-
-def response_logp(lm: LanguageModel, rows: Sequence[Encoded], trunk: Trunk | None = None) -> list[NDArray[np.float32]]:
-    """(R,) log-probabilities of the response tokens of every row, under whatever adapter is installed.
-
-    Args:
-        trunk: of a set that the rows belong to, below the adapter's layers.
-    """
-    logp: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(rows)
-    trunk = trunk or Trunk(lm, 0, lm.shared_prefix(rows))
-    for batch in batches([ends(row) for row in rows], lm.token_budget, trunk.shared):
-        packed = pack([rows[i] for i in batch], trunk.shared, lm.device)
-        with torch.inference_mode():
-            logits = lm.response_logits(packed, trunk.entering(packed), trunk.first)
-            blocks = [label_logp(z, y).cpu().numpy() for z, y, _ in logits]
-        cuts = np.cumsum([rows[i].response_tokens for i in batch])[:-1]
-        for i, logp_R in zip(batch, np.split(np.concatenate(blocks), cuts), strict=True):
-            logp[i] = logp_R
-    return logp
-
-
-def option_logp(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]) -> list[NDArray[np.float64] | None]:
-    """(options,) log-likelihood of each option as the last answer, with its end-of-turn token; None if one is too long.
-
-    The rows carry choices; turns behind the last answer do not count. A prompt runs once for all its options if they
-    leave its tokens as they are, which is nearly always.
-    """
-    encoded = [encoder.encode([row.conversation.until_answer(choice) for choice in row.choices or ()]) for row in rows]
-    by_row: list[NDArray[np.float64] | None] = [None] * len(rows)
-    asked: dict[int, _Question] = {}
-    for i, options in enumerate(encoded):
-        turns = [option.last_turn for option in options if option]
-        if len(turns) < len(options):
-            continue
-        if question := _question(turns):
-            asked[i] = question
-        else:
-            by_row[i] = np.array([logp_R.sum(dtype=np.float64) for logp_R in response_logp(lm, turns)])
-    places = list(asked)
-    for batch in batches([asked[i].cost for i in places], lm.token_budget):
-        chosen = [places[k] for k in batch]
-        for i, logp in zip(chosen, _batch_of_options(lm, [asked[i] for i in chosen]), strict=True):
-            by_row[i] = logp
-    return by_row
 
 
 def written_answers(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]) -> list[str]:
@@ -112,24 +64,22 @@ class Grades(NamedTuple):
     option_loss: float | None = None
 
 
-def grade_answers(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row], generate: bool) -> Grades:
-    """Grades of the rows whose answer is text, by what at least half of them carry; see `Evaluator.evaluate`."""
-    rows = [row for row in rows if row.conversation.answer_is_text]  # no calls, no thoughts
-    if not rows:
-        return Grades()
-    with_choices, verified = [row for row in rows if row.choices], [row for row in rows if row.verifier]
-    if 2 * len(with_choices) >= len(rows):
-        return _grade_choices(lm, encoder, with_choices)
-    if not generate:
-        return Grades()
-    if 2 * len(verified) >= len(rows):
-        return _grade_written(lm, encoder, "verifier", verified, VERIFIED_TOKENS, _verified_score())
-    return _grade_written(lm, encoder, "exact", rows, EXACT_TOKENS, lambda row, said: same_answer(said, _answer(row)))
+def graded_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose answer is text: no calls, no thoughts."""
+    return [row for row in rows if row.conversation.answer_is_text]
 
 
-def _grade_choices(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row]) -> Grades:
+def rows_to_choose(rows: Sequence[Row]) -> list[Row]:
+    """The rows with choices, if at least half of those that are graded have some; none otherwise."""
+    rows = graded_rows(rows)
+    with_choices = [row for row in rows if row.choices]
+    return with_choices if 2 * len(with_choices) >= len(rows) else []
+
+
+def grade_chosen(questions: Questions) -> Grades:
+    """Grades by the options of rows with choices."""
     right, right_norm, losses = [], [], []
-    for row, logp in zip(rows, option_logp(lm, encoder, rows), strict=True):
+    for row, logp in zip(questions.rows, questions.logp(), strict=True):
         if logp is not None and row.choices:
             length = np.array([max(1, len(choice)) for choice in row.choices])
             right.append(row.choices[int(logp.argmax())] == _answer(row))
@@ -140,6 +90,17 @@ def _grade_choices(lm: LanguageModel, encoder: ChatEncoder, rows: list[Row]) -> 
     return Grades(
         "choices", len(right), float(np.mean(right)), float(np.mean(right_norm)), option_loss=float(np.mean(losses))
     )
+
+
+def grade_written(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]) -> Grades:
+    """Grades of what the model writes in place of the rows' answers, by verifiers if half of the rows carry one."""
+    rows = graded_rows(rows)
+    verified = [row for row in rows if row.verifier]
+    if not rows:
+        return Grades()
+    if 2 * len(verified) >= len(rows):
+        return _grade_written(lm, encoder, "verifier", verified, VERIFIED_TOKENS, _verified_score())
+    return _grade_written(lm, encoder, "exact", rows, EXACT_TOKENS, lambda row, said: same_answer(said, _answer(row)))
 
 
 def _grade_written(
@@ -171,74 +132,6 @@ def _verified_score() -> Callable[[Row, str], float]:
     return score
 
 
-class _Question(NamedTuple):
-    prompt: NDArray[np.int32]  # token ids that all options share
-    options: list[NDArray[np.int32]]  # token ids of each
-
-    @property
-    def cost(self) -> int:
-        """Tokens that the cache holds when every option has a copy of the prompt."""
-        return len(self.options) * (len(self.prompt) + max(map(len, self.options)))
-
-
-def _question(turns: Sequence[Encoded]) -> _Question | None:
-    """Prompt and options of rows that differ in their last turn; None if their prompts differ, by truncation say."""
-    starts = [int(np.flatnonzero(turn.response)[0]) for turn in turns]
-    prompt = turns[0].ids[: starts[0]]
-    if any(not np.array_equal(turn.ids[:start], prompt) for turn, start in zip(turns, starts, strict=True)):
-        return None
-    ends = [int(np.flatnonzero(turn.response)[-1]) + 1 for turn in turns]
-    return _Question(prompt, [turn.ids[a:b] for turn, a, b in zip(turns, starts, ends, strict=True)])
-
-
-def _batch_of_options(lm: LanguageModel, questions: Sequence[_Question]) -> list[NDArray[np.float64]]:
-    """(options,) log-likelihoods of every question: the prompts once, then all options on copies of their caches.
-
-    Shapes: Q questions, O options of all, P and L padded lengths of prompts (on the left) and options (on the right).
-    """
-    from transformers import DynamicCache
-
-    ids_QP, seen_QP = _left_padded(lm, [question.prompt for question in questions])
-    options = [ids for question in questions for ids in question.options]
-    owner_O = torch.tensor([q for q, question in enumerate(questions) for _ in question.options], device=lm.device)
-    ids_OL = torch.full((len(options), max(map(len, options))), lm.tokenizer.pad_token_id, device=lm.device)
-    for o, ids in enumerate(options):
-        ids_OL[o, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-    cache = DynamicCache(config=lm.model.config)
-    # transformers 5.2x renamed the argument; the old name goes in 5.40.
-    named = "cache" if "cache" in inspect.signature(type(lm.model).forward).parameters else "past_key_values"
-    with torch.inference_mode():
-        place_QP = (seen_QP.cumsum(1) - 1).clamp(min=0)
-        first = lm.model(
-            input_ids=ids_QP, attention_mask=seen_QP, position_ids=place_QP, logits_to_keep=1, use_cache=True,
-            **{named: cache},
-        )  # fmt: skip
-        sums_O = label_logp(first.logits[:, -1][owner_O], ids_OL[:, 0]).double()
-        if ids_OL.shape[1] > 1:
-            for layer in cache.layers:  # each is where the model's layer is
-                layer.batch_select_indices(owner_O.to(getattr(layer, "keys", owner_O).device))
-            given_OL = ids_OL[:, :-1]
-            logits_OLV = lm.model(
-                input_ids=given_OL, use_cache=True, **{named: cache},
-                attention_mask=torch.cat([seen_QP[owner_O], torch.ones_like(given_OL)], 1),
-                position_ids=seen_QP.sum(1)[owner_O, None] + torch.arange(given_OL.shape[1], device=lm.device),
-            ).logits  # fmt: skip
-            for o, ids in enumerate(options):
-                sums_O[o] += label_logp(logits_OLV[o, : len(ids) - 1], ids_OL[o, 1 : len(ids)]).double().sum()
-    cuts = np.cumsum([len(question.options) for question in questions])[:-1]
-    return list(np.split(sums_O.cpu().numpy(), cuts))
-
-
-def _left_padded(lm: LanguageModel, prompts: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
-    """(B, L) token ids padded on the left, and where they are not padding (1 or 0)."""
-    longest = max(map(len, prompts))
-    ids_BL = np.full((len(prompts), longest), lm.tokenizer.pad_token_id, dtype=np.int64)
-    seen_BL = np.zeros((len(prompts), longest), dtype=np.int64)
-    for i, prompt in enumerate(prompts):
-        ids_BL[i, longest - len(prompt) :], seen_BL[i, longest - len(prompt) :] = prompt, 1
-    return torch.from_numpy(ids_BL).to(lm.device), torch.from_numpy(seen_BL).to(lm.device)
-
-
 def _until_answer(row: Row) -> Conversation:
     return row.conversation.until_answer()
 
@@ -266,7 +159,7 @@ def _greedy(
     """Token ids written after every prompt, up to the first that ends a turn; prompts are padded on the left."""
     from transformers import GenerationConfig
 
-    ids_BL, seen_BL = _left_padded(lm, prompts)
+    ids_BL, seen_BL = left_padded(lm, prompts)
     plain = GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=limit, repetition_penalty=1.0, no_repeat_ngram_size=0,
         eos_token_id=ends, pad_token_id=lm.tokenizer.pad_token_id,

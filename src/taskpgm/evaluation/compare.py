@@ -303,6 +303,7 @@ def _measurement(run: TrainingRun, record: Mapping[str, Any]) -> Measurement:
         accuracy[task] = next(
             (metrics[m] for m in ("acc", "exact_match") if m in metrics), next(iter(metrics.values()))
         )
+    options = {name: one["option_loss"] for name, one in sets.items() if one.get("option_loss") is not None}
     seconds = sum(record["seconds"].values())
     halves = {name: tuple(one["halves"]) for name, one in sets.items() if one.get("halves")}
     return Measurement(
@@ -314,6 +315,7 @@ def _measurement(run: TrainingRun, record: Mapping[str, Any]) -> Measurement:
         seconds,
         dict(run.weights),
         halves,
+        options,
     )
 
 

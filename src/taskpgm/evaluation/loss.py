@@ -18,8 +18,9 @@ from taskpgm.config import Config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
-from taskpgm.evaluation.answers import GradedBy, Grades, grade_answers, response_logp
+from taskpgm.evaluation.answers import GradedBy, Grades, grade_chosen, grade_written, rows_to_choose
 from taskpgm.evaluation.full_finetuning import Finetuned, under
+from taskpgm.evaluation.likelihood import Questions, response_logp
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.trunk import Trunk
 from taskpgm.probes.probe import Probe
@@ -73,7 +74,9 @@ class Evaluator:
         self.lm = lm
         self.encoder = ChatEncoder(lm.tokenizer, config.probes.max_length, lm.limits)
         self.sets = {name: _kept(self.encoder, name, rows) for name, rows in sets.items()}
+        self.choosing = {name: rows_to_choose([row for row, _ in kept]) for name, kept in self.sets.items()}
         self.trunks: dict[tuple[str, int], Trunk] = {}
+        self.questions: dict[tuple[str, int], Questions] = {}
 
     def evaluate(
         self, probe: Probe | Finetuned | None, generate: bool = True, grade: bool = True, progress: Progress = QUIET
@@ -99,7 +102,7 @@ class Evaluator:
         with under(self.lm, probe):
             for name, kept in self.sets.items():
                 loss = _loss(self.lm, name, kept, self._trunk(name, first))
-                grades = grade_answers(self.lm, self.encoder, [row for row, _ in kept], generate) if grade else Grades()
+                grades = self._grades(name, first, generate) if grade else Grades()
                 found[name] = SetEvaluation(**loss, **grades._asdict())
                 progress.advance()
         return Evaluation(found)
@@ -110,12 +113,26 @@ class Evaluator:
         longest = max(len(one.ids) for kept in self.sets.values() for _, one in kept)
         return self.lm.memory(max(self.lm.token_budget, longest), longest, self.lm.token_budget // 4)
 
-    def fill(self, first: int, progress: Progress) -> None:
+    def fill(self, first: int, progress: Progress, grade: bool = True) -> None:
         """Run what lies below layer `first` now, before processes part that would each do it."""
         with progress.stage("shared layers to evaluate", len(self.sets), "sets"):
             for name, kept in self.sets.items():
                 self._trunk(name, first).fill([one for _, one in kept], progress)
+                if grade and self.choosing[name]:
+                    self._asked(name, first).fill(progress)
                 progress.advance()
+
+    def _grades(self, name: str, first: int, generate: bool) -> Grades:
+        if self.choosing[name]:
+            return grade_chosen(self._asked(name, first))
+        rows = [row for row, _ in self.sets[name]]
+        return grade_written(self.lm, self.encoder, rows) if generate else Grades()
+
+    def _asked(self, name: str, first: int) -> Questions:
+        if (name, first) not in self.questions:
+            memory = TRUNK_MEMORY // len(self.sets)
+            self.questions[name, first] = Questions(self.lm, self.encoder, self.choosing[name], first, memory)
+        return self.questions[name, first]
 
     def _trunk(self, name: str, first: int) -> Trunk:
         if (name, first) not in self.trunks:

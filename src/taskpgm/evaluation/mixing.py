@@ -77,7 +77,7 @@ class Mixing:
         if not self.alone:  # now, so that forked processes have it
             trunk = self._trunk(lm)
             trunk.fill(list(self.rows.values()), progress)
-            evaluator.fill(trunk.first, progress)
+            evaluator.fill(trunk.first, progress, self.options.accuracy)
 
         def do(job: Mixed, progress: Progress) -> Measured:
             clock = Clock()

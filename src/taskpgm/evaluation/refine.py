@@ -19,6 +19,7 @@ from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.evaluation.statistics import Comparison, Difference, Measurement, compare_measurements
 from taskpgm.mixture.energies import Budget, build_energy, repetition_price, usual_prior, wanted_sets
 from taskpgm.mixture.energy import Energy
+from taskpgm.mixture.limits import Limit, task_limits
 from taskpgm.mixture.optimum import nearest_to_uniform
 from taskpgm.mixture.refinement import Choice, choose, hoped_for, likely_noise, next_trial
 from taskpgm.mixture.refinement import usual_prior as prior_of
@@ -88,12 +89,10 @@ def run_refinement(finished: FinishedRun, options: RefineOptions) -> Refinement:
         raise UserError(
             "refine judges trials by the loss of tokens, not by options; take score: options out, or compare."
         )
-    if finished.config.energy.limited:
-        raise UserError("refine keeps no energy.max_loss and no max_task_loss; leave them out, or use energy.balance.")
     trained = _of_size(finished, options.size)
     worker = _Worker(trained, finished.result)
     ended = worker.search(options.runs)
-    choice = choose(worker.at_budget(finished.config), worker.bounds)
+    choice = choose(worker.at_budget(finished.config), worker.bounds, worker.limits)
     comparison = None if choice.uniform else worker.confirm(choice.p, options.seeds)
     mixture = solve_mixture(choice.energy, worker.bounds, {UNIFORM: None})
     plan = plan_rows(finished.result.pool, mixture.shares, finished.config)
@@ -104,6 +103,11 @@ def run_shares(config: Config, result: Result) -> dict[str, float]:
     """What each set of a run counts, by name, summing to one; sets that count nothing are left out."""
     w = wanted_sets(result.scores, config.target_weights, config.energy.balance)
     return {name: float(share) for name, share in zip(result.scores.sets, w, strict=True) if share > 0}
+
+
+def run_limits(config: Config, result: Result) -> tuple[Limit, ...]:
+    """The limits that a run sets to what the probes predict of its tasks' losses."""
+    return task_limits(result.scores, config.energy, nearest_to_uniform(result.mixture.bounds))
 
 
 def run_features(config: Config, result: Result) -> Features:
@@ -161,6 +165,7 @@ class _Worker:
         self.trainings = Trainings(finished, CompareOptions(accuracy=False), halves=True)
         _check_halves({name: len(rows) for name, rows in self.trainings.sets.items()})
         self.shares = run_shares(finished.config, result)
+        self.limits = run_limits(config, result)
         budget = budget_of(result.pool, config)
         self.features = priced(run_features(config, result), config, result, budget)
         self.prior = prior_of(self.features, run_kappa(config, result)).scaled(budget.fade)
@@ -170,7 +175,7 @@ class _Worker:
         """Make the trials; why the last one was the last."""
         self.train({UNIFORM: nearest_to_uniform(self.bounds), "taskpgm": self.result.mixture.weights})
         while (done := len(self.trials.losses)) < runs:
-            improvement, error = hoped_for(self.fit(), self.bounds)
+            improvement, error = hoped_for(self.fit(), self.bounds, self.limits)
             if improvement < WORTH * error:
                 return (
                     f"after {done} of {runs} runs: another is expected to gain {improvement:.4f} nats, which is little "

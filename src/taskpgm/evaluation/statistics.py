@@ -16,7 +16,8 @@ from scipy import stats
 from taskpgm.errors import UserError
 from taskpgm.types import Brief
 
-Quantity = Literal["targets", "tasks", "target accuracy", "task accuracy"]
+Quantity = Literal["targets", "tasks", "target option loss", "task option loss", "target accuracy", "task accuracy"]
+Values = Literal["loss", "option_loss", "accuracy"]
 Outcome = Literal["better", "worse", "no difference", "not tested"]
 UNIFORM = "uniform"
 
@@ -33,6 +34,7 @@ class Measurement:
     seconds: float = 0.0
     weights: Mapping[str, float] = field(default_factory=dict)  # share by task that it was trained on
     halves: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # loss of either half of the rows, by set
+    option_loss: Mapping[str, float] = field(default_factory=dict)  # −log(P(answer) / Σ P(options)), nats a question
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Summary(Brief):
     losses: Mapping[str, Estimate]  # by set
     accuracies: Mapping[str, Estimate] = field(default_factory=dict)  # by set that is graded
     weights: Mapping[str, float] = field(default_factory=dict)  # share by task, mean over seeds
+    option_losses: Mapping[str, Estimate] = field(default_factory=dict)  # by set that is graded by its options
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,11 @@ class Comparison(Brief):
         """The summary of the mixture of that name."""
         return self.summaries[self.mixtures.index(mixture)]
 
-    def excess(self, mixture: str, one: str) -> Estimate | None:
+    def excess(self, mixture: str, one: str, values: Values = "loss") -> Estimate | None:
         """Loss on set `one` minus the reference's, paired by seed; None if they share no seed."""
         runs = _by_seed(self.measurements)
-        values = _loss_on(one).differences(runs[mixture], runs[self.reference])
-        return t_interval(values, self.level) if values else None
+        found = _Average(values, {one: 1.0}).differences(runs[mixture], runs[self.reference])
+        return t_interval(found, self.level) if found else None
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -224,11 +227,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 class _Average:
     """Weighted mean of a measurement's losses or accuracies over sets."""
 
-    values: Literal["loss", "accuracy"]
+    values: Values
     shares: Mapping[str, float]
 
     def of(self, m: Measurement) -> float:
-        found = m.loss if self.values == "loss" else m.accuracy
+        found = getattr(m, self.values)
         return math.fsum(w * found[name] for name, w in self.shares.items()) / math.fsum(self.shares.values())
 
     def differences(self, own: Mapping[int, Measurement], other: Mapping[int, Measurement]) -> list[float]:
@@ -259,13 +262,16 @@ def _check(runs: Sequence[Measurement], tasks: Sequence[str], targets: Sequence[
         if (m.mixture, m.seed) in seen:
             raise UserError(f"{where} is measured twice; give every run once.")
         seen.add((m.mixture, m.seed))
-        if m.accuracy.keys() != runs[0].accuracy.keys():
-            one = sorted(m.accuracy.keys() ^ runs[0].accuracy.keys())[0]
-            raise UserError(f"{where}: set {one!r} has an accuracy in some runs only; evaluate all runs alike.")
+        for what, own, first in (
+            ("an accuracy", m.accuracy, runs[0].accuracy), ("a loss of options", m.option_loss, runs[0].option_loss)
+        ):  # fmt: skip
+            if own.keys() != first.keys():
+                one = sorted(own.keys() ^ first.keys())[0]
+                raise UserError(f"{where}: set {one!r} has {what} in some runs only; evaluate all runs alike.")
         for name in (*tasks, *targets):
             if name not in m.loss:
                 raise UserError(f"{where} has no loss on set {name!r}; evaluate it there.")
-        for what, values in (("loss", m.loss), ("accuracy", m.accuracy)):
+        for what, values in (("loss", m.loss), ("loss of options", m.option_loss), ("accuracy", m.accuracy)):
             for name, value in values.items():
                 if not math.isfinite(value):
                     raise UserError(
@@ -296,11 +302,17 @@ def _normalised(targets: Sequence[str], weights: Mapping[str, float] | None) -> 
 def _quantities(m: Measurement, tasks: Sequence[str], targets: Mapping[str, float]) -> dict[Quantity, _Average]:
     """What can be averaged, and how: over targets with their weights, over tasks with equal ones."""
     equal = dict.fromkeys(tasks, 1.0)
+
+    def average(values: Values, shares: Mapping[str, float]) -> _Average:
+        return _Average(values, {name: w for name, w in shares.items() if name in getattr(m, values)})
+
     averages: dict[Quantity, _Average] = {
-        "targets": _Average("loss", targets),
-        "tasks": _Average("loss", equal),
-        "target accuracy": _Average("accuracy", {name: w for name, w in targets.items() if name in m.accuracy}),
-        "task accuracy": _Average("accuracy", {name: w for name, w in equal.items() if name in m.accuracy}),
+        "targets": average("loss", targets),
+        "tasks": average("loss", equal),
+        "target option loss": average("option_loss", targets),
+        "task option loss": average("option_loss", equal),
+        "target accuracy": average("accuracy", targets),
+        "task accuracy": average("accuracy", equal),
     }
     return {quantity: average for quantity, average in averages.items() if sum(average.shares.values()) > 0}
 
@@ -319,9 +331,10 @@ def _summary(
         worse = {task: t_interval(values, level) for task, values in pairs.items() if values}
     worst = max(worse, key=lambda task: worse[task].mean, default=None)
     accuracies = {one: t_interval([m.accuracy[one] for m in own.values()], level) for one in first.accuracy}
+    option_losses = {one: t_interval([m.option_loss[one] for m in own.values()], level) for one in first.option_loss}
     weights = {task: fmean(m.weights.get(task, 0.0) for m in own.values()) for task in first.weights}
     worst_one = None if worst is None else worse[worst]
-    return Summary(name, averages, worst, worst_one, losses, accuracies, weights)
+    return Summary(name, averages, worst, worst_one, losses, accuracies, weights, option_losses)
 
 
 def _differences(

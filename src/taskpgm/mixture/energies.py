@@ -16,8 +16,8 @@ from taskpgm.mixture.linalg import convexity_shift, mean_curvature, named_vector
 from taskpgm.scores import Scores
 from taskpgm.types import Floats
 
-PRIOR = {"likelihood": 0.2, "gain": 0.3}  # κ if none is given; docs/decisions.md has what they are chosen by
-WITHOUT_TARGETS = 0.5  # κ of a likelihood if the tasks themselves are served, for which uniform is hard to beat
+PRIOR = {"likelihood": 0.1, "gain": 0.3}  # κ if none is given; docs/decisions.md has what they are chosen by
+WITHOUT_TARGETS = 0.2  # κ of a likelihood if the tasks themselves are served, for which uniform is hard to beat
 REPETITION = 0.05  # cost of a unit of R in a training, in parts of uniform's loss, at MOST_TIMES the budget or more
 MOST_TIMES = 16  # below, the cost is in proportion
 

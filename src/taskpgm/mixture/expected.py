@@ -2,11 +2,11 @@
 
     L(p) − L(u) = [θ₁ (F(p) − F(u)) + θ₂ (Γ(p) − Γ(u)) + θ₃ KL(p‖u) + ρᵀ(p − u)] · fade + θ₄ (R(p) − R(u)) + ε
 
-with the coefficients' priors of `refinement.py`: what the trainings of seven settings taught of them (that of the
-divergence is narrower, since trials must allow for more than was seen). The mean is the likelihood energy's own
-difference, θ₁ being 1 and θ₃ the usual κ; the error is mostly ρ's, what tasks do to each other in a training that their
-probes do not show. What is left of that at a budget, and what R costs, rows that are seen again, says `Budget`. How
-often the interval held: docs/results.md.
+with the coefficients' priors of `refinement.py`: what the trainings of seven settings taught of them. That of the
+divergence is its own: narrower, since trials must allow for more than was seen, and around what a training loses by
+leaving uniform, which is more than the energy's κ. θ₁ is 1. The error is mostly ρ's, what tasks do to each other in a
+training that their probes do not show. What is left of that at a budget, and what R costs, rows that are seen again,
+says `Budget`. How often the interval held: docs/results.md.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from taskpgm.mixture.affinity import mean_logp
-from taskpgm.mixture.energies import PRIOR, Budget, ensemble_loss
+from taskpgm.mixture.energies import Budget, ensemble_loss
 from taskpgm.mixture.energy import repeated
 from taskpgm.mixture.refinement import usual_prior
 from taskpgm.mixture.surrogate import SCALE, Features
@@ -25,7 +25,7 @@ from taskpgm.scores import Scores
 from taskpgm.types import Floats
 
 LEVEL = 0.9
-DIVERGENCE_ERROR = 0.1  # standard deviation of θ₃
+DIVERGENCE, DIVERGENCE_ERROR = 0.2, 0.1  # mean and standard deviation of θ₃
 MISFIT = 0.012  # standard deviation of ε, in parts of the loss: what the form misses
 REPETITION_ERROR = 1.4  # standard deviation of θ₄, in parts of its mean
 
@@ -58,7 +58,7 @@ def expected_change(
     w, M = scores.target_weights(weights), mean_logp(scores)
     ensemble = ensemble_loss(scores, w)
     features = Features(scores.tasks, ensemble, (M[1:] - M[0]) @ w)
-    prior = usual_prior(features, PRIOR["likelihood"])
+    prior = usual_prior(features, DIVERGENCE)
     prior.error[SCALE - 1] = DIVERGENCE_ERROR
     x = (features(p) - features(uniform)) / ensemble.loss(uniform) * budget.fade
     once = np.array([budget.once[task] for task in scores.tasks])

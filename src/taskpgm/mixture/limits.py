@@ -64,14 +64,49 @@ def keep_tasks(energy: Energy, scores: Scores, config: EnergyConfig, bounds: Bou
     """
     if not config.limited:
         return energy
-    uniform = nearest_to_uniform(bounds)
+    uniform, tasks = nearest_to_uniform(bounds), _Tasks(scores)
 
     def of(one: Energy, fold: Fold) -> Energy:
+        if config.max_loss is None and (free := _all_met(one, tasks, config, bounds, fold)):
+            return free
         return within_limits(one, task_limits(scores, config, uniform, fold), bounds, uniform)
 
     folds = {"without": jackknife.without_folds(scores), "seeds": jackknife.seed_folds(scores)}
     parts = {name: tuple(map(of, getattr(energy, name), fold)) for name, fold in folds.items()}
     return replace(of(energy, EVERYTHING), **parts)  # type: ignore[arg-type]
+
+
+class _Tasks:
+    """Losses of the probes' ensemble on every task at once, which few limits need more of."""
+
+    def __init__(self, scores: Scores) -> None:
+        self.scores = scores
+        self.own_T = scores.context_set[scores.context] < len(scores.tasks)
+        self.set_T = scores.context_set[scores.context][self.own_T]
+        logp_NT = scores.logp[1:, self.own_T]
+        self.top_T = logp_NT.max(axis=0)
+        self.likelihoods_NT = np.exp(logp_NT - self.top_T)
+
+    def losses(self, p: Floats, fold: Fold) -> Floats:
+        """(n,) F of every task on one fold of the contexts."""
+        omega_T = jackknife.omega_of(self.scores, self.scores.task_weights(), fold)[self.own_T]
+        loss_T = -np.log(p @ self.likelihoods_NT) - self.top_T
+        total, weight = (np.bincount(self.set_T, w, len(self.scores.tasks)) for w in (omega_T * loss_T, omega_T))
+        return np.asarray(total / weight)
+
+
+def _all_met(energy: Energy, tasks: _Tasks, config: EnergyConfig, bounds: Bounds, fold: Fold) -> Energy | None:
+    """The energy with its settings, if its own minimiser is within the limits of all tasks: most often, and quickly."""
+    start = tasks.losses(nearest_to_uniform(bounds), fold)
+    most = start + (config.max_task_loss or 0.0) * np.abs(start)
+    loss = tasks.losses(minimise(energy, bounds).p, fold)
+    if (loss > most + MET).any():
+        return None
+    described = [
+        {"name": name, "uniform": u, "most": m, "loss": at, "price": 0.0}
+        for name, u, m, at in zip(energy.tasks, start.tolist(), most.tolist(), loss.tolist(), strict=True)
+    ]
+    return replace(energy, settings={**energy.settings, "limits": described})
 
 
 def task_limits(scores: Scores, config: EnergyConfig, uniform: Floats, fold: Fold = EVERYTHING) -> tuple[Limit, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.energy import Energy
+from taskpgm.mixture.limits import Limit, within_limits
 from taskpgm.mixture.optimum import minimise, nearest_to_uniform
 from taskpgm.mixture.surrogate import SCALE, Features, Prior, Surrogate, evidence, fit_surrogate, surrogate_energy
 from taskpgm.types import Floats
@@ -120,17 +121,21 @@ def next_trial(surrogate: Surrogate, bounds: Bounds, number: int) -> Floats:
     return surrogate.optimum(bounds, surrogate.draws[number]).p
 
 
-def hoped_for(surrogate: Surrogate, bounds: Bounds) -> tuple[float, float]:
+def hoped_for(surrogate: Surrogate, bounds: Bounds, limits: Sequence[Limit] = ()) -> tuple[float, float]:
     """(expected improvement over the present choice of the best of a few candidates, error of that choice's gain)."""
-    choice = choose(surrogate, bounds)
+    choice = choose(surrogate, bounds, limits)
     candidates = [next_trial(surrogate, bounds, -1 - k) for k in range(CANDIDATES)]
     return max(surrogate.improvement(p, choice.p) for p in candidates), choice.error
 
 
-def choose(surrogate: Surrogate, bounds: Bounds) -> Choice:
-    """The optimum of the posterior mean; uniform if its gain is less than half a standard error."""
-    features = surrogate.features
-    energy, u = surrogate.energy(), nearest_to_uniform(bounds)
+def choose(surrogate: Surrogate, bounds: Bounds, limits: Sequence[Limit] = ()) -> Choice:
+    """The optimum of the posterior mean within limits; uniform if its gain is less than half a standard error.
+
+    Args:
+        limits: on what the probes predict of tasks' losses, which trials do not change.
+    """
+    features, u = surrogate.features, nearest_to_uniform(bounds)
+    energy = within_limits(surrogate.energy(), limits, bounds, u) if limits else surrogate.energy()
     p = least(energy, bounds)
     gain, error = surrogate.loss(u) - surrogate.loss(p), surrogate.error(p, u)
     if gain < TOLD_APART * error or not gain > 0:

@@ -1,14 +1,16 @@
 """`refine` on a run directory, or on results that a user has: writes `refined/`; the run's own mixture stays."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from taskpgm.config import Config
-from taskpgm.evaluation.refine import Refinement, RefineOptions, run_features, run_kappa, run_refinement
+from taskpgm.evaluation.refine import Refinement, RefineOptions, run_features, run_kappa, run_limits, run_refinement
 from taskpgm.files import write_json
 from taskpgm.mixture.bounds import Bounds, simplex
 from taskpgm.mixture.energies import PRIOR
+from taskpgm.mixture.limits import Limit
 from taskpgm.mixture.optimum import nearest_to_uniform
 from taskpgm.mixture.refinement import choose, fitted_prior
 from taskpgm.mixture.solve import Mixture, solve_mixture
@@ -74,25 +76,26 @@ def refine_results(
     result = solved(session)
     features = run_features(session.config, result)
     trials = read_trials(file, metrics, features.tasks)
-    return _written(
-        session.artifacts / FOLDER, trials, features, result.mixture.bounds, run_kappa(session.config, result)
-    )
+    kappa, limits = run_kappa(session.config, result), run_limits(session.config, result)
+    return _written(session.artifacts / FOLDER, trials, features, result.mixture.bounds, kappa, limits)
 
 
 def _written(
-    folder: Path, trials: Trials, features: Features, bounds: Bounds, kappa: float
+    folder: Path, trials: Trials, features: Features, bounds: Bounds, kappa: float, limits: Sequence[Limit] = ()
 ) -> tuple[dict[str, Any], Mixture]:
-    surface, mixture = surface_of(trials, features, bounds, kappa)
+    surface, mixture = surface_of(trials, features, bounds, kappa, limits)
     folder.mkdir(exist_ok=True)
     write_json(folder / SURFACE, surface)
     write_json(folder / "mixture.json", mixture.to_dict())
     return surface, mixture
 
 
-def surface_of(trials: Trials, features: Features, bounds: Bounds, kappa: float) -> tuple[dict[str, Any], Mixture]:
+def surface_of(
+    trials: Trials, features: Features, bounds: Bounds, kappa: float, limits: Sequence[Limit] = ()
+) -> tuple[dict[str, Any], Mixture]:
     """The response surface of trials in any unit, and the mixture of its least loss."""
     prior, noise = fitted_prior(features, trials.mixtures, trials.losses, kappa)
     surrogate = fit_surrogate(features, trials.mixtures, trials.losses, noise, prior)
-    choice = choose(surrogate, bounds)
+    choice = choose(surrogate, bounds, limits)
     mixture = solve_mixture(choice.energy, bounds, {"uniform": None})
     return describe_surface(trials, surrogate, prior, choice, nearest_to_uniform(bounds)), mixture

@@ -348,12 +348,11 @@ def solve(pool: TaskPool, scores: Scores, config: Config, exhaustive: bool = Fal
     Raises:
         UserError: a setting that the energy cannot take, or bounds that no mixture keeps.
     """
-    affinity = measure_affinity(scores, config.affinity)
+    affinity, k = measure_affinity(scores, config.affinity), config.selection.k
+    if k:
+        config = config.model_copy(update={"energy": config.energy.unlimited("A selection of k tasks")})
     energy = choose_energy(scores, affinity, pool, config)
     bounds = allowed_shares(pool, config)
-    k = config.selection.k
-    if k and config.energy.limited:
-        raise UserError("A selection of k tasks keeps no energy.max_loss or max_task_loss; leave out one of the two.")
     selection = select_tasks(energy, bounds, k, exhaustive) if k else None
     references = {
         "uniform": uniform_mixture(pool),

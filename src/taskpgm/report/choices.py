@@ -111,12 +111,16 @@ def _balance(material: Material) -> tuple[str, Picture | None]:
     if material.energy.kind == "affinity":
         return "An energy of kind affinity takes no targets, so it has no balance.", None
     run = material.run
-    points = balance_curve(run.pool, run.scores, run.config, BALANCES).points
+    own = run.config.energy.balance or 0.0
+    points = balance_curve(run.pool, run.scores, run.config, sorted({*BALANCES, own})).points
     first, last = points[0], points[-1]
     line = (
         f"Serving the targets alone changes their loss by {first.targets:+.1%} and the tasks' by {first.tasks:+.1%} "
         f"against uniform; serving the tasks alone, by {last.targets:+.1%} and {last.tasks:+.1%}."
     )
+    if limits := material.energy.settings.get("limits"):
+        held = joined([text(one["name"]) for one in limits if one["price"] > 0]) or "nothing"
+        line += f" All of it within the limits on what tasks may lose, which hold back {held} in this mixture."
     table: dict[str, list[Any]] = {
         "balance": [point.balance for point in points],
         "targets": [point.targets for point in points],
@@ -125,7 +129,7 @@ def _balance(material: Material) -> tuple[str, Picture | None]:
         "worst": [point.worst for point in points],
     }
     title = "Change of the probes' predicted loss against uniform, from targets alone (0) to tasks alone (1)"
-    return line, Picture("balance", title, balance_figure(table, run.config.energy.balance or 0.0), table)
+    return line, Picture("balance", title, balance_figure(table, own), table)
 
 
 def balance_figure(table: dict[str, list[Any]], here: float) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 from plotly.graph_objects import Heatmap, Scatter
 from plotly.subplots import make_subplots
 
-from taskpgm.evaluation.statistics import Comparison, Difference
+from taskpgm.evaluation.statistics import Comparison, Difference, Values
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table
 from taskpgm.report.style import COLOURS, GREY, NUMBERED, SHOWN, blank, first_of, short, text
@@ -38,6 +38,16 @@ def section(material: Material) -> Section:
                 _differences_table(comparison),
             ),
         )
+    if sets := [one for one in comparison.sets if one in comparison.measurements[0].option_loss]:
+        pictures.append(
+            Picture(
+                "options",
+                f"Loss of options (how the right one stands among those that may be given) minus that of "
+                f"{comparison.reference}, nats a question, mean over seeds" + first_of(len(sets), "sets"),
+                excess_figure(comparison, sets[:SHOWN], "option_loss"),
+                _options_table(comparison),
+            )
+        )
     if any(m.accuracy for m in comparison.measurements):
         pictures.append(
             Picture(
@@ -60,7 +70,7 @@ def section(material: Material) -> Section:
 
 def differences_figure(comparison: Comparison) -> Any:
     """Paired differences of the losses, one panel for targets and one for tasks, one row for each other mixture."""
-    panels = [q for q in comparison.quantities if not q.endswith("accuracy")]
+    panels = [q for q in comparison.quantities if q in ("targets", "tasks")]
     others = comparison.mixtures[1:]
     made = make_subplots(
         rows=len(panels),
@@ -113,14 +123,18 @@ def _split(comparison: Comparison) -> bool:
 
 def cells_figure(comparison: Comparison) -> Any:
     """Loss minus the reference's: one row a set, targets above tasks, one column a mixture."""
-    mixtures = [name for name in comparison.mixtures if name != comparison.reference] or [comparison.reference]
-    sets = comparison.sets[:SHOWN]
-    found = [[comparison.excess(mixture, one) for mixture in mixtures] for one in sets]
-    values = np.array([[np.nan if e is None else e.mean for e in row] for row in found])
-    made = _cells(values, sets, mixtures, "RdBu_r", True)
+    made = excess_figure(comparison, comparison.sets[:SHOWN], "loss")
     if _split(comparison):
         made.add_hline(y=len(comparison.targets) - 0.5, line={"color": GREY, "width": 2})
     return made
+
+
+def excess_figure(comparison: Comparison, sets: Sequence[str], values: Values) -> Any:
+    """These sets' losses minus the reference's, one column a mixture."""
+    mixtures = [name for name in comparison.mixtures if name != comparison.reference] or [comparison.reference]
+    found = [[comparison.excess(mixture, one, values) for mixture in mixtures] for one in sets]
+    means = np.array([[np.nan if e is None else e.mean for e in row] for row in found])
+    return _cells(means, sets, mixtures, "RdBu_r", True)
 
 
 def accuracy_figure(comparison: Comparison) -> Any:
@@ -215,6 +229,11 @@ def losses_table(comparison: Comparison) -> Mapping[str, Sequence[Any]]:
 def _accuracy_table(comparison: Comparison) -> Mapping[str, Sequence[Any]]:
     rows = [(m.mixture, m.seed, one, value) for m in comparison.measurements for one, value in m.accuracy.items()]
     return {name: [row[k] for row in rows] for k, name in enumerate(("mixture", "seed", "set", "accuracy"))}
+
+
+def _options_table(comparison: Comparison) -> Mapping[str, Sequence[Any]]:
+    rows = [(m.mixture, m.seed, one, value) for m in comparison.measurements for one, value in m.option_loss.items()]
+    return {name: [row[k] for row in rows] for k, name in enumerate(("mixture", "seed", "set", "loss of options"))}
 
 
 def _differences_table(comparison: Comparison) -> Mapping[str, Sequence[Any]]:

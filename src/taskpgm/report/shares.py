@@ -199,6 +199,9 @@ def _tables(material: Material) -> list[Table]:
     tables = [Table("All shares", [*header, *(LABEL.get(r, r) for r in references)], rows, folded=True)]
     if prices := material.mixture.shadow_prices:
         priced = sorted(prices.items(), key=lambda item: -item[1])[:50]
-        title = f"Bounds that bind: what one more hundredth of the budget there would gain, in {material.unit}"
+        title = (
+            f"Bounds that bind: what one more hundredth of the budget there would gain, in {material.unit}; "
+            "of max_loss, one more hundredth of uniform's loss"
+        )
         tables.append(Table(title, ["bound", "gain"], [[name, f"{price:.2g}"] for name, price in priced]))
     return tables
