@@ -120,7 +120,7 @@ def _balance(material: Material) -> tuple[str, Picture | None]:
     )
     if limits := material.energy.settings.get("limits"):
         held = joined([text(one["name"]) for one in limits if one["price"] > 0]) or "no task"
-        line += f" All of it within the limits on what tasks may lose: in this mixture {held} would lose more without."
+        line += f" Balances above 0 keep the limits on tasks' losses: in this mixture {held} would lose more without."
     table: dict[str, list[Any]] = {
         "balance": [point.balance for point in points],
         "targets": [point.targets for point in points],
