@@ -46,6 +46,7 @@ BASELINES = ("uniform", "size", "taskpgm", "temperature:2", "random")
 SEEDS, FRESH, PEER_SEEDS, BUDGET_SEEDS = range(6), range(1, 6), range(1, 4), range(3)
 TIMES = (0.5, 2, 4, 16)  # the budget
 PRIOR = 0.2  # of mixtures for the targets alone that are trained at other budgets
+DRAWN = 32  # mixtures that Merge-to-Mix picks from, beside uniform: each takes a pass over the contexts
 REPLICATES = 2  # disjoint sets of draws that a peer chooses from
 WAYS = {"regmix": regressions.regmix, "olmix": regressions.olmix, "gp": regressions.gaussian_process}
 # Beside balance0, the default's energy on the targets alone. Name: serves (targets or tasks), energy, affinity.
@@ -137,7 +138,7 @@ class Evidence:
         """What Merge-to-Mix picks of uniform and the draws, and the paper's mixture by JSD."""
         path = self.folder / "probed.json"
         if not path.exists():
-            drawn = np.array([uniform(self.search), *draws(self.search, 64).values()])
+            drawn = np.array([uniform(self.search), *draws(self.search, DRAWN).values()])
             merged = drawn[np.argmin(probes.merge_to_mix(self.finished, drawn))]
             write_json(path, {"merge-to-mix": merged.tolist(), "paper-jsd": self.by_divergence().tolist()})
         picks = {name: np.array(p) for name, p in json.loads(path.read_text()).items()}

@@ -1,6 +1,6 @@
 """Do mixtures that adapters chose hold when every weight of the model is trained?
 
-    python benchmarks/full_finetuning.py OUT [--settings demo,…] [--seeds 1]
+    python benchmarks/full_finetuning.py OUT [--settings demo,…] [--seeds 1] [--rows 16]
 
 OUT as evidence.py left it. The default and uniform are trained with `compare --method full`, and kept in
 OUT/NAME/full. Prints losses, and differences from uniform in percent.
@@ -58,8 +58,9 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--settings", default=SETTINGS)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rows", type=int, help="of a set that are evaluated; all if left out")
     args = parser.parse_args()
-    options = CompareOptions(method="full", seeds=args.seeds, accuracy=False)
+    options = CompareOptions(method="full", seeds=args.seeds, accuracy=False, rows=args.rows)
     report({name: train(args.out.resolve() / name, options) for name in args.settings.split(",")})
 
 

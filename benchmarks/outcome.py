@@ -164,7 +164,10 @@ def peers(outcomes, best):
             times = 2 ** runs.index(int(count))
             weights = dict(zip(one.pool.names, p, strict=True))
             rows.setdefault((way, times), {}).setdefault(one.folder.name, []).append(-gain_of(one, weights, PEER_SEEDS))
-    shown = {"targets alone, no run": [signed(-gain_of(one, one.named("balance0")[1], PEER_SEEDS)) for one in outcomes]}
+    shown = {
+        name: [signed(-gain_of(one, one.named(ours)[1], PEER_SEEDS)) for one in outcomes]
+        for name, ours in (("the default, no run", "taskpgm"), ("targets alone, no run", "balance0"))
+    }
     for name, what in (("merge-to-mix", "Merge-to-Mix, no run"), ("paper-jsd", "the paper's, by JSD, no run")):
         shown[what] = [probed(one, name) for one in outcomes]
     for (way, times), by_setting in sorted(rows.items(), key=lambda item: (item[0][1], item[0][0])):

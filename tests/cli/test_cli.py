@@ -13,6 +13,7 @@ from support.runs import experiment, write_rows
 
 from taskpgm import __version__, load_config, load_run
 from taskpgm.cli import main as cli
+from taskpgm.config import BALANCE
 from taskpgm.probes.probe import Probe
 
 
@@ -296,12 +297,12 @@ def test_a_run_is_estimated_compared_and_predicted(call, tmp_path, model_folders
     kept = list((tmp_path / "out" / "compare").glob("*/adapter_config.json"))
     assert len(kept) == 2 * 2 * (3 + 2)
     before = (tmp_path / "out" / "mixture.json").read_bytes()
-    code, out, err = call("solve", config, "--out", tmp_path / "out", "--balance", "0,0.25,1")
+    code, out, err = call("solve", config, "--out", tmp_path / "out", "--balance", f"0,{BALANCE},1")
     assert code == 0, err
     assert "not as trained" in out
     assert (tmp_path / "out" / "mixture.json").read_bytes() == before
     curve = json.loads((tmp_path / "out" / "balance.json").read_text())["points"]
-    assert [point["balance"] for point in curve] == [0, 0.25, 1]
+    assert [point["balance"] for point in curve] == [0, BALANCE, 1]
     assert curve[1]["weights"] == load_run(tmp_path / "out").mixture.shares
     code, out, err = call("predict", config, "--out", tmp_path / "out", "--mixtures", "taskpgm,size")
     assert code == 0, err

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 from support.numerics import synthetic_scores
 
-from taskpgm.config import AffinityConfig, EnergyConfig
+from taskpgm.config import MAX_TASK_LOSS, AffinityConfig, EnergyConfig
 from taskpgm.errors import UserError
 from taskpgm.mixture.affinity import mean_logp, measure_affinity
 from taskpgm.mixture.balance import balanced, trace_balance
@@ -219,6 +219,14 @@ def test_along_the_curve_targets_lose_and_tasks_gain():
     p = np.array(list(first.weights.values()))
     assert first.worst == pytest.approx(losses.loss(p) / losses.loss(np.full(5, 0.2)) - 1)
     assert max(point.gap for point in curve.points) < 1e-6
+
+
+def test_the_targets_alone_have_no_usual_limit():
+    usual = EnergyConfig(max_task_loss=MAX_TASK_LOSS)
+    assert balanced(usual, 0).limited == ()
+    assert balanced(usual, 0.1).max_task_loss == MAX_TASK_LOSS
+    for asked in (EnergyConfig(max_task_loss=0.05), EnergyConfig(max_loss=0.1, max_task_loss=MAX_TASK_LOSS)):
+        assert balanced(asked, 0).limited == asked.limited
 
 
 def test_wrong_balances_are_told():

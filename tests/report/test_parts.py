@@ -24,6 +24,7 @@ from taskpgm.report import build, history, page, reasons, shares, sides
 from taskpgm.report.field import Field, correlation
 from taskpgm.report.gains import _overall
 from taskpgm.report.material import Material
+from taskpgm.report.parts import joined
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_the_balance_s_curve_is_the_probes_loss_at_each_mixture(folder):
     assert points[here].weights == pytest.approx(run.mixture.shares, abs=1e-6)
     lines = " ".join(build.sections(Material(run))[4].sentences)
     held = [one["name"] for one in Material(run).energy.settings["limits"] if one["price"] > 0]
-    assert f"hold back {', '.join(held) or 'nothing'} in this mixture" in lines
+    assert f"in this mixture {joined(held) or 'no task'} would lose more without" in lines
 
 
 def _loss(scores, weights, j):

@@ -404,6 +404,8 @@ def solve(
         _show(out, result.affinity, everything, out)
         if curve:
             screen.print(balance_view(curve), crop=False)
+            if settings.energy.limited:
+                _print("Balances above 0 keep the limits on tasks' losses (energy.max_task_loss, max_loss).")
         energy, bounds = result.energy, result.mixture.bounds
         if free is not None and settings.energy.limited:
             unlimited = settings.model_copy(update={"energy": free})

@@ -119,8 +119,8 @@ def _balance(material: Material) -> tuple[str, Picture | None]:
         f"against uniform; serving the tasks alone, by {last.targets:+.1%} and {last.tasks:+.1%}."
     )
     if limits := material.energy.settings.get("limits"):
-        held = joined([text(one["name"]) for one in limits if one["price"] > 0]) or "nothing"
-        line += f" All of it within the limits on what tasks may lose, which hold back {held} in this mixture."
+        held = joined([text(one["name"]) for one in limits if one["price"] > 0]) or "no task"
+        line += f" Balances above 0 keep the limits on tasks' losses: in this mixture {held} would lose more without."
     table: dict[str, list[Any]] = {
         "balance": [point.balance for point in points],
         "targets": [point.targets for point in points],
