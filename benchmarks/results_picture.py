@@ -17,7 +17,7 @@ ROWS = {"on the targets": "#0072B2", "on the tasks": "#D55E00"}
 
 def read_table(text: str) -> tuple[list[str], list[list[tuple[float, float, float]]]]:
     """Settings, and of every row that is drawn (difference, low, high) by setting, in percent."""
-    table = [line for line in text.split("## All seven settings")[1].splitlines() if line.startswith("|")]
+    table = [line for line in text.split("## All settings")[1].splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (table[0], *table[2 : 2 + len(ROWS)])]
     numbers = [[CELL.fullmatch(cell) for cell in row[1:]] for row in cells[1:]]
     return cells[0][1:], [[_triple(match) for match in row] for row in numbers]

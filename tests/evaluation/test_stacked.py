@@ -13,8 +13,8 @@ from support.runs import experiment
 from torch.nn.functional import cross_entropy
 
 from taskpgm import load_config
-from taskpgm.evaluation.answers import response_logp
 from taskpgm.evaluation.compare import CompareOptions, Trainings, mixture_weights, training_run
+from taskpgm.evaluation.likelihood import response_logp
 from taskpgm.lm.lora import flatten, low_rank, patched
 from taskpgm.lm.packing import pack
 from taskpgm.lm.trunk import Trunk

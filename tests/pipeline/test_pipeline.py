@@ -24,8 +24,8 @@ from taskpgm.config import parse_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.messages import conversation
 from taskpgm.data.pool import load_tasks
-from taskpgm.evaluation.answers import response_logp
 from taskpgm.evaluation.full_finetuning import under
+from taskpgm.evaluation.likelihood import response_logp
 from taskpgm.lm.checkpoint import load_tokenizer
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
