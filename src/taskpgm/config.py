@@ -395,7 +395,7 @@ class EnergyConfig(Section):
     max_loss: Percent | None = Field(
         None,
         description="likelihood: by how much the tasks' mean loss may be above uniform's, as the probes' ensemble "
-        "predicts it, such as 5%.",
+        "predicts it, such as 5%; 0.01 nats always are.",
     )
     max_task_loss: Percent | None = Field(
         None,

@@ -17,7 +17,7 @@ from taskpgm.mixture.balance import balanced, trace_balance
 from taskpgm.mixture.bounds import make_bounds, simplex
 from taskpgm.mixture.energies import PRIOR, WITHOUT_TARGETS, Budget, build_energy, ensemble_loss, usual_prior
 from taskpgm.mixture.jackknife import EVERYTHING, without_folds
-from taskpgm.mixture.limits import find_prices, keep_tasks, task_limits
+from taskpgm.mixture.limits import UNSEEN, find_prices, keep_tasks, task_limits
 from taskpgm.mixture.optimum import minimise, nearest_to_uniform
 from taskpgm.mixture.refinement import choose
 from taskpgm.mixture.refinement import usual_prior as fitting_prior
@@ -165,6 +165,18 @@ def test_limits_that_all_tasks_keep_are_described_as_if_each_had_been_looked_at(
             assert (said["uniform"], said["most"], said["loss"]) == pytest.approx(
                 (one.start, one.most, one.energy.loss(p))
             )
+
+
+def test_a_rise_that_nobody_sees_is_always_allowed():
+    scores = scored(2)
+    for share in (1e-6, 0.5):
+        for one in task_limits(scores, EnergyConfig(max_loss=share, max_task_loss=share), np.full(5, 0.2)):
+            assert one.most - one.start == pytest.approx(max(share * one.start, UNSEEN))
+    bounds, config = simplex(scores.tasks), EnergyConfig(prior=0.1, max_task_loss=1e-6)
+    energy = keep_tasks(build_energy(scores, None, config), scores, config, bounds)
+    p = minimise(energy, bounds).p
+    rises = [one.energy.loss(p) - one.start for one in task_limits(scores, config, np.full(5, 0.2))]
+    assert max(rises) == pytest.approx(UNSEEN, abs=1e-6)
 
 
 def test_what_trials_choose_keeps_the_limits():

@@ -1,7 +1,7 @@
 """`Prediction`: what mixtures would reach, without training.
 
-    ensemble    F(p) + κ KL(p‖u), the loss of the probes' ensemble and κ times the divergence from uniform; and the
-                price of rows that are seen again, if the mixture's energy has one
+    ensemble    F(p) + 0.2 KL(p‖u), the loss of the probes' ensemble and what trainings lose by leaving uniform; and
+                the price of rows that are seen again, if the mixture's energy has one
     gain        the loss that probes start from − Σ p_i Σ_j w_j G_ij + κ KL(p‖u), with the prior of the gain energy
     merged      the loss under the probes merged with weights p: Σ p_i B_i A_i
 
@@ -26,6 +26,7 @@ from taskpgm.files import digest, write_json
 from taskpgm.mixture.affinity import mean_logp
 from taskpgm.mixture.energies import build_energy, usual_prior
 from taskpgm.mixture.energy import Energy, repeated
+from taskpgm.mixture.expected import DIVERGENCE
 from taskpgm.types import Brief, Floats
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def predict_losses(
         losses = merged_losses(finished, vectors) if merged else {}
         for name, p in vectors.items():
             divergence = _kl_from_uniform(p)
-            of_ensemble = ensemble.loss(p) + usual_prior("likelihood", result.scores) * divergence
+            of_ensemble = ensemble.loss(p) + DIVERGENCE * divergence
             if result.energy.repetition:
                 of_ensemble += result.energy.repetition * repeated(p, result.energy.once)
             of_gain = start + gain.loss(p) + usual_prior("gain", result.scores) * divergence

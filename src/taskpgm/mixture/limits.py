@@ -1,9 +1,9 @@
 """What a mixture may cost the tasks: convex limits on predicted losses, and the prices at which they hold.
 
-A limit says F_k(p) ≤ (1 + x) F_k(u), F_k the loss of the probes' ensemble on one task or on all, u uniform within the
-bounds. The mixture that minimises E within the limits also minimises E + Σ_k μ_k F_k without them, for the right prices
-μ ≥ 0 (strong duality: u meets every limit strictly). They are the multipliers of the problem with limits, found by
-sequential quadratic programming; what is certified is an ordinary energy.
+A limit says F_k(p) ≤ F_k(u) + max(x F_k(u), 0.01 nats), F_k the loss of the probes' ensemble on one task or on all, u
+uniform within the bounds. The mixture that minimises E within the limits also minimises E + Σ_k μ_k F_k without them,
+for the right prices μ ≥ 0 (strong duality: u meets every limit strictly). They are the multipliers of the problem with
+limits, found by sequential quadratic programming; what is certified is an ordinary energy.
 
 Legend of shape suffixes: N tasks, K limits.
 """
@@ -26,6 +26,7 @@ from taskpgm.mixture.qp import PROXIMAL
 from taskpgm.scores import Scores
 from taskpgm.types import Floats
 
+UNSEEN = 0.01  # nats a token: a rise that no limit forbids, so that a task with hardly a loss does not rule all others
 MET = 1e-9  # nats: a limit that is exceeded by less is met
 STEPS = 100  # far more than it takes; the check at the end decides
 AT_REST = 1e-11  # a step that moves no share by more ends the search
@@ -51,9 +52,9 @@ class Limit:
 
 
 def limit(name: str, energy: Energy, uniform: Floats, share: float) -> Limit:
-    """The limit that lets a loss rise by `share` of what uniform has."""
+    """The limit that lets a loss rise by `share` of what uniform has, or by `UNSEEN` if that is more."""
     start = energy.loss(uniform)
-    return Limit(name, energy, start + share * abs(start), start)
+    return Limit(name, energy, start + max(share * abs(start), UNSEEN), start)
 
 
 def keep_tasks(energy: Energy, scores: Scores, config: EnergyConfig, bounds: Bounds) -> Energy:
@@ -98,7 +99,7 @@ class _Tasks:
 def _all_met(energy: Energy, tasks: _Tasks, config: EnergyConfig, bounds: Bounds, fold: Fold) -> Energy | None:
     """The energy with its settings, if its own minimiser is within the limits of all tasks: most often, and quickly."""
     start = tasks.losses(nearest_to_uniform(bounds), fold)
-    most = start + (config.max_task_loss or 0.0) * np.abs(start)
+    most = start + np.maximum((config.max_task_loss or 0.0) * np.abs(start), UNSEEN)
     loss = tasks.losses(minimise(energy, bounds).p, fold)
     if (loss > most + MET).any():
         return None
