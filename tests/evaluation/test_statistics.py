@@ -274,7 +274,9 @@ def test_json_and_table_hold_everything():
         assert name[:8] in text
     assert "temperature:2's worst task: " in text
     for summary in c.summaries:
-        assert f"{summary.averages['targets'].mean:.3f}" in text
+        for quantity, found in summary.averages.items():
+            shown = f"{100 * found.mean:.1f}" if quantity.endswith("accuracy") else f"{found.mean:.3f}"
+            assert shown in text
     words = " ".join(text.split())
     assert all(" ".join(sentence.split()) in words for sentence in c.sentences)
 

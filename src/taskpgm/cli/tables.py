@@ -14,7 +14,7 @@ from taskpgm.data.plan import tokens_apart
 from taskpgm.data.pool import TaskPool
 from taskpgm.data.ranking import Counts
 from taskpgm.data.rowfiles import Sample
-from taskpgm.evaluation.statistics import Comparison, Estimate, Summary, verdict_sentence
+from taskpgm.evaluation.statistics import Comparison, Estimate, Quantity, Summary, verdict_sentence
 from taskpgm.mixture.doubts import few_contexts, half_width
 from taskpgm.progress import duration
 from taskpgm.scores import LossBy
@@ -28,6 +28,7 @@ FEW_SETS = 22  # of a kind, up to which `check` shows every one; of more, the te
 HERE = ("cpu", "cuda", "xpu", "mps")  # devices that a trial was made on, not those of a table
 ENOUGH_SEEDS = 5  # from which on one more narrows an interval by less than a sixth
 FEW_NOTES = 24  # on sets, which `check` shows
+AT_ONCE = 4  # quantities that a table of 80 columns has room for
 VERDICT_STYLE = {"better": "green", "worse": "red"}
 
 
@@ -37,15 +38,11 @@ def comparison_view(comparison: Comparison, chosen_by: LossBy = "per_row") -> Re
     Args:
         chosen_by: `energy.loss` of the run; losses here are means over tokens.
     """
-    header = ["mixture", *(quantity.replace(" ", "\n") for quantity in comparison.quantities), "seeds"]
-    rows, below = [], []
-    for summary in comparison.summaries:
-        averages = [_average(summary.averages[q], q.endswith("accuracy")) for q in comparison.quantities]
-        seeds = sum(m.mixture == summary.mixture for m in comparison.measurements)
-        rows.append([summary.mixture, *averages, str(seeds)])
-        if comparison.tasks and any(worst := _worst(summary, comparison)):
-            below.append(Text(f"{summary.mixture}'s worst task: {' '.join(worst)}"))
-    table = Listing(header, rows)
+    below = [
+        Text(f"{summary.mixture}'s worst task: {' '.join(worst)}")
+        for summary in comparison.summaries
+        if comparison.tasks and any(worst := _worst(summary, comparison))
+    ]
     lines = []
     for quantity in comparison.quantities:
         lines += [Text()] * bool(comparison.differences)
@@ -56,7 +53,19 @@ def comparison_view(comparison: Comparison, chosen_by: LossBy = "per_row") -> Re
         ]
     first = [Text(_headline(comparison), style="bold")] if comparison.differences else []
     notes = [Text(note, style="dim") for note in _comparison_notes(comparison, chosen_by)]
-    return Group(*first, table, *below, *notes, *lines)
+    some = comparison.quantities
+    parts = [some] if len(some) <= AT_ONCE else [some[:2], some[2:]]  # losses first
+    return Group(*first, *(_averages(comparison, part) for part in parts), *below, *notes, *lines)
+
+
+def _averages(comparison: Comparison, quantities: Sequence[Quantity]) -> Listing:
+    """Averages of these quantities, a mixture a row."""
+    rows = []
+    for summary in comparison.summaries:
+        averages = [_average(summary.averages[q], q.endswith("accuracy")) for q in quantities]
+        seeds = sum(m.mixture == summary.mixture for m in comparison.measurements)
+        rows.append([summary.mixture, *averages, str(seeds)])
+    return Listing(["mixture", *(quantity.replace(" ", "\n") for quantity in quantities), "seeds"], rows)
 
 
 def _average(e: Estimate, percent: bool) -> str:
