@@ -2,9 +2,9 @@
 
     python benchmarks/emulated.py energies|refine OUT [--settings demo,…] [--repeats 8] [--runs 2,4,8]
 
-Of every setting a Gaussian process on √p and p is fitted to all that evidence.py trained, once for the targets and once
-for the tasks, in percent of uniform's loss. It interpolates well where the search was dense and flatters what is
-smooth, so this chooses between energies; what is claimed of one is trained.
+Of every setting that was searched a Gaussian process on √p and p is fitted to all that evidence.py trained, once for
+the targets and once for the tasks, in percent of uniform's loss. It interpolates well where the search was dense and
+flatters what is smooth, so this chooses between energies; what is claimed of one is trained.
 """
 
 import argparse
@@ -130,6 +130,7 @@ def main():
     warnings.simplefilter("ignore")
     names, worlds = args.settings.split(","), []
     with contextlib.ExitStack() as opened:
+        names = [name for name in names if (args.out / name / "ceiling.json").exists()]
         for name in names:
             folder = args.out.resolve() / name
             with contextlib.chdir(folder):

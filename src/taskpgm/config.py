@@ -411,9 +411,14 @@ class EnergyConfig(Section):
         """The limits on the tasks' losses that are set."""
         return tuple(name for name in ("max_loss", "max_task_loss") if getattr(self, name) is not None)
 
+    @property
+    def usually_limited(self) -> bool:
+        """Whether the usual limit is the only one."""
+        return self.max_loss is None and self.max_task_loss == MAX_TASK_LOSS
+
     def unlimited(self, what: str) -> "EnergyConfig":
         """The same settings without the usual limit, for what can keep none; UserError if another was asked for."""
-        if self.limited and (self.max_loss is not None or self.max_task_loss != MAX_TASK_LOSS):
+        if self.limited and not self.usually_limited:
             raise UserError(f"{what} keeps no energy.max_loss or max_task_loss; leave out one of the two.")
         return self.model_copy(update={"max_task_loss": None})
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from taskpgm.config import MAX_TASK_LOSS, EnergyConfig
+from taskpgm.config import EnergyConfig
 from taskpgm.errors import UserError
 from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.energies import ensemble_loss
@@ -80,5 +80,5 @@ def balanced(config: EnergyConfig, value: float) -> EnergyConfig:
         raise UserError(f"--balance goes from 0, the targets alone, to 1, the tasks alone, not to {value:g}.")
     if config.kind == "affinity":
         raise UserError("energy.kind 'affinity' has no balance: it takes no targets.")
-    usual = not value and config.max_loss is None and config.max_task_loss == MAX_TASK_LOSS
-    return config.model_copy(update={"balance": float(value), **({"max_task_loss": None} if usual else {})})
+    limit = None if not value and config.usually_limited else config.max_task_loss
+    return config.model_copy(update={"balance": float(value), "max_task_loss": limit})

@@ -10,6 +10,7 @@ Legend of shape suffixes: N tasks, K limits.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import piqp  # type: ignore[import-untyped]
@@ -54,7 +55,12 @@ class Limit:
 def limit(name: str, energy: Energy, uniform: Floats, share: float) -> Limit:
     """The limit that lets a loss rise by `share` of what uniform has, or by `UNSEEN` if that is more."""
     start = energy.loss(uniform)
-    return Limit(name, energy, start + max(share * abs(start), UNSEEN), start)
+    return Limit(name, energy, float(_most(start, share)), start)
+
+
+def _most(start: Any, share: float) -> Any:
+    """How far a loss, or an array of them, may rise from there."""
+    return start + np.maximum(share * np.abs(start), UNSEEN)
 
 
 def keep_tasks(energy: Energy, scores: Scores, config: EnergyConfig, bounds: Bounds) -> Energy:
@@ -99,14 +105,12 @@ class _Tasks:
 def _all_met(energy: Energy, tasks: _Tasks, config: EnergyConfig, bounds: Bounds, fold: Fold) -> Energy | None:
     """The energy with its settings, if its own minimiser is within the limits of all tasks: most often, and quickly."""
     start = tasks.losses(nearest_to_uniform(bounds), fold)
-    most = start + np.maximum((config.max_task_loss or 0.0) * np.abs(start), UNSEEN)
+    most = _most(start, config.max_task_loss or 0.0)
     loss = tasks.losses(minimise(energy, bounds).p, fold)
     if (loss > most + MET).any():
         return None
-    described = [
-        {"name": name, "uniform": u, "most": m, "loss": at, "price": 0.0}
-        for name, u, m, at in zip(energy.tasks, start.tolist(), most.tolist(), loss.tolist(), strict=True)
-    ]
+    found = zip(energy.tasks, start.tolist(), most.tolist(), loss.tolist(), strict=True)
+    described = [_described(*facts, price=0.0) for facts in found]
     return replace(energy, settings={**energy.settings, "limits": described})
 
 
@@ -132,16 +136,14 @@ def within_limits(energy: Energy, limits: Sequence[Limit], bounds: Bounds, insid
     """
     prices, optimum = find_prices(energy, limits, bounds, inside)
     described = [
-        {
-            "name": one.name,
-            "uniform": one.start,
-            "most": one.most,
-            "loss": one.energy.loss(optimum.p),
-            "price": float(price),
-        }
+        _described(one.name, one.start, one.most, one.energy.loss(optimum.p), float(price))
         for one, price in zip(limits, prices, strict=True)
     ]
     return replace(priced(energy, limits, prices), settings={**energy.settings, "limits": described})
+
+
+def _described(name: str, uniform: float, most: float, loss: float, price: float) -> dict[str, Any]:
+    return {"name": name, "uniform": uniform, "most": most, "loss": loss, "price": price}
 
 
 def find_prices(energy: Energy, limits: Sequence[Limit], bounds: Bounds, inside: Floats) -> tuple[Floats, Optimum]:
