@@ -41,7 +41,7 @@ from taskpgm.mixture.solve import solve_mixture
 from taskpgm.pipeline.run import run_session, solved
 from taskpgm.pipeline.stages import allowed_shares, finished_run, open_session, solve
 
-SETTINGS = "demo,skewed,nlp,fresh,confirm,further,lookups,codes"
+SETTINGS = "demo,skewed,nlp,fresh,confirm,further,lookups,codes,words"
 BASELINES = ("uniform", "size", "taskpgm", "temperature:2", "random")
 SEEDS, FRESH, PEER_SEEDS, BUDGET_SEEDS = range(6), range(1, 6), range(1, 4), range(3)
 TIMES = (0.5, 2, 4, 16)  # the budget

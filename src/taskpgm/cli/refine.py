@@ -41,5 +41,5 @@ def refinement_lines(found: Refinement, out: Path) -> list[str]:
     """Why trials ended, what was confirmed, and where everything lies."""
     return [
         f"trials ended {found.ended}", found.sentence,
-        f"{len(found.plan)} rows: {out}/refined/train.jsonl; {out}/refined/response_surface.json",
+        f"{found.plan.described}: {out}/refined/train.jsonl; {out}/refined/response_surface.json",
     ]  # fmt: skip
