@@ -31,9 +31,10 @@ def choice_line(surface: Mapping[str, Any]) -> str:
     choice = surface["choice"]
     if choice["uniform"]:
         return f"chosen: uniform; no gain over it is larger than half its error ({choice['error']:.4f})"
+    held = "; more was promised far from all trials, and is not believed" if choice.get("held") else ""
     return (
         f"chosen: expected {choice['gain over uniform']:.4f} ± {choice['error']:.4f} below uniform "
-        f"({choice['loss']:.4f}, uniform {surface['uniform']['loss']:.4f})"
+        f"({choice['loss']:.4f}, uniform {surface['uniform']['loss']:.4f}){held}"
     )
 
 

@@ -232,7 +232,7 @@ class _Worker:
         here, there = budget_of(pool, self.finished.config), budget_of(pool, config)
         by = there.fade / here.fade
         features = priced(self.features, config, self.result, there)
-        return Surrogate(features, found.coefficients * by, found.draws * by, found.noise)
+        return replace(found, features=features, coefficients=found.coefficients * by, draws=found.draws * by)
 
     def confirm(self, p: Floats, seeds: int) -> Comparison:
         """The choice against uniform, with fresh seeds, on the rows that did not choose it."""
