@@ -4,13 +4,14 @@
     taskpgm run OUT/NAME/mix.yaml --out OUT/NAME/run
     python benchmarks/evidence.py mixtures OUT     # other mixtures from the same probes, as OUT/NAME/mixtures/*.json
     python benchmarks/evidence.py train OUT [--settings …] [--seconds N] [--plain]   # trainings, kept in OUT/NAME/run
-    python benchmarks/evidence.py named|ceiling|peers|refined|budgets|priced|probed OUT …   # parts of that, alone
+    python benchmarks/evidence.py named|ceiling|peers|refined|budgets|priced|chosen|probed OUT …   # one part alone
     python benchmarks/outcome.py OUT               # the tables of docs/results.md
 
 Parts: named mixtures with six seeds; the ceiling (ceiling.py); what peers choose from its draws, at once, twice and
 four times the tokens of our probes, with three fresh seeds; `refine` with 2 and 8 runs; mixtures at 4 and 16 times the
-budget, and such as are chosen at those; what peers choose that read our probes. --plain trains one by one, as `compare`
-does, on a machine without a GPU: days. After --seconds no further part begins.
+budget, and such as are chosen at those, for the targets alone and by the default; what peers choose that read our
+probes. --plain trains one by one, as `compare` does, on a machine without a GPU: days. After --seconds no further part
+begins.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from taskpgm.mixture.solve import solve_mixture
 from taskpgm.pipeline.run import run_session, solved
 from taskpgm.pipeline.stages import allowed_shares, finished_run, open_session, solve
 
-SETTINGS = "demo,skewed,nlp,fresh,confirm,further,lookups,codes"
+SETTINGS = "demo,skewed,nlp,fresh,confirm,further,lookups,codes,words"
 BASELINES = ("uniform", "size", "taskpgm", "temperature:2", "random")
 SEEDS, FRESH, PEER_SEEDS, BUDGET_SEEDS = range(6), range(1, 6), range(1, 4), range(3)
 TIMES = (0.5, 2, 4, 16)  # the budget
@@ -169,10 +170,25 @@ class Evidence:
                 self.measure(("priced", seed, weights, times) for seed in BUDGET_SEEDS)
 
     def priced(self, times):
-        """Shares of the mixture that is chosen at so many budgets; None beyond the supply."""
+        """Shares of the mixture for the targets alone that is chosen at so many budgets; None beyond the supply."""
+        return self.solved_at(times, lambda config: targets_alone(config, PRIOR))
+
+    def train_chosen(self):
+        """What the default chooses at other budgets, uniform and by size there."""
+        named = {(name, seed): weights for name, seed, weights in self.named()}
+        for times in (t for t in TIMES if t > 2):
+            weights = self.chosen(times)
+            for seed in BUDGET_SEEDS if weights else ():
+                others = [(name, seed, named[name, seed], times) for name in ("uniform", "size")]
+                self.measure([("chosen", seed, weights, times), *others])
+
+    def chosen(self, times):
+        """The same of the default."""
+        return self.solved_at(times, lambda config: config)
+
+    def solved_at(self, times, settings):
         config, found = self.at(times), self.finished.result
-        alone = targets_alone(config, PRIOR)
-        return solve(found.pool, found.scores, alone).mixture.shares if self.supplied(config) else None
+        return solve(found.pool, found.scores, settings(config)).mixture.shares if self.supplied(config) else None
 
     def at(self, times, seed=0):
         """The settings of a seed at so many budgets."""
@@ -209,7 +225,7 @@ class Evidence:
         self.search.trainings.measurements(runs, "evidence")
 
 
-PARTS = ("named", "ceiling", "peers", "refined", "budgets", "priced", "probed")
+PARTS = ("named", "ceiling", "peers", "refined", "budgets", "priced", "chosen", "probed")
 
 
 def train(folder, parts, seconds, plain):

@@ -1,6 +1,6 @@
 """The tables of docs/results.md, in Markdown, from the trainings of evidence.py. Trains nothing.
 
-    python benchmarks/outcome.py OUT [--settings demo,skewed,nlp,fresh,confirm,further,lookups,codes]
+    python benchmarks/outcome.py OUT [--settings demo,skewed,nlp,fresh,confirm,further,lookups,codes,words]
 
 Differences are in percent of the reference's loss, paired by seed, with 95 % intervals of Student's t over seeds; bold
 where they exclude zero. What was not trained is left out; a setting without a search has the first tables alone.
@@ -11,6 +11,7 @@ import contextlib
 import json
 import re
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,19 @@ def budgets(outcomes):
     return rows
 
 
+def chosen(outcomes):
+    """What the default chooses at 4 and 16 times the budget, trained there."""
+    rows = {}
+    for times in (t for t in TIMES if t > 2):
+        found = [one.evidence.chosen(times) for one in outcomes]
+        for what, reference in product(("targets", "tasks"), ("uniform", "size")):
+            rows[f"chosen for {288 * times} rows, on the {what}, against {reference}"] = [
+                cell(one.against(dict.fromkeys(BUDGET_SEEDS, p), reference, what, times) if p else [])
+                for one, p in zip(outcomes, found, strict=True)
+            ]
+    return rows
+
+
 def fading(outcomes):
     """Prints how the changes of prior0.2 and by size against uniform fit (θ₁ ΔF + θ₃ ΔKL) t^−a + θ₄ min(t/16, 1) ΔR."""
     rows = []
@@ -416,6 +430,7 @@ def report(names, outcomes):
     ]
     show("Others", compared(outcomes, others))
     show("Promises, targets", printed(outcomes))
+    show("What the default chooses at other budgets", chosen(outcomes))
     outcomes = [one for one in outcomes if (one.folder / "ceiling.json").exists()]
     names = [one.folder.name for one in outcomes]
     if not outcomes:

@@ -5,9 +5,9 @@
 
 demo is the demo's pool. skewed has 16 tasks, half of them in two families that repeat each other, sizes 30 to 1. fresh
 and confirm share no generator with these two or each other: they are for confirming what was decided. further (the
-generators of longer prompts), lookups (facts and conversions of libraries) and codes (encodings and small computations)
-came last. nlp takes DIR/train/NAME.jsonl and, where there is one, DIR/validation/NAME.jsonl as tasks and DIR/NAME.jsonl
-as targets, sampled down to the sizes below.
+generators of longer prompts), lookups (facts and conversions of libraries), codes (encodings and small computations)
+and words (definitions and translations of dictionaries) came last. nlp takes DIR/train/NAME.jsonl and, where there is
+one, DIR/validation/NAME.jsonl as tasks and DIR/NAME.jsonl as targets, sampled down to the sizes below.
 
 Targets are never trained on. Of each target, contexts choose the mixture and the other rows evaluate it. Files are the
 same on every machine: generators are seeded by their name, and Python's hash seed, which some draw from, is 0.
@@ -87,6 +87,11 @@ CODES = (
     "expansions", "last_addresses", "hexadecimal", "capitalised",
 )  # fmt: skip
 CODES_TARGETS = ("base64_decoding", "octal", "entities", "netmasks", "weekdays", "intersections", "factors")
+LEXICON = (
+    "noun_definitions", "french", "kinds", "verbs", "opposites", "spanish", "gaps", "base_forms", "parts",
+    "verb_synonyms", "adjective_definitions", "singulars",
+)  # fmt: skip
+LEXICON_TARGETS = ("nouns", "verb_definitions", "wholes", "italian", "from_french", "noun_synonyms", "positives")
 
 
 def spread(names, sizes):
@@ -119,6 +124,13 @@ def encoded(name, rows):
     return codes.lines(name, rows)
 
 
+def defined(name, rows):
+    """Lines of dictionaries."""
+    import words  # beside this file; needs the dictionaries
+
+    return words.lines(name, rows)
+
+
 class Setting(NamedTuple):
     """Tasks with their rows, targets, the longest row in tokens, and what makes their lines."""
 
@@ -138,6 +150,7 @@ SETTINGS = {
     ),
     "lookups": Setting(spread(LOOKUPS, CONFIRM_SIZES), LOOKUPS_TARGETS, lines=looked_up),
     "codes": Setting(spread(CODES, CONFIRM_SIZES), CODES_TARGETS, lines=encoded),
+    "words": Setting(spread(LEXICON, CONFIRM_SIZES), LEXICON_TARGETS, lines=defined),
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The pools of the results page: what their docstring promises."""
 
 import base64
+import gzip
 import json
 import math
 import random
@@ -33,7 +34,7 @@ def test_sizes_families_and_disjoint_sets(pools):
     for setting in pools.SETTINGS.values():
         assert not set(setting.tasks) & set(setting.targets)
     everyone = {name: {*setting.tasks, *setting.targets} for name, setting in pools.SETTINGS.items()}
-    for one in ("fresh", "confirm", "further", "lookups", "codes"):
+    for one in ("fresh", "confirm", "further", "lookups", "codes", "words"):
         assert not any(everyone[one] & names for other, names in everyone.items() if other != one)
     assert pools.TARGET_ROWS >= pools.CONTEXTS + 48
     assert min(skewed.values()) > pools.CONTEXTS
@@ -93,6 +94,50 @@ def test_codes_have_enough_rows_and_right_answers(pools, monkeypatch):
     for row in rows["later_dates"]:
         days, start = re.search(r"(\d+) days after (\S+)\?", row["prompt"]).groups()
         assert (date.fromisoformat(row["completion"]) - date.fromisoformat(start)).days == int(days)
+
+
+def test_words_of_dictionaries(pools, tmp_path, monkeypatch):
+    """Lines of WordNet 3.0, shortened, and of FreeDict."""
+    monkeypatch.syspath_prepend(FOLDER)  # for lookups.py
+    words = load_benchmark("words")
+    (tmp_path / "data.noun").write_text(
+        "  1 This software and database is being provided to you\n"
+        '00000001 08 n 01 eyelid 0 002 @ 00000002 n 0000 #p 00000003 n 0000 | either of two folds; "an eyelid hurt"  \n'
+        "00000002 08 n 02 protective_fold 0 plica(a) 0 000 | a fold of skin  \n"
+        "00000003 08 n 02 eye 0 oculus 0 001 %p 00000001 n 0000 | the organ of sight  \n"
+    )
+    (tmp_path / "index.noun").write_text(
+        "  1 This software and database is being provided to you\n"
+        "eyelid n 1 2 @ #p 1 1 00000001  \neye n 1 1 %p 1 1 00000003  \noculus n 1 1 %p 1 0 00000003  \n"
+    )
+    (tmp_path / "verb.exc").write_text("went go\nbegan begin\n")
+    for part in ("verb", "adj", "adv"):
+        (tmp_path / f"data.{part}").write_text("")
+        (tmp_path / f"index.{part}").write_text("")
+    with gzip.open(tmp_path / "freedict-eng-fra.dict.dz", "wt", encoding="utf-8") as file:
+        file.write("00-database-info\nmap /mæp/\n1. carte, plan\n2. atlas\nMarch /mɑːtʃ/\nmars\nmay /meɪ/\npouvoir\n")
+    monkeypatch.setattr(words, "WORDNET", tmp_path)
+    monkeypatch.setattr(words, "FREEDICT", tmp_path)
+    found = {
+        name: {
+            row["prompt"].rstrip("?.").split()[-1]: row["completion"] for row in map(json.loads, words.lines(name, 9))
+        }
+        for name in ("noun_definitions", "kinds", "wholes", "noun_synonyms", "gaps", "base_forms")
+    }
+    assert found == {
+        "noun_definitions": {"eyelid": "either of two folds", "eye": "the organ of sight"},
+        "kinds": {"eyelid": "protective fold"},
+        "wholes": {"eyelid": "eye"},
+        "noun_synonyms": {"eye": "oculus"},
+        "gaps": {"hurt": "eyelid"},
+        "base_forms": {"went": "go", "began": "begin"},
+    }
+    french = [json.loads(line) for line in words.lines("french", 9)]
+    assert sorted((row["prompt"], row["completion"]) for row in french) == [
+        ("Translate map into French.", "carte"), ("Translate may into French.", "pouvoir"),
+    ]  # fmt: skip
+    setting = pools.SETTINGS["words"]
+    assert words.KINDS.keys() == {*setting.tasks, *setting.targets}
 
 
 def test_pools_of_the_users_files(pools, tmp_path, monkeypatch):

@@ -208,6 +208,20 @@ def test_every_pass_has_an_order_of_its_own() -> None:
     assert abs(len(first & second) - 50) < 5 * 3.6
 
 
+def test_rows_that_are_seen_again_are_told() -> None:
+    pool = make_pool({"a": [1] * 50, "b": [1] * 1950})
+    for budget, shares, described in (
+        (100, {"a": 0.5, "b": 0.5}, "100 rows"),
+        (120, {"a": 0.5, "b": 0.5}, "120 rows, 10 of them seen before"),
+        (1400, {"a": 0.1, "b": 0.9}, "1,400 rows, 90 of them seen before"),
+    ):
+        plan = plan_rows(pool, shares, make_config(pool, examples=budget))
+        assert plan.described == described
+        assert len(set(zip(plan.task.tolist(), plan.row.tolist(), strict=True))) == budget - int(
+            (plan.repeat > 0).sum()
+        )
+
+
 def test_a_share_that_exceeds_the_supply_by_noise_never_repeats_a_row() -> None:
     pool = make_pool({"a": [10**7] + [1] * 9, "b": [1] * 100})
     supply = {"a": 10**7 + 9, "b": 100}

@@ -241,3 +241,34 @@ def test_without_probes_and_in_any_unit_the_best_mixture_is_found(unit):
     fit = fit_surrogate(of, mixtures, losses, noise, prior)
     np.testing.assert_allclose(choose(fit, simplex(of.tasks)).p, best, atol=0.06)
     assert np.corrcoef(left_out(fit, mixtures, losses, prior), losses)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_choice_is_believed_to_gain_more_than_twice_what_a_trial_did(seed):
+    """One that promises more gives way to the mixture nearest to uniform that promises twice as much, by cvxpy."""
+    of, random = features(seed), np.random.default_rng(seed)
+    prior = usual_prior(of, KAPPA)
+    steep = np.r_[2.0, 1.0, 0.0, 0.05, 3.0 * random.normal(0, prior.error[4:])]
+    near = [of.uniform, *(0.9 * of.uniform + 0.1 * p for p in random.dirichlet(np.ones(4), 12))]
+    fit = fit_surrogate(of, near, [float(of(p) @ steep) for p in near], 1e-4, prior)
+    bounds = make_bounds(of.tasks, {}, {of.tasks[1]: 0.6})
+    free = fit.optimum(bounds).p
+    most = 2 * max(fit.loss(of.uniform) - fit.loss(p) for p in near)
+    assert fit.loss(of.uniform) - fit.loss(free) > 1.2 * most  # else this tests nothing
+    choice = choose(fit, bounds)
+    assert choice.held
+    assert choice.gain == pytest.approx(most, rel=1e-4)
+    assert solve_mixture(choice.energy, bounds).certificate.passed
+
+    p, (_, ensemble, gain, divergence), rho = cp.Variable(4), fit.coefficients[:SCALE], fit.coefficients[SCALE:]
+    u, F = of.uniform, of.energy
+    change = ensemble * (-F.omega @ cp.log(F.likelihoods.T @ p) + F.omega @ np.log(F.likelihoods.T @ u))
+    change += divergence * cp.sum(cp.kl_div(p, u)) + (rho - gain * of.gains) @ (p - u)
+    kept = [change <= -most, cp.sum(p) == 1, p >= 0, p[1] <= 0.6]
+    cp.Problem(cp.Minimize(cp.sum(cp.kl_div(p, u))), kept).solve(solver=cp.CLARABEL)
+    np.testing.assert_allclose(choice.p, p.value, atol=1e-4)
+
+    unknown = replace(fit, tried=())  # nothing to hold it against
+    np.testing.assert_array_equal(choose(unknown, bounds).p, free)
+    known = replace(fit, tried=(*near, free))  # a trial that was there itself
+    assert not choose(known, bounds).held

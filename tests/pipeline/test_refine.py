@@ -5,13 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 from support.models import make_model
-from support.runs import experiment
+from support.runs import choosing, experiment
 
 from taskpgm import UserError, load_config
-from taskpgm.config import BALANCE
+from taskpgm.config import BALANCE, OPTIONS_PRIOR
+from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.plan import budget_of
-from taskpgm.evaluation.compare import CompareOptions, run_comparison
+from taskpgm.evaluation.compare import CompareOptions, Trainings, evaluation_rows, run_comparison, training_run
+from taskpgm.evaluation.full_finetuning import under
+from taskpgm.evaluation.likelihood import Questions
 from taskpgm.evaluation.refine import (
     USUAL_NOISE,
     RefineOptions,
@@ -29,6 +33,7 @@ from taskpgm.mixture.trials import parse_metrics
 from taskpgm.pipeline.refine import refine_results, refine_run
 from taskpgm.pipeline.run import run_session
 from taskpgm.pipeline.stages import finished_run, open_session
+from taskpgm.probes.probe import load_probe
 from taskpgm.probes.training import Trainer
 
 OPTIONS = RefineOptions(runs=3, seeds=2)
@@ -148,6 +153,42 @@ def test_what_is_written_can_be_compared_and_read_again(refined):
     assert again["coefficients"].keys() == surface["coefficients"].keys()
 
 
+@pytest.fixture(scope="module")
+def refined_by_options(tmp_path_factory):
+    root = tmp_path_factory.mktemp("options")
+    config = choosing(root, make_model(root / "model"), "options")
+    with open_session(config, root / "run") as session:
+        finished = finished_run(session, run_session(session))
+        lm = finished.engine.lm
+        kept = RefineOptions(runs=2, seeds=2)
+        yield config, lm, finished, run_refinement(finished, kept)
+
+
+def test_targets_of_options_are_judged_by_them(refined_by_options):
+    """Against the adapters of the trials, trained again, on one question after another."""
+    config, lm, finished, found = refined_by_options
+    rows = evaluation_rows(finished.result.pool)["target"]
+    encoder = ChatEncoder(lm.tokenizer, config.probes.max_length)
+    uniform, ours = (dict(zip(finished.result.pool.names, p, strict=True)) for p in found.trials.mixtures)
+    options = CompareOptions(accuracy="options", keep=True)
+    trainings = Trainings(replace(finished, folder=finished.folder / "again"), options)
+    (finished.folder / "again").mkdir()
+    runs = [training_run(finished, name, shares, 0) for name, shares in (("uniform", uniform), ("taskpgm", ours))]
+    for run, loss in zip(runs, found.trials.losses, strict=True):
+        trainings.measurements([run], "again")
+        with under(lm, load_probe(trainings.path(run).with_suffix(""), "kept", 0)):
+            logp = [Questions(lm, encoder, [row]).logp()[0] for row in rows]
+        right = [row.choices.index(row.conversation.answer) for row in rows]
+        losses = [logsumexp(one) - one[k] for one, k in zip(logp, right, strict=True)]
+        assert loss == pytest.approx(np.mean(losses[::2]), rel=1e-4)
+    assert found.prior.mean[3] == OPTIONS_PRIOR * budget_of(finished.result.pool, config).fade
+    if found.comparison:
+        record = {(r["mixture"], r["seed"]): r["sets"]["target"] for r in records(finished).values()}
+        for one in found.comparison.measurements:
+            assert one.loss["target"] == record[one.mixture, one.seed]["option_halves"][1]
+        assert "uniform on the targets' options" in found.sentence
+
+
 @pytest.mark.parametrize("options", [RefineOptions(runs=1), RefineOptions(seeds=0)])
 def test_too_few_runs_are_told(refined, options):
     with pytest.raises(UserError, match="at least 2 runs"):
@@ -166,4 +207,6 @@ def test_too_few_runs_are_told(refined, options):
 def test_what_was_confirmed_is_said(uniform, ours, said):
     runs = [Measurement("refined", k, {"x": y}) for k, y in enumerate(ours)]
     runs += [Measurement("uniform", k, {"x": y}) for k, y in enumerate(uniform)]
-    assert said in confirmed_sentence(compare_measurements(runs, [], ["x"]))
+    found = compare_measurements(runs, [], ["x"])
+    assert said in confirmed_sentence(found)
+    assert "uniform on the targets' options" in confirmed_sentence(found, ["x"])

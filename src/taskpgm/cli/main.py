@@ -448,7 +448,7 @@ def select(out: Out, choice: Choice, matrix: Matrix, config: OptionalConfig = No
     if settings.energy.limited:
         _print(UNLIMITED.format("selection"))
     _print(
-        f"{len(result.plan)} rows: {folder}/train.jsonl"
+        f"{result.plan.described}: {folder}/train.jsonl"
         if choice.sample
         else "its training set: the same command with --sample",
         f"The run's own mixture is what it was; `selection: {{k: {k}}}` in {config} and `taskpgm sample` make this one "
@@ -487,7 +487,7 @@ def sample(config: ConfigFile, out: Out, everything: All = False) -> None:
     with _session(load_config(config), out) as session:
         result = sample_run(session)
     _show(out, result.affinity, everything, out)
-    _print(f"{len(result.plan)} rows: {out}/train.jsonl")
+    _print(f"{result.plan.described}: {out}/train.jsonl")
 
 
 @app.command()
@@ -545,7 +545,7 @@ def _run(config: Config, out: Path, everything: bool) -> None:
         _print("up to date: nothing had to be made again")
     if config.energy.kind == "likelihood" and questions(result.pool, config) and not (out / "form.json").exists():
         _print(f"targets with choices: `taskpgm form … --out {out}` says how much of their gain is the form of answers")
-    _print(f"{len(result.plan)} rows: {out}/train.jsonl")
+    _print(f"{result.plan.described}: {out}/train.jsonl")
     _print(report_line(out))
 
 

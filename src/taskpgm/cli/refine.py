@@ -31,9 +31,10 @@ def choice_line(surface: Mapping[str, Any]) -> str:
     choice = surface["choice"]
     if choice["uniform"]:
         return f"chosen: uniform; no gain over it is larger than half its error ({choice['error']:.4f})"
+    held = "; more was promised far from all trials, and is not believed" if choice.get("held") else ""
     return (
         f"chosen: expected {choice['gain over uniform']:.4f} ± {choice['error']:.4f} below uniform "
-        f"({choice['loss']:.4f}, uniform {surface['uniform']['loss']:.4f})"
+        f"({choice['loss']:.4f}, uniform {surface['uniform']['loss']:.4f}){held}"
     )
 
 
@@ -41,5 +42,5 @@ def refinement_lines(found: Refinement, out: Path) -> list[str]:
     """Why trials ended, what was confirmed, and where everything lies."""
     return [
         f"trials ended {found.ended}", found.sentence,
-        f"{len(found.plan)} rows: {out}/refined/train.jsonl; {out}/refined/response_surface.json",
+        f"{found.plan.described}: {out}/refined/train.jsonl; {out}/refined/response_surface.json",
     ]  # fmt: skip

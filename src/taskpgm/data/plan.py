@@ -65,6 +65,12 @@ class RowPlan(Brief):
     def __len__(self) -> int:
         return len(self.task)
 
+    @property
+    def described(self) -> str:
+        """How many rows, and how many of them are seen again, in words."""
+        again = int((self.repeat > 0).sum())
+        return f"{len(self):,} rows" + (f", {again:,} of them seen before" if again else "")
+
     def __getitem__(self, name: str) -> TaskPlan:
         """The plan of the task of that name."""
         return next(task for task in self.tasks if task.name == name)

@@ -62,6 +62,7 @@ class Grades(NamedTuple):
     accuracy_norm: float | None = None
     score: float | None = None
     option_loss: float | None = None
+    option_halves: tuple[float, float] | None = None
 
 
 def graded_rows(rows: Sequence[Row]) -> list[Row]:
@@ -87,9 +88,9 @@ def grade_chosen(questions: Questions) -> Grades:
             losses.append(float(logsumexp(logp) - logp[row.choices.index(_answer(row))]))
     if not right:
         return Grades()
-    return Grades(
-        "choices", len(right), float(np.mean(right)), float(np.mean(right_norm)), option_loss=float(np.mean(losses))
-    )
+    halves = (float(np.mean(losses[::2])), float(np.mean(losses[1::2]))) if len(losses) > 1 else None
+    accuracy, accuracy_norm = float(np.mean(right)), float(np.mean(right_norm))
+    return Grades("choices", len(right), accuracy, accuracy_norm, None, float(np.mean(losses)), halves)
 
 
 def grade_written(lm: LanguageModel, encoder: ChatEncoder, rows: Sequence[Row]) -> Grades:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class CompareOptions:
     trainer: str = "engine"  # or trl
     method: str = "lora"  # or full: every weight of the model
     learning_rate: float | None = None  # probes.learning_rate if left out; of full fine-tuning FULL_LEARNING_RATE
-    accuracy: bool = True  # grade answers too, which takes options and writing
+    accuracy: bool | Literal["options"] = True  # grade answers too: by options alone, or by writing as well
     keep: bool = False  # adapters stay in the run directory
     rows: int | None = None  # rows a set that are evaluated, at most
     harness: tuple[str, ...] = ()  # benchmarks of lm-evaluation-harness, run on every adapter
@@ -210,7 +210,7 @@ class Trainings:
         for run in (replace(run, config=_training(run.config, self.options)) for run in runs):
             path = self.path(run)
             found = _measurement(run, json.loads(path.read_text())) if path.exists() else None
-            if found and (found.halves or not self.halves):
+            if found and (not self.halves or self._has_halves(found)):
                 yield found
             else:
                 todo.setdefault(path, []).append(run)
@@ -224,6 +224,10 @@ class Trainings:
                     self.save(trained, folder)
             write_json(path, record)
             yield from (_measurement(run, record) for run in todo[path])
+
+    def _has_halves(self, found: Measurement) -> bool:
+        chosen = self.run.config.option_targets if self.options.accuracy else ()
+        return bool(found.halves) and found.option_halves.keys() >= set(chosen)
 
     def _made(self, todo: Mapping[Path, TrainingRun], what: str) -> Iterator[Made]:
         """Record of every run as it is trained and measured, and what it trained if that is to be kept."""
@@ -305,7 +309,9 @@ def _measurement(run: TrainingRun, record: Mapping[str, Any]) -> Measurement:
         )
     options = {name: one["option_loss"] for name, one in sets.items() if one.get("option_loss") is not None}
     seconds = sum(record["seconds"].values())
-    halves = {name: tuple(one["halves"]) for name, one in sets.items() if one.get("halves")}
+    halves, option_halves = (
+        {name: tuple(one[key]) for name, one in sets.items() if one.get(key)} for key in ("halves", "option_halves")
+    )
     return Measurement(
         run.name,
         run.seed,
@@ -316,6 +322,7 @@ def _measurement(run: TrainingRun, record: Mapping[str, Any]) -> Measurement:
         dict(run.weights),
         halves,
         options,
+        option_halves,
     )
 
 

@@ -44,6 +44,7 @@ class SetEvaluation:
     accuracy_norm: float | None = None  # choices: the same by log-likelihood per character of the answer's text
     score: float | None = None  # verifier: mean score; a wrong answer may earn a part
     option_loss: float | None = None  # choices: mean of −log P(answer) / Σ P(options), in nats
+    option_halves: tuple[float, float] | None = None  # the same of every other graded row, and of the rest
     halves: tuple[float, float] | None = None  # token_loss of every other row, and of the rest: one may choose by one
 
 
@@ -60,8 +61,11 @@ class Evaluation(Brief):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":
         """Evaluation from what `to_dict` gave."""
-        halves = {name: one.get("halves") and tuple(one["halves"]) for name, one in data["sets"].items()}
-        return cls({name: SetEvaluation(**{**one, "halves": halves[name]}) for name, one in data["sets"].items()})
+        pairs = {
+            name: {key: one.get(key) and tuple(one[key]) for key in ("halves", "option_halves")}
+            for name, one in data["sets"].items()
+        }
+        return cls({name: SetEvaluation(**{**one, **pairs[name]}) for name, one in data["sets"].items()})
 
 
 class Evaluator:

@@ -77,14 +77,15 @@ class Mixing:
         if not self.alone:  # now, so that forked processes have it
             trunk = self._trunk(lm)
             trunk.fill(list(self.rows.values()), progress)
-            evaluator.fill(trunk.first, progress, self.options.accuracy)
+            evaluator.fill(trunk.first, progress, bool(self.options.accuracy))
 
         def do(job: Mixed, progress: Progress) -> Measured:
             clock = Clock()
             steps = [[self.rows[key] for key in step] for step in job.steps]
             trained = train_mixture(lm, self.options, job, steps, progress, trunk)
             seconds = clock.seconds
-            found = evaluator.evaluate(trained, grade=self.options.accuracy, progress=progress)
+            graded = self.options.accuracy
+            found = evaluator.evaluate(trained, generate=graded is True, grade=bool(graded), progress=progress)
             record = {
                 "trained_tokens": trained.trained_tokens,
                 "seconds": {"train": seconds, "evaluate": clock.seconds - seconds}, **found.to_dict(),

@@ -14,6 +14,7 @@ import numpy as np
 from taskpgm.config import Config, EnergyConfig
 from taskpgm.data.plan import RowPlan, budget_of, plan_rows
 from taskpgm.errors import UserError
+from taskpgm.evaluation.answers import rows_to_choose
 from taskpgm.evaluation.compare import CompareOptions, Trainings, training_run
 from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.evaluation.statistics import Comparison, Difference, Measurement, compare_measurements
@@ -58,13 +59,14 @@ class Refinement(Brief):
     plan: RowPlan
     ended: str  # why no further trial was made
     comparison: Comparison | None
+    options: Sequence[str] = ()  # targets that are judged by their options
 
     @property
     def sentence(self) -> str:
         """What came out, in words."""
         if self.comparison is None:
             return "no mixture can be told from uniform by these trials: uniform is chosen"
-        return confirmed_sentence(self.comparison)
+        return confirmed_sentence(self.comparison, self.options)
 
     def surface(self) -> dict[str, Any]:
         """JSON-ready: the surrogate's losses of mixtures with their errors, and the confirmation."""
@@ -85,10 +87,6 @@ def run_refinement(finished: FinishedRun, options: RefineOptions) -> Refinement:
             f"refine takes at least 2 runs (uniform and the default) and 1 fresh seed, not {options.runs} and "
             f"{options.seeds}."
         )
-    if finished.config.option_targets:
-        raise UserError(
-            "refine judges trials by the loss of tokens, not by options; take score: options out, or compare."
-        )
     trained = _of_size(finished, options.size)
     worker = _Worker(trained, finished.result)
     ended = worker.search(options.runs)
@@ -96,7 +94,8 @@ def run_refinement(finished: FinishedRun, options: RefineOptions) -> Refinement:
     comparison = None if choice.uniform else worker.confirm(choice.p, options.seeds)
     mixture = solve_mixture(choice.energy, worker.bounds, {UNIFORM: None})
     plan = plan_rows(finished.result.pool, mixture.shares, finished.config)
-    return Refinement(worker.trials, worker.fit(), worker.prior, choice, mixture, plan, ended, comparison)
+    chosen = finished.config.option_targets
+    return Refinement(worker.trials, worker.fit(), worker.prior, choice, mixture, plan, ended, comparison, chosen)
 
 
 def run_shares(config: Config, result: Result) -> dict[str, float]:
@@ -133,14 +132,21 @@ def run_kappa(config: Config, result: Result) -> float:
     return energy.prior if own else usual_prior("likelihood", result.scores, config.energy.balance)
 
 
-def confirmed_sentence(comparison: Comparison) -> str:
-    """The confirmation in a sentence: so many percent below uniform, or that it cannot be told from it."""
+def confirmed_sentence(comparison: Comparison, options: Sequence[str] = ()) -> str:
+    """The confirmation in a sentence: so many percent below uniform, or that it cannot be told from it.
+
+    Args:
+        options: targets whose losses are those of options.
+    """
     quantity = "targets" if comparison.targets else "tasks"
     found: Difference = next(d for d in comparison.differences if d.quantity == quantity)
     seeds, loss = found.estimate.seeds, found.estimate.mean
     if found.relative is None:
         return f"measured with {seeds} fresh seeds: {quantity} {loss:+.4f} nats from uniform"
-    how = f"{abs(found.relative):.1%} {'below' if loss < 0 else 'above'} uniform on the {quantity}".replace("%", " %")
+    what = quantity
+    if options:
+        what += "' options" if len(options) == len(comparison.targets) else f" (by options: {', '.join(options)})"
+    how = f"{abs(found.relative):.1%} {'below' if loss < 0 else 'above'} uniform on the {what}".replace("%", " %")
     if found.relative_low is None or found.relative_high is None:
         return f"measured with {seeds} fresh seed{'s' * (seeds > 1)} and fresh rows, without an interval: {how}"
     low, high = sorted((-100 * found.relative_high, -100 * found.relative_low))
@@ -162,8 +168,11 @@ class _Worker:
     def __init__(self, finished: FinishedRun, result: Result) -> None:
         config = finished.config
         self.finished, self.result, self.bounds = finished, result, result.mixture.bounds
-        self.trainings = Trainings(finished, CompareOptions(accuracy=False), halves=True)
-        _check_halves({name: len(rows) for name, rows in self.trainings.sets.items()})
+        self.chosen = frozenset(config.option_targets)
+        graded: Literal["options", False] = "options" if self.chosen else False
+        self.trainings = Trainings(finished, CompareOptions(accuracy=graded), halves=True)
+        sets = self.trainings.sets
+        _check_halves({one: len(rows_to_choose(rows) if one in self.chosen else rows) for one, rows in sets.items()})
         self.shares = run_shares(finished.config, result)
         self.limits = run_limits(config, result)
         budget = budget_of(result.pool, config)
@@ -202,7 +211,13 @@ class _Worker:
 
     def macro(self, measurement: Measurement, half: int) -> float:
         """Weighted loss on the targets, or on the tasks without any, of half the evaluation rows."""
-        return sum(share * measurement.halves[name][half] for name, share in self.shares.items())
+        losses = self.losses(measurement, half)
+        return sum(share * losses[name] for name, share in self.shares.items())
+
+    def losses(self, measurement: Measurement, half: int) -> dict[str, float]:
+        """Loss by set of half the evaluation rows: of options where these are what is served, else of tokens."""
+        halves = {**measurement.halves, **{name: measurement.option_halves[name] for name in self.chosen}}
+        return {name: pair[half] for name, pair in halves.items()}
 
     def fit(self) -> Surrogate:
         """What the trials so far say."""
@@ -217,13 +232,13 @@ class _Worker:
         here, there = budget_of(pool, self.finished.config), budget_of(pool, config)
         by = there.fade / here.fade
         features = priced(self.features, config, self.result, there)
-        return Surrogate(features, found.coefficients * by, found.draws * by, found.noise)
+        return replace(found, features=features, coefficients=found.coefficients * by, draws=found.draws * by)
 
     def confirm(self, p: Floats, seeds: int) -> Comparison:
         """The choice against uniform, with fresh seeds, on the rows that did not choose it."""
         mixtures = {REFINED: p, UNIFORM: nearest_to_uniform(self.bounds)}
         found = self.measure(mixtures, range(1, seeds + 1), "confirming")
-        fresh = [replace(m, loss={name: half[CONFIRMING] for name, half in m.halves.items()}) for m in found]
+        fresh = [replace(m, loss=self.losses(m, CONFIRMING), option_loss={}) for m in found]
         pool = self.result.pool
         weights = self.finished.config.target_weights or None
         return compare_measurements(fresh, pool.names, [s.name for s in pool.targets], weights)
@@ -233,6 +248,7 @@ def _check_halves(rows: Mapping[str, int]) -> None:
     for name, count in rows.items():
         if count < 2:
             raise UserError(
-                f"{name!r} has {count} row to evaluate, but refine chooses by one half of the rows and confirms by the "
-                "other; raise contexts.validation, or give it more rows."
+                f"{name!r} has {count} row{'s' * (count != 1)} to evaluate, but refine chooses by one half of the rows "
+                "and confirms by the other; raise contexts.validation, or give it more rows (with choices, if it is "
+                "scored by options)."
             )

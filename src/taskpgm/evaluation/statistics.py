@@ -35,6 +35,7 @@ class Measurement:
     weights: Mapping[str, float] = field(default_factory=dict)  # share by task that it was trained on
     halves: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # loss of either half of the rows, by set
     option_loss: Mapping[str, float] = field(default_factory=dict)  # −log(P(answer) / Σ P(options)), nats a question
+    option_halves: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # the same of either half
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Legend of shape suffixes: N tasks, K limits.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -153,8 +154,10 @@ def find_prices(energy: Energy, limits: Sequence[Limit], bounds: Bounds, inside:
         NotCertifiedError: they were found only roughly.
     """
     prices_K, optimum = np.zeros(len(limits)), minimise(energy, bounds)
-    if _excess(limits, optimum.p).max(initial=0.0) > MET:
-        prices_K = _multipliers(energy, limits, bounds, inside)
+    kept_K = np.zeros(len(limits), dtype=bool)  # the others are met without being asked for
+    while (broken_K := (_excess(limits, optimum.p) > MET) & ~kept_K).any():
+        kept_K |= broken_K
+        prices_K[kept_K] = _multipliers(energy, list(compress(limits, kept_K)), bounds, inside)
         optimum = minimise(priced(energy, limits, prices_K), bounds)
     if (residual := _residual(prices_K, _excess(limits, optimum.p))) > ABSOLUTE_GAP:
         raise NotCertifiedError(

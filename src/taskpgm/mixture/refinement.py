@@ -2,7 +2,8 @@
 
 Uniform and the default come first. Every further trial is the optimum of one draw of the posterior (Thompson sampling):
 it is where the draws disagree about the optimum that mixtures differ. The choice is the optimum of the posterior mean,
-or uniform if that cannot be told from it.
+or uniform if that cannot be told from it. Far from all trials the surrogate's form is a guess: of mixtures that it
+promises more than twice what the best trial gained, the nearest to uniform that is promised so much is taken.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
+from scipy.optimize import brentq
 
 from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.energy import Energy
@@ -22,6 +24,7 @@ from taskpgm.types import Floats
 # 0.1 there: worlds that lose more by leaving tasks out are possible (docs/decisions.md).
 ENSEMBLE_ERROR, GAIN_ERROR, DIVERGENCE_ERROR = 0.35, 0.75, 0.3
 SPREAD = 1.7  # standard deviation of ρ's prior, in units of the standard deviation over tasks of F's slope at uniform
+REACH = 2.0  # what is believed of a gain, in gains of the best trial (docs/decisions.md)
 TOLD_APART = 0.5  # a gain over uniform of fewer standard errors is none
 CANDIDATES = 8  # draws whose optima are looked at before it is said that no trial is worth its cost
 NOISE_ERROR = 0.5  # standard deviation of the noise's logarithm, a priori
@@ -39,6 +42,7 @@ class Choice:
         gain: L̂(u) − L̂(p), u uniform within the bounds.
         error: standard error of the gain.
         uniform: whether p is uniform, since nothing better could be told from it.
+        held: whether the optimum promised more than is believed, so that p is on the way to it.
     """
 
     p: Floats
@@ -46,6 +50,7 @@ class Choice:
     gain: float
     error: float
     uniform: bool
+    held: bool = False
 
 
 def default_coefficients(features: Features, kappa: float) -> Floats:
@@ -135,13 +140,27 @@ def choose(surrogate: Surrogate, bounds: Bounds, limits: Sequence[Limit] = ()) -
         limits: on what the probes predict of tasks' losses, which trials do not change.
     """
     features, u = surrogate.features, nearest_to_uniform(bounds)
-    energy = within_limits(surrogate.energy(), limits, bounds, u) if limits else surrogate.energy()
-    p = least(energy, bounds)
-    gain, error = surrogate.loss(u) - surrogate.loss(p), surrogate.error(p, u)
+
+    def best(more: float) -> tuple[Floats, Energy, float]:
+        """The minimiser of L̂ + more · KL(p‖u), its energy and L̂'s gain there, which falls as `more` grows."""
+        energy = surrogate.energy(surrogate.coefficients + more * _only_divergence(features))
+        energy = within_limits(energy, limits, bounds, u) if limits else energy
+        p = least(energy, bounds)
+        return p, energy, surrogate.loss(u) - surrogate.loss(p)
+
+    p, energy, gain = best(0.0)
+    gains = [surrogate.loss(u) - surrogate.loss(q) for q in surrogate.tried]
+    most = REACH * max(*gains, surrogate.noise) if gains else gain
+    if held := gain > most:
+        low, high = 0.0, most
+        while best(high)[2] > most:
+            low, high = high, 2 * high
+        p, energy, gain = best(brentq(lambda more: best(more)[2] - most, low, high, xtol=1e-6 * high))
+    error = surrogate.error(p, u)
     if gain < TOLD_APART * error or not gain > 0:
         free = replace(features, repetition=0.0)
         return Choice(u, surrogate_energy(free, _only_divergence(features)), 0.0, error, True)
-    return Choice(p, energy, gain, error, False)
+    return Choice(p, energy, gain, error, False, held)
 
 
 def left_out(surrogate: Surrogate, mixtures: Sequence[Floats], losses: Sequence[float], prior: Prior) -> Floats:

@@ -88,12 +88,14 @@ class Surrogate(Brief):
         coefficients: (D,) the posterior mean; θ₁ to θ₃ are not negative.
         draws: (B, D) of the posterior.
         noise: standard deviation of one training.
+        tried: (n,) each, the mixtures of these trainings.
     """
 
     features: Features
     coefficients: Floats
     draws: Floats
     noise: float
+    tried: Sequence[Floats] = ()
 
     def loss(self, p: Floats) -> float:
         """L̂(p), in the unit of what was measured."""
@@ -159,7 +161,7 @@ def fit_surrogate(
     X_MD, y = _fitted_part(features, mixtures, losses)
     A, b = _normal_equations(X_MD, y, noise, prior)
     draws = _draws(A, b, prior, np.random.default_rng([seed, 17]))
-    return Surrogate(features, draws.mean(axis=0), draws, noise)
+    return Surrogate(features, draws.mean(axis=0), draws, noise, tuple(mixtures))
 
 
 def most_likely(

@@ -155,7 +155,7 @@ def describe_surface(
         "trials": tried,
         "choice": {
             "weights": _named(trials.tasks, choice.p), "uniform": choice.uniform, "loss": surrogate.loss(choice.p),
-            "gain over uniform": choice.gain, "error": choice.error,
+            "gain over uniform": choice.gain, "error": choice.error, "held": choice.held,
         },
         "uniform": {"weights": _named(trials.tasks, uniform), "loss": surrogate.loss(uniform)},
         "from uniform to choice": _line(surrogate, uniform, choice.p),
