@@ -5,6 +5,7 @@ apt-get install wordnet-base dict-freedict-eng-fra dict-freedict-eng-spa dict-fr
 
 import gzip
 import re
+import sys
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,8 @@ class Sense(NamedTuple):
 
 def lines(name, rows):
     """So many distinct rows of one kind as JSON Lines, fewer if there are not so many; seeded by its name."""
+    if missing := [str(folder) for folder in (WORDNET, FREEDICT) if not folder.is_dir()]:
+        sys.exit(f"The dictionaries are not in {' and '.join(missing)}; {__doc__.splitlines()[-1]}")
     return lookups.lines(name, rows, KINDS)
 
 

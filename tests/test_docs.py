@@ -47,7 +47,9 @@ def test_the_lead_of_the_results_says_what_their_table_says() -> None:
     settings, rows = module.read_table(text)
     targets, tasks = (sorted(value for value, _, _ in values) for values in rows)
     assert f"by {-targets[-1]:g} to {-targets[0]:g} % (median {-median(targets):.1f} %)" in lead
-    assert f"from {-tasks[0]:g} % below to {tasks[-1]:g} % above uniform (median {median(tasks):.1f} % above)" in lead
-    assert sum(high < 0 for _, _, high in rows[0]) == 6
+    assert f"from {-tasks[0]:g} % below to {tasks[-1]:g} % above uniform (median {median(tasks):.1f} %" in lead
+    told = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    assert f"interval excludes zero in {told[sum(high < 0 for _, _, high in rows[0])]}" in lead
+    assert f"in {told[len(settings)]} settings of six seeds each" in lead
     drawn = module.draw(settings, rows)
     assert [list(trace.x) for trace in drawn.data] == [[value for value, _, _ in values] for values in rows]

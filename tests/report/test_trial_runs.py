@@ -6,12 +6,13 @@ from support.models import make_model
 from support.runs import experiment
 
 from taskpgm import load_config, load_run
+from taskpgm.cli.refine import choice_line
 from taskpgm.evaluation.refine import RefineOptions
 from taskpgm.pipeline.refine import refine_run
 from taskpgm.pipeline.stages import open_session
 from taskpgm.report.build import sections
 from taskpgm.report.material import Material
-from taskpgm.report.trials import section
+from taskpgm.report.trials import SURFACE, section
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,17 @@ def test_trials_and_surface_are_shown_as_they_were_measured(run):
         found.mixture.tasks, key=lambda task: -found.choice.p[found.mixture.tasks.index(task)]
     )
     assert sections(Material(load_run(folder)))[-1].name == "trials"
+
+
+def test_a_choice_that_is_held_back_is_said(run):
+    material = Material(load_run(run[0]))
+    surface = material.optional(SURFACE)
+    choice = {**surface["choice"], "uniform": False}
+    for held in (True, False):
+        found = {**surface, "choice": {**choice, "held": held}}
+        material.optional = lambda name, found=found: found
+        assert any("is not believed" in sentence for sentence in section(material).sentences) == held
+        assert ("is not believed" in choice_line(found)) == held
 
 
 def test_without_trials_there_is_no_such_part(run, tmp_path):

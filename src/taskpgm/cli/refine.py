@@ -6,6 +6,7 @@ from typing import Any
 
 from taskpgm.cli.listing import Listing
 from taskpgm.evaluation.refine import Refinement
+from taskpgm.mixture.trials import HELD
 
 
 def trials_table(surface: Mapping[str, Any]) -> Listing:
@@ -31,7 +32,7 @@ def choice_line(surface: Mapping[str, Any]) -> str:
     choice = surface["choice"]
     if choice["uniform"]:
         return f"chosen: uniform; no gain over it is larger than half its error ({choice['error']:.4f})"
-    held = "; more was promised far from all trials, and is not believed" if choice.get("held") else ""
+    held = f"; {HELD}" if choice["held"] else ""
     return (
         f"chosen: expected {choice['gain over uniform']:.4f} ± {choice['error']:.4f} below uniform "
         f"({choice['loss']:.4f}, uniform {surface['uniform']['loss']:.4f}){held}"

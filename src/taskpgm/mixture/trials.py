@@ -17,6 +17,7 @@ from taskpgm.types import Brief, Floats
 LEAST_RUNS = 3  # fewer tell nothing without a known noise
 EVEN = 0.02  # by how much the sums of weights may differ, rounded as people write them
 NAMES = ("start", "ensemble", "gain", "divergence")
+HELD = "more was promised far from all trials, and is not believed"  # of a choice that is held back
 
 
 @dataclass(frozen=True, eq=False, repr=False)

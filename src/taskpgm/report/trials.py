@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from plotly.graph_objects import Figure, Scatter
 
+from taskpgm.mixture.trials import HELD
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table
 from taskpgm.report.style import GREY, LINE, OTHER, OWN, blank, name_axis
@@ -26,6 +27,8 @@ def section(material: Material) -> Section | None:
         else f"The choice is expected {choice['gain over uniform']:.4f} ± {choice['error']:.4f} below uniform; its "
         "shares are in refined/mixture.json, the run's own mixture is what it was."
     )
+    if choice.get("held"):  # surfaces of earlier versions do not say
+        expected += f" {HELD[0].upper()}{HELD[1:]}."
     said = [f"{text[0].upper()}{text[1:]}." for text in [surface.get("verdict")] if text]
     said += [f"Trials ended {surface['ended']}."] if "ended" in surface else []
     more = surface["one hundredth more"]
