@@ -171,7 +171,7 @@ class Evidence:
 
     def priced(self, times):
         """Shares of the mixture for the targets alone that is chosen at so many budgets; None beyond the supply."""
-        return self.solved_at(times, lambda config: targets_alone(config, PRIOR))
+        return self.shares(targets_alone(self.at(times), PRIOR))
 
     def train_chosen(self):
         """What the default chooses at other budgets, uniform and by size there."""
@@ -184,11 +184,11 @@ class Evidence:
 
     def chosen(self, times):
         """The same of the default."""
-        return self.solved_at(times, lambda config: config)
+        return self.shares(self.at(times))
 
-    def solved_at(self, times, settings):
-        config, found = self.at(times), self.finished.result
-        return solve(found.pool, found.scores, settings(config)).mixture.shares if self.supplied(config) else None
+    def shares(self, config):
+        found = self.finished.result
+        return solve(found.pool, found.scores, config).mixture.shares if self.supplied(config) else None
 
     def at(self, times, seed=0):
         """The settings of a seed at so many budgets."""

@@ -189,6 +189,15 @@ def test_targets_of_options_are_judged_by_them(refined_by_options):
         assert "uniform on the targets' options" in found.sentence
 
 
+def test_measurements_without_halves_of_options_are_made_again(refined_by_options):
+    *_, finished, found = refined_by_options
+    path, record = next((p, r) for p, r in records(finished).items() if r["mixture"] == "uniform" and r["seed"] == 0)
+    path.write_text(json.dumps(record | {"sets": {n: {**o, "option_halves": None} for n, o in record["sets"].items()}}))
+    again = run_refinement(finished, RefineOptions(runs=2, seeds=2))
+    np.testing.assert_allclose(again.trials.losses, found.trials.losses, rtol=1e-5)
+    assert json.loads(path.read_text())["sets"]["target"]["option_halves"] is not None
+
+
 @pytest.mark.parametrize("options", [RefineOptions(runs=1), RefineOptions(seeds=0)])
 def test_too_few_runs_are_told(refined, options):
     with pytest.raises(UserError, match="at least 2 runs"):
