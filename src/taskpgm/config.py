@@ -103,7 +103,9 @@ class ModelConfig(Section):
     )
     revision: str | None = Field(None, description="Commit, branch or tag of a hub id.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="Precision of the base model; auto takes the one it was saved in."
+        "auto",
+        description="Precision of the base model; auto takes the one it was saved in, or float32 on a CPU without fast "
+        "products in that one.",
     )
     device: str = Field(
         "auto",

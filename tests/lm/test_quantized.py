@@ -3,6 +3,7 @@ layers of those same weights."""
 
 import copy
 import importlib.util
+import json
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from support.probing import config_for
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from taskpgm.config import ModelConfig
+from taskpgm.config import ModelConfig, parse_config
 from taskpgm.errors import UserError
 from taskpgm.evaluation.full_finetuning import train_full
-from taskpgm.lm.checkpoint import model_fingerprint, read_skeleton
+from taskpgm.lm.checkpoint import model_fingerprint, quantization_of, read_skeleton
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.quantized import dequantized, held_bytes, quantized_layers
 from taskpgm.lm.structure import why_whole
+from taskpgm.pipeline.inspection import inspect
 from taskpgm.probes.training import Trainer
 
 KINDS = ("nf4", "int8")
@@ -145,6 +147,24 @@ def test_a_model_that_is_quantised_in_its_files(model_folders, tmp_path):
     np.testing.assert_allclose(packed_logp(again, rows), packed_logp(lm, rows), atol=1e-4)
     with pytest.raises(UserError, match=r"is quantised in its files \(bitsandbytes, says config.json\)"):
         loaded(tmp_path, "int8")
+    config = ModelConfig(path=str(tmp_path), device="cpu")
+    shapes = read_skeleton(config)  # what `check` reads
+    plain = read_skeleton(ModelConfig(path=str(model_folders["llama"])))
+    assert {n: p.shape for n, p in shapes.named_parameters()} == {n: p.shape for n, p in plain.named_parameters()}
+    assert held_bytes(shapes, quantization_of(config)) == held_bytes(plain, "nf4")
+    assert load_model(config).dtype == again.dtype
+
+
+def test_check_opens_a_model_that_is_quantised_in_its_files(model_folders, tmp_path):
+    lm = loaded(model_folders["llama"], "int8")
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    lines = [{"prompt": f"{i} + 1 =", "completion": str(i + 1)} for i in range(60)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tasks = [{"name": "sums", "path": str(tmp_path / "sums.jsonl")}]
+    found = inspect(parse_config({"model": {"path": str(tmp_path)}, "tasks": tasks, "budget": {"examples": 8}}))
+    assert found.runnable
+    assert found.encoder.limits.vocabulary == 331
 
 
 def test_every_weight_of_a_quantised_model_cannot_be_trained(model_folders):

@@ -12,6 +12,7 @@ from taskpgm.cli.demo import generate
 from taskpgm.config import ModelConfig
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.lm.checkpoint import load_tokenizer, model_folder
+from taskpgm.lm.devices import multiplies
 from taskpgm.lm.loading import load_model
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
@@ -60,6 +61,10 @@ def test_the_file_is_converted_once(finished):
     )
 
 
+@pytest.mark.skipif(
+    not multiplies(torch.device("cpu"), torch.bfloat16),
+    reason="here the model is run in float32, and bfloat16 takes minutes",
+)
 def test_bfloat16_errs_no_more_than_the_plain_loop_and_the_mixture_stays(finished):
     root, result = finished
     folder = model_folder(ModelConfig())

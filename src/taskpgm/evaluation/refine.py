@@ -210,7 +210,7 @@ class _Worker:
         return self.trainings.measurements(runs, what)
 
     def macro(self, measurement: Measurement, half: int) -> float:
-        """Weighted loss on the targets, or on the tasks without any, of half the evaluation rows."""
+        """Weighted loss on half the evaluation rows of the targets and, by the balance, of the tasks."""
         losses = self.losses(measurement, half)
         return sum(share * losses[name] for name, share in self.shares.items())
 

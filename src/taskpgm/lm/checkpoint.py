@@ -64,10 +64,7 @@ def read_model(config: ModelConfig, **options: Any) -> Any:
             raise
         if "dispatched on the CPU or the disk" in str(error):  # of a quantised model
             raise _no_room(config) from error
-        raise UserError(
-            f"No causal language model can be loaded from {config.path!r} ({first_line(error)}); name a hub id, a "
-            "folder with config.json and safetensors weights, or a .gguf file."
-        ) from error
+        raise _no_model(config, error) from error
     places = getattr(model, "hf_device_map", {}).values()
     if len(set(places)) > 1 and {"cpu", "disk"} & set(places):
         raise _no_room(config)
@@ -79,7 +76,8 @@ def read_model(config: ModelConfig, **options: Any) -> Any:
 def read_skeleton(config: ModelConfig) -> Any | None:
     """The model without its weights, on the device "meta": shapes and names, in seconds whatever the size.
 
-    None if the folder holds only a tokenizer, with which rows can be counted.
+    None if the folder holds only a tokenizer, with which rows can be counted. Of a model that is quantised in its files
+    these are the shapes before that, by its settings alone.
 
     Raises:
         UserError: what `read_model` would raise otherwise.
@@ -87,7 +85,42 @@ def read_skeleton(config: ModelConfig) -> Any | None:
     folder = model_folder(config)
     if not (folder / "config.json").is_file() and not any(folder.glob("*.safetensors*")):
         return None
-    return read_model(config, device_map="meta")
+    return _of_settings(config, folder) if _quantized_files(folder) else read_model(config, device_map="meta")
+
+
+def _of_settings(config: ModelConfig, folder: Path) -> Any:
+    """The model that config.json describes, on the device "meta"."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _check_files(config.path, folder)
+    check_quantization(config)
+    try:
+        with transformers_quiet(), torch.device("meta"):
+            settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+            dtype = settings.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+            model = AutoModelForCausalLM.from_config(
+                settings, dtype=dtype or torch.float32, trust_remote_code=config.trust_remote_code
+            )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise _no_model(config, error) from error
+    _check_model(config.path, model)
+    return model
+
+
+def quantization_of(config: ModelConfig) -> str | None:
+    """How linear layers are held, nf4 or int8, as the settings ask or as they lie in the files; None: otherwise."""
+    found = _quantized_files(model_folder(config))
+    lies = "nf4" if found.get("load_in_4bit") else "int8" if found.get("load_in_8bit") else None
+    return config.quantization or lies
+
+
+def _quantized_files(folder: Path) -> dict[str, Any]:
+    """How a model is quantised in its files, as config.json says; empty if it is not."""
+    try:
+        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {})
+    except (OSError, ValueError, AttributeError):
+        return {}  # transformers says what is wrong
 
 
 def limits_of(model: Any) -> Limits:
@@ -146,15 +179,18 @@ def check_quantization(config: ModelConfig) -> None:
             f"model.quantization {config.quantization} needs bitsandbytes, which is not installed; pip install "
             "'taskpgm[quantized]', or leave it out."
         )
-    try:
-        settings = json.loads((model_folder(config) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return  # transformers says what is wrong
-    if found := settings.get("quantization_config"):
+    if found := _quantized_files(model_folder(config)):
         raise UserError(
             f"model.quantization is {config.quantization}, but {config.path!r} is quantised in its files "
             f"({found.get('quant_method')}, says config.json); leave it out, or name the model that it was made from."
         )
+
+
+def _no_model(config: ModelConfig, error: Exception) -> UserError:
+    return UserError(
+        f"No causal language model can be loaded from {config.path!r} ({first_line(error)}); name a hub id, a "
+        "folder with config.json and safetensors weights, or a .gguf file."
+    )
 
 
 def _no_room(config: ModelConfig) -> UserError:

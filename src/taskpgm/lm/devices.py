@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 from typing import Any
 
 import torch
@@ -50,6 +51,27 @@ def missing_operation(device: torch.device) -> str | None:
     except RuntimeError as error:
         return first_line(error)
     return None
+
+
+def multiplies(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products in that precision are what the device is built for, rather than float32's made slower.
+
+    Of accelerators that is taken for granted. A CPU without such instructions is asked for them all the same, and then
+    takes 5 to 40 times as long as in float32 (docs/performance.md, "Precision on a CPU").
+    """
+    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+        return True
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    # On x86, AVX-512 alone makes oneDNN accept bfloat16: it then computes in float32, and converts.
+    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return bool(
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        if on_x86
+        else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def local_devices(config: ModelConfig) -> list[dict[str, str]]:

@@ -57,6 +57,8 @@ class Engine:
         processes = self.config.processes or (self.settings.count if self.settings.backend != "ray" else None)
         with self.progress.stage("loading the model"):
             lm = load_model(self.config.model_copy(update={"processes": processes}), self.progress)
+        if lm.precision_note:
+            self.progress.say(lm.precision_note)
         if not lm.plain_head:
             self.progress.say(
                 f"{self.config.path!r} is run whole and padded, which takes two to four times as long: "

@@ -10,13 +10,20 @@ from torch import nn
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError
 from taskpgm.lm import packing
-from taskpgm.lm.checkpoint import check_quantization, limits_of, load_tokenizer, read_model, read_skeleton
-from taskpgm.lm.devices import choose_device, missing_operation
+from taskpgm.lm.checkpoint import (
+    check_quantization,
+    limits_of,
+    load_tokenizer,
+    quantization_of,
+    read_model,
+    read_skeleton,
+)
+from taskpgm.lm.devices import choose_device, missing_operation, multiplies
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.quantized import dequantize_in_products, dequantized, held_bytes, quantized_layers, quantizing
 from taskpgm.lm.structure import why_whole
 from taskpgm.progress import QUIET, Progress
-from taskpgm.system import usable_cores
+from taskpgm.system import total_memory, usable_cores
 from taskpgm.workers.processes import possible, processes_for
 
 # oneDNN compiles a product's kernel for every number of tokens, and keeps 1,024 of them: some 600 MiB. A step has about
@@ -43,13 +50,37 @@ def load_model(config: ModelConfig, progress: Progress = QUIET) -> LanguageModel
     if config.device == "auto" and (why := missing_operation(device)):
         progress.say(f"{device.type} cannot do all that is needed ({why}); working on the CPU.")
         device = torch.device("cpu")
+    config, precision_note = _in_fast_precision(config, device)
     model = _on_its_devices(config, device)
     _keep_padding_known(tokenizer, limits_of(model).vocabulary)
     packing.register()
     _check_finite(config.path, model)
-    lm = LanguageModel(model, tokenizer, config.path, _decoder_layers(model))
+    lm = LanguageModel(model, tokenizer, config.path, _decoder_layers(model), precision_note=precision_note)
     lm = replace(lm, whole_because=why_whole(lm))
     return replace(lm, processes=_processes(config.processes, lm))
+
+
+def _in_fast_precision(config: ModelConfig, device: torch.device) -> tuple[ModelConfig, str | None]:
+    """The settings, and what the user should know of the precision, if anything.
+
+    Where `auto` would take a precision that the CPU multiplies slowly it becomes float32, if there is room.
+    """
+    shapes = read_skeleton(config)
+    if shapes is None or multiplies(device, shapes.dtype):
+        return config, None
+    name = str(shapes.dtype).removeprefix("torch.")
+    if config.dtype != "auto":
+        return config, f"{config.path!r} is run in {name}, of which this processor has no fast products; float32 has"
+    weights, memory = held_bytes(shapes.float(), quantization_of(config)), total_memory()
+    if weights > memory / 2:
+        return config, (
+            f"{config.path!r} is run in {name}, of which this processor has no fast products: in float32 its weights "
+            f"would take {weights / 2**30:,.1f} GiB, more than half of the memory ({memory / 2**30:,.1f} GiB)"
+        )
+    return config.model_copy(update={"dtype": "float32"}), (
+        f"{config.path!r} is run in float32: it was saved in {name}, of which this processor has no fast products "
+        f"(model.dtype: {name} keeps it)"
+    )
 
 
 def _on_its_devices(config: ModelConfig, device: torch.device) -> Any:
@@ -80,13 +111,15 @@ def skeleton(config: ModelConfig, device: torch.device | None = None, room: floa
     Raises:
         UserError: what `read_skeleton` raises; no model, but a tokenizer alone.
     """
+    device = device or choose_device(config.device)
+    config, _ = _in_fast_precision(config, device)
     tokenizer, model = load_tokenizer(config), read_skeleton(config)
     if model is None:
         raise UserError(f"{config.path!r} holds a tokenizer and no model; name the folder of a whole model.")
     _keep_padding_known(tokenizer, limits_of(model).vocabulary)
-    weights = held_bytes(model, config.quantization)
+    weights = held_bytes(model, quantization_of(config))
     lm = LanguageModel(
-        model.eval(), tokenizer, config.path, _decoder_layers(model), planned=device or choose_device(config.device),
+        model.eval(), tokenizer, config.path, _decoder_layers(model), planned=device,
         room=None if room is None else max(0.0, 0.9 * (room - weights)),
     )  # fmt: skip
     return replace(lm, processes=_processes(config.processes, lm))

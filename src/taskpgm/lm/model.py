@@ -35,6 +35,7 @@ class LanguageModel:
     layers: nn.ModuleList
     processes: int = 1  # that train and score side by side, one core each; 1: one on all cores
     whole_because: str | None = None  # why packed trunk, rest and output embedding do not give the model's own logits
+    precision_note: str | None = None  # why it is not run in the precision that it was saved in, or is run slowly
     planned: torch.device | None = None  # where weights would be that are not read, but for their shapes
     room: float | None = None  # bytes that a batch may take there
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from taskpgm.config import LoraConfig
+from taskpgm.config import LoraConfig, ModelConfig
 from taskpgm.data.chat import Encoded
 from taskpgm.errors import UserError
-from taskpgm.lm.checkpoint import model_folder
+from taskpgm.lm.checkpoint import model_folder, read_skeleton
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.quantized import check_all_trainable
@@ -107,14 +107,14 @@ def save_sft(engine: Engine, model: Any, folder: Path) -> None:
             settings.revision = engine.config.revision if on_hub else None
             model.save_pretrained(folder, save_embedding_layers=False)
         else:
-            model.to(_saved_dtype(model)).save_pretrained(folder)
+            model.to(_saved_dtype(engine.config)).save_pretrained(folder)
         engine.tokenizer.save_pretrained(folder)
 
 
-def _saved_dtype(model: Any) -> torch.dtype:
-    """The precision in which the base model was loaded."""
-    dtype = model.config.dtype
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
+def _saved_dtype(config: ModelConfig) -> torch.dtype:
+    """The precision that the settings ask for, else that of the base model's files, whatever it was trained in."""
+    shapes = read_skeleton(config)
+    return torch.float32 if shapes is None else shapes.dtype
 
 
 def _trainable(lm: LanguageModel, lora: LoraConfig | None) -> Any:
