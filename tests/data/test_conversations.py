@@ -142,6 +142,27 @@ SHAPES: dict[str, tuple[dict[str, Any], Conversation]] = {
     "a bare call and a bare tool": (
         called(None, [{"id": "c1", "name": "subtract", "arguments": {"a": 11, "b": 4.5}}], [SUBTRACT]), CALLED
     ),
+    **{
+        f"a call whose arguments are called {key}": (
+            called(None, [{"id": "c1", "name": "subtract", key: {"a": 11, "b": 4.5}}], [SUBTRACT]), CALLED
+        )
+        for key in ("parameters", "args", "input", "params")
+    },
+    "a call with its arguments beside its function": (
+        called(None, [{"id": "c1", "function": {"name": "subtract"}, "args": '{"a": 11, "b": 4.5}'}], [TOOL]), CALLED
+    ),
+    "an empty spelling beside a full one": (
+        {
+            "messages": [
+                {**USER, "value": ""},
+                {**ANSWER, "content": None, "tool_calls": [call_of({"a": 11, "b": 4.5}, args="")]},
+                TOLD,
+                {**ANSWER, "text": "", "reasoning": "", "thinking": " "},
+            ],
+            "tools": [TOOL],
+        },
+        CALLED,
+    ),
     "tools as JSON text": (called(None, [call_of({"a": 11, "b": 4.5})], json.dumps([TOOL])), CALLED),
     "each tool as JSON text": (called(None, [call_of({"a": 11, "b": 4.5})], [json.dumps(TOOL)]), CALLED),
     "OpenAI's older calls": (
@@ -298,6 +319,16 @@ def test_what_is_not_read_is_named_once(tmp_path: Path) -> None:
     assert reading(path, columns={"sauce": ""}).notes[1:] == ("ignored in `columns`, but no column: sauce",)
 
 
+def test_what_a_call_has_beside_its_arguments_is_named(tmp_path: Path) -> None:
+    calls = [{"name": "f", "args": {"a": 1}, "note": "x", "index": 0}, {"name": "now", "call_id": "c1", "note": ""}]
+    found = reading(write(tmp_path / "a.jsonl", [{"messages": [USER, {"role": "assistant", "tool_calls": calls}]}]))
+    said = [call["function"] for call in found.rows[0].messages[1].tool_calls]
+    assert said == [{"name": "f", "arguments": {"a": 1}}, {"name": "now", "arguments": {}}]
+    assert found.notes == (
+        "not read: messages.tool_calls.note, messages.tool_calls.index, messages.tool_calls.call_id",
+    )
+
+
 def test_columns_of_parquet_that_are_not_read_are_named(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = [{"prompt": "u", "completion": "a", "id": i, "system": None, "weight": 1.0} for i in range(3)]
@@ -424,6 +455,10 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     (turn(tool_calls=[call_of("{oops")]), "has arguments of 'subtract' that are no object (text that is not JSON: '{oops')"),
     (turn(tool_calls=[call_of([1])]), "has arguments of 'subtract' that are no object (a list)"),
     (turn(tool_calls=[{"function": {"arguments": "{}"}}]), "has a call without the name of its function in turn 2"),
+    (turn(tool_calls=[{"name": "f", "kwargs": {"a": 1}}]), "has a call of 'f' with 'kwargs' and without arguments in turn 2"),
+    (turn(tool_calls=[{"function": {"name": "f", "arguments": ""}, "parameter": "{}"}]), "with 'parameter' and without"),
+    (turn(tool_calls=[call_of({"a": 1}, args={"a": 2})]), "has arguments and arguments beside them that differ in turn 2"),
+    (turn(tool_calls=[{"name": "f", "args": {"a": 1}, "input": {"a": 2}}]), "has args and input that differ in turn 2"),
     (turn(tool_calls=[call_of({}, type="web_search")]), "has a call of type 'web_search' in turn 2"),
     (turn(tool_calls=[call_of({"a": float("inf")})]), "holds a number in its tools or calls that JSON cannot say"),
     (turn(role="function_call", content="oops"), "has a call that is text in turn 2 of 'messages'"),

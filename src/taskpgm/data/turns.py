@@ -10,7 +10,7 @@ from typing import Any
 
 from taskpgm.data.messages import Message
 from taskpgm.data.parts import type_of
-from taskpgm.data.values import is_empty, plain, unpacked, without_absent
+from taskpgm.data.values import is_absent, is_empty, plain, unpacked, without_absent
 from taskpgm.errors import UserError
 
 _NAMES = {
@@ -30,7 +30,8 @@ REFUSED = (
     "mask", "masked", "loss_mask", "ignore", "ignored", "train_detail", "tools", "functions", "thoughts", "thought",
     "reasoning_details", "image", "images", "video", "videos", "audio", "refusal",
 )  # fmt: skip
-ARGUMENTS = ("arguments", "parameters")  # of a call
+ARGUMENTS = ("arguments", "parameters", "args", "input", "params")  # of a call
+HEAD = ("id", "index", "type", "name", "call_id", "tool_call_id")  # what a call may have and are no arguments
 
 
 @dataclass(frozen=True)
@@ -228,11 +229,25 @@ def _call(given: Any, spot: Spot) -> dict[str, Any]:
     if kind != "function":
         raise spot.error(f"a call of type {str(kind)[:40]!r}", "only calls of functions are read: remove the row")
     function = without_absent(function)
-    arguments = _arguments(_one(function, ARGUMENTS, spot), name, spot)
-    for key in {**call, **function}.keys() - {"id", "type", "name", *ARGUMENTS}:
-        spot.note("tool_calls", key)
+    both = {"arguments": _one(function, ARGUMENTS, spot), "arguments beside them": _one(call, ARGUMENTS, spot)}
+    given = _one(both, tuple(both), spot)
+    left = {key: value for key, value in {**call, **function}.items() if key not in ("id", "type", "name")}
+    _leave_of_call(name, given, left, spot)
+    arguments = _arguments(given, name, spot)
     head = {"id": str(call["id"])} if "id" in call else {}
     return {**head, "type": "function", "function": {"name": str(name), "arguments": arguments}}
+
+
+def _leave_of_call(name: str, arguments: Any, left: dict[str, Any], spot: Spot) -> None:
+    """Note the keys that are left of a call; an error if they may be its arguments, which it has not."""
+    other = next((key for key, value in left.items() if key not in HEAD and not _is_blank(value)), None)
+    if _is_blank(arguments) and not isinstance(arguments, dict) and other is not None:
+        raise spot.error(
+            f"a call of {name!r} with {other!r} and without arguments",
+            "it would change what is trained on and is not read: call it arguments, or remove it",
+        )
+    for key in left:
+        spot.note("tool_calls", key)
 
 
 def _arguments(given: Any, name: str, spot: Spot) -> dict[str, Any]:
@@ -284,9 +299,17 @@ def _leave(turn: dict[str, Any], spot: Spot) -> None:
 
 
 def _one(turn: dict[str, Any], keys: tuple[str, ...], spot: Spot) -> Any:
-    """The value that one of the keys has; all of them leave the turn."""
+    """The value that one of the keys has; all of them leave the turn. One that says nothing differs from none."""
     found = {key: turn.pop(key) for key in keys if key in turn}
-    values = list(found.values())
-    if any(value != values[0] for value in values):
-        raise spot.error(f"{' and '.join(found)} that differ")
-    return values[0] if values else None
+    said = {key: value for key, value in found.items() if not _is_blank(value)} or found
+    values = list(said.values())
+    if len(said) < 2 or all(value == values[0] for value in values):
+        return values[0] if values else None
+    if all(map(_is_blank, values)):
+        return next((value for value in values if value is not None), None)
+    raise spot.error(f"{' and '.join(said)} that differ")
+
+
+def _is_blank(value: Any) -> bool:
+    """Whether a value says nothing: absent, blank text, an empty list or object."""
+    return is_absent(value) or value in ([], {}) or (isinstance(value, str) and not value.strip())
