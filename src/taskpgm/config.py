@@ -37,7 +37,7 @@ ALIASES = {  # other names under which a column is found
 # Columns that would change what is trained on and are not read: an error if they say something.
 REFUSED = (
     "weight", "weights", "sample_weight", "loss_weight", "loss_mask", "chat_template_kwargs", "thinking", "reasoning",
-    "thoughts", "tool_calls", "function_call", "available_tools", "label",
+    "thoughts", "tool_calls", "function_call", "available_tools", "label", "kto_tag",
 )  # fmt: skip
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # the same; their values are not looked at
 NAME_BYTES = 200  # of a name: file systems take 255 for a file, and ours have something before and behind it

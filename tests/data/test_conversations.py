@@ -371,9 +371,35 @@ def test_a_column_that_would_change_what_is_trained_on_is_refused_until_ignored_
     assert len(read(tmp_path / "a.jsonl", columns=dict.fromkeys(more, ""))) == 2
 
 
+@pytest.mark.parametrize("key", ["label", "kto_tag"])
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"messages": [USER, ANSWER]}, None),
+        ({"instruction": "i", "output": "a"}, None),
+        ({"prompt": "u", "completion": "a"}, None),
+        ({"question": "u", "answer": "a"}, {"prompt": "question", "completion": "answer"}),
+        ({"chat": [USER, ANSWER]}, {"messages": "chat"}),
+    ],
+)
+def test_answers_marked_as_wanted_or_not_are_refused_in_every_layout(
+    row: dict[str, Any], columns: dict[str, str] | None, key: str, tmp_path: Path
+) -> None:
+    said = refused(tmp_path, [{**row, key: True}, {**row, key: False}], columns=columns)
+    assert f"line 1 of a.jsonl has a value in column {key!r}, which would change what is trained on" in said
+    assert len(read(tmp_path / "a.jsonl", columns={**(columns or {}), key: ""})) == 2
+    classes = [{**row, "label": 0}, {**row, "label": 1}]
+    assert len(read(write(tmp_path / "a.jsonl", classes), columns=columns)) == 2
+
+
+def test_a_label_of_truth_values_may_be_the_answer(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "u", "label": True}])
+    assert read(path, columns={"completion": "label"}) == [pair("u", "true")]
+
+
 def test_a_field_that_columns_names_settles_its_other_names(tmp_path: Path) -> None:
     path = write(
-        tmp_path / "a.jsonl", [{**pairs(1)[0], "system": "t", "system_prompt": "v", "sys": "s", "label": True}]
+        tmp_path / "a.jsonl", [{**pairs(1)[0], "system": "t", "system_prompt": "v", "sys": "s", "label": 3}]
     )
     found = reading(path, columns={"system": "sys"})
     assert found.rows[0].messages[0] == Message("system", "s")

@@ -119,9 +119,6 @@ def refuse_unread(table: Facts, shape: Shape, mapped: dict[str, str], who: str) 
     """An error if a column would change what is trained on, and is neither read nor ignored by name."""
     watched = {*REFUSED, *MEDIA, *EXTRAS, *(name for field in EXTRAS for name in ALIASES.get(field, ()))}
     watched |= {"input"} if shape.layout == "prompt_completion" else set()
-    watched -= (
-        set() if shape.layout == "prompt_completion" and not mapped else {"label"}
-    )  # of TRL's unpaired preferences
     settled = {name for field in mapped for name in (field, *ALIASES.get(field, ()))}
     for column in table.columns:
         if column not in watched or column in shape.columns.values() or column in settled:
