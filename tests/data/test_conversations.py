@@ -252,10 +252,24 @@ def test_every_shape_is_read_alike_from_csv_with_lists_as_json_text(name: str, t
         writer = csv.DictWriter(file, list(record))
         writer.writeheader()
         writer.writerow({k: v if v is None or isinstance(v, str) else json.dumps(v) for k, v in record.items()})
-    if name in ("prompt of messages, completion of text", "prompt of text, completion of messages"):
-        assert read(tmp_path / "a.csv") != [expected]  # text that happens to be JSON is text
-    else:
-        assert read(tmp_path / "a.csv") == [expected]
+    assert read(tmp_path / "a.csv") == [expected]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"from": "Oslo", "to": "Rome"}]', '[{"role": "admin", "name": "Ann"}]', '{"role": "user", "id": 3}', "[1, 2]",
+        '{"a": 1, "a": 2}', '[{"a": 1, "a": 2}]', '[{"role": "user", "content": ', "[oops",
+    ],
+)  # fmt: skip
+def test_json_that_is_no_messages_is_text(text: str, tmp_path: Path) -> None:
+    for row in ({"prompt": text, "completion": "a"}, {"prompt": "u", "completion": text}):
+        expected = [pair(row["prompt"], row["completion"])]
+        assert read(write(tmp_path / "a.jsonl", [row])) == expected
+        (tmp_path / "a.csv").write_text("")
+        with (tmp_path / "a.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([row.keys(), row.values()])
+        assert read(tmp_path / "a.csv") == expected
 
 
 def test_every_example_of_the_documentation_is_read_in_full(tmp_path: Path) -> None:
@@ -398,9 +412,7 @@ def test_a_label_of_truth_values_may_be_the_answer(tmp_path: Path) -> None:
 
 
 def test_a_field_that_columns_names_settles_its_other_names(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "a.jsonl", [{**pairs(1)[0], "system": "t", "system_prompt": "v", "sys": "s", "label": 3}]
-    )
+    path = write(tmp_path / "a.jsonl", [{**pairs(1)[0], "system": "t", "system_prompt": "v", "sys": "s", "label": 3}])
     found = reading(path, columns={"system": "sys"})
     assert found.rows[0].messages[0] == Message("system", "s")
     assert found.notes == ("not read: system, system_prompt, label",)
@@ -459,6 +471,18 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "has no assistant turn after somebody else's (roles: none)"),
     ({"messages": [USER]}, "has no assistant turn after somebody else's (roles: user)"),
     ({"messages": [ANSWER]}, "has no assistant turn after somebody else's"),
+    ({"prompt": json.dumps(USER), "completion": "c"}, "has no list of {role, content} in 'prompt' (an object)"),
+    ({"prompt": "p", "completion": json.dumps([USER])}, "has a turn of user as its first in 'completion'"),
+    ({"prompt": json.dumps([USER, {**USER, "role": "critic"}]), "completion": "c"}, "the unknown role 'critic'"),
+    ({"messages": '[{"role": "user", "role": "system", "content": "u"}]'}, "JSON that cannot be read ('role' is given twice"),
+    (turn(tool_calls=[call_of('{"a": 1, "a": 2}')]), "has JSON that cannot be read ('a' is given twice in one object)"),
+    (turn(tool_calls=['{"name": "f", "name": "g"}']), "has JSON that cannot be read ('name' is given twice in one object)"),
+    (turn(role="function_call", content='{"name": "f", "arguments": {"a": 1, "a": 2}}'), "'a' is given twice"),
+    ({**turn(), "tools": '[{"name": "f", "name": "g"}]'}, "has JSON that cannot be read ('name' is given twice in one object)"),
+    ({"prompt": "p", "completion": "c", "history": '[{"role": "user", "content": "x", "content": "y"}]'}, "'content' is given twice"),
+    ({"prompt": "p", "completion": "c", "reasoning_gym": '{"a": 1, "a": 2}'}, "in column 'reasoning_gym' that cannot be read ('a'"),
+    ({"prompt": "p", "completion": "c", "reasoning_gym": '{"a": %s}' % ("7" * 5000)}, "cannot be read (a number has 5,000"),
+    (turn(tool_calls=[call_of('{"a": %s}' % ("7" * 5000))]), "has JSON that cannot be read (a number has 5,000 digits, too many)"),
     (question(content=None), "has no text as content (missing or null) in turn 1 of 'messages'"),
     (turn(content=None), "has no text as content (missing or null) in turn 2 of 'messages'"),
     (question(role=None), "has no text as role (missing or null) in turn 1 of 'messages'"),

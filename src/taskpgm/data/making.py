@@ -6,8 +6,8 @@ from typing import Any
 
 from taskpgm.data.columns import LAYOUTS, Way
 from taskpgm.data.messages import Conversation, Message
-from taskpgm.data.turns import CANONICAL, Spot, are_turns, read_tools, read_turns
-from taskpgm.data.values import is_absent, is_empty, text_of, unpacked
+from taskpgm.data.turns import CANONICAL, Spot, are_turns, read_tools, read_turns, speaks
+from taskpgm.data.values import UnreadableError, is_absent, is_empty, text_of, unpacked
 from taskpgm.errors import UserError
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
@@ -59,6 +59,15 @@ def conversation_of(shape: Way, record: dict[str, Any], at: str, unread: dict[st
     Raises:
         UserError: it cannot be read.
     """
+    try:
+        found = _conversation(shape, record, at, unread)
+    except UnreadableError as error:
+        raise UserError(f"{at} has JSON that cannot be read ({error}); correct or remove the row.") from error
+    _check_conversation(found, at)
+    return found
+
+
+def _conversation(shape: Way, record: dict[str, Any], at: str, unread: dict[str, None]) -> Conversation:
     columns = shape.columns
     spots = {field: Spot(at, column, unread) for field, column in columns.items()}
     if shape.layout == "messages":
@@ -70,9 +79,7 @@ def conversation_of(shape: Way, record: dict[str, Any], at: str, unread: dict[st
     if "system" in columns:
         turns = _with_system(turns, record.get(columns["system"]), spots["system"])
     tools = read_tools(record.get(columns["tools"]), spots["tools"]) if "tools" in columns else ()
-    found = Conversation(turns, tools)
-    _check_conversation(found, at)
-    return found
+    return Conversation(turns, tools)
 
 
 def _asked(shape: Way, record: dict[str, Any], spots: dict[str, Spot], at: str) -> tuple[Message, ...]:
@@ -80,7 +87,7 @@ def _asked(shape: Way, record: dict[str, Any], spots: dict[str, Spot], at: str) 
     if shape.layout == "prompt_completion":
         spot = spots["prompt"]
         given = record.get(spot.column)
-        if _is_list(given) or _both_turns(shape, record):
+        if _are_messages(given, shape, record):
             turns = read_turns(given, spot)
             return tuple(replace(turn, learned=False) if turn.role == "assistant" else turn for turn in turns)
         return (Message("user", text_of(given, spot.column, at)),)
@@ -97,7 +104,7 @@ def _answered(shape: Way, record: dict[str, Any], spots: dict[str, Spot], at: st
     spot = spots["completion" if shape.layout == "prompt_completion" else "output"]
     given = record.get(spot.column)
     thoughts = _optional(record, "reasoning_content", shape, at)
-    if shape.layout == "prompt_completion" and (_is_list(given) or _both_turns(shape, record)):
+    if shape.layout == "prompt_completion" and _are_messages(given, shape, record):
         turns = read_turns(given, spot)
         if turns and turns[0].role not in ("assistant", "tool"):
             raise spot.error(
@@ -110,12 +117,10 @@ def _answered(shape: Way, record: dict[str, Any], spots: dict[str, Spot], at: st
     return (Message("assistant", text_of(given, spot.column, at), thoughts),)
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | dict)
-
-
-def _both_turns(shape: Way, record: dict[str, Any]) -> bool:
-    """Whether prompt and completion are both lists of messages as JSON text, as in CSV."""
+def _are_messages(value: Any, shape: Way, record: dict[str, Any]) -> bool:
+    """Whether a prompt or completion is messages: a list or an object, or such as JSON text, as in CSV."""
+    if isinstance(value, list | dict) or speaks(value):
+        return True
     return all(
         are_turns(record.get(shape.columns[field])) for field in LAYOUTS["prompt_completion"] if field in shape.columns
     )

@@ -26,6 +26,7 @@ from taskpgm.data.parts import (
     type_of,
 )
 from taskpgm.data.splits import PACKED, named
+from taskpgm.data.values import UnreadableError, unique
 from taskpgm.errors import UserError
 
 SEPARATORS = (",", "\t", ";", "|")  # of CSV files
@@ -96,20 +97,8 @@ def _not_text(file: SourceFile) -> UserError:
 # JSON
 
 
-class _TwiceError(ValueError):
-    """A key that an object has twice."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _TwiceError(f"{next(key for key in keys if keys.count(key) > 1)!r} is given twice in one object")
-    return found
-
-
 BETWEEN = re.compile(r"[\s\[,]*")  # in front of the values of a list
-DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, object_pairs_hook=_unique)
+DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, object_pairs_hook=unique)
 
 
 def _open_json(file: SourceFile, source: Source) -> Parts:
@@ -242,8 +231,8 @@ def _parse(file: SourceFile, line: int, text: str) -> Any:
         raise UserError(
             f"{file.where}: line {line} is not valid JSON ({reason}); write one object a line, or one list of objects."
         ) from error
-    except (_TwiceError, RecursionError) as error:
-        reason = str(error) if isinstance(error, _TwiceError) else "it is nested too deeply"
+    except (UnreadableError, RecursionError) as error:
+        reason = str(error) if isinstance(error, UnreadableError) else "it is nested too deeply"
         line += text.count("\n", 0, _unreadable(text))
         raise UserError(f"{file.where}: line {line} cannot be read ({reason}); correct or remove it.") from error
 
@@ -255,7 +244,7 @@ def _unreadable(text: str) -> int:
         at = BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # matches anywhere
         try:
             _, at = DECODER.raw_decode(text, at)
-        except (_TwiceError, RecursionError):
+        except (UnreadableError, RecursionError):
             break
     return at
 

@@ -22,6 +22,7 @@ _NAMES = {
 CANONICAL = frozenset(_NAMES)
 ROLES = {name: role for role, names in _NAMES.items() for name in names}
 CALLS = ("function_call", "tool_call")  # roles of an assistant turn whose text is a call, as JSON
+SPOKEN = ("tool_calls", "function_call")  # what an assistant turn may have in place of text
 ROLE, CONTENT = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 FLAGS = ("weight", "train", "training", "trainable", "learn", "loss", "loss_weight", "loss_scale", "train_on_turn")
@@ -64,7 +65,7 @@ def read_turns(value: Any, spot: Spot) -> tuple[Message, ...]:
     """
     found = _rows(unpacked(value))
     if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
-        wrong = "missing or null" if value is None else type_of(value)
+        wrong = "missing or null" if value is None else type_of(found)
         raise UserError(
             f"{spot.at} has no list of {{role, content}} in {spot.column!r} ({wrong}); correct or remove the row."
         )
@@ -73,12 +74,24 @@ def read_turns(value: Any, spot: Spot) -> tuple[Message, ...]:
 
 def are_turns(value: Any) -> bool:
     """Whether the value is a list of turns, or one as JSON text."""
-    found = _rows(unpacked(value))
+    found = _rows(unpacked(value, strict=False))
     return (
         isinstance(found, list)
         and bool(found)
         and all(isinstance(turn, dict) and any(key in turn for key in ROLE) for turn in found)
     )
+
+
+def speaks(value: Any) -> bool:
+    """Whether a text is turns as JSON beyond doubt, or one: with a known role beside what it says."""
+    found = _rows(unpacked(value, strict=False)) if isinstance(value, str) else None
+    turns = found if isinstance(found, list) else [found]
+    return all(isinstance(turn, dict) for turn in turns) and any(map(_is_said, turns))
+
+
+def _is_said(turn: dict[str, Any]) -> bool:
+    roles = (str(turn[key]).strip().lower() for key in ROLE if key in turn)
+    return any(role in ROLES or role in CALLS for role in roles) and any(key in turn for key in (*CONTENT, *SPOKEN))
 
 
 def read_tools(value: Any, spot: Spot) -> tuple[dict[str, Any], ...]:
@@ -149,7 +162,7 @@ def _role(turn: dict[str, Any], spot: Spot) -> tuple[str, bool]:
 def _content(turn: dict[str, Any], role: str, spoken_call: bool, spot: Spot) -> tuple[str, str | None]:
     """The text of a turn, and the thoughts among its blocks; "" beside calls."""
     given = _one(turn, CONTENT, spot)
-    calls = any(not is_empty(turn.get(key)) for key in ("tool_calls", "function_call"))
+    calls = any(not is_empty(turn.get(key)) for key in SPOKEN)
     if given is None and role == "assistant" and calls:
         return "", None
     if spoken_call and isinstance(given, dict | list):
@@ -200,7 +213,7 @@ def _thoughts(turn: dict[str, Any], inner: str | None, spot: Spot) -> str | None
 
 def _calls(turn: dict[str, Any], spot: Spot) -> tuple[dict[str, Any], ...]:
     """Calls of an assistant turn; OpenAI's older `function_call` is one call."""
-    given, older = (unpacked(turn.pop(key, None)) for key in ("tool_calls", "function_call"))
+    given, older = (unpacked(turn.pop(key, None)) for key in SPOKEN)
     calls = [] if is_empty(given) else given
     if not isinstance(calls, list):
         raise spot.error(f"{type_of(calls)} as tool_calls, not a list of calls")
