@@ -21,6 +21,7 @@ from taskpgm.data.messages import Conversation, Message, conversation
 from taskpgm.data.sources import read_table
 from taskpgm.data.splits import asked_of, files_of
 from taskpgm.errors import UserError
+from taskpgm.files import files_below, path_digest
 from taskpgm.pipeline.keys import source_digest
 
 
@@ -306,6 +307,57 @@ def test_links_keep_their_names(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").symlink_to(tmp_path / "blobs" / "0a1b")
     bad(tmp_path / "mix.yaml", "tasks: [{name: a, path: train.jsonl}]\nbudget: {examples: 1}\n")
     assert read_source(load_config(tmp_path / "mix.yaml").tasks[0]).rows == [pair("blobs/0a1b")]
+
+
+def link(path: Path, to: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(to)
+
+
+def test_folders_behind_links_are_read(tmp_path: Path) -> None:
+    put(tmp_path, "elsewhere/train/a.jsonl", "elsewhere/b.jsonl", "set/test/c.jsonl", "only.d/x.jsonl")
+    link(tmp_path / "set" / "train", tmp_path / "elsewhere" / "train")
+    link(tmp_path / "only" / "data", tmp_path / "only.d")
+    assert chosen(tmp_path / "set") == ["elsewhere/train/a.jsonl"]
+    assert chosen(tmp_path / "set", split="test") == ["set/test/c.jsonl"]
+    assert chosen(tmp_path / "only") == ["only.d/x.jsonl"]
+    before = source_digest(task(tmp_path / "only"))
+    put(tmp_path, "only.d/y.jsonl")
+    assert source_digest(task(tmp_path / "only")) != before
+
+
+def test_a_file_is_read_once_however_links_lead_to_it(tmp_path: Path) -> None:
+    put(tmp_path, "set/a.jsonl", "set/v2/b.jsonl", "set/.old/c.jsonl", "set/.old/deep/d.jsonl", "x.jsonl")
+    link(tmp_path / "set" / "loop", tmp_path / "set")
+    link(tmp_path / "set" / "up", tmp_path)
+    link(tmp_path / "set" / "latest", tmp_path / "set" / "v2")
+    link(tmp_path / "set" / "seen", tmp_path / "set" / ".old")
+    link(tmp_path / "set" / "gone", tmp_path / "nowhere")
+    below = files_below(tmp_path / "set")
+    names = ["a.jsonl", "seen/c.jsonl", "seen/deep/d.jsonl", "v2/b.jsonl"]
+    assert [path.relative_to(tmp_path / "set").as_posix() for path in below] == names
+    (tmp_path / "set" / "up").unlink()
+    found = read_source(task(tmp_path / "set" / "**" / "*.jsonl"))
+    said = ["set/.old/c.jsonl", "set/.old/deep/d.jsonl", "set/a.jsonl", "set/v2/b.jsonl"]
+    assert sorted(row.messages[0].content for row in found.rows) == said
+    assert "are links to files that are read under another" in found.notes[-1]
+
+
+def test_a_link_whose_name_says_the_kind_of_file_is_the_one_that_a_pattern_reads(tmp_path: Path) -> None:
+    put(tmp_path, "blobs/0a1b")
+    for revision in ("1", "2"):
+        link(tmp_path / "snapshots" / revision / "train.jsonl", tmp_path / "blobs" / "0a1b")
+    found = read_source(task(tmp_path / "**" / "*"))
+    assert found.places == ["line 1 of snapshots/1/train.jsonl"]
+
+
+def test_an_adapter_behind_a_link_has_the_hash_of_its_files(tmp_path: Path) -> None:
+    bad(tmp_path / "real" / "sub" / "w.bin", "1")
+    link(tmp_path / "linked" / "sub", tmp_path / "real" / "sub")
+    before = path_digest(tmp_path / "linked")
+    assert before == path_digest(tmp_path / "real")
+    bad(tmp_path / "real" / "sub" / "w.bin", "2")
+    assert before != path_digest(tmp_path / "linked") == path_digest(tmp_path / "real")
 
 
 def test_only_what_is_read_makes_a_run_stale(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from taskpgm.config import Source, is_pattern, local_path
 from taskpgm.errors import UserError
+from taskpgm.files import files_below
 
 Kind = Literal["json", "csv", "parquet", "arrow"]
 
@@ -148,17 +149,28 @@ def _of_folder(folder: Path, asked: Asked) -> Files:
 
 def _of_pattern(pattern: str, asked: Asked) -> Files:
     matched = sorted({Path(match) for match in glob.glob(pattern, recursive=True)})  # noqa: PTH207 (an absolute one)
-    files = [path for path in matched if path.is_file() and kind_of(path) and path.name not in NO_DATA]
+    readable = [path for path in matched if path.is_file() and kind_of(path) and path.name not in NO_DATA]
+    files = _once(readable)
     if not files:
         what = f"only what is no {READABLE}" if matched else "no file"
         raise UserError(f"{asked.who}: the pattern {pattern} matches {what}; correct it in `{asked.key}`.")
-    matched = [path for path in matched if path.is_file()]
+    again = set(readable) - set(files)
+    matched = [path for path in matched if path.is_file() and path not in again]
     base = next(path for path in files[0].parents if all(path in file.parents for file in matched))
     found = _found(files, base)
     found = _of_subset(found, asked) if asked.subset else found
     chosen = found if asked.split == asked.unnamed else _of_split(found, asked)
     _check_kinds(chosen, asked)
-    return Files([file.path for file in chosen], base, _of_matched(chosen, matched, base))
+    twice = (f"of the names that match, {len(again)} are links to files that are read under another",) if again else ()
+    return Files([file.path for file in chosen], base, _of_matched(chosen, matched, base) + twice)
+
+
+def _once(paths: list[Path]) -> list[Path]:
+    """The paths, of those that links make of one file only the one with the fewest links, or else the shortest."""
+    ways: dict[Path, list[Path]] = {}
+    for path in paths:
+        ways.setdefault(path.resolve(), []).append(path)
+    return sorted(min(same, key=lambda path: (path != real, len(path.parts))) for real, same in ways.items())
 
 
 def _of_matched(chosen: list[_Found], matched: list[Path], base: Path) -> tuple[str, ...]:
@@ -173,12 +185,7 @@ def _of_matched(chosen: list[_Found], matched: list[Path], base: Path) -> tuple[
 
 def _below(folder: Path) -> list[Path]:
     """Files in the folder and below, but for hidden ones and those in folders of tools (.git, __MACOSX, _delta_log)."""
-
-    def seen(path: Path) -> bool:
-        *folders, name = path.relative_to(folder).parts
-        return not name.startswith(".") and not any(part.startswith((".", "_")) for part in folders)
-
-    return sorted(path for path in folder.rglob("*") if seen(path) and path.is_file())
+    return files_below(folder, hidden=(".", "_"))
 
 
 def _found(paths: Iterable[Path], base: Path) -> list[_Found]:
