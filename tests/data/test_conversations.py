@@ -333,6 +333,28 @@ def test_what_is_not_read_is_named_once(tmp_path: Path) -> None:
     assert reading(path, columns={"sauce": ""}).notes[1:] == ("ignored in `columns`, but no column: sauce",)
 
 
+def test_earlier_answers_that_say_nothing_are_context_and_counted(tmp_path: Path) -> None:
+    empty, told = {**ANSWER, "content": " \n"}, Message("assistant", " \n", learned=False)
+    rows = [
+        {"messages": [empty, USER, ANSWER]},
+        {"messages": [USER, empty, USER, {**empty, "reasoning": "hm"}, USER, {**empty, "tool_calls": [call_of({})]}, ANSWER]},
+        {"messages": [USER, {**empty, "weight": 0}, ANSWER, {**empty, "weight": 0}]},
+        {"messages": [USER, empty, empty, {**ANSWER, "content": None, "tool_calls": [call_of({})]}]},
+    ]  # fmt: skip
+    found = reading(write(tmp_path / "a.jsonl", rows))
+    assert found.rows[0].messages[0] == told
+    for row, answers in zip(found.rows, ("a", "a", "a", ""), strict=True):
+        assert row.answer == answers
+    assert [[m.learned for m in row.messages if m.role == "assistant"] for row in found.rows] == [
+        [False, True], [False, True, True, True], [False, True, False], [False, False, True],
+    ]  # fmt: skip
+    assert found.notes == ("4 earlier answers say nothing: context, not learned (the first in line 1 of a.jsonl)",)
+    path = write(tmp_path / "a.jsonl", [{"prompt": "u", "completion": "a", "history": [["x", ""]]}])
+    assert reading(path).notes == (
+        "1 earlier answer says nothing: context, not learned (the first in line 1 of a.jsonl)",
+    )
+
+
 def test_what_a_call_has_beside_its_arguments_is_named(tmp_path: Path) -> None:
     calls = [{"name": "f", "args": {"a": 1}, "note": "x", "index": 0}, {"name": "now", "call_id": "c1", "note": ""}]
     found = reading(write(tmp_path / "a.jsonl", [{"messages": [USER, {"role": "assistant", "tool_calls": calls}]}]))
@@ -494,8 +516,13 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     (turn(weight=0.5), "has weight: 0.5 in turn 2 of 'messages'; a turn is learned or is context, parts are not"),
     (turn(loss_weight=0.5), "has loss_weight: 0.5 in turn 2 of 'messages'; a turn is learned or is context"),
     (turn(ignore=True), "has 'ignore' in turn 2 of 'messages'; it would change what is trained on"),
+    (question(content={"text": "sunny", "temperature": 21}), "has a block of 'text' and 'temperature' in turn 1"),
+    (question(content=[{"type": None, "text": "u", "image": "x.png"}]), "has a block of 'text' and 'image' in turn 1"),
     (question(content={"result": 4}), "has a block of 'result' without text in turn 1"),
     (question(content=[{"image": "x.png"}]), "has a block of 'image' without text in turn 1"),
+    ({"messages": [USER, ANSWER, USER, {**ANSWER, "content": " "}]}, "has an empty answer at its end (roles: user, assistant, user"),
+    ({"messages": [USER, ANSWER, USER, {**ANSWER, "content": ""}, USER]}, "has an empty answer at its end"),
+    ({"prompt": "p", "completion": [ANSWER, {**ANSWER, "content": ""}]}, "has an empty answer at its end"),
     (turn(weight=0), "has no answer that is learned (roles: user, assistant)"),
     (turn(weight=1, train=False), "has weight and train that differ in turn 2"),
     (turn(train_detail=[{"begin_offset": 0}]), "has 'train_detail' in turn 2 of 'messages'; it would change what is"),

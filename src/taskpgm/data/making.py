@@ -44,17 +44,21 @@ def _quick_turns(turns: Any) -> list[Any] | None:
         role, said = turn.get("role"), turn.get("content")
         if type(said) is not str or type(role) is not str or role not in CANONICAL:
             return None
+        if role == "assistant" and not said.strip():
+            return None
         found.append([role, said])
-    good = found[0][0] != "assistant" and found[-1][0] == "assistant" and found[-1][1].strip()
-    return [found] if good else None
+    return [found] if found[0][0] != "assistant" and found[-1][0] == "assistant" else None
 
 
-def conversation_of(shape: Way, record: dict[str, Any], at: str, unread: dict[str, None]) -> Conversation:
+def conversation_of(
+    shape: Way, record: dict[str, Any], at: str, unread: dict[str, None], blanks: list[str]
+) -> Conversation:
     """The row that a record is.
 
     Args:
         at: where it stands, for messages.
         unread: gets the keys inside of columns that are not read.
+        blanks: gets `at` for every earlier answer that says nothing, which is context.
 
     Raises:
         UserError: it cannot be read.
@@ -63,8 +67,24 @@ def conversation_of(shape: Way, record: dict[str, Any], at: str, unread: dict[st
         found = _conversation(shape, record, at, unread)
     except UnreadableError as error:
         raise UserError(f"{at} has JSON that cannot be read ({error}); correct or remove the row.") from error
+    found = _without_blanks(found, at, blanks)
     _check_conversation(found, at)
     return found
+
+
+def _without_blanks(row: Conversation, at: str, blanks: list[str]) -> Conversation:
+    """The row with answers that say nothing as context, but for the last, which is an error: it would teach to stop."""
+    answers = [i for i, message in enumerate(row.messages) if message.answers]
+    blank = [i for i in answers[:-1] if _says_nothing(row.messages[i])]
+    blanks += [at] * len(blank)
+    if not blank:
+        return row
+    turns = (replace(turn, learned=False) if i in blank else turn for i, turn in enumerate(row.messages))
+    return replace(row, messages=tuple(turns))
+
+
+def _says_nothing(message: Message) -> bool:
+    return not (message.content.strip() or message.tool_calls or (message.reasoning_content or "").strip())
 
 
 def _conversation(shape: Way, record: dict[str, Any], at: str, unread: dict[str, None]) -> Conversation:
@@ -169,9 +189,12 @@ def _check_conversation(row: Conversation, at: str) -> None:
     asked = next((i for i, role in enumerate(roles) if role != "assistant"), len(roles))
     answers = [message for message in row.messages[asked:] if message.role == "assistant"]
     said = [message for message in answers if message.content.strip() or message.tool_calls]
-    if not any(message.learned for message in said):
+    ends = [message for message in row.messages if message.answers][-1:]
+    if not any(message.learned for message in said) or any(map(_says_nothing, ends)):
         wrong = (
-            "no answer that is learned"
+            "an empty answer at its end"
+            if said and any(map(_says_nothing, ends))
+            else "no answer that is learned"
             if said
             else "an empty answer"
             if answers

@@ -185,17 +185,24 @@ def _block(block: dict[str, Any] | str, spot: Spot) -> tuple[str, str]:
     """Kind (text or thinking) and text of one block of content."""
     if isinstance(block, str):
         return "text", str(block)
-    left = without_absent(block)
-    kind = left.pop("type", "text")
+    given = without_absent(block)
+    left, kind = dict(given), given.get("type", "text")
+    left.pop("type", None)
     keys = {
         "text": "text", "input_text": "text", "output_text": "text", "thinking": "thinking", "reasoning": "reasoning"
     }  # fmt: skip
     key = keys.get(kind) if isinstance(kind, str) else None
     text = left.pop(key, left.pop("text", None)) if key else None
-    if not isinstance(text, str):
-        what = f"a block of type {kind!r}" if "type" in block else f"a block of {' and '.join(map(repr, block))}"
+    says_more = "type" not in given and isinstance(text, str) and not all(map(is_empty, left.values()))
+    if not isinstance(text, str) or says_more:
+        what = (
+            f"a block of type {kind!r}"
+            if "type" in given
+            else f"a block of {' and '.join(map(repr, given)) or 'nothing'}"
+        )
         raise spot.error(
-            f"{what} without text" if key else what, "only text is trained on: remove the block or the row"
+            f"{what} without text" if key and not says_more else what,
+            "only text is trained on: write it as text, or remove the block or the row",
         )
     for other in left:
         spot.note("content", other)
