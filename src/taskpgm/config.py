@@ -88,9 +88,23 @@ PLAIN = {  # what pydantic says of Python's types, for those who write YAML
 
 
 class Section(BaseModel):
-    """Frozen section that refuses unknown keys."""
+    """Frozen section that refuses unknown keys, and truth values (YAML's yes and on too) where a number is asked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        if bool not in kinds and kinds & {int, float} and any(isinstance(one, bool) for one in inner):
+            raise ValueError("takes a number, and yes, no, on, off, true and false are truth values")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of, settings within sections left out."""
+    return {annotation}.union(*map(_kinds, getattr(annotation, "__args__", ())))
 
 
 class ModelConfig(Section):
@@ -715,8 +729,10 @@ def _settings(section: type[Section]) -> set[str]:
 
 
 def _first_mistake(error: pydantic.ValidationError) -> str:
-    """The first validation error in words; an unknown key names the nearest known one."""
-    first = error.errors()[0]
+    """The first validation error in words; an unknown key names the nearest known one, which may be what is missing."""
+    errors = error.errors()
+    unknown = [one for one in errors if one["type"] == "extra_forbidden"]
+    first = unknown[0] if unknown and errors[0]["type"] == "missing" else errors[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
