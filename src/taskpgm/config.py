@@ -167,8 +167,9 @@ class Source(Section):
 
     name: Name = Field(description="Name in every table and file.")
     path: str = Field(
-        description="JSON Lines, JSON, CSV, TSV, Parquet or Arrow file (text also with .gz or .zst), a folder of them, "
-        "a pattern such as data/**/train-*.parquet, a folder written by datasets' save_to_disk, or a hub id."
+        description="JSON Lines, JSON, CSV, TSV, Parquet, Arrow or Feather file (text also with .gz, .zst, .bz2 or "
+        ".xz), a folder of them, a pattern such as data/**/train-*.parquet, a folder written by datasets' "
+        "save_to_disk, or a hub id."
     )
     subset: str | None = Field(None, description="Configuration of a hub dataset, or its folder in a local copy.")
     split: str = Field(

@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import math
 import sys
 from collections.abc import Sequence
@@ -441,6 +442,18 @@ def test_text_files_agree(tmp_path: Path) -> None:
         assert read(tmp_path / name) == expected, name
 
 
+@pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_packed_files_are_read(ending: str, pack: Any, tmp_path: Path) -> None:
+    lines = lines_of(pairs(*range(3000))).encode()
+    for data in (lines, lines.decode().encode("utf-16")):
+        bad(tmp_path / f"a.jsonl.{ending.upper()}", pack(data))
+        assert read(tmp_path / f"a.jsonl.{ending.upper()}") == [pair(str(i)) for i in range(3000)]
+    bad(tmp_path / f"b.csv.{ending}", pack(as_csv([["prompt", "completion"], ["p", "yes"]]).encode()))
+    assert read(tmp_path / f"b.csv.{ending}") == [pair("p")]
+    bad(tmp_path / f"c.jsonl.{ending}", pack(lines) + pack(lines))  # end to end they are one file
+    assert len(read(tmp_path / f"c.jsonl.{ending}")) == 6000
+
+
 def test_zstandard_files_are_read(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     lines = lines_of(pairs(*range(3000)))
@@ -571,6 +584,7 @@ def test_spelling_of_csv_cells_is_kept(tmp_path: Path) -> None:
 def test_arrow_formats_agree(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     import pyarrow
+    from pyarrow import feather
 
     chat = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
     data = datasets.Dataset.from_list(
@@ -584,9 +598,11 @@ def test_arrow_formats_agree(tmp_path: Path) -> None:
     schema = plain.data.table.schema
     with (tmp_path / "file.arrow").open("wb") as file, pyarrow.ipc.new_file(file, schema) as writer:
         writer.write_table(plain.data.table)
+    feather.write_feather(plain.data.table, tmp_path / "f.feather")  # compressed
     expected = [pair(f"p{i}", str(i)) for i in range(3)]
     assert read(tmp_path / "a.parquet") == read(tmp_path / "saved") == read(tmp_path / "dict") == expected
     assert read(tmp_path / "file.arrow") == read(tmp_path / "saved" / "data-00000-of-00001.arrow") == expected
+    assert read(tmp_path / "f.feather") == expected
     assert read(tmp_path / "dict", split="test") == expected[1:2]
     assert read(tmp_path / "chat.parquet") == [pair("u", "a")] * 3
     assert read_source(task(tmp_path / "dict")).notes == (
@@ -689,9 +705,14 @@ BAD_FILES = [
     ("a.csv", "prompt,completion\n", "holds no rows"),
     ("a.json", "[]", "holds no rows"),
     ("a.jsonl", "\n \n", "holds no rows"),
-    ("a.txt", "x", "is not a .jsonl, .ndjson, .json, .csv, .tsv .* or .arrow file; convert or rename it"),
+    ("a.txt", "x", "is not a .jsonl, .ndjson, .json, .csv, .tsv .* or .feather file; convert or rename it"),
     ("a.parquet.gz", "x", "is not a .jsonl"),
-    ("a.jsonl.bz2", bz2.compress(GOOD.encode()), "is not a .jsonl"),
+    ("a.jsonl.bz2", bz2.compress(GOOD.encode())[:-9], "check the file"),
+    ("a.jsonl.bz2", GOOD, "check the file"),
+    ("a.jsonl.xz", lzma.compress(GOOD.encode())[:-9], "check the file"),
+    ("a.jsonl.xz", GOOD, "check the file"),
+    ("a.jsonl.lz4", GOOD, "is not a .jsonl"),
+    ("a.feather", "FEA1", "not a readable Arrow file"),
     ("a.jsonl", GOOD + '{"prompt": "p", "compl\n', r"line 2 is not valid JSON \(.*column 17\)"),
     ("a.jsonl", GOOD + '{"prompt": "p", "compl', r"line 2 is not valid JSON \(.*column 17\)"),
     ("a.jsonl", '{"prompt": "p",\n' + GOOD, r"line 1 is not valid JSON \(.*column 16\)"),
@@ -729,7 +750,7 @@ BAD_FILES = [
 
 @pytest.mark.parametrize(("name", "text", "says"), BAD_FILES)
 def test_bad_files(tmp_path: Path, name: str, text: str | bytes, says: str) -> None:
-    if name.endswith((".parquet", ".arrow")):
+    if name.endswith((".parquet", ".arrow", ".feather")):
         pytest.importorskip("datasets")
     with pytest.raises(UserError, match=says) as error:
         read(bad(tmp_path / name, text))

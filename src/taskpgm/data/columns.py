@@ -66,11 +66,12 @@ def find_shape(
     also = f" and `columns` maps {', '.join(named)}" if named else ""
     raise UserError(
         f"{has}{also}; a task needs messages, or prompt and completion, or instruction and output: name them in "
-        f"`columns`{_hint(list(table.columns))}."
+        f"`columns`{hint(list(table.columns))}."
     )
 
 
-def _hint(columns: list[str]) -> str:
+def hint(columns: list[str]) -> str:
+    """What to do about columns that say nothing to a task as they are."""
     if "chosen" in columns:
         return (
             " (of preferences the chosen answers, with completion: chosen, or messages: chosen for whole conversations)"

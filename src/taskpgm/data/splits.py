@@ -20,10 +20,13 @@ Kind = Literal["json", "csv", "parquet", "arrow"]
 
 SUFFIXES: dict[str, Kind] = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
-    ".arrow": "arrow",
+    ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
-PACKED = (".gz", ".zst")  # around a text file
-READABLE = ".jsonl, .ndjson, .json, .csv, .tsv (or one of these with .gz or .zst), .parquet or .arrow file"
+PACKED = (".gz", ".zst", ".bz2", ".xz")  # around a text file
+READABLE = (
+    ".jsonl, .ndjson, .json, .csv, .tsv (or one of these with .gz, .zst, .bz2 or .xz behind it), .parquet, .arrow or "
+    ".feather file"
+)
 NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 SPLITS = {
     "train": ("train", "training"),
@@ -88,6 +91,11 @@ def kind_of(path: Path) -> Kind | None:
     packed = name.endswith(PACKED)
     kind = SUFFIXES.get(Path(Path(name).stem if packed else name).suffix)
     return None if packed and kind in ("parquet", "arrow") else kind
+
+
+def bare(name: str) -> str:
+    """The name without .gz and its like, and without what says the kind."""
+    return Path(Path(name).stem if name.lower().endswith(PACKED) else name).stem
 
 
 def is_saved(folder: Path) -> bool:
@@ -193,7 +201,7 @@ def _found(paths: Iterable[Path], base: Path) -> list[_Found]:
     for path in paths:
         within = path.relative_to(base)
         folders = tuple(_spaced(part) for part in within.parent.parts)
-        found.append(_Found(path, within.as_posix(), folders, SHARD.sub("", _spaced(_bare(path.name)))))
+        found.append(_Found(path, within.as_posix(), folders, SHARD.sub("", _spaced(bare(path.name)))))
     return found
 
 
@@ -201,11 +209,6 @@ def _spaced(name: str) -> str:
     """The name in lower case, with spaces around a split that capitals set off: quizTrain is quiz train."""
     spaced = HUMPED.sub(lambda word: f" {word[0]} " if word[0].lower() in SPLIT_OF else word[0], name)
     return spaced.strip().lower()
-
-
-def _bare(name: str) -> str:
-    """The name without .gz and without what says the kind."""
-    return Path(Path(name).stem if name.endswith(PACKED) else name).stem
 
 
 def _of_subset(found: list[_Found], asked: Asked) -> list[_Found]:
@@ -275,7 +278,7 @@ def _no_split(found: list[_Found], splits: list[set[str]], asked: Asked) -> str:
 
 def _remedy(asked: Asked, file: _Found) -> str:
     """What names the files to read: a pattern for such a file and its like, unless it takes in other splits too."""
-    ending = file.path.name.removeprefix(_bare(file.path.name))
+    ending = file.path.name.removeprefix(bare(file.path.name))
     like = Path(glob.escape(str(file.path.parent))) / f"{(_words(file.stem) or [''])[0]}*{ending}"
     alike = _found((Path(match) for match in glob.glob(str(like))), file.path.parent)  # noqa: PTH207
     other = any(_splits([one.stem]) != _splits([file.stem]) for one in alike)
@@ -319,8 +322,8 @@ def _stem_of(file: _Found) -> str:
 def _check_kinds(chosen: list[_Found], asked: Asked) -> None:
     """Raise if the files are of several kinds, or one of them is there twice."""
     kinds = {kind_of(file.path): file for file in chosen}
-    forms = Counter((*file.folders, _bare(file.path.name.lower())) for file in chosen)
-    twice = [file for file in chosen if forms[(*file.folders, _bare(file.path.name.lower()))] > 1]
+    forms = Counter((*file.folders, bare(file.path.name.lower())) for file in chosen)
+    twice = [file for file in chosen if forms[(*file.folders, bare(file.path.name.lower()))] > 1]
     if len(kinds) > 1 or twice:
         shown = [file.shown for file in twice or kinds.values()]
         what = "the same file in several forms" if twice else f"{named(sorted(map(str, kinds)))} files"

@@ -1,9 +1,11 @@
 """Parts of text files: JSON, JSON Lines, CSV and TSV, packed or not; numbers stay as the file spells them."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import re
 import zlib
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ from taskpgm.data.values import UnreadableError, unique
 from taskpgm.errors import UserError
 
 SEPARATORS = (",", "\t", ";", "|")  # of CSV files
+UNPACK: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 BLOCK = 1 << 20  # bytes that are looked through at a time for the ends of lines
 LONGEST = 2**31 - 1  # characters of a CSV cell; csv's own limit of 131,072 is less than a long document
 
@@ -51,7 +54,7 @@ def _readable(file: SourceFile) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise _not_text(file) from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{file.who}: cannot read {file.path} ({reason_of(error)}); check the file.") from error
 
 
@@ -67,8 +70,9 @@ def _opened(file: SourceFile, newline: str | None) -> Iterator[TextIO]:
 
 def _unpacked(file: SourceFile) -> io.BufferedReader:
     name = file.path.name.lower()
-    if name.endswith(".gz"):
-        return cast(io.BufferedReader, gzip.open(file.path))  # it reads like one
+    for ending, unpack in UNPACK.items():
+        if name.endswith(ending):
+            return cast(io.BufferedReader, unpack(file.path))  # it reads like one
     if not name.endswith(".zst"):
         return file.path.open("rb")
     try:
