@@ -722,7 +722,7 @@ thoughts = st.none() | st.text(min_size=1, max_size=3)
 answers = st.builds(
     lambda text, thought, made, learned: Message("assistant", text, thought, tuple(made), learned=learned),
     texts, thoughts, st.lists(calls, max_size=2), st.booleans(),
-)  # fmt: skip
+).filter(lambda m: not m.learned or m.content.strip() or m.tool_calls or (m.reasoning_content or "").strip())  # fmt: skip
 others = st.builds(
     lambda role, text, call_id, name: Message(role, text, None, (), call_id, name),
     st.sampled_from(["user", "tool", "system"]), texts, st.none() | names, st.none() | names,

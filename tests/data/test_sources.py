@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from taskpgm.config import TargetConfig, TaskConfig, load_config
 from taskpgm.data.conversations import read_source, title_of
+from taskpgm.data.facts import Facts
 from taskpgm.data.messages import Conversation, Message, conversation
+from taskpgm.data.parts import Part
 from taskpgm.data.sources import read_table
 from taskpgm.data.splits import asked_of, files_of
 from taskpgm.errors import UserError
@@ -488,6 +490,41 @@ def test_numbers_are_the_text_of_the_file(tmp_path: Path) -> None:
     file.write_text("".join(f'{{"prompt": 1, "completion": {c}}}\n' for c in ("18", "5.10", "1e5", "true", "-0")))
     assert [m.answer for m in read(file)] == ["18", "5.10", "1e5", "true", "-0"]
     assert read(file)[0].messages[0] == Message("user", "1")
+
+
+def test_rows_by_name_are_refused_in_a_short_sentence(tmp_path: Path) -> None:
+    rows = {str(i): row for i, row in enumerate(pairs(*range(30_000)))}
+    for name, text in [
+        ("a.json", json.dumps(rows)),
+        ("b.json", json.dumps(rows, indent=1)),
+        ("c.jsonl", json.dumps(rows)),
+    ]:
+        with pytest.raises(UserError, match="is one object of 30,000 objects .'0', '1' and 29998 more.; if") as error:
+            read(bad(tmp_path / name, text))
+        one_sentence(error)
+        assert len(str(error.value)) < 400
+    with pytest.raises(UserError, match=r"has the columns 0, 1, 2, .*, 19 and 29980 more; a task needs") as error:
+        read(bad(tmp_path / "d.jsonl", lines_of([rows, rows])))
+    assert len(str(error.value)) < 500
+    row = {"chat": {"role": ["user", "assistant"], "content": ["u", "a"]}, "meta": {"id": 1}}
+    assert read(bad(tmp_path / "e.json", json.dumps(row)), columns={"messages": "chat"}) == [pair("u", "a")]
+
+
+def test_taking_notice_of_a_record_takes_time_in_line_with_its_columns() -> None:
+    looks = 0
+
+    class Counted(dict[str, Any]):
+        def __contains__(self, key: object) -> bool:
+            nonlocal looks
+            looks += 1
+            return super().__contains__(key)
+
+    facts = Facts()
+    part = Part(lambda: iter(()), "line", "a.jsonl")
+    facts.see(part, 1, Counted({str(i): 1 for i in range(5000)}))
+    facts.see(part, 2, Counted({str(i): 1 for i in range(9000)}))
+    assert looks <= 5000 + 9000
+    assert facts.said.keys() == facts.present == {str(i) for i in range(9000)}
 
 
 def test_a_file_that_is_one_object_is_a_row_or_holds_one_list_of_rows(tmp_path: Path) -> None:

@@ -183,6 +183,7 @@ def _of_value(value: Any, line: int, file: SourceFile, source: Source) -> Parts:
         return [_of_list(value, file.name, file)], ()
     lists = _lists_in(value, source) if isinstance(value, dict) else []
     if not lists:
+        _check_keyed(value, file, source)
         row = _object(value, f"line {line} of {file.name}", file)
         return [Part(lambda: iter([(line, row)]), "line", file.name)], ()
     if len(lists) > 1:
@@ -195,6 +196,16 @@ def _of_value(value: Any, line: int, file: SourceFile, source: Source) -> Parts:
         f"; not read beside it: {named(others)}" if others else ""
     )
     return [_of_list(value[lists[0]], f"{lists[0]} in {file.name}", file)], (note,)
+
+
+def _check_keyed(value: Any, file: SourceFile, source: Source) -> None:
+    """Raise if an object holds rows by name, {"7": {…}, "8": {…}}: it is no row itself."""
+    keyed = isinstance(value, dict) and len(value) > 1 and all(isinstance(one, dict) for one in value.values())
+    if keyed and not known_columns(source) & set(value):
+        raise UserError(
+            f"{file.where} is one object of {len(value):,} objects ({named(map(repr, value), 2)}); if they are rows, "
+            "write them as a list, or one a line."
+        )
 
 
 def _of_list(values: list[Any], name: str, file: SourceFile) -> Part:
