@@ -217,6 +217,10 @@ SHAPES: dict[str, tuple[dict[str, Any], Conversation]] = {
         {"messages": [{**USER, "tool_calls": None, "name": None, "weight": None}, {**ANSWER, "tool_calls": [], "reasoning_content": ""}]},
         pair("u", "a"),
     ),
+    "null as JSON text": (
+        {"messages": [USER, {**ANSWER, "tool_calls": "null", "function_call": " null "}], "tools": "null"}, pair("u", "a")
+    ),
+    "a history that is null as JSON text": ({"prompt": "u", "completion": "a", "history": "null"}, pair("u", "a")),
     "names": (
         {"messages": [{**USER, "name": "Ann"}, ANSWER]}, Conversation((Message("user", "u", name="Ann"), Message("assistant", "a")))
     ),
@@ -259,7 +263,7 @@ def test_every_shape_is_read_alike_from_csv_with_lists_as_json_text(name: str, t
     "text",
     [
         '[{"from": "Oslo", "to": "Rome"}]', '[{"role": "admin", "name": "Ann"}]', '{"role": "user", "id": 3}', "[1, 2]",
-        '{"a": 1, "a": 2}', '[{"a": 1, "a": 2}]', '[{"role": "user", "content": ', "[oops",
+        "{'role': 'admin', 'content': 1}", "[{'from': 'Oslo'}]", '{"a": 1, "a": 2}', '[{"a": 1, "a": 2}]', '[{"role": "user", "content": ', "[oops",
     ],
 )  # fmt: skip
 def test_json_that_is_no_messages_is_text(text: str, tmp_path: Path) -> None:
@@ -450,6 +454,7 @@ def test_a_column_that_says_nothing_new_is_not_refused(tmp_path: Path) -> None:
 
 
 def test_columns_of_messages_that_take_no_history_are_refused(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.jsonl", [{"messages": [USER, ANSWER], "history": "null"}])) == [pair("u", "a")]
     assert "'history'" in refused(tmp_path, [{"messages": [USER, ANSWER], "history": [["q", "b"]]}])
 
 
@@ -488,6 +493,11 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "\ud800", "completion": "c"}, "holds half a surrogate pair"),
     ({"instruction": None, "input": None, "output": "c"}, "has no text in 'instruction' or 'input'"),
     ({"messages": "hello"}, "has no list of {role, content} in 'messages' (text)"),
+    ({"messages": str([USER, ANSWER])}, "has no list of {role, content} in 'messages' (text as Python writes it instead of JSON)"),
+    ({"prompt": str([USER]), "completion": "c"}, "has no list of {role, content} in 'prompt' (text as Python writes it instead of JSON)"),
+    ({"prompt": "p", "completion": str(ANSWER)}, "in 'completion' (text as Python writes it instead of JSON)"),
+    ({**turn(), "tools": str([TOOL])}, "has text as Python writes it instead of JSON that is no list of functions"),
+    ({**turn(), "tools": "None"}, "has text that is no list of functions with names in 'tools'"),
     ({"messages": "[oops"}, "has no list of {role, content} in 'messages' (text)"),
     ({"messages": None}, "has no list of {role, content} in 'messages' (missing or null)"),
     ({"messages": []}, "has no assistant turn after somebody else's (roles: none)"),
@@ -553,7 +563,11 @@ def test_a_row_that_cannot_be_read_is_one_sentence_with_its_place(
     row: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     good = SHAPES["messages"][0] if "messages" in row else {"prompt": "p", "completion": "c"}
-    rows = [row] if "instruction" in row or row.get("messages", 1) in (None, "hello", "[oops") else [good, row]
+    rows = (
+        [row]
+        if "instruction" in row or row.get("messages", 1) in (None, "hello", "[oops", str([USER, ANSWER]))
+        else [good, row]
+    )
     said = refused(tmp_path, rows)
     assert said.startswith(f"Task 'a': line {len(rows)} of a.jsonl ")
     assert says in said

@@ -748,6 +748,7 @@ BAD_FILES = [
     ("a.jsonl.bz2", GOOD, "check the file"),
     ("a.jsonl.xz", lzma.compress(GOOD.encode())[:-9], "check the file"),
     ("a.jsonl.xz", GOOD, "check the file"),
+    ("a.jsonl", GOOD + "\ufeff" + GOOD, "line 2 is not valid JSON .a byte order mark, U\\+FEFF, in column 1: remove it"),
     ("a.jsonl.lz4", GOOD, "is not a .jsonl"),
     ("a.feather", "FEA1", "not a readable Arrow file"),
     ("a.jsonl", GOOD + '{"prompt": "p", "compl\n', r"line 2 is not valid JSON \(.*column 17\)"),

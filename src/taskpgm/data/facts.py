@@ -5,10 +5,11 @@ from typing import Any
 from taskpgm.config import ALIASES, EXTRAS, MEDIA, REFUSED
 from taskpgm.data.parts import Part
 from taskpgm.data.turns import are_turns
-from taskpgm.data.values import is_empty
+from taskpgm.data.values import is_empty, is_null
 
 # Columns that may change what is trained on.
 WATCHED = frozenset({*REFUSED, *MEDIA, *EXTRAS, "input", *(name for one in EXTRAS for name in ALIASES.get(one, ()))})
+LISTS = frozenset({"history", "tools", *ALIASES["tools"], "available_tools", "tool_calls", "function_call"})
 TALKS = frozenset({"messages", *ALIASES["messages"]})
 
 
@@ -60,4 +61,4 @@ def changes(column: str, value: Any) -> bool:
     if column == "label":  # of unpaired preferences; a class otherwise
         return isinstance(value, bool) or str(value).lower() in ("true", "false")
     neutral = "weight" in column and str(value).lower() in ("1", "1.0", "true")
-    return not is_empty(value) and not neutral
+    return not is_empty(value) and not neutral and not (column in LISTS and is_null(value))

@@ -7,7 +7,7 @@ from typing import Any
 from taskpgm.data.columns import LAYOUTS, Way
 from taskpgm.data.messages import Conversation, Message
 from taskpgm.data.turns import CANONICAL, Spot, are_turns, read_tools, read_turns, speaks
-from taskpgm.data.values import UnreadableError, is_absent, is_empty, text_of, unpacked
+from taskpgm.data.values import UnreadableError, is_absent, is_empty, is_null, text_of, unpacked
 from taskpgm.errors import UserError
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
@@ -170,7 +170,7 @@ def _with_system(turns: tuple[Message, ...], given: Any, spot: Spot) -> tuple[Me
 def _with_history(turns: tuple[Message, ...], given: Any, spot: Spot) -> tuple[Message, ...]:
     """The turns with earlier ones in front, behind a system turn: pairs of question and answer, or messages."""
     found = unpacked(given)
-    if is_empty(found):
+    if is_null(found):
         return turns
     earlier = read_turns(found, spot) if are_turns(found) else _of_pairs(found, spot)
     lead = 1 if turns[0].role == "system" else 0

@@ -243,6 +243,8 @@ def _parse(file: SourceFile, line: int, text: str) -> Any:
         return DECODER.decode(text)
     except json.JSONDecodeError as error:
         line, reason = line + error.lineno - 1, f"{error.msg}, column {error.colno}"
+        if text[error.pos : error.pos + 1] == "\ufeff":
+            reason = f"a byte order mark, U+FEFF, in column {error.colno}: remove it"
         raise UserError(
             f"{file.where}: line {line} is not valid JSON ({reason}); write one object a line, or one list of objects."
         ) from error

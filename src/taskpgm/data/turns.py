@@ -5,12 +5,13 @@ is trained on.
 """
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from taskpgm.data.messages import Message
 from taskpgm.data.parts import type_of
-from taskpgm.data.values import is_absent, is_empty, plain, unpacked, without_absent
+from taskpgm.data.values import is_absent, is_empty, is_null, plain, unpacked, without_absent
 from taskpgm.errors import UserError
 
 _NAMES = {
@@ -32,6 +33,7 @@ REFUSED = (
     "reasoning_details", "image", "images", "video", "videos", "audio", "refusal",
 )  # fmt: skip
 ARGUMENTS = ("arguments", "parameters", "args", "input", "params")  # of a call
+PYTHON = re.compile(r"\s*\[?\s*\{\s*'")  # how a text begins that is Python's for a list of objects
 HEAD = ("id", "index", "type", "name", "call_id", "tool_call_id")  # what a call may have and are no arguments
 
 
@@ -65,7 +67,7 @@ def read_turns(value: Any, spot: Spot) -> tuple[Message, ...]:
     """
     found = _rows(unpacked(value))
     if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
-        wrong = "missing or null" if value is None else type_of(found)
+        wrong = "missing or null" if value is None else _kind_of(found)
         raise UserError(
             f"{spot.at} has no list of {{role, content}} in {spot.column!r} ({wrong}); correct or remove the row."
         )
@@ -84,9 +86,19 @@ def are_turns(value: Any) -> bool:
 
 def speaks(value: Any) -> bool:
     """Whether a text is turns as JSON beyond doubt, or one: with a known role beside what it says."""
-    found = _rows(unpacked(value, strict=False)) if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return False
+    if PYTHON.match(value):  # which `read_turns` refuses
+        return bool(re.search(rf"'(?:{'|'.join(ROLE)})': *'(?:{'|'.join(ROLES)})'", value)) and "'content'" in value
+    found = _rows(unpacked(value, strict=False))
     turns = found if isinstance(found, list) else [found]
     return all(isinstance(turn, dict) for turn in turns) and any(map(_is_said, turns))
+
+
+def _kind_of(value: Any) -> str:
+    """What kind of value that is, in words."""
+    python = isinstance(value, str) and PYTHON.match(value)
+    return "text as Python writes it instead of JSON" if python else type_of(value)
 
 
 def _is_said(turn: dict[str, Any]) -> bool:
@@ -100,13 +112,13 @@ def read_tools(value: Any, spot: Spot) -> tuple[dict[str, Any], ...]:
     Raises:
         UserError: a value that is no such list.
     """
-    if is_empty(value):
+    if is_null(value):
         return ()
     found = unpacked(value)
     items = [unpacked(item) for item in found] if isinstance(found, list) else None
     if items is None or not all(isinstance(item, dict) and ("function" in item or "name" in item) for item in items):
         raise spot.error(
-            f"{type_of(found)} that is no list of functions with names",
+            f"{_kind_of(found)} that is no list of functions with names",
             f"correct the row, or ignore the column with columns: {{{spot.column}: ''}}",
         )
     return tuple(plain(item if "function" in item else {"type": "function", "function": item}) for item in items)
@@ -162,7 +174,7 @@ def _role(turn: dict[str, Any], spot: Spot) -> tuple[str, bool]:
 def _content(turn: dict[str, Any], role: str, spoken_call: bool, spot: Spot) -> tuple[str, str | None]:
     """The text of a turn, and the thoughts among its blocks; "" beside calls."""
     given = _one(turn, CONTENT, spot)
-    calls = any(not is_empty(turn.get(key)) for key in SPOKEN)
+    calls = any(not is_null(turn.get(key)) for key in SPOKEN)
     if given is None and role == "assistant" and calls:
         return "", None
     if spoken_call and isinstance(given, dict | list):
@@ -221,10 +233,10 @@ def _thoughts(turn: dict[str, Any], inner: str | None, spot: Spot) -> str | None
 def _calls(turn: dict[str, Any], spot: Spot) -> tuple[dict[str, Any], ...]:
     """Calls of an assistant turn; OpenAI's older `function_call` is one call."""
     given, older = (unpacked(turn.pop(key, None)) for key in SPOKEN)
-    calls = [] if is_empty(given) else given
+    calls = [] if is_null(given) else given
     if not isinstance(calls, list):
         raise spot.error(f"{type_of(calls)} as tool_calls, not a list of calls")
-    calls = calls if is_empty(older) else [*calls, older]
+    calls = calls if is_null(older) else [*calls, older]
     return tuple(_call(unpacked(call), spot) for call in calls)
 
 
@@ -271,7 +283,7 @@ def _leave_of_call(name: str, arguments: Any, left: dict[str, Any], spot: Spot) 
 
 
 def _arguments(given: Any, name: str, spot: Spot) -> dict[str, Any]:
-    found = {} if is_empty(given) and not isinstance(given, dict) else unpacked(given)
+    found = {} if is_null(given) and not isinstance(given, dict) else unpacked(given)
     if not isinstance(found, dict):
         wrong = f"text that is not JSON: {given[:40]!r}" if isinstance(found, str) else type_of(found)
         raise spot.error(f"arguments of {name!r} that are no object ({wrong})")

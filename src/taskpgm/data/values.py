@@ -39,6 +39,11 @@ def is_empty(value: Any) -> bool:
     return is_absent(value) or (isinstance(value, str) and not value.strip())
 
 
+def is_null(value: Any) -> bool:
+    """Whether a value that is a list or an object, perhaps as JSON text, says nothing: `null` in such a text too."""
+    return is_empty(value) or (isinstance(value, str) and value.strip() == "null")
+
+
 def without_absent(value: dict[str, Any]) -> dict[str, Any]:
     """The object without keys that have no value."""
     return {key: one for key, one in value.items() if not is_absent(one)}
