@@ -684,7 +684,9 @@ def resolve_paths(config: Config, folder: Path) -> Config:
         expanded, here = local_path(path), Path.cwd() / folder
         if (here / expanded).exists():  # not resolved: a link may be all that has an ending to its name
             return os.path.normpath(here / expanded)
-        return str(Path(glob.escape(os.path.normpath(here))) / expanded) if is_pattern(path) else path
+        if not is_pattern(path):
+            return path
+        return str(Path(glob.escape(os.path.normpath(here))) / literal_folders(expanded, here))
 
     settings = config.model_dump()
     settings["model"]["path"] = local(settings["model"]["path"])
@@ -704,6 +706,13 @@ def local_path(path: str) -> Path:
     if any(len(part.encode(errors="replace")) > 255 for part in path.split("/")) or "\0" in path:
         raise UserError(f"The path {path[:60]!r}… has a name of more than 255 bytes, or a null byte; check it.")
     return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib's raises for ~.jsonl)
+
+
+def literal_folders(pattern: Path, here: Path) -> Path:
+    """The pattern, seen from `here`, with the signs of leading folders that are there under just that name escaped."""
+    parts = pattern.parts
+    known = next((i for i in range(1, len(parts)) if not here.joinpath(*parts[:i]).is_dir()), len(parts)) - 1
+    return Path(*map(glob.escape, parts[:known]), *parts[known:])
 
 
 def is_pattern(path: str) -> bool:

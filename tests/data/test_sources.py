@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -264,6 +265,8 @@ def test_patterns_are_relative_to_the_configuration(tmp_path: Path, monkeypatch:
         "data/.c.jsonl",
         "data/README.md",
         "data/en/0/train-1.jsonl",
+        "br[1]/d.jsonl",
+        "br1/e.jsonl",
     )
     monkeypatch.chdir(tmp_path)
     for pattern, expected in [
@@ -272,6 +275,9 @@ def test_patterns_are_relative_to_the_configuration(tmp_path: Path, monkeypatch:
         ("data/[a]*l", ["data/a.jsonl"]),
         ("data/**/train-?.jsonl", ["data/en/0/train-1.jsonl"]),
         ("data/.*.jsonl", ["data/.c.jsonl"]),
+        ("br[1]/*.jsonl", ["br[1]/d.jsonl"]),
+        ("br[1]/**/[d]?jsonl", ["br[1]/d.jsonl"]),
+        ("b[qr]1/*.jsonl", ["br1/e.jsonl"]),
     ]:
         settings = {"tasks": [{"name": "a", "path": pattern, "validation": pattern}], "budget": {"examples": 1}}
         bad(tmp_path / "on [x]" / "mix.yaml", json.dumps(settings))
@@ -711,6 +717,70 @@ def test_a_missing_number_is_handed_on_as_nan_or_none(tmp_path: Path) -> None:
     bad(tmp_path / "c.csv", "instruction,input,output\ni,NaN,o\ni,,o\n")
     records = [record for _, record in read_table(task(tmp_path / "c.csv"), None, "Task 'a'").records]
     assert [record["input"] for record in records] == ["NaN", ""]  # text: the file has no other kind
+
+
+def test_numbers_of_few_bits_are_spelled_as_they_were_written(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    import pyarrow
+    from pyarrow import parquet
+
+    numbers = [0.1, -2.5, 1e10, 3.0, 1e-7, 65504.0, None]
+    rows = {
+        "prompt": pyarrow.array(["p"] * 7),
+        "completion": pyarrow.array(numbers, pyarrow.float32()),
+        "half": pyarrow.array(np.array([0.1] * 7, np.float16)),
+        "tools": pyarrow.array([[{"name": "f", "parameters": {"x": x, "y": [x]}}] for x in numbers],
+            pyarrow.list_(pyarrow.struct({"name": pyarrow.string(), "parameters": pyarrow.struct(
+                {"x": pyarrow.float32(), "y": pyarrow.list_(pyarrow.float32())})}))),
+    }  # fmt: skip
+    table = pyarrow.table(rows).slice(0, 6)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "a.parquet", tmp_path / "saved"):
+        found = read(path)
+        assert [row.answer for row in found] == list(map(str, numbers[:6]))
+        assert [row.tools[0]["function"]["parameters"] for row in found] == [{"x": x, "y": [x]} for x in numbers[:6]]
+        assert [row.answer for row in read(path, columns={"completion": "half"})] == ["0.1"] * 6
+
+
+def test_media_are_refused_only_where_there_are_any(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    import pyarrow
+    from pyarrow import feather, parquet
+
+    picture = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    some: list[Any] = [None] * 40 + [{"bytes": b"x", "path": "x.png"}]
+    for image, refused in [
+        (pyarrow.array([None] * 41, picture), False), (pyarrow.array(some, picture), True),
+        (pyarrow.array([[]] * 41, pyarrow.list_(picture)), False),
+        (pyarrow.array([[]] * 40 + [some[40:]], pyarrow.list_(picture)), True),
+    ]:  # fmt: skip
+        table = pyarrow.table(
+            {**{key: [f"{key}{i}" for i in range(41)] for key in ("prompt", "completion")}, "images": image}
+        )
+        parquet.write_table(table, tmp_path / "a.parquet")
+        feather.write_feather(table, tmp_path / "b.arrow")
+        datasets.Dataset(table).save_to_disk(tmp_path / f"saved {refused}{image.type}".replace("/", ""))
+        for path in (tmp_path / "a.parquet", tmp_path / "b.arrow", tmp_path / f"saved {refused}{image.type}"):
+            if not refused:
+                assert len(read(path)) == 41
+                continue
+            with pytest.raises(UserError, match="has a value in column 'images'"):
+                read(path)
+
+
+def test_a_type_that_is_not_read_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    import pyarrow
+    from pyarrow import parquet
+
+    kind = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    table = pyarrow.table({"prompt": ["p"], "completion": ["c"], "tools": pyarrow.array([[("a", "1")]], kind)})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(
+        UserError, match="a.parquet has values of the type map<string, string.*>, which is not read; st"
+    ):
+        read(tmp_path / "a.parquet")
 
 
 def test_class_labels_become_names(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from taskpgm.config import Source, is_pattern, local_path
+from taskpgm.config import Source, is_pattern, literal_folders, local_path
 from taskpgm.errors import UserError
 from taskpgm.files import files_below
 
@@ -82,7 +82,7 @@ def files_of(asked: Asked) -> Files | None:
         return _of_saved(local, asked)
     if local.is_dir():
         return _of_folder(local, asked)
-    return _of_pattern(str(local), asked) if is_pattern(asked.path) else None
+    return _of_pattern(str(literal_folders(local, Path())), asked) if is_pattern(asked.path) else None
 
 
 def kind_of(path: Path) -> Kind | None:
