@@ -392,7 +392,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"available_tools": [TOOL]}, "read it with columns: {tools: available_tools}"),
     ({"chat_template_kwargs": {"enable_thinking": True}}, "'chat_template_kwargs'"),
-    ({"label": False}, "'label'"),
+    ({"label": False}, "keep only the rows whose answers are wanted, and then ignore it with columns: {label: ''}"),
     ({"images": ["a.png"]}, "'images'"),
     ({"input": "x"}, "map instruction, input and output"),
     ({"system": "s", "system_prompt": "t"}, "'system_prompt'"),

@@ -140,6 +140,8 @@ def _remedy(column: str, shape: Shape) -> str:
     """How the column can be read, if it can."""
     if column == "input":
         return "map instruction, input and output to read it, or "
+    if column in ("label", "kto_tag"):
+        return "keep only the rows whose answers are wanted, and then "
     field = "tools" if column == "available_tools" else "reasoning_content"
     readable = column in ("available_tools", "thinking", "reasoning", "thoughts") and field in BESIDE[shape.layout]
     return f"read it with columns: {{{field}: {column}}}, or " if readable else ""
