@@ -495,6 +495,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"messages": "hello"}, "has no list of {role, content} in 'messages' (text)"),
     ({"messages": str([USER, ANSWER])}, "has no list of {role, content} in 'messages' (text as Python writes it instead of JSON)"),
     ({"prompt": str([USER]), "completion": "c"}, "has no list of {role, content} in 'prompt' (text as Python writes it instead of JSON)"),
+    ({"prompt": str([{"from": "human", "value": "u"}]), "completion": "c"}, "in 'prompt' (text as Python writes it instead"),
     ({"prompt": "p", "completion": str(ANSWER)}, "in 'completion' (text as Python writes it instead of JSON)"),
     ({**turn(), "tools": str([TOOL])}, "has text as Python writes it instead of JSON that is no list of functions"),
     ({**turn(), "tools": "None"}, "has text that is no list of functions with names in 'tools'"),

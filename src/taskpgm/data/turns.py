@@ -89,7 +89,8 @@ def speaks(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     if PYTHON.match(value):  # which `read_turns` refuses
-        return bool(re.search(rf"'(?:{'|'.join(ROLE)})': *'(?:{'|'.join(ROLES)})'", value)) and "'content'" in value
+        said = any(f"'{key}'" in value for key in CONTENT)
+        return said and bool(re.search(rf"'(?:{'|'.join(ROLE)})': *'(?:{'|'.join(ROLES)})'", value))
     found = _rows(unpacked(value, strict=False))
     turns = found if isinstance(found, list) else [found]
     return all(isinstance(turn, dict) for turn in turns) and any(map(_is_said, turns))
