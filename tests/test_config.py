@@ -191,8 +191,63 @@ def test_a_configuration_that_is_not_there_says_how_to_write_one(tmp_path):
 
 
 def test_a_number_where_text_belongs_says_to_quote_it(tmp_path):
-    text = "tasks: [{name: a, path: x, validation: 2024}]\n" + BUDGET
-    assert "tasks.0.validation: Input should be a valid string (got 2024; put it in quotes)" in refused(tmp_path, text)
+    text = "model: {device: 2024}\ntasks: [{name: a, path: x}]\n" + BUDGET
+    assert "model.device: Input should be a valid string (got 2024; put it in quotes)" in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize("value", ["2024", "no", "2024-13-45", "010", "1:30"])
+def test_a_path_of_validation_rows_is_text_as_written(value, tmp_path):
+    (tmp_path / "mix.yaml").write_text(f"tasks: [{{name: a, path: x, validation: {value}}}]\n" + BUDGET)
+    assert load_config(tmp_path / "mix.yaml").tasks[0].validation == value
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("0", 0), ("-0", 0), ("+7", 7), ("010", 10), ("010000", 10000), ("-012", -12), ("0o17", 15), ("0x1F", 31), ("10_000", 10000),
+        ("9" * 4000, 10**4000 - 1), ("0b11", "0b11"), ("1:30", "1:30"), ("1:30.5", "1:30.5"), ("0o8", "0o8"), ("1__", 1), ("_1", "_1"),
+        ("1.5", 1.5), ("1.", 1.0), (".5", 0.5), ("-2.5e-3", -0.0025), ("1_0.5", 10.5), (".inf", float("inf")), ("-.inf", -float("inf")),
+        ("2024-01-01", "2024-01-01"), ("2024-13-45", "2024-13-45"), ("2024-01-01 10:00:00", "2024-01-01 10:00:00"),
+        ("yes", True), ("off", False), ("~", None),
+    ],
+)  # fmt: skip
+def test_numbers_are_those_of_yaml_1_2(written, expected):
+    found = read_yaml(f"x: {written}\ny: [{written}]\n", "x")
+    assert found == {"x": expected, "y": [expected]}
+    assert type(found["x"]) is type(expected)
+
+
+def test_what_yaml_cannot_make_is_named_with_its_line(tmp_path):
+    for value, shown, kind in [
+        ("7" * 5000, "7" * 40 + "…", "int"), ("!!int x", "x", "int"), ("!!float x", "x", "float"), ("!!bool x", "x", "bool"),
+        ("!!timestamp x", "x", "timestamp"), ("!!timestamp 2024-13-45", "2024-13-45", "timestamp"),
+    ]:  # fmt: skip
+        said = refused(tmp_path, f"tasks: [{{name: a, path: x}}]\nbudget: {{examples: {value}}}\n")
+        assert f"mix.yaml: '{shown}' in line 2 cannot be read as {kind}; correct it" in said
+
+
+@pytest.mark.parametrize("value", ["yes", "on", "true", "no", "off", "false"])
+def test_a_truth_value_is_no_number(value, tmp_path):
+    tasks = "tasks: [{name: a, path: x}]\n"
+    for text, place in [
+        (f"{tasks}budget: {{examples: {value}}}\n", "budget.examples"),
+        (f"{tasks}{BUDGET}seed: {value}\n", "seed"),
+        (f"{tasks}{BUDGET}energy: {{utility: {{a: {value}}}}}\n", "energy.utility"),
+        (f"{tasks}{BUDGET}energy: {{max_task_loss: {value}}}\n", "energy.max_task_loss"),
+        (f"tasks: [{{name: a, path: x, min_share: {value}}}]\n{BUDGET}", "tasks.0.min_share"),
+    ]:
+        assert f"{place}: takes a number, and yes, no, on, off, true and false are truth values" in refused(
+            tmp_path, text
+        )
+    (tmp_path / "mix.yaml").write_text(f"{tasks}{BUDGET}probes: {{early_stop: {value}}}\n")
+    assert load_config(tmp_path / "mix.yaml").probes.early_stop is (value in ("yes", "on", "true"))
+
+
+def test_an_unknown_key_is_named_before_the_one_that_is_missing(tmp_path):
+    said = refused(tmp_path, "tasks: [{name: a, path: x}]\nbuget: {examples: 3}\n")
+    assert "unknown key 'buget'; did you mean 'budget'?" in said
+    said = refused(tmp_path, "tasks: [{name: a, pth: x}]\n" + BUDGET)
+    assert "unknown key 'tasks.0.pth'; did you mean 'path'?" in said
 
 
 def test_weights_files_take_names_as_written_and_each_once(tmp_path):

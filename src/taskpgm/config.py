@@ -37,7 +37,7 @@ ALIASES = {  # other names under which a column is found
 # Columns that would change what is trained on and are not read: an error if they say something.
 REFUSED = (
     "weight", "weights", "sample_weight", "loss_weight", "loss_mask", "chat_template_kwargs", "thinking", "reasoning",
-    "thoughts", "tool_calls", "function_call", "available_tools", "label",
+    "thoughts", "tool_calls", "function_call", "available_tools", "label", "kto_tag",
 )  # fmt: skip
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # the same; their values are not looked at
 NAME_BYTES = 200  # of a name: file systems take 255 for a file, and ours have something before and behind it
@@ -88,9 +88,23 @@ PLAIN = {  # what pydantic says of Python's types, for those who write YAML
 
 
 class Section(BaseModel):
-    """Frozen section that refuses unknown keys."""
+    """Frozen section that refuses unknown keys, and truth values (YAML's yes and on too) where a number is asked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        if bool not in kinds and kinds & {int, float} and any(isinstance(one, bool) for one in inner):
+            raise ValueError("takes a number, and yes, no, on, off, true and false are truth values")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of, settings within sections left out."""
+    return {annotation}.union(*map(_kinds, getattr(annotation, "__args__", ())))
 
 
 class ModelConfig(Section):
@@ -155,8 +169,9 @@ class Source(Section):
 
     name: Name = Field(description="Name in every table and file.")
     path: str = Field(
-        description="JSON Lines, JSON, CSV, TSV, Parquet or Arrow file (text also with .gz or .zst), a folder of them, "
-        "a pattern such as data/**/train-*.parquet, a folder written by datasets' save_to_disk, or a hub id."
+        description="JSON Lines, JSON, CSV, TSV, Parquet, Arrow or Feather file (text also with .gz, .zst, .bz2 or "
+        ".xz), a folder of them, a pattern such as data/**/train-*.parquet, a folder written by datasets' "
+        "save_to_disk, or a hub id."
     )
     subset: str | None = Field(None, description="Configuration of a hub dataset, or its folder in a local copy.")
     split: str = Field(
@@ -671,7 +686,9 @@ def resolve_paths(config: Config, folder: Path) -> Config:
         expanded, here = local_path(path), Path.cwd() / folder
         if (here / expanded).exists():  # not resolved: a link may be all that has an ending to its name
             return os.path.normpath(here / expanded)
-        return str(Path(glob.escape(os.path.normpath(here))) / expanded) if is_pattern(path) else path
+        if not is_pattern(path):
+            return path
+        return str(Path(glob.escape(os.path.normpath(here))) / literal_folders(expanded, here))
 
     settings = config.model_dump()
     settings["model"]["path"] = local(settings["model"]["path"])
@@ -691,6 +708,13 @@ def local_path(path: str) -> Path:
     if any(len(part.encode(errors="replace")) > 255 for part in path.split("/")) or "\0" in path:
         raise UserError(f"The path {path[:60]!r}… has a name of more than 255 bytes, or a null byte; check it.")
     return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib's raises for ~.jsonl)
+
+
+def literal_folders(pattern: Path, here: Path) -> Path:
+    """The pattern, seen from `here`, with the signs of leading folders that are there under just that name escaped."""
+    parts = pattern.parts
+    known = next((i for i in range(1, len(parts)) if not here.joinpath(*parts[:i]).is_dir()), len(parts)) - 1
+    return Path(*map(glob.escape, parts[:known]), *parts[known:])
 
 
 def is_pattern(path: str) -> bool:
@@ -717,8 +741,10 @@ def _settings(section: type[Section]) -> set[str]:
 
 
 def _first_mistake(error: pydantic.ValidationError) -> str:
-    """The first validation error in words; an unknown key names the nearest known one."""
-    first = error.errors()[0]
+    """The first validation error in words; an unknown key names the nearest known one, which may be what is missing."""
+    errors = error.errors()
+    unknown = [one for one in errors if one["type"] == "extra_forbidden"]
+    first = unknown[0] if unknown and errors[0]["type"] == "missing" else errors[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])

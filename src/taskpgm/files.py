@@ -88,9 +88,39 @@ def path_digest(path: Path) -> str:
     """Hash of a file, or of a folder's files and their names, but for hidden ones."""
     if not path.is_dir():
         return file_digest(path)
-    files = {p.relative_to(path): p for p in sorted(path.rglob("*")) if p.is_file()}
-    seen = {name: p for name, p in files.items() if not any(part.startswith(".") for part in name.parts)}
-    return digest({str(name): file_digest(p) for name, p in seen.items()})
+    return digest({str(p.relative_to(path)): file_digest(p) for p in files_below(path)})
+
+
+def files_below(folder: Path, hidden: tuple[str, ...] = (".",)) -> list[Path]:
+    """Files in the folder and below it, those behind links to folders too, but for hidden ones.
+
+    A folder that can be reached in two ways is looked at once, without a link if that is possible; a link that leads
+    to the folder itself or to one above it is not followed.
+
+    Args:
+        hidden: what the names of hidden folders begin with; those of hidden files, with a dot.
+    """
+    found, seen = [], set(folder.resolve().parents)
+    own, linked = [folder], list[Path]()
+    while own or linked:
+        here = own.pop() if own else linked.pop(0)
+        if here.resolve() in seen:
+            continue
+        seen.add(here.resolve())
+        for path in _entries(here):
+            if path.is_dir() and not path.name.startswith(hidden):
+                (linked if path.is_symlink() else own).append(path)
+            elif path.is_file() and not path.name.startswith("."):
+                found.append(path)
+    return sorted(found)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, in order; nothing if it may not be looked into."""
+    try:
+        return sorted(folder.iterdir())
+    except PermissionError:
+        return []
 
 
 def files_digest(paths: Sequence[Path]) -> str:

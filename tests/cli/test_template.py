@@ -65,6 +65,38 @@ def test_conversations_are_recognised(tmp_path):
     assert len(read_source(config.tasks[0]).rows) == 9
 
 
+@pytest.mark.parametrize(
+    ("more", "columns"),
+    [
+        (
+            {"messages": [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "2"}]},
+            "conversations, messages",
+        ),
+        ({"prompt": "2?", "completion": "2"}, "conversations, prompt, completion"),
+    ],
+)
+def test_one_of_several_readings_is_to_be_confirmed(more, columns, tmp_path):
+    talk = [{"from": "human", "value": "1?"}, {"from": "gpt", "value": "1"}]
+    rows = [{"conversations": [{**talk[0], "value": f"{i}?"}, talk[1]], **more} for i in range(9)]
+    config, text, notes = config_of(tmp_path, write(tmp_path / "a.jsonl", *rows))
+    assert config.tasks[0].columns == {"messages": "conversations"}
+    assert notes == [f"a: has the columns {columns}; confirm or correct `columns`"]
+    assert f"# a has the columns {columns}; confirm or correct `columns`" in text
+
+
+def test_preferences_say_which_column_to_name(tmp_path):
+    _, _, notes = config_of(tmp_path, write(tmp_path / "a.jsonl", {"prompt": "1?", "chosen": "1", "rejected": "2"}))
+    assert "fill in `columns`: which hold the prompt and the completion" in notes[0]
+    assert "of preferences the chosen answers, with completion: chosen" in notes[0]
+
+
+def test_endings_are_no_part_of_a_name(tmp_path):
+    names = ["a.jsonl.zst", "b.JSONL.GZ", "c.jsonl.bz2", "d.csv.xz", "e.v2.jsonl", "f.feather"]
+    assert [task.name for task in config_of(tmp_path, *map(tmp_path.joinpath, names))[0].tasks] == [
+        "a", "b", "c", "d", "e.v2", "f"
+    ]  # fmt: skip
+
+
 def test_unknown_columns_leave_a_line_to_fill_in(tmp_path):
     config, text, notes = config_of(tmp_path, write(tmp_path / "odd.jsonl", *rows("foo", "bar")))
     assert config.tasks[0].columns is None
@@ -81,6 +113,7 @@ def test_unknown_columns_leave_a_line_to_fill_in(tmp_path):
     ("text", "reason"),
     [
         ("", "it holds no rows"),
+        ("{}\n{}\n", "it has no columns"),
         ('{"prompt"', "line 1 is not valid JSON"),
         ('{"prompt": "a", "completion": null}\n', "line 1 of bad.jsonl has no text in column 'completion'"),
         ('{"question": "a", "answer": 1}\n{"question": "a"}\n', "line 2 of bad.jsonl has no text in column 'answer'"),

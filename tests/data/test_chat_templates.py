@@ -290,6 +290,36 @@ def test_texts_of_any_length_are_placed(name):
     assert said.count(A1) == 2_000
 
 
+def test_long_texts_of_many_turns_are_placed():
+    letters = "ab cd " * 440
+    turns = [(role, f"{role} {i} {letters}.") for i in range(170) for role in ("user", "assistant")]
+    assert sum(len(text) for _, text in turns) > 655_360  # more letters than there are stand-ins
+    found = Template(encoder("qwen3").tokenizer).write(conversation(*turns))
+    assert isinstance(found, Rendered)
+    expected = [f"{text}<|im_end|>" for role, text in turns if role == "assistant"]
+    assert [found.text[a:b].removeprefix(EMPTY) for a, b in found.spans] == expected
+
+
+def test_what_was_wrong_with_the_form_that_came_furthest_is_said():
+    call = called({"n": 7}, then=(Message("assistant", A2),)).messages
+    row = Conversation((*call[:3], *call[1:]), (TOOL,))
+    (length,) = encoder("deepseekv3").lengths([row])
+    assert isinstance(length, Refused)
+    assert length.why == "its generation prompt does not stand in front of turn 4"
+
+
+@pytest.mark.parametrize("name", ["lfm2_2_5", "lfm2_2_5_v2"])
+@pytest.mark.parametrize(
+    "texts", [["odd", "even"], ["it's"], ['say "x"', "a\\b"], ["\u00a0é\n日"], ["\\U00040001"], []]
+)
+def test_lists_are_learned_as_python_shows_them(name, texts):
+    row = called({"names": texts, "n": {"deep": texts}}, then=(Message("assistant", A2),))
+    text, said = spoken(encoder(name), row)
+    assert said.startswith(f"<|tool_call_start|>[odd(names={texts}, n=")
+    assert said.endswith(f"{A2}<|im_end|>\n")
+    assert text.count(f"names={texts}") == 1
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_answers_are_placed_as_trl_places_them_or_refused(name):
     enc, compared = encoder(name), 0
@@ -329,6 +359,7 @@ CALLED = {
     "two calls": called({"n": 7}, {"how": "odd"}, then=(Message("assistant", A2),)),
     "arguments as text": called('{"n": 7}', then=(Message("assistant", A2),)),
     "at the end": called({"how": 'say "x" \\ y'}),
+    "lists of texts": called({"names": ["even", 'say "x"', "it's so"], "n": [1]}, then=(Message("assistant", A2),)),
     "with text": called({"n": 7}, text="Let me see."),
     "with thoughts": called({"n": 7}, thought=T1, then=(Message("assistant", A2), Message("user", Q2), Message("assistant", A1))),
 }  # fmt: skip

@@ -142,6 +142,27 @@ SHAPES: dict[str, tuple[dict[str, Any], Conversation]] = {
     "a bare call and a bare tool": (
         called(None, [{"id": "c1", "name": "subtract", "arguments": {"a": 11, "b": 4.5}}], [SUBTRACT]), CALLED
     ),
+    **{
+        f"a call whose arguments are called {key}": (
+            called(None, [{"id": "c1", "name": "subtract", key: {"a": 11, "b": 4.5}}], [SUBTRACT]), CALLED
+        )
+        for key in ("parameters", "args", "input", "params")
+    },
+    "a call with its arguments beside its function": (
+        called(None, [{"id": "c1", "function": {"name": "subtract"}, "args": '{"a": 11, "b": 4.5}'}], [TOOL]), CALLED
+    ),
+    "an empty spelling beside a full one": (
+        {
+            "messages": [
+                {**USER, "value": ""},
+                {**ANSWER, "content": None, "tool_calls": [call_of({"a": 11, "b": 4.5}, args="")]},
+                TOLD,
+                {**ANSWER, "text": "", "reasoning": "", "thinking": " "},
+            ],
+            "tools": [TOOL],
+        },
+        CALLED,
+    ),
     "tools as JSON text": (called(None, [call_of({"a": 11, "b": 4.5})], json.dumps([TOOL])), CALLED),
     "each tool as JSON text": (called(None, [call_of({"a": 11, "b": 4.5})], [json.dumps(TOOL)]), CALLED),
     "OpenAI's older calls": (
@@ -196,6 +217,10 @@ SHAPES: dict[str, tuple[dict[str, Any], Conversation]] = {
         {"messages": [{**USER, "tool_calls": None, "name": None, "weight": None}, {**ANSWER, "tool_calls": [], "reasoning_content": ""}]},
         pair("u", "a"),
     ),
+    "null as JSON text": (
+        {"messages": [USER, {**ANSWER, "tool_calls": "null", "function_call": " null "}], "tools": "null"}, pair("u", "a")
+    ),
+    "a history that is null as JSON text": ({"prompt": "u", "completion": "a", "history": "null"}, pair("u", "a")),
     "names": (
         {"messages": [{**USER, "name": "Ann"}, ANSWER]}, Conversation((Message("user", "u", name="Ann"), Message("assistant", "a")))
     ),
@@ -231,10 +256,24 @@ def test_every_shape_is_read_alike_from_csv_with_lists_as_json_text(name: str, t
         writer = csv.DictWriter(file, list(record))
         writer.writeheader()
         writer.writerow({k: v if v is None or isinstance(v, str) else json.dumps(v) for k, v in record.items()})
-    if name in ("prompt of messages, completion of text", "prompt of text, completion of messages"):
-        assert read(tmp_path / "a.csv") != [expected]  # text that happens to be JSON is text
-    else:
-        assert read(tmp_path / "a.csv") == [expected]
+    assert read(tmp_path / "a.csv") == [expected]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"from": "Oslo", "to": "Rome"}]', '[{"role": "admin", "name": "Ann"}]', '{"role": "user", "id": 3}', "[1, 2]",
+        "{'role': 'admin', 'content': 1}", "[{'from': 'Oslo'}]", '{"a": 1, "a": 2}', '[{"a": 1, "a": 2}]', '[{"role": "user", "content": ', "[oops",
+    ],
+)  # fmt: skip
+def test_json_that_is_no_messages_is_text(text: str, tmp_path: Path) -> None:
+    for row in ({"prompt": text, "completion": "a"}, {"prompt": "u", "completion": text}):
+        expected = [pair(row["prompt"], row["completion"])]
+        assert read(write(tmp_path / "a.jsonl", [row])) == expected
+        (tmp_path / "a.csv").write_text("")
+        with (tmp_path / "a.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([row.keys(), row.values()])
+        assert read(tmp_path / "a.csv") == expected
 
 
 def test_every_example_of_the_documentation_is_read_in_full(tmp_path: Path) -> None:
@@ -298,6 +337,38 @@ def test_what_is_not_read_is_named_once(tmp_path: Path) -> None:
     assert reading(path, columns={"sauce": ""}).notes[1:] == ("ignored in `columns`, but no column: sauce",)
 
 
+def test_earlier_answers_that_say_nothing_are_context_and_counted(tmp_path: Path) -> None:
+    empty, told = {**ANSWER, "content": " \n"}, Message("assistant", " \n", learned=False)
+    rows = [
+        {"messages": [empty, USER, ANSWER]},
+        {"messages": [USER, empty, USER, {**empty, "reasoning": "hm"}, USER, {**empty, "tool_calls": [call_of({})]}, ANSWER]},
+        {"messages": [USER, {**empty, "weight": 0}, ANSWER, {**empty, "weight": 0}]},
+        {"messages": [USER, empty, empty, {**ANSWER, "content": None, "tool_calls": [call_of({})]}]},
+    ]  # fmt: skip
+    found = reading(write(tmp_path / "a.jsonl", rows))
+    assert found.rows[0].messages[0] == told
+    for row, answers in zip(found.rows, ("a", "a", "a", ""), strict=True):
+        assert row.answer == answers
+    assert [[m.learned for m in row.messages if m.role == "assistant"] for row in found.rows] == [
+        [False, True], [False, True, True, True], [False, True, False], [False, False, True],
+    ]  # fmt: skip
+    assert found.notes == ("4 earlier answers say nothing: context, not learned (the first in line 1 of a.jsonl)",)
+    path = write(tmp_path / "a.jsonl", [{"prompt": "u", "completion": "a", "history": [["x", ""]]}])
+    assert reading(path).notes == (
+        "1 earlier answer says nothing: context, not learned (the first in line 1 of a.jsonl)",
+    )
+
+
+def test_what_a_call_has_beside_its_arguments_is_named(tmp_path: Path) -> None:
+    calls = [{"name": "f", "args": {"a": 1}, "note": "x", "index": 0}, {"name": "now", "call_id": "c1", "note": ""}]
+    found = reading(write(tmp_path / "a.jsonl", [{"messages": [USER, {"role": "assistant", "tool_calls": calls}]}]))
+    said = [call["function"] for call in found.rows[0].messages[1].tool_calls]
+    assert said == [{"name": "f", "arguments": {"a": 1}}, {"name": "now", "arguments": {}}]
+    assert found.notes == (
+        "not read: messages.tool_calls.note, messages.tool_calls.index, messages.tool_calls.call_id",
+    )
+
+
 def test_columns_of_parquet_that_are_not_read_are_named(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = [{"prompt": "u", "completion": "a", "id": i, "system": None, "weight": 1.0} for i in range(3)]
@@ -321,7 +392,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"available_tools": [TOOL]}, "read it with columns: {tools: available_tools}"),
     ({"chat_template_kwargs": {"enable_thinking": True}}, "'chat_template_kwargs'"),
-    ({"label": False}, "'label'"),
+    ({"label": False}, "keep only the rows whose answers are wanted, and then ignore it with columns: {label: ''}"),
     ({"images": ["a.png"]}, "'images'"),
     ({"input": "x"}, "map instruction, input and output"),
     ({"system": "s", "system_prompt": "t"}, "'system_prompt'"),
@@ -340,10 +411,34 @@ def test_a_column_that_would_change_what_is_trained_on_is_refused_until_ignored_
     assert len(read(tmp_path / "a.jsonl", columns=dict.fromkeys(more, ""))) == 2
 
 
+@pytest.mark.parametrize("key", ["label", "kto_tag"])
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"messages": [USER, ANSWER]}, None),
+        ({"instruction": "i", "output": "a"}, None),
+        ({"prompt": "u", "completion": "a"}, None),
+        ({"question": "u", "answer": "a"}, {"prompt": "question", "completion": "answer"}),
+        ({"chat": [USER, ANSWER]}, {"messages": "chat"}),
+    ],
+)
+def test_answers_marked_as_wanted_or_not_are_refused_in_every_layout(
+    row: dict[str, Any], columns: dict[str, str] | None, key: str, tmp_path: Path
+) -> None:
+    said = refused(tmp_path, [{**row, key: True}, {**row, key: False}], columns=columns)
+    assert f"line 1 of a.jsonl has a value in column {key!r}, which would change what is trained on" in said
+    assert len(read(tmp_path / "a.jsonl", columns={**(columns or {}), key: ""})) == 2
+    classes = [{**row, "label": 0}, {**row, "label": 1}]
+    assert len(read(write(tmp_path / "a.jsonl", classes), columns=columns)) == 2
+
+
+def test_a_label_of_truth_values_may_be_the_answer(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "u", "label": True}])
+    assert read(path, columns={"completion": "label"}) == [pair("u", "true")]
+
+
 def test_a_field_that_columns_names_settles_its_other_names(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "a.jsonl", [{**pairs(1)[0], "system": "t", "system_prompt": "v", "sys": "s", "label": True}]
-    )
+    path = write(tmp_path / "a.jsonl", [{**pairs(1)[0], "system": "t", "system_prompt": "v", "sys": "s", "label": 3}])
     found = reading(path, columns={"system": "sys"})
     assert found.rows[0].messages[0] == Message("system", "s")
     assert found.notes == ("not read: system, system_prompt, label",)
@@ -359,6 +454,7 @@ def test_a_column_that_says_nothing_new_is_not_refused(tmp_path: Path) -> None:
 
 
 def test_columns_of_messages_that_take_no_history_are_refused(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.jsonl", [{"messages": [USER, ANSWER], "history": "null"}])) == [pair("u", "a")]
     assert "'history'" in refused(tmp_path, [{"messages": [USER, ANSWER], "history": [["q", "b"]]}])
 
 
@@ -397,11 +493,29 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "\ud800", "completion": "c"}, "holds half a surrogate pair"),
     ({"instruction": None, "input": None, "output": "c"}, "has no text in 'instruction' or 'input'"),
     ({"messages": "hello"}, "has no list of {role, content} in 'messages' (text)"),
+    ({"messages": str([USER, ANSWER])}, "has no list of {role, content} in 'messages' (text as Python writes it instead of JSON)"),
+    ({"prompt": str([USER]), "completion": "c"}, "has no list of {role, content} in 'prompt' (text as Python writes it instead of JSON)"),
+    ({"prompt": str([{"from": "human", "value": "u"}]), "completion": "c"}, "in 'prompt' (text as Python writes it instead"),
+    ({"prompt": "p", "completion": str(ANSWER)}, "in 'completion' (text as Python writes it instead of JSON)"),
+    ({**turn(), "tools": str([TOOL])}, "has text as Python writes it instead of JSON that is no list of functions"),
+    ({**turn(), "tools": "None"}, "has text that is no list of functions with names in 'tools'"),
     ({"messages": "[oops"}, "has no list of {role, content} in 'messages' (text)"),
     ({"messages": None}, "has no list of {role, content} in 'messages' (missing or null)"),
     ({"messages": []}, "has no assistant turn after somebody else's (roles: none)"),
     ({"messages": [USER]}, "has no assistant turn after somebody else's (roles: user)"),
     ({"messages": [ANSWER]}, "has no assistant turn after somebody else's"),
+    ({"prompt": json.dumps(USER), "completion": "c"}, "has no list of {role, content} in 'prompt' (an object)"),
+    ({"prompt": "p", "completion": json.dumps([USER])}, "has a turn of user as its first in 'completion'"),
+    ({"prompt": json.dumps([USER, {**USER, "role": "critic"}]), "completion": "c"}, "the unknown role 'critic'"),
+    ({"messages": '[{"role": "user", "role": "system", "content": "u"}]'}, "JSON that cannot be read ('role' is given twice"),
+    (turn(tool_calls=[call_of('{"a": 1, "a": 2}')]), "has JSON that cannot be read ('a' is given twice in one object)"),
+    (turn(tool_calls=['{"name": "f", "name": "g"}']), "has JSON that cannot be read ('name' is given twice in one object)"),
+    (turn(role="function_call", content='{"name": "f", "arguments": {"a": 1, "a": 2}}'), "'a' is given twice"),
+    ({**turn(), "tools": '[{"name": "f", "name": "g"}]'}, "has JSON that cannot be read ('name' is given twice in one object)"),
+    ({"prompt": "p", "completion": "c", "history": '[{"role": "user", "content": "x", "content": "y"}]'}, "'content' is given twice"),
+    ({"prompt": "p", "completion": "c", "reasoning_gym": '{"a": 1, "a": 2}'}, "in column 'reasoning_gym' that cannot be read ('a'"),
+    ({"prompt": "p", "completion": "c", "reasoning_gym": '{"a": %s}' % ("7" * 5000)}, "cannot be read (a number has 5,000"),
+    (turn(tool_calls=[call_of('{"a": %s}' % ("7" * 5000))]), "has JSON that cannot be read (a number has 5,000 digits, too many)"),
     (question(content=None), "has no text as content (missing or null) in turn 1 of 'messages'"),
     (turn(content=None), "has no text as content (missing or null) in turn 2 of 'messages'"),
     (question(role=None), "has no text as role (missing or null) in turn 1 of 'messages'"),
@@ -413,8 +527,13 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     (turn(weight=0.5), "has weight: 0.5 in turn 2 of 'messages'; a turn is learned or is context, parts are not"),
     (turn(loss_weight=0.5), "has loss_weight: 0.5 in turn 2 of 'messages'; a turn is learned or is context"),
     (turn(ignore=True), "has 'ignore' in turn 2 of 'messages'; it would change what is trained on"),
+    (question(content={"text": "sunny", "temperature": 21}), "has a block of 'text' and 'temperature' in turn 1"),
+    (question(content=[{"type": None, "text": "u", "image": "x.png"}]), "has a block of 'text' and 'image' in turn 1"),
     (question(content={"result": 4}), "has a block of 'result' without text in turn 1"),
     (question(content=[{"image": "x.png"}]), "has a block of 'image' without text in turn 1"),
+    ({"messages": [USER, ANSWER, USER, {**ANSWER, "content": " "}]}, "has an empty answer at its end (roles: user, assistant, user"),
+    ({"messages": [USER, ANSWER, USER, {**ANSWER, "content": ""}, USER]}, "has an empty answer at its end"),
+    ({"prompt": "p", "completion": [ANSWER, {**ANSWER, "content": ""}]}, "has an empty answer at its end"),
     (turn(weight=0), "has no answer that is learned (roles: user, assistant)"),
     (turn(weight=1, train=False), "has weight and train that differ in turn 2"),
     (turn(train_detail=[{"begin_offset": 0}]), "has 'train_detail' in turn 2 of 'messages'; it would change what is"),
@@ -424,6 +543,10 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     (turn(tool_calls=[call_of("{oops")]), "has arguments of 'subtract' that are no object (text that is not JSON: '{oops')"),
     (turn(tool_calls=[call_of([1])]), "has arguments of 'subtract' that are no object (a list)"),
     (turn(tool_calls=[{"function": {"arguments": "{}"}}]), "has a call without the name of its function in turn 2"),
+    (turn(tool_calls=[{"name": "f", "kwargs": {"a": 1}}]), "has a call of 'f' with 'kwargs' and without arguments in turn 2"),
+    (turn(tool_calls=[{"function": {"name": "f", "arguments": ""}, "parameter": "{}"}]), "with 'parameter' and without"),
+    (turn(tool_calls=[call_of({"a": 1}, args={"a": 2})]), "has arguments and arguments beside them that differ in turn 2"),
+    (turn(tool_calls=[{"name": "f", "args": {"a": 1}, "input": {"a": 2}}]), "has args and input that differ in turn 2"),
     (turn(tool_calls=[call_of({}, type="web_search")]), "has a call of type 'web_search' in turn 2"),
     (turn(tool_calls=[call_of({"a": float("inf")})]), "holds a number in its tools or calls that JSON cannot say"),
     (turn(role="function_call", content="oops"), "has a call that is text in turn 2 of 'messages'"),
@@ -441,7 +564,11 @@ def test_a_row_that_cannot_be_read_is_one_sentence_with_its_place(
     row: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     good = SHAPES["messages"][0] if "messages" in row else {"prompt": "p", "completion": "c"}
-    rows = [row] if "instruction" in row or row.get("messages", 1) in (None, "hello", "[oops") else [good, row]
+    rows = (
+        [row]
+        if "instruction" in row or row.get("messages", 1) in (None, "hello", "[oops", str([USER, ANSWER]))
+        else [good, row]
+    )
     said = refused(tmp_path, rows)
     assert said.startswith(f"Task 'a': line {len(rows)} of a.jsonl ")
     assert says in said
@@ -610,7 +737,7 @@ thoughts = st.none() | st.text(min_size=1, max_size=3)
 answers = st.builds(
     lambda text, thought, made, learned: Message("assistant", text, thought, tuple(made), learned=learned),
     texts, thoughts, st.lists(calls, max_size=2), st.booleans(),
-)  # fmt: skip
+).filter(lambda m: not m.learned or m.content.strip() or m.tool_calls or (m.reasoning_content or "").strip())  # fmt: skip
 others = st.builds(
     lambda role, text, call_id, name: Message(role, text, None, (), call_id, name),
     st.sampled_from(["user", "tool", "system"]), texts, st.none() | names, st.none() | names,

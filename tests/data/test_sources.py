@@ -5,22 +5,27 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taskpgm.config import TargetConfig, TaskConfig, load_config
 from taskpgm.data.conversations import read_source, title_of
+from taskpgm.data.facts import Facts
 from taskpgm.data.messages import Conversation, Message, conversation
+from taskpgm.data.parts import Part
 from taskpgm.data.sources import read_table
 from taskpgm.data.splits import asked_of, files_of
 from taskpgm.errors import UserError
+from taskpgm.files import files_below, path_digest
 from taskpgm.pipeline.keys import source_digest
 
 
@@ -260,6 +265,8 @@ def test_patterns_are_relative_to_the_configuration(tmp_path: Path, monkeypatch:
         "data/.c.jsonl",
         "data/README.md",
         "data/en/0/train-1.jsonl",
+        "br[1]/d.jsonl",
+        "br1/e.jsonl",
     )
     monkeypatch.chdir(tmp_path)
     for pattern, expected in [
@@ -268,6 +275,9 @@ def test_patterns_are_relative_to_the_configuration(tmp_path: Path, monkeypatch:
         ("data/[a]*l", ["data/a.jsonl"]),
         ("data/**/train-?.jsonl", ["data/en/0/train-1.jsonl"]),
         ("data/.*.jsonl", ["data/.c.jsonl"]),
+        ("br[1]/*.jsonl", ["br[1]/d.jsonl"]),
+        ("br[1]/**/[d]?jsonl", ["br[1]/d.jsonl"]),
+        ("b[qr]1/*.jsonl", ["br1/e.jsonl"]),
     ]:
         settings = {"tasks": [{"name": "a", "path": pattern, "validation": pattern}], "budget": {"examples": 1}}
         bad(tmp_path / "on [x]" / "mix.yaml", json.dumps(settings))
@@ -306,6 +316,57 @@ def test_links_keep_their_names(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").symlink_to(tmp_path / "blobs" / "0a1b")
     bad(tmp_path / "mix.yaml", "tasks: [{name: a, path: train.jsonl}]\nbudget: {examples: 1}\n")
     assert read_source(load_config(tmp_path / "mix.yaml").tasks[0]).rows == [pair("blobs/0a1b")]
+
+
+def link(path: Path, to: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(to)
+
+
+def test_folders_behind_links_are_read(tmp_path: Path) -> None:
+    put(tmp_path, "elsewhere/train/a.jsonl", "elsewhere/b.jsonl", "set/test/c.jsonl", "only.d/x.jsonl")
+    link(tmp_path / "set" / "train", tmp_path / "elsewhere" / "train")
+    link(tmp_path / "only" / "data", tmp_path / "only.d")
+    assert chosen(tmp_path / "set") == ["elsewhere/train/a.jsonl"]
+    assert chosen(tmp_path / "set", split="test") == ["set/test/c.jsonl"]
+    assert chosen(tmp_path / "only") == ["only.d/x.jsonl"]
+    before = source_digest(task(tmp_path / "only"))
+    put(tmp_path, "only.d/y.jsonl")
+    assert source_digest(task(tmp_path / "only")) != before
+
+
+def test_a_file_is_read_once_however_links_lead_to_it(tmp_path: Path) -> None:
+    put(tmp_path, "set/a.jsonl", "set/v2/b.jsonl", "set/.old/c.jsonl", "set/.old/deep/d.jsonl", "x.jsonl")
+    link(tmp_path / "set" / "loop", tmp_path / "set")
+    link(tmp_path / "set" / "up", tmp_path)
+    link(tmp_path / "set" / "latest", tmp_path / "set" / "v2")
+    link(tmp_path / "set" / "seen", tmp_path / "set" / ".old")
+    link(tmp_path / "set" / "gone", tmp_path / "nowhere")
+    below = files_below(tmp_path / "set")
+    names = ["a.jsonl", "seen/c.jsonl", "seen/deep/d.jsonl", "v2/b.jsonl"]
+    assert [path.relative_to(tmp_path / "set").as_posix() for path in below] == names
+    (tmp_path / "set" / "up").unlink()
+    found = read_source(task(tmp_path / "set" / "**" / "*.jsonl"))
+    said = ["set/.old/c.jsonl", "set/.old/deep/d.jsonl", "set/a.jsonl", "set/v2/b.jsonl"]
+    assert sorted(row.messages[0].content for row in found.rows) == said
+    assert "are links to files that are read under another" in found.notes[-1]
+
+
+def test_a_link_whose_name_says_the_kind_of_file_is_the_one_that_a_pattern_reads(tmp_path: Path) -> None:
+    put(tmp_path, "blobs/0a1b")
+    for revision in ("1", "2"):
+        link(tmp_path / "snapshots" / revision / "train.jsonl", tmp_path / "blobs" / "0a1b")
+    found = read_source(task(tmp_path / "**" / "*"))
+    assert found.places == ["line 1 of snapshots/1/train.jsonl"]
+
+
+def test_an_adapter_behind_a_link_has_the_hash_of_its_files(tmp_path: Path) -> None:
+    bad(tmp_path / "real" / "sub" / "w.bin", "1")
+    link(tmp_path / "linked" / "sub", tmp_path / "real" / "sub")
+    before = path_digest(tmp_path / "linked")
+    assert before == path_digest(tmp_path / "real")
+    bad(tmp_path / "real" / "sub" / "w.bin", "2")
+    assert before != path_digest(tmp_path / "linked") == path_digest(tmp_path / "real")
 
 
 def test_only_what_is_read_makes_a_run_stale(tmp_path: Path) -> None:
@@ -389,6 +450,18 @@ def test_text_files_agree(tmp_path: Path) -> None:
         assert read(tmp_path / name) == expected, name
 
 
+@pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_packed_files_are_read(ending: str, pack: Any, tmp_path: Path) -> None:
+    lines = lines_of(pairs(*range(3000))).encode()
+    for data in (lines, lines.decode().encode("utf-16")):
+        bad(tmp_path / f"a.jsonl.{ending.upper()}", pack(data))
+        assert read(tmp_path / f"a.jsonl.{ending.upper()}") == [pair(str(i)) for i in range(3000)]
+    bad(tmp_path / f"b.csv.{ending}", pack(as_csv([["prompt", "completion"], ["p", "yes"]]).encode()))
+    assert read(tmp_path / f"b.csv.{ending}") == [pair("p")]
+    bad(tmp_path / f"c.jsonl.{ending}", pack(lines) + pack(lines))  # end to end they are one file
+    assert len(read(tmp_path / f"c.jsonl.{ending}")) == 6000
+
+
 def test_zstandard_files_are_read(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     lines = lines_of(pairs(*range(3000)))
@@ -423,6 +496,41 @@ def test_numbers_are_the_text_of_the_file(tmp_path: Path) -> None:
     file.write_text("".join(f'{{"prompt": 1, "completion": {c}}}\n' for c in ("18", "5.10", "1e5", "true", "-0")))
     assert [m.answer for m in read(file)] == ["18", "5.10", "1e5", "true", "-0"]
     assert read(file)[0].messages[0] == Message("user", "1")
+
+
+def test_rows_by_name_are_refused_in_a_short_sentence(tmp_path: Path) -> None:
+    rows = {str(i): row for i, row in enumerate(pairs(*range(30_000)))}
+    for name, text in [
+        ("a.json", json.dumps(rows)),
+        ("b.json", json.dumps(rows, indent=1)),
+        ("c.jsonl", json.dumps(rows)),
+    ]:
+        with pytest.raises(UserError, match="is one object of 30,000 objects .'0', '1' and 29998 more.; if") as error:
+            read(bad(tmp_path / name, text))
+        one_sentence(error)
+        assert len(str(error.value)) < 400
+    with pytest.raises(UserError, match=r"has the columns 0, 1, 2, .*, 19 and 29980 more; a task needs") as error:
+        read(bad(tmp_path / "d.jsonl", lines_of([rows, rows])))
+    assert len(str(error.value)) < 500
+    row = {"chat": {"role": ["user", "assistant"], "content": ["u", "a"]}, "meta": {"id": 1}}
+    assert read(bad(tmp_path / "e.json", json.dumps(row)), columns={"messages": "chat"}) == [pair("u", "a")]
+
+
+def test_taking_notice_of_a_record_takes_time_in_line_with_its_columns() -> None:
+    looks = 0
+
+    class Counted(dict[str, Any]):
+        def __contains__(self, key: object) -> bool:
+            nonlocal looks
+            looks += 1
+            return super().__contains__(key)
+
+    facts = Facts()
+    part = Part(lambda: iter(()), "line", "a.jsonl")
+    facts.see(part, 1, Counted({str(i): 1 for i in range(5000)}))
+    facts.see(part, 2, Counted({str(i): 1 for i in range(9000)}))
+    assert looks <= 5000 + 9000
+    assert facts.said.keys() == facts.present == {str(i) for i in range(9000)}
 
 
 def test_a_file_that_is_one_object_is_a_row_or_holds_one_list_of_rows(tmp_path: Path) -> None:
@@ -519,6 +627,7 @@ def test_spelling_of_csv_cells_is_kept(tmp_path: Path) -> None:
 def test_arrow_formats_agree(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     import pyarrow
+    from pyarrow import feather
 
     chat = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
     data = datasets.Dataset.from_list(
@@ -532,9 +641,11 @@ def test_arrow_formats_agree(tmp_path: Path) -> None:
     schema = plain.data.table.schema
     with (tmp_path / "file.arrow").open("wb") as file, pyarrow.ipc.new_file(file, schema) as writer:
         writer.write_table(plain.data.table)
+    feather.write_feather(plain.data.table, tmp_path / "f.feather")  # compressed
     expected = [pair(f"p{i}", str(i)) for i in range(3)]
     assert read(tmp_path / "a.parquet") == read(tmp_path / "saved") == read(tmp_path / "dict") == expected
     assert read(tmp_path / "file.arrow") == read(tmp_path / "saved" / "data-00000-of-00001.arrow") == expected
+    assert read(tmp_path / "f.feather") == expected
     assert read(tmp_path / "dict", split="test") == expected[1:2]
     assert read(tmp_path / "chat.parquet") == [pair("u", "a")] * 3
     assert read_source(task(tmp_path / "dict")).notes == (
@@ -608,6 +719,70 @@ def test_a_missing_number_is_handed_on_as_nan_or_none(tmp_path: Path) -> None:
     assert [record["input"] for record in records] == ["NaN", ""]  # text: the file has no other kind
 
 
+def test_numbers_of_few_bits_are_spelled_as_they_were_written(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    import pyarrow
+    from pyarrow import parquet
+
+    numbers = [0.1, -2.5, 1e10, 3.0, 1e-7, 65504.0, None]
+    rows = {
+        "prompt": pyarrow.array(["p"] * 7),
+        "completion": pyarrow.array(numbers, pyarrow.float32()),
+        "half": pyarrow.array(np.array([0.1] * 7, np.float16)),
+        "tools": pyarrow.array([[{"name": "f", "parameters": {"x": x, "y": [x]}}] for x in numbers],
+            pyarrow.list_(pyarrow.struct({"name": pyarrow.string(), "parameters": pyarrow.struct(
+                {"x": pyarrow.float32(), "y": pyarrow.list_(pyarrow.float32())})}))),
+    }  # fmt: skip
+    table = pyarrow.table(rows).slice(0, 6)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "a.parquet", tmp_path / "saved"):
+        found = read(path)
+        assert [row.answer for row in found] == list(map(str, numbers[:6]))
+        assert [row.tools[0]["function"]["parameters"] for row in found] == [{"x": x, "y": [x]} for x in numbers[:6]]
+        assert [row.answer for row in read(path, columns={"completion": "half"})] == ["0.1"] * 6
+
+
+def test_media_are_refused_only_where_there_are_any(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    import pyarrow
+    from pyarrow import feather, parquet
+
+    picture = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    some: list[Any] = [None] * 40 + [{"bytes": b"x", "path": "x.png"}]
+    for image, refused in [
+        (pyarrow.array([None] * 41, picture), False), (pyarrow.array(some, picture), True),
+        (pyarrow.array([[]] * 41, pyarrow.list_(picture)), False),
+        (pyarrow.array([[]] * 40 + [some[40:]], pyarrow.list_(picture)), True),
+    ]:  # fmt: skip
+        table = pyarrow.table(
+            {**{key: [f"{key}{i}" for i in range(41)] for key in ("prompt", "completion")}, "images": image}
+        )
+        parquet.write_table(table, tmp_path / "a.parquet")
+        feather.write_feather(table, tmp_path / "b.arrow")
+        datasets.Dataset(table).save_to_disk(tmp_path / f"saved {refused}{image.type}".replace("/", ""))
+        for path in (tmp_path / "a.parquet", tmp_path / "b.arrow", tmp_path / f"saved {refused}{image.type}"):
+            if not refused:
+                assert len(read(path)) == 41
+                continue
+            with pytest.raises(UserError, match="has a value in column 'images'"):
+                read(path)
+
+
+def test_a_type_that_is_not_read_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    import pyarrow
+    from pyarrow import parquet
+
+    kind = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    table = pyarrow.table({"prompt": ["p"], "completion": ["c"], "tools": pyarrow.array([[("a", "1")]], kind)})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(
+        UserError, match="a.parquet has values of the type map<string, string.*>, which is not read; st"
+    ):
+        read(tmp_path / "a.parquet")
+
+
 def test_class_labels_become_names(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
@@ -637,9 +812,15 @@ BAD_FILES = [
     ("a.csv", "prompt,completion\n", "holds no rows"),
     ("a.json", "[]", "holds no rows"),
     ("a.jsonl", "\n \n", "holds no rows"),
-    ("a.txt", "x", "is not a .jsonl, .ndjson, .json, .csv, .tsv .* or .arrow file; convert or rename it"),
+    ("a.txt", "x", "is not a .jsonl, .ndjson, .json, .csv, .tsv .* or .feather file; convert or rename it"),
     ("a.parquet.gz", "x", "is not a .jsonl"),
-    ("a.jsonl.bz2", bz2.compress(GOOD.encode()), "is not a .jsonl"),
+    ("a.jsonl.bz2", bz2.compress(GOOD.encode())[:-9], "check the file"),
+    ("a.jsonl.bz2", GOOD, "check the file"),
+    ("a.jsonl.xz", lzma.compress(GOOD.encode())[:-9], "check the file"),
+    ("a.jsonl.xz", GOOD, "check the file"),
+    ("a.jsonl", GOOD + "\ufeff" + GOOD, "line 2 is not valid JSON .a byte order mark, U\\+FEFF, in column 1: remove it"),
+    ("a.jsonl.lz4", GOOD, "is not a .jsonl"),
+    ("a.feather", "FEA1", "not a readable Arrow file"),
     ("a.jsonl", GOOD + '{"prompt": "p", "compl\n', r"line 2 is not valid JSON \(.*column 17\)"),
     ("a.jsonl", GOOD + '{"prompt": "p", "compl', r"line 2 is not valid JSON \(.*column 17\)"),
     ("a.jsonl", '{"prompt": "p",\n' + GOOD, r"line 1 is not valid JSON \(.*column 16\)"),
@@ -677,7 +858,7 @@ BAD_FILES = [
 
 @pytest.mark.parametrize(("name", "text", "says"), BAD_FILES)
 def test_bad_files(tmp_path: Path, name: str, text: str | bytes, says: str) -> None:
-    if name.endswith((".parquet", ".arrow")):
+    if name.endswith((".parquet", ".arrow", ".feather")):
         pytest.importorskip("datasets")
     with pytest.raises(UserError, match=says) as error:
         read(bad(tmp_path / name, text))

@@ -149,7 +149,7 @@ def test_plain_texts_are_read_as_all_rows_are(record: dict[str, Any], shape: tup
     way = Way(shape[0], {field: field for field in shape[1]}, {}, False)
     quick = quick_data(way, record)
     if quick is not None and text_of_data(quick):
-        assert quick == conversation_of(way, record, "here", {}).to_data()
+        assert quick == conversation_of(way, record, "here", {}, []).to_data()
 
 
 TURNS = st.lists(

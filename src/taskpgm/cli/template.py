@@ -22,9 +22,11 @@ from taskpgm.config import (
     bad_in_name,
     name_key,
 )
+from taskpgm.data.columns import hint
 from taskpgm.data.conversations import read_source, title_of
 from taskpgm.data.pool import row_key
 from taskpgm.data.sources import read_table
+from taskpgm.data.splits import bare
 from taskpgm.errors import UserError
 
 WIDTH = 100  # of a line: a comment and its value fit on most screens
@@ -85,6 +87,8 @@ def _draft(source: Source) -> Draft:
     if not table.records:
         return Draft(source, trouble="it holds no rows")
     found = tuple(table.columns)
+    if not found:
+        return Draft(source, trouble="it has no columns")
     columns = _likely(found)
     if columns is None:
         return Draft(source, found=found)
@@ -129,12 +133,19 @@ def _note(draft: Draft) -> str:
         return f"cannot be read yet: {draft.trouble}"
     listed = ", ".join(draft.found[:12]) + ", …" * (len(draft.found) > 12)
     if draft.source.columns is None and draft.found:
-        return f"has the columns {listed}; fill in `columns`: which hold the prompt and the completion, or the messages"
+        what = "which hold the prompt and the completion, or the messages"
+        return f"has the columns {listed}; fill in `columns`: {what}{hint(list(draft.found))}"
     if draft.rows is not None and draft.rows < LEAST:
         return f"has {draft.rows} different rows, and a task needs {LEAST} at least; add some, or leave it out"
-    if draft.source.columns is not None and "messages" not in draft.source.columns:
+    if draft.source.columns is not None and not _is_sure(draft):
         return f"has the columns {listed}; confirm or correct `columns`"
     return ""
+
+
+def _is_sure(draft: Draft) -> bool:
+    """Whether the columns are conversations, and no others could be a row too."""
+    chat = (draft.source.columns or {}).get("messages")
+    return chat is not None and _likely([column for column in draft.found if column != chat]) is None
 
 
 def _sources(name: str, drafts: Sequence[Draft]) -> list[str]:
@@ -198,7 +209,7 @@ def _unused(name: str, taken: set[str]) -> str:
 
 def _stem(path: Path) -> str:
     name = path.name or path.absolute().name
-    return name if path.is_dir() else Path(name.removesuffix(".gz")).stem
+    return name if path.is_dir() else bare(name)
 
 
 def _name(text: str, end: str = "") -> str:

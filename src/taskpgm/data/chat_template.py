@@ -23,16 +23,17 @@ from taskpgm.data.pool import Refused
 from taskpgm.errors import first_line
 
 FIRST, LAST = 0x40000, 0xDFFFF  # planes without characters: the stand-ins
-EDGE = 1024  # letters at either end of a text that have stand-ins; what lies between them needs none
+EDGE = 1024  # letters at either end of a text that have stand-ins, fewer if texts are many; those between need none
 NOTHING = 0x10FFFF  # what the stand-in of an empty answer stands for
 BLANK = np.array([chr(i).isspace() or i < 32 for i in range(0x3001)] + [False])  # white space by code point
 THOUGHT, TEXT, CALL, NAME = range(4)
-QUOTES = ('"', "\\")  # escaped if a call is written as JSON
+QUOTES = ('"', "'", "\\")  # escaped if a call is written as JSON, or as Python writes lists
 
 _GENERATION = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
 _CLOSER = re.compile(r"</[\w:]*think(?:ing)?>|\[/THINK\]|◁/think▷|<channel\|>")
 # Thoughts that a generation prompt opens, or opens and closes: the model's own words in the row, not its prompt.
 _OPENED = re.compile(r"(?:(?:[<\[◁]/?[\w:]*think(?:ing)?[>\]▷]|<\|channel>thought|<channel\|>)\s*)+$", re.IGNORECASE)
+_ESCAPED = re.compile(r"\\U000([4-9a-d][0-9a-f]{4})")  # a stand-in as Python shows it in a list
 _TAG = r"<[^<>\s]*>|\[[^\[\]\s]*\]"
 
 
@@ -73,7 +74,8 @@ class Template:
                 try:
                     return self._write(other, form)
                 except _RefusalError as another:
-                    if another.leaves_out and not refusal.leaves_out:
+                    objects_failed = form.text_arguments and isinstance(refusal.cause, TypeError)
+                    if (another.leaves_out and not refusal.leaves_out) or objects_failed:
                         refusal = another  # it came further
             return Refused(refusal.why)
 
@@ -85,11 +87,12 @@ class Template:
         words = _words(self._source(row))
         quoted = any(message.tool_calls or message.role == "tool" for message in row.messages)
         tags = tuple(word for word in words if not word.isalnum() and (quoted or word not in QUOTES))
+        edge = _edge(row)
         for kept, names in (((), True), (tags, True), (tags, False), (words, False)):
-            trace = Trace(kept, names)
+            trace = Trace(kept, names, edge)
             dicts = _dicts(row, form, trace)
             try:
-                traced, _ = self._render(row, dicts)
+                traced = _unescaped(self._render(row, dicts)[0])
             except _RefusalError:
                 continue
             if trace.read(traced, text):
@@ -108,9 +111,9 @@ class Template:
             return None
 
     def prompt(self, row: Conversation, dicts: list[dict[str, Any]], generation: bool = True) -> str | None:
-        """Those messages with a generation prompt behind them; None if the template fails."""
+        """Those messages, traced, with a generation prompt behind them; None if the template fails."""
         try:
-            return self._render(row, dicts, generation)[0]
+            return _unescaped(self._render(row, dicts, generation)[0])
         except _RefusalError:
             return None
 
@@ -188,8 +191,8 @@ class Trace:
     `kept` are words that stay as they are; so do white space and, if `names` is false, the names of functions.
     """
 
-    def __init__(self, kept: tuple[str, ...], names: bool) -> None:
-        self.kept, self.names = kept, names
+    def __init__(self, kept: tuple[str, ...], names: bool, edge: int = EDGE) -> None:
+        self.kept, self.names, self._edge = kept, names, edge
         self._letters: list[NDArray[np.uint32]] = []
         self._owners: list[tuple[int, int, int]] = []  # (letters, message, part)
         self.count = 0
@@ -205,7 +208,7 @@ class Trace:
             while at >= 0:
                 hidden[at : at + len(word)] = False
                 at = text.find(word, at + 1)
-        hidden[np.flatnonzero(hidden)[EDGE:-EDGE]] = False
+        hidden[np.flatnonzero(hidden)[self._edge : -self._edge]] = False
         return self._hide(codes, hidden, message, part)
 
     def hide_nothing(self, message: int) -> str:
@@ -249,6 +252,23 @@ class Trace:
         """Places of the letters of a message (of a part of it), -1 for those left out."""
         own = self.letters(message)
         return self.place[own] if part is None else self.place[own][self.part[own] == part]
+
+
+def _edge(row: Conversation) -> int:
+    """How many letters at either end of each text of the row can have stand-ins."""
+    texts = sum(_strings(message.to_dict()) + 1 for message in row.messages)  # a content may be cut in two
+    return max(1, min(EDGE, (LAST - FIRST) // (2 * texts)))
+
+
+def _strings(value: Any) -> int:
+    if isinstance(value, dict | list):
+        return sum(map(_strings, value.values() if isinstance(value, dict) else value))
+    return int(isinstance(value, str))
+
+
+def _unescaped(traced: str) -> str:
+    """A traced text with the stand-ins that Python escaped in it: some templates write a list as Python shows it."""
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), traced)
 
 
 class Written(NamedTuple):

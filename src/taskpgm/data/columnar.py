@@ -1,13 +1,16 @@
 """Parts of what has columns: Parquet and Arrow files, saved datasets, hub ids; class labels become their names."""
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from taskpgm.config import Source
+import numpy as np
+
+from taskpgm.config import MEDIA, Source
 from taskpgm.data.parts import Part, Parts, Record, SourceFile, check_unique, known_columns, reason_of
 from taskpgm.data.splits import Asked, kind_of, named, pick_split
 from taskpgm.errors import UserError
@@ -24,7 +27,30 @@ def open_arrow(file: SourceFile, source: Source) -> Parts:
     form: Literal["Parquet", "Arrow"] = "Parquet" if kind_of(file.path) == "parquet" else "Arrow"
     with _decodable(file, form):
         columns, _ = _load_arrow(file, source) if form == "Arrow" else _load_parquet(file, source)
-    return [Part(partial(_arrow_records, file, source, form), "row", file.name, tuple(columns))], ()
+        saying = tuple(name for name in columns if name not in MEDIA or _says_something(file.path, name, form))
+    return [Part(partial(_arrow_records, file, source, form), "row", file.name, saying)], ()
+
+
+def _says_something(path: Path, column: str, form: str) -> bool:
+    """Whether a column of media has a value that is no null and no empty list; read only up to the first."""
+    from pyarrow import parquet
+
+    batches: Iterable[Any]
+    if form == "Arrow":
+        batches = _whole_arrow(path).select([column]).to_batches()
+    else:
+        batches = parquet.ParquetFile(path).iter_batches(16, columns=[column], use_threads=False)
+    return any(_has_value(batch.column(0)) for batch in batches)
+
+
+def _has_value(values: Any) -> bool:
+    import pyarrow
+    from pyarrow import compute
+
+    kind = values.type
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
+        return bool(compute.any(compute.greater(compute.list_value_length(values), 0)).as_py())
+    return int(values.null_count) < len(values)
 
 
 @contextmanager
@@ -37,6 +63,11 @@ def _decodable(file: SourceFile, form: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, pyarrow.ArrowException) as error:
+        if unknown := re.search(r"Arrow type (.+) does not have", str(error)):
+            raise UserError(
+                f"{file.where} has values of the type {unknown[1]}, which is not read; store them as objects of named "
+                "fields, or as JSON text."
+            ) from error
         raise UserError(f"{file.where} is not a readable {form} file ({reason_of(error)}); write it again.") from error
 
 
@@ -95,18 +126,46 @@ def _of_dataset(dataset: "Dataset", source: Source, name: str) -> list[Part]:
             some = kept.select(range(start, min(start + BATCH, len(kept))))
             yield from enumerate(_records(some), start + 1)
 
-    return [Part(records, "row", name, tuple(dataset.column_names))]
+    table = dataset.data
+    names = (one for one in dataset.column_names if one not in MEDIA or any(map(_has_value, table.column(one).chunks)))
+    return [Part(records, "row", name, tuple(names))]
 
 
 def _records(dataset: "Dataset") -> list[dict[str, Any]]:
     """Rows of a dataset with class labels spelled out (-1, unlabelled, is null)."""
     records: list[dict[str, Any]] = dataset.to_list()
+    for field in dataset.data.schema:
+        if _is_short(field.type):
+            for record in records:
+                record[field.name] = _spelled(record[field.name], field.type)
     for column, feature in dataset.features.items():
         names: list[str] = getattr(feature, "names", None) or []  # only a ClassLabel has them
         for record in records if names else ():
             label = record[column]
             record[column] = None if label is None or label < 0 else names[label]
     return [{column: _without_nulls(value) for column, value in record.items()} for record in records]
+
+
+def _is_short(kind: Any) -> bool:
+    """Whether values of the type hold numbers of fewer bits than Python's: 0.1 of 32 bits is 0.10000000149011612."""
+    import pyarrow
+
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return False
+    inner = (kind.field(i).type for i in range(kind.num_fields))
+    return bool(pyarrow.types.is_float32(kind) or pyarrow.types.is_float16(kind)) or any(map(_is_short, inner))
+
+
+def _spelled(value: Any, kind: Any) -> Any:
+    """The value with such numbers as the shortest ones that mean the same."""
+    if isinstance(value, float):
+        short = np.float16 if kind.bit_width == 16 else np.float32
+        return float(str(short(value))) if kind.bit_width < 64 else value
+    if isinstance(value, list):
+        return [_spelled(one, kind.value_type) for one in value]
+    if isinstance(value, dict):
+        return {key: _spelled(one, kind.field(key).type) for key, one in value.items()}
+    return value
 
 
 def _without_nulls(value: Any) -> Any:
@@ -145,15 +204,19 @@ def _load_parquet(file: SourceFile, source: Source) -> tuple[list[str], Iterator
 
 def _load_arrow(file: SourceFile, source: Source) -> tuple[list[str], Iterator[Any]]:
     """The same of a stream, as datasets caches them, or a file in Arrow's own format."""
-    import pyarrow
-
-    data = pyarrow.memory_map(str(file.path))
-    is_file = data.read(6) == b"ARROW1"
-    data.seek(0)
-    whole = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(data).read_all()
+    whole = _whole_arrow(file.path)
     check_unique(whole.schema.names, file)
     wanted = whole.select(_wanted(whole.schema.names, source))
     return whole.schema.names, (wanted.slice(start, BATCH) for start in range(0, len(wanted), BATCH))
+
+
+def _whole_arrow(path: Path) -> Any:
+    import pyarrow
+
+    data = pyarrow.memory_map(str(path))
+    is_file = data.read(6) == b"ARROW1"
+    data.seek(0)
+    return (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(data).read_all()
 
 
 @contextmanager

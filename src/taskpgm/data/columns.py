@@ -1,12 +1,13 @@
 """`Way`: which columns of a source are read as what, from the facts that are known of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from taskpgm.config import ALIASES, EXTRAS, FIELDS, GRADING_COLUMNS, MEDIA, REFUSED
 from taskpgm.data.facts import Facts
 from taskpgm.errors import UserError
 
+MOST = 20  # columns that an error lists
 Layout = Literal["messages", "prompt_completion", "instruction_output"]
 
 # The fields that hold question and answer, and those that a layout may have beside them.
@@ -47,30 +48,34 @@ def find_shape(
     table: Facts, mapped: dict[str, str], path: str, who: str, has_all: Callable[[list[Shape]], bool]
 ) -> Shape:
     """The one layout that the columns allow, and which column holds which field."""
-    named = {field: column for field, column in mapped.items() if column}
-    for field, column in named.items():
+    given = {field: column for field, column in mapped.items() if column}
+    for field, column in given.items():
         if column not in table.columns:
-            raise UserError(
-                f"{who}: `columns` reads {field} from {column!r}, but {path} has {', '.join(table.columns)}."
-            )
+            raise UserError(f"{who}: `columns` reads {field} from {column!r}, but {path} has {_listed(table.columns)}.")
     found = list(_shapes(table, mapped))
     if len(found) == 1:
         return found[0]
-    has = f"{who}: {path} has " + (f"the columns {', '.join(table.columns)}" if table.columns else "no columns")
+    has = f"{who}: {path} has " + (f"the columns {_listed(table.columns)}" if table.columns else "no columns")
     if found:
         ways = [" and ".join(_required(shape)) for shape in found]
         if not has_all(found):
             raise UserError(f"{has}, in rows of {' and of '.join(ways)}; write each kind into a file of its own.")
         first = f"columns: {{{next(f'{field}: {column}' for field, column in found[0].columns.items())}}}"
         raise UserError(f"{has}, which can be read as {', or as '.join(ways)}; say which, with {first} for the first.")
-    also = f" and `columns` maps {', '.join(named)}" if named else ""
+    also = f" and `columns` maps {', '.join(given)}" if given else ""
     raise UserError(
         f"{has}{also}; a task needs messages, or prompt and completion, or instruction and output: name them in "
-        f"`columns`{_hint(list(table.columns))}."
+        f"`columns`{hint(list(table.columns))}."
     )
 
 
-def _hint(columns: list[str]) -> str:
+def _listed(columns: Iterable[str]) -> str:
+    names = list(columns)
+    return ", ".join(names[:MOST]) + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
+
+
+def hint(columns: list[str]) -> str:
+    """What to do about columns that say nothing to a task as they are."""
     if "chosen" in columns:
         return (
             " (of preferences the chosen answers, with completion: chosen, or messages: chosen for whole conversations)"
@@ -84,9 +89,9 @@ def _required(shape: Shape) -> list[str]:
 
 def _shapes(table: Facts, mapped: dict[str, str]) -> Iterator[Shape]:
     """Every layout that the columns allow and that takes all the fields that `columns` maps."""
-    named = {field for field, column in mapped.items() if column}
+    asked = {field for field, column in mapped.items() if column}
     for layout, own in LAYOUTS.items():
-        if not named <= {*own, *BESIDE[layout], *GRADING_COLUMNS}:
+        if not asked <= {*own, *BESIDE[layout], *GRADING_COLUMNS}:
             continue
         columns = {field: _column(field, table, mapped) for field in (*own, *BESIDE[layout])}
         found = {field: column for field, column in columns.items() if column}
@@ -119,9 +124,6 @@ def refuse_unread(table: Facts, shape: Shape, mapped: dict[str, str], who: str) 
     """An error if a column would change what is trained on, and is neither read nor ignored by name."""
     watched = {*REFUSED, *MEDIA, *EXTRAS, *(name for field in EXTRAS for name in ALIASES.get(field, ()))}
     watched |= {"input"} if shape.layout == "prompt_completion" else set()
-    watched -= (
-        set() if shape.layout == "prompt_completion" and not mapped else {"label"}
-    )  # of TRL's unpaired preferences
     settled = {name for field in mapped for name in (field, *ALIASES.get(field, ()))}
     for column in table.columns:
         if column not in watched or column in shape.columns.values() or column in settled:
@@ -138,6 +140,8 @@ def _remedy(column: str, shape: Shape) -> str:
     """How the column can be read, if it can."""
     if column == "input":
         return "map instruction, input and output to read it, or "
+    if column in ("label", "kto_tag"):
+        return "keep only the rows whose answers are wanted, and then "
     field = "tools" if column == "available_tools" else "reasoning_content"
     readable = column in ("available_tools", "thinking", "reasoning", "thoughts") and field in BESIDE[shape.layout]
     return f"read it with columns: {{{field}: {column}}}, or " if readable else ""

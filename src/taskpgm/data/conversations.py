@@ -18,7 +18,7 @@ from taskpgm.data.sources import check_alike, open_source
 from taskpgm.data.values import is_empty
 from taskpgm.errors import UserError
 
-READING_VERSION = 3  # a run whose rows were read in another way reads them again
+READING_VERSION = 4  # a run whose rows were read in another way reads them again
 HEAD = 64  # rows of every file that its columns are told from at first: a guess
 
 
@@ -38,6 +38,7 @@ class PartReading(NamedTuple):
 
     facts: Facts
     unread: dict[str, None]  # keys inside of columns that are not read, in order of appearance
+    blanks: list[str]  # where each earlier answer stands that says nothing
     left: list[str]  # for each row whose `choices` were left alone, why; of many the first alone has words
     error: UserError | None  # of its first row that cannot be read
 
@@ -123,6 +124,7 @@ class SourceStream:
         facts, way = Facts(part.columns), self._way
         unread: dict[str, None] = {}
         left: list[str] = []
+        blanks: list[str] = []
         error = None
         for number, record in part.records():
             facts.see(part, number, record)
@@ -132,14 +134,15 @@ class SourceStream:
             text = text_of_data(data) if data else b""
             try:
                 if not text:
-                    data = conversation_of(way, record, f"{self.who}: {part.place(number)}", unread).to_data()
+                    at = f"{self.who}: {part.place(number)}"
+                    data = conversation_of(way, record, at, unread, blanks).to_data()
                     text = text_of_data(data)
                 grading = self._graded(data, record, part.place(number), left) if way.graded else UNGRADED
             except UserError as found:
                 error = found
                 continue
             keep(number, data, text, grading)
-        return PartReading(facts, unread, left, error)
+        return PartReading(facts, unread, blanks, left, error)
 
     def _graded(self, data: list[Any], record: dict[str, Any], at: str, left: list[str]) -> Grading:
         """Grading of a row; `choices` that nobody named and that do not fit are left alone."""
@@ -198,6 +201,11 @@ class SourceStream:
         unread = {key: None for one in found for key in one.unread}
         left = [why for one in found for why in one.left]
         said = [f"choices left alone in {len(left)} of {rows} rows: {next(filter(None, left))}"] if left else []
+        blanks = [at for one in found for at in one.blanks]
+        if blanks:
+            what = "answers say" if len(blanks) > 1 else "answer says"
+            first = blanks[0].removeprefix(f"{self.who}: ")
+            said.append(f"{len(blanks)} earlier {what} nothing: context, not learned (the first in {first})")
         facts = _all_facts(found)
         return (*self._opened.notes, *unread_notes(facts, self.way.all_columns, self._mapped, unread), *said)
 

@@ -5,10 +5,11 @@ from typing import Any
 from taskpgm.config import ALIASES, EXTRAS, MEDIA, REFUSED
 from taskpgm.data.parts import Part
 from taskpgm.data.turns import are_turns
-from taskpgm.data.values import is_empty
+from taskpgm.data.values import is_empty, is_null
 
 # Columns that may change what is trained on.
 WATCHED = frozenset({*REFUSED, *MEDIA, *EXTRAS, "input", *(name for one in EXTRAS for name in ALIASES.get(one, ()))})
+LISTS = frozenset({"history", "tools", *ALIASES["tools"], "available_tools", "tool_calls", "function_call"})
 TALKS = frozenset({"messages", *ALIASES["messages"]})
 
 
@@ -23,7 +24,7 @@ class Facts:
         self.first = ""  # where the first record stands
         self.count = 0  # records
         self._names: set[tuple[str, ...]] = set()  # sets of columns that records had
-        self._open: tuple[str, ...] = ()  # columns that are not all known yet
+        self._open: dict[str, None] = {}  # columns that are not all known yet
 
     def see(self, part: Part, number: int, record: dict[str, Any]) -> None:
         """Take notice of one record."""
@@ -32,28 +33,19 @@ class Facts:
         self.count += 1
         if (names := tuple(record)) not in self._names:
             self._names.add(names)
+            self._open |= dict.fromkeys(name for name in names if name not in self.present)
             self.columns |= dict.fromkeys(names)
             self.present |= record.keys()
-            self._set_open()
-        if self._open:
-            for column in self._open:
-                if column in record:
-                    self._look(column, record[column], part, number)
+        for column in [column for column in self._open if column in record] if self._open else ():
+            self._look(column, record[column], part, number)
 
     def _look(self, column: str, value: Any, part: Part, number: int) -> None:
         if column not in self.said and not is_empty(value):
             self.said[column] = column in TALKS and are_turns(value)
-            self._set_open()
         if column in WATCHED and column not in self.changed and changes(column, value):
             self.changed[column] = part.place(number)
-            self._set_open()
-
-    def _set_open(self) -> None:
-        self._open = tuple(
-            name
-            for name in self.columns
-            if name in self.present and (name not in self.said or (name in WATCHED and name not in self.changed))
-        )
+        if column in self.said and (column not in WATCHED or column in self.changed):
+            del self._open[column]
 
     def and_then(self, later: "Facts") -> "Facts":
         """These facts and those of records behind them."""
@@ -69,4 +61,4 @@ def changes(column: str, value: Any) -> bool:
     if column == "label":  # of unpaired preferences; a class otherwise
         return isinstance(value, bool) or str(value).lower() in ("true", "false")
     neutral = "weight" in column and str(value).lower() in ("1", "1.0", "true")
-    return not is_empty(value) and not neutral
+    return not is_empty(value) and not neutral and not (column in LISTS and is_null(value))

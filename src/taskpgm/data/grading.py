@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from taskpgm.data.messages import Conversation
-from taskpgm.data.values import from_text, plain, text_of
+from taskpgm.data.values import UnreadableError, from_text, plain, text_of
 from taskpgm.errors import UserError
 
 
@@ -21,10 +21,15 @@ def read_grading(columns: dict[str, str], record: dict[str, Any], row: Conversat
         UserError: a column that does not say how the row's answer is graded.
     """
     found = Grading()
-    if column := columns.get("choices"):
-        found = found._replace(choices=_choices(record.get(column), column, row, at))
-    if column := columns.get("reasoning_gym"):
-        found = found._replace(verifier=_verifier(record.get(column), column, at))
+    try:
+        if column := columns.get("choices"):
+            found = found._replace(choices=_choices(record.get(column), column, row, at))
+        if column := columns.get("reasoning_gym"):
+            found = found._replace(verifier=_verifier(record.get(column), column, at))
+    except UnreadableError as error:
+        raise UserError(
+            f"{at} has JSON in column {column!r} that cannot be read ({error}); correct the row."
+        ) from error
     return found
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from taskpgm.data.columns import LAYOUTS, Way
 from taskpgm.data.messages import Conversation, Message
-from taskpgm.data.turns import CANONICAL, Spot, are_turns, read_tools, read_turns
-from taskpgm.data.values import is_absent, is_empty, text_of, unpacked
+from taskpgm.data.turns import CANONICAL, Spot, are_turns, read_tools, read_turns, speaks
+from taskpgm.data.values import UnreadableError, is_absent, is_empty, is_null, text_of, unpacked
 from taskpgm.errors import UserError
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
@@ -44,21 +44,50 @@ def _quick_turns(turns: Any) -> list[Any] | None:
         role, said = turn.get("role"), turn.get("content")
         if type(said) is not str or type(role) is not str or role not in CANONICAL:
             return None
+        if role == "assistant" and not said.strip():
+            return None
         found.append([role, said])
-    good = found[0][0] != "assistant" and found[-1][0] == "assistant" and found[-1][1].strip()
-    return [found] if good else None
+    return [found] if found[0][0] != "assistant" and found[-1][0] == "assistant" else None
 
 
-def conversation_of(shape: Way, record: dict[str, Any], at: str, unread: dict[str, None]) -> Conversation:
+def conversation_of(
+    shape: Way, record: dict[str, Any], at: str, unread: dict[str, None], blanks: list[str]
+) -> Conversation:
     """The row that a record is.
 
     Args:
         at: where it stands, for messages.
         unread: gets the keys inside of columns that are not read.
+        blanks: gets `at` for every earlier answer that says nothing, which is context.
 
     Raises:
         UserError: it cannot be read.
     """
+    try:
+        found = _conversation(shape, record, at, unread)
+    except UnreadableError as error:
+        raise UserError(f"{at} has JSON that cannot be read ({error}); correct or remove the row.") from error
+    found = _without_blanks(found, at, blanks)
+    _check_conversation(found, at)
+    return found
+
+
+def _without_blanks(row: Conversation, at: str, blanks: list[str]) -> Conversation:
+    """The row with answers that say nothing as context, but for the last, which is an error: it would teach to stop."""
+    answers = [i for i, message in enumerate(row.messages) if message.answers]
+    blank = [i for i in answers[:-1] if _says_nothing(row.messages[i])]
+    blanks += [at] * len(blank)
+    if not blank:
+        return row
+    turns = (replace(turn, learned=False) if i in blank else turn for i, turn in enumerate(row.messages))
+    return replace(row, messages=tuple(turns))
+
+
+def _says_nothing(message: Message) -> bool:
+    return not (message.content.strip() or message.tool_calls or (message.reasoning_content or "").strip())
+
+
+def _conversation(shape: Way, record: dict[str, Any], at: str, unread: dict[str, None]) -> Conversation:
     columns = shape.columns
     spots = {field: Spot(at, column, unread) for field, column in columns.items()}
     if shape.layout == "messages":
@@ -70,9 +99,7 @@ def conversation_of(shape: Way, record: dict[str, Any], at: str, unread: dict[st
     if "system" in columns:
         turns = _with_system(turns, record.get(columns["system"]), spots["system"])
     tools = read_tools(record.get(columns["tools"]), spots["tools"]) if "tools" in columns else ()
-    found = Conversation(turns, tools)
-    _check_conversation(found, at)
-    return found
+    return Conversation(turns, tools)
 
 
 def _asked(shape: Way, record: dict[str, Any], spots: dict[str, Spot], at: str) -> tuple[Message, ...]:
@@ -80,7 +107,7 @@ def _asked(shape: Way, record: dict[str, Any], spots: dict[str, Spot], at: str) 
     if shape.layout == "prompt_completion":
         spot = spots["prompt"]
         given = record.get(spot.column)
-        if _is_list(given) or _both_turns(shape, record):
+        if _are_messages(given, shape, record):
             turns = read_turns(given, spot)
             return tuple(replace(turn, learned=False) if turn.role == "assistant" else turn for turn in turns)
         return (Message("user", text_of(given, spot.column, at)),)
@@ -97,7 +124,7 @@ def _answered(shape: Way, record: dict[str, Any], spots: dict[str, Spot], at: st
     spot = spots["completion" if shape.layout == "prompt_completion" else "output"]
     given = record.get(spot.column)
     thoughts = _optional(record, "reasoning_content", shape, at)
-    if shape.layout == "prompt_completion" and (_is_list(given) or _both_turns(shape, record)):
+    if shape.layout == "prompt_completion" and _are_messages(given, shape, record):
         turns = read_turns(given, spot)
         if turns and turns[0].role not in ("assistant", "tool"):
             raise spot.error(
@@ -110,12 +137,10 @@ def _answered(shape: Way, record: dict[str, Any], spots: dict[str, Spot], at: st
     return (Message("assistant", text_of(given, spot.column, at), thoughts),)
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | dict)
-
-
-def _both_turns(shape: Way, record: dict[str, Any]) -> bool:
-    """Whether prompt and completion are both lists of messages as JSON text, as in CSV."""
+def _are_messages(value: Any, shape: Way, record: dict[str, Any]) -> bool:
+    """Whether a prompt or completion is messages: a list or an object, or such as JSON text, as in CSV."""
+    if isinstance(value, list | dict) or speaks(value):
+        return True
     return all(
         are_turns(record.get(shape.columns[field])) for field in LAYOUTS["prompt_completion"] if field in shape.columns
     )
@@ -145,7 +170,7 @@ def _with_system(turns: tuple[Message, ...], given: Any, spot: Spot) -> tuple[Me
 def _with_history(turns: tuple[Message, ...], given: Any, spot: Spot) -> tuple[Message, ...]:
     """The turns with earlier ones in front, behind a system turn: pairs of question and answer, or messages."""
     found = unpacked(given)
-    if is_empty(found):
+    if is_null(found):
         return turns
     earlier = read_turns(found, spot) if are_turns(found) else _of_pairs(found, spot)
     lead = 1 if turns[0].role == "system" else 0
@@ -164,9 +189,12 @@ def _check_conversation(row: Conversation, at: str) -> None:
     asked = next((i for i, role in enumerate(roles) if role != "assistant"), len(roles))
     answers = [message for message in row.messages[asked:] if message.role == "assistant"]
     said = [message for message in answers if message.content.strip() or message.tool_calls]
-    if not any(message.learned for message in said):
+    ends = [message for message in row.messages if message.answers][-1:]
+    if not any(message.learned for message in said) or any(map(_says_nothing, ends)):
         wrong = (
-            "no answer that is learned"
+            "an empty answer at its end"
+            if said and any(map(_says_nothing, ends))
+            else "no answer that is learned"
             if said
             else "an empty answer"
             if answers

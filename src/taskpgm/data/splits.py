@@ -12,17 +12,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from taskpgm.config import Source, is_pattern, local_path
+from taskpgm.config import Source, is_pattern, literal_folders, local_path
 from taskpgm.errors import UserError
+from taskpgm.files import files_below
 
 Kind = Literal["json", "csv", "parquet", "arrow"]
 
 SUFFIXES: dict[str, Kind] = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
-    ".arrow": "arrow",
+    ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
-PACKED = (".gz", ".zst")  # around a text file
-READABLE = ".jsonl, .ndjson, .json, .csv, .tsv (or one of these with .gz or .zst), .parquet or .arrow file"
+PACKED = (".gz", ".zst", ".bz2", ".xz")  # around a text file
+READABLE = (
+    ".jsonl, .ndjson, .json, .csv, .tsv (or one of these with .gz, .zst, .bz2 or .xz behind it), .parquet, .arrow or "
+    ".feather file"
+)
 NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 SPLITS = {
     "train": ("train", "training"),
@@ -78,7 +82,7 @@ def files_of(asked: Asked) -> Files | None:
         return _of_saved(local, asked)
     if local.is_dir():
         return _of_folder(local, asked)
-    return _of_pattern(str(local), asked) if is_pattern(asked.path) else None
+    return _of_pattern(str(literal_folders(local, Path())), asked) if is_pattern(asked.path) else None
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -87,6 +91,11 @@ def kind_of(path: Path) -> Kind | None:
     packed = name.endswith(PACKED)
     kind = SUFFIXES.get(Path(Path(name).stem if packed else name).suffix)
     return None if packed and kind in ("parquet", "arrow") else kind
+
+
+def bare(name: str) -> str:
+    """The name without .gz and its like, and without what says the kind."""
+    return Path(Path(name).stem if name.lower().endswith(PACKED) else name).stem
 
 
 def is_saved(folder: Path) -> bool:
@@ -148,17 +157,28 @@ def _of_folder(folder: Path, asked: Asked) -> Files:
 
 def _of_pattern(pattern: str, asked: Asked) -> Files:
     matched = sorted({Path(match) for match in glob.glob(pattern, recursive=True)})  # noqa: PTH207 (an absolute one)
-    files = [path for path in matched if path.is_file() and kind_of(path) and path.name not in NO_DATA]
+    readable = [path for path in matched if path.is_file() and kind_of(path) and path.name not in NO_DATA]
+    files = _once(readable)
     if not files:
         what = f"only what is no {READABLE}" if matched else "no file"
         raise UserError(f"{asked.who}: the pattern {pattern} matches {what}; correct it in `{asked.key}`.")
-    matched = [path for path in matched if path.is_file()]
+    again = set(readable) - set(files)
+    matched = [path for path in matched if path.is_file() and path not in again]
     base = next(path for path in files[0].parents if all(path in file.parents for file in matched))
     found = _found(files, base)
     found = _of_subset(found, asked) if asked.subset else found
     chosen = found if asked.split == asked.unnamed else _of_split(found, asked)
     _check_kinds(chosen, asked)
-    return Files([file.path for file in chosen], base, _of_matched(chosen, matched, base))
+    twice = (f"of the names that match, {len(again)} are links to files that are read under another",) if again else ()
+    return Files([file.path for file in chosen], base, _of_matched(chosen, matched, base) + twice)
+
+
+def _once(paths: list[Path]) -> list[Path]:
+    """The paths, of those that links make of one file only the one with the fewest links, or else the shortest."""
+    ways: dict[Path, list[Path]] = {}
+    for path in paths:
+        ways.setdefault(path.resolve(), []).append(path)
+    return sorted(min(same, key=lambda path: (path != real, len(path.parts))) for real, same in ways.items())
 
 
 def _of_matched(chosen: list[_Found], matched: list[Path], base: Path) -> tuple[str, ...]:
@@ -173,12 +193,7 @@ def _of_matched(chosen: list[_Found], matched: list[Path], base: Path) -> tuple[
 
 def _below(folder: Path) -> list[Path]:
     """Files in the folder and below, but for hidden ones and those in folders of tools (.git, __MACOSX, _delta_log)."""
-
-    def seen(path: Path) -> bool:
-        *folders, name = path.relative_to(folder).parts
-        return not name.startswith(".") and not any(part.startswith((".", "_")) for part in folders)
-
-    return sorted(path for path in folder.rglob("*") if seen(path) and path.is_file())
+    return files_below(folder, hidden=(".", "_"))
 
 
 def _found(paths: Iterable[Path], base: Path) -> list[_Found]:
@@ -186,7 +201,7 @@ def _found(paths: Iterable[Path], base: Path) -> list[_Found]:
     for path in paths:
         within = path.relative_to(base)
         folders = tuple(_spaced(part) for part in within.parent.parts)
-        found.append(_Found(path, within.as_posix(), folders, SHARD.sub("", _spaced(_bare(path.name)))))
+        found.append(_Found(path, within.as_posix(), folders, SHARD.sub("", _spaced(bare(path.name)))))
     return found
 
 
@@ -194,11 +209,6 @@ def _spaced(name: str) -> str:
     """The name in lower case, with spaces around a split that capitals set off: quizTrain is quiz train."""
     spaced = HUMPED.sub(lambda word: f" {word[0]} " if word[0].lower() in SPLIT_OF else word[0], name)
     return spaced.strip().lower()
-
-
-def _bare(name: str) -> str:
-    """The name without .gz and without what says the kind."""
-    return Path(Path(name).stem if name.endswith(PACKED) else name).stem
 
 
 def _of_subset(found: list[_Found], asked: Asked) -> list[_Found]:
@@ -268,7 +278,7 @@ def _no_split(found: list[_Found], splits: list[set[str]], asked: Asked) -> str:
 
 def _remedy(asked: Asked, file: _Found) -> str:
     """What names the files to read: a pattern for such a file and its like, unless it takes in other splits too."""
-    ending = file.path.name.removeprefix(_bare(file.path.name))
+    ending = file.path.name.removeprefix(bare(file.path.name))
     like = Path(glob.escape(str(file.path.parent))) / f"{(_words(file.stem) or [''])[0]}*{ending}"
     alike = _found((Path(match) for match in glob.glob(str(like))), file.path.parent)  # noqa: PTH207
     other = any(_splits([one.stem]) != _splits([file.stem]) for one in alike)
@@ -312,8 +322,8 @@ def _stem_of(file: _Found) -> str:
 def _check_kinds(chosen: list[_Found], asked: Asked) -> None:
     """Raise if the files are of several kinds, or one of them is there twice."""
     kinds = {kind_of(file.path): file for file in chosen}
-    forms = Counter((*file.folders, _bare(file.path.name.lower())) for file in chosen)
-    twice = [file for file in chosen if forms[(*file.folders, _bare(file.path.name.lower()))] > 1]
+    forms = Counter((*file.folders, bare(file.path.name.lower())) for file in chosen)
+    twice = [file for file in chosen if forms[(*file.folders, bare(file.path.name.lower()))] > 1]
     if len(kinds) > 1 or twice:
         shown = [file.shown for file in twice or kinds.values()]
         what = "the same file in several forms" if twice else f"{named(sorted(map(str, kinds)))} files"

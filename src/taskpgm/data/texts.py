@@ -1,9 +1,11 @@
 """Parts of text files: JSON, JSON Lines, CSV and TSV, packed or not; numbers stay as the file spells them."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import re
 import zlib
 from collections.abc import Iterator
@@ -26,9 +28,11 @@ from taskpgm.data.parts import (
     type_of,
 )
 from taskpgm.data.splits import PACKED, named
+from taskpgm.data.values import UnreadableError, unique
 from taskpgm.errors import UserError
 
 SEPARATORS = (",", "\t", ";", "|")  # of CSV files
+UNPACK: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 BLOCK = 1 << 20  # bytes that are looked through at a time for the ends of lines
 LONGEST = 2**31 - 1  # characters of a CSV cell; csv's own limit of 131,072 is less than a long document
 
@@ -50,7 +54,7 @@ def _readable(file: SourceFile) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise _not_text(file) from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{file.who}: cannot read {file.path} ({reason_of(error)}); check the file.") from error
 
 
@@ -66,8 +70,9 @@ def _opened(file: SourceFile, newline: str | None) -> Iterator[TextIO]:
 
 def _unpacked(file: SourceFile) -> io.BufferedReader:
     name = file.path.name.lower()
-    if name.endswith(".gz"):
-        return cast(io.BufferedReader, gzip.open(file.path))  # it reads like one
+    for ending, unpack in UNPACK.items():
+        if name.endswith(ending):
+            return cast(io.BufferedReader, unpack(file.path))  # it reads like one
     if not name.endswith(".zst"):
         return file.path.open("rb")
     try:
@@ -96,20 +101,8 @@ def _not_text(file: SourceFile) -> UserError:
 # JSON
 
 
-class _TwiceError(ValueError):
-    """A key that an object has twice."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _TwiceError(f"{next(key for key in keys if keys.count(key) > 1)!r} is given twice in one object")
-    return found
-
-
 BETWEEN = re.compile(r"[\s\[,]*")  # in front of the values of a list
-DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, object_pairs_hook=_unique)
+DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, object_pairs_hook=unique)
 
 
 def _open_json(file: SourceFile, source: Source) -> Parts:
@@ -190,6 +183,7 @@ def _of_value(value: Any, line: int, file: SourceFile, source: Source) -> Parts:
         return [_of_list(value, file.name, file)], ()
     lists = _lists_in(value, source) if isinstance(value, dict) else []
     if not lists:
+        _check_keyed(value, file, source)
         row = _object(value, f"line {line} of {file.name}", file)
         return [Part(lambda: iter([(line, row)]), "line", file.name)], ()
     if len(lists) > 1:
@@ -202,6 +196,16 @@ def _of_value(value: Any, line: int, file: SourceFile, source: Source) -> Parts:
         f"; not read beside it: {named(others)}" if others else ""
     )
     return [_of_list(value[lists[0]], f"{lists[0]} in {file.name}", file)], (note,)
+
+
+def _check_keyed(value: Any, file: SourceFile, source: Source) -> None:
+    """Raise if an object holds rows by name, {"7": {…}, "8": {…}}: it is no row itself."""
+    keyed = isinstance(value, dict) and len(value) > 1 and all(isinstance(one, dict) for one in value.values())
+    if keyed and not known_columns(source) & set(value):
+        raise UserError(
+            f"{file.where} is one object of {len(value):,} objects ({named(map(repr, value), 2)}); if they are rows, "
+            "write them as a list, or one a line."
+        )
 
 
 def _of_list(values: list[Any], name: str, file: SourceFile) -> Part:
@@ -239,11 +243,13 @@ def _parse(file: SourceFile, line: int, text: str) -> Any:
         return DECODER.decode(text)
     except json.JSONDecodeError as error:
         line, reason = line + error.lineno - 1, f"{error.msg}, column {error.colno}"
+        if text[error.pos : error.pos + 1] == "\ufeff":
+            reason = f"a byte order mark, U+FEFF, in column {error.colno}: remove it"
         raise UserError(
             f"{file.where}: line {line} is not valid JSON ({reason}); write one object a line, or one list of objects."
         ) from error
-    except (_TwiceError, RecursionError) as error:
-        reason = str(error) if isinstance(error, _TwiceError) else "it is nested too deeply"
+    except (UnreadableError, RecursionError) as error:
+        reason = str(error) if isinstance(error, UnreadableError) else "it is nested too deeply"
         line += text.count("\n", 0, _unreadable(text))
         raise UserError(f"{file.where}: line {line} cannot be read ({reason}); correct or remove it.") from error
 
@@ -255,7 +261,7 @@ def _unreadable(text: str) -> int:
         at = BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # matches anywhere
         try:
             _, at = DECODER.raw_decode(text, at)
-        except (_TwiceError, RecursionError):
+        except (UnreadableError, RecursionError):
             break
     return at
 

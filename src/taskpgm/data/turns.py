@@ -5,12 +5,13 @@ is trained on.
 """
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from taskpgm.data.messages import Message
 from taskpgm.data.parts import type_of
-from taskpgm.data.values import is_empty, plain, unpacked, without_absent
+from taskpgm.data.values import is_absent, is_empty, is_null, plain, unpacked, without_absent
 from taskpgm.errors import UserError
 
 _NAMES = {
@@ -22,6 +23,7 @@ _NAMES = {
 CANONICAL = frozenset(_NAMES)
 ROLES = {name: role for role, names in _NAMES.items() for name in names}
 CALLS = ("function_call", "tool_call")  # roles of an assistant turn whose text is a call, as JSON
+SPOKEN = ("tool_calls", "function_call")  # what an assistant turn may have in place of text
 ROLE, CONTENT = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 FLAGS = ("weight", "train", "training", "trainable", "learn", "loss", "loss_weight", "loss_scale", "train_on_turn")
@@ -30,7 +32,9 @@ REFUSED = (
     "mask", "masked", "loss_mask", "ignore", "ignored", "train_detail", "tools", "functions", "thoughts", "thought",
     "reasoning_details", "image", "images", "video", "videos", "audio", "refusal",
 )  # fmt: skip
-ARGUMENTS = ("arguments", "parameters")  # of a call
+ARGUMENTS = ("arguments", "parameters", "args", "input", "params")  # of a call
+PYTHON = re.compile(r"\s*\[?\s*\{\s*'")  # how a text begins that is Python's for a list of objects
+HEAD = ("id", "index", "type", "name", "call_id", "tool_call_id")  # what a call may have and are no arguments
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def read_turns(value: Any, spot: Spot) -> tuple[Message, ...]:
     """
     found = _rows(unpacked(value))
     if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
-        wrong = "missing or null" if value is None else type_of(value)
+        wrong = "missing or null" if value is None else _kind_of(found)
         raise UserError(
             f"{spot.at} has no list of {{role, content}} in {spot.column!r} ({wrong}); correct or remove the row."
         )
@@ -72,12 +76,35 @@ def read_turns(value: Any, spot: Spot) -> tuple[Message, ...]:
 
 def are_turns(value: Any) -> bool:
     """Whether the value is a list of turns, or one as JSON text."""
-    found = _rows(unpacked(value))
+    found = _rows(unpacked(value, strict=False))
     return (
         isinstance(found, list)
         and bool(found)
         and all(isinstance(turn, dict) and any(key in turn for key in ROLE) for turn in found)
     )
+
+
+def speaks(value: Any) -> bool:
+    """Whether a text is turns as JSON beyond doubt, or one: with a known role beside what it says."""
+    if not isinstance(value, str):
+        return False
+    if PYTHON.match(value):  # which `read_turns` refuses
+        said = any(f"'{key}'" in value for key in CONTENT)
+        return said and bool(re.search(rf"'(?:{'|'.join(ROLE)})': *'(?:{'|'.join(ROLES)})'", value))
+    found = _rows(unpacked(value, strict=False))
+    turns = found if isinstance(found, list) else [found]
+    return all(isinstance(turn, dict) for turn in turns) and any(map(_is_said, turns))
+
+
+def _kind_of(value: Any) -> str:
+    """What kind of value that is, in words."""
+    python = isinstance(value, str) and PYTHON.match(value)
+    return "text as Python writes it instead of JSON" if python else type_of(value)
+
+
+def _is_said(turn: dict[str, Any]) -> bool:
+    roles = (str(turn[key]).strip().lower() for key in ROLE if key in turn)
+    return any(role in ROLES or role in CALLS for role in roles) and any(key in turn for key in (*CONTENT, *SPOKEN))
 
 
 def read_tools(value: Any, spot: Spot) -> tuple[dict[str, Any], ...]:
@@ -86,13 +113,13 @@ def read_tools(value: Any, spot: Spot) -> tuple[dict[str, Any], ...]:
     Raises:
         UserError: a value that is no such list.
     """
-    if is_empty(value):
+    if is_null(value):
         return ()
     found = unpacked(value)
     items = [unpacked(item) for item in found] if isinstance(found, list) else None
     if items is None or not all(isinstance(item, dict) and ("function" in item or "name" in item) for item in items):
         raise spot.error(
-            f"{type_of(found)} that is no list of functions with names",
+            f"{_kind_of(found)} that is no list of functions with names",
             f"correct the row, or ignore the column with columns: {{{spot.column}: ''}}",
         )
     return tuple(plain(item if "function" in item else {"type": "function", "function": item}) for item in items)
@@ -148,7 +175,7 @@ def _role(turn: dict[str, Any], spot: Spot) -> tuple[str, bool]:
 def _content(turn: dict[str, Any], role: str, spoken_call: bool, spot: Spot) -> tuple[str, str | None]:
     """The text of a turn, and the thoughts among its blocks; "" beside calls."""
     given = _one(turn, CONTENT, spot)
-    calls = any(not is_empty(turn.get(key)) for key in ("tool_calls", "function_call"))
+    calls = any(not is_null(turn.get(key)) for key in SPOKEN)
     if given is None and role == "assistant" and calls:
         return "", None
     if spoken_call and isinstance(given, dict | list):
@@ -171,17 +198,24 @@ def _block(block: dict[str, Any] | str, spot: Spot) -> tuple[str, str]:
     """Kind (text or thinking) and text of one block of content."""
     if isinstance(block, str):
         return "text", str(block)
-    left = without_absent(block)
-    kind = left.pop("type", "text")
+    given = without_absent(block)
+    left, kind = dict(given), given.get("type", "text")
+    left.pop("type", None)
     keys = {
         "text": "text", "input_text": "text", "output_text": "text", "thinking": "thinking", "reasoning": "reasoning"
     }  # fmt: skip
     key = keys.get(kind) if isinstance(kind, str) else None
     text = left.pop(key, left.pop("text", None)) if key else None
-    if not isinstance(text, str):
-        what = f"a block of type {kind!r}" if "type" in block else f"a block of {' and '.join(map(repr, block))}"
+    says_more = "type" not in given and isinstance(text, str) and not all(map(is_empty, left.values()))
+    if not isinstance(text, str) or says_more:
+        what = (
+            f"a block of type {kind!r}"
+            if "type" in given
+            else f"a block of {' and '.join(map(repr, given)) or 'nothing'}"
+        )
         raise spot.error(
-            f"{what} without text" if key else what, "only text is trained on: remove the block or the row"
+            f"{what} without text" if key and not says_more else what,
+            "only text is trained on: write it as text, or remove the block or the row",
         )
     for other in left:
         spot.note("content", other)
@@ -199,11 +233,11 @@ def _thoughts(turn: dict[str, Any], inner: str | None, spot: Spot) -> str | None
 
 def _calls(turn: dict[str, Any], spot: Spot) -> tuple[dict[str, Any], ...]:
     """Calls of an assistant turn; OpenAI's older `function_call` is one call."""
-    given, older = (unpacked(turn.pop(key, None)) for key in ("tool_calls", "function_call"))
-    calls = [] if is_empty(given) else given
+    given, older = (unpacked(turn.pop(key, None)) for key in SPOKEN)
+    calls = [] if is_null(given) else given
     if not isinstance(calls, list):
         raise spot.error(f"{type_of(calls)} as tool_calls, not a list of calls")
-    calls = calls if is_empty(older) else [*calls, older]
+    calls = calls if is_null(older) else [*calls, older]
     return tuple(_call(unpacked(call), spot) for call in calls)
 
 
@@ -228,15 +262,29 @@ def _call(given: Any, spot: Spot) -> dict[str, Any]:
     if kind != "function":
         raise spot.error(f"a call of type {str(kind)[:40]!r}", "only calls of functions are read: remove the row")
     function = without_absent(function)
-    arguments = _arguments(_one(function, ARGUMENTS, spot), name, spot)
-    for key in {**call, **function}.keys() - {"id", "type", "name", *ARGUMENTS}:
-        spot.note("tool_calls", key)
+    both = {"arguments": _one(function, ARGUMENTS, spot), "arguments beside them": _one(call, ARGUMENTS, spot)}
+    given = _one(both, tuple(both), spot)
+    left = {key: value for key, value in {**call, **function}.items() if key not in ("id", "type", "name")}
+    _leave_of_call(name, given, left, spot)
+    arguments = _arguments(given, name, spot)
     head = {"id": str(call["id"])} if "id" in call else {}
     return {**head, "type": "function", "function": {"name": str(name), "arguments": arguments}}
 
 
+def _leave_of_call(name: str, arguments: Any, left: dict[str, Any], spot: Spot) -> None:
+    """Note the keys that are left of a call; an error if they may be its arguments, which it has not."""
+    other = next((key for key, value in left.items() if key not in HEAD and not _is_blank(value)), None)
+    if _is_blank(arguments) and not isinstance(arguments, dict) and other is not None:
+        raise spot.error(
+            f"a call of {name!r} with {other!r} and without arguments",
+            "it would change what is trained on and is not read: call it arguments, or remove it",
+        )
+    for key in left:
+        spot.note("tool_calls", key)
+
+
 def _arguments(given: Any, name: str, spot: Spot) -> dict[str, Any]:
-    found = {} if is_empty(given) and not isinstance(given, dict) else unpacked(given)
+    found = {} if is_null(given) and not isinstance(given, dict) else unpacked(given)
     if not isinstance(found, dict):
         wrong = f"text that is not JSON: {given[:40]!r}" if isinstance(found, str) else type_of(found)
         raise spot.error(f"arguments of {name!r} that are no object ({wrong})")
@@ -284,9 +332,17 @@ def _leave(turn: dict[str, Any], spot: Spot) -> None:
 
 
 def _one(turn: dict[str, Any], keys: tuple[str, ...], spot: Spot) -> Any:
-    """The value that one of the keys has; all of them leave the turn."""
+    """The value that one of the keys has; all of them leave the turn. One that says nothing differs from none."""
     found = {key: turn.pop(key) for key in keys if key in turn}
-    values = list(found.values())
-    if any(value != values[0] for value in values):
-        raise spot.error(f"{' and '.join(found)} that differ")
-    return values[0] if values else None
+    said = {key: value for key, value in found.items() if not _is_blank(value)} or found
+    values = list(said.values())
+    if len(said) < 2 or all(value == values[0] for value in values):
+        return values[0] if values else None
+    if all(map(_is_blank, values)):
+        return next((value for value in values if value is not None), None)
+    raise spot.error(f"{' and '.join(said)} that differ")
+
+
+def _is_blank(value: Any) -> bool:
+    """Whether a value says nothing: absent, blank text, an empty list or object."""
+    return is_absent(value) or value in ([], {}) or (isinstance(value, str) and not value.strip())
