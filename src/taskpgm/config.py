@@ -315,8 +315,8 @@ class ContextConfig(Section):
     )
     per_target: Annotated[int | None, Field(ge=2)] = Field(
         None,
-        description="Contexts of every target. With targets the mixture is measured on theirs; the tasks' serve the "
-        "affinities alone and may be few.",
+        description="Contexts of every target, on which the mixture is measured and its errors rest. The tasks' count "
+        "by energy.balance, a fifth unless set, and serve affinities.",
     )
     total: Annotated[int | None, Field(ge=2)] = Field(
         None,

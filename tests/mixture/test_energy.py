@@ -119,6 +119,17 @@ def test_replicates_are_energies_of_what_is_left(targets):
         assert energy.only[7].loss(p) == pytest.approx(other.only[7].loss(p), rel=1e-9)
 
 
+@pytest.mark.parametrize("loss", ["per_row", "per_token"])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_groups_average_back_to_the_whole_where_tasks_have_few_contexts(loss, seeds):
+    rng = np.random.default_rng(6)
+    scores = replace(synthetic_scores(rng, targets=2, contexts=[4, 5, 4, 4, 16, 20], seeds=seeds), loss=loss)
+    p = np.array([0.1, 0.2, 0.3, 0.4])
+    for kind in ("likelihood", "gain"):
+        energy = build_energy(scores, None, EnergyConfig(kind=kind, balance=0.2))
+        assert np.mean([held_out.loss(p) for held_out in energy.only]) == pytest.approx(energy.loss(p), rel=1e-10)
+
+
 @pytest.mark.parametrize("targets", [0, 2])
 def test_groups_of_a_loss_per_token_average_back_to_the_mean_over_tokens(targets):
     """One context a group: a mean within groups would be the loss per row."""
