@@ -72,7 +72,8 @@ def test_likelihood_is_the_loss_of_the_ensemble():
     assert energy.loss(p) == pytest.approx(expected, rel=1e-12)
     divergence = np.sum(p * np.log(p / 0.25))
     assert energy.value(p) == pytest.approx(expected + PRIOR["likelihood"] * divergence, rel=1e-12)
-    assert bare.loss(p) == pytest.approx(0.5 * losses["g0"] + 0.5 * losses["g1"] - 0.2 * p[1], rel=1e-12)
+    assert bare.loss(p) == pytest.approx(0.5 * losses["g0"] + 0.5 * losses["g1"], rel=1e-12)
+    assert bare.value(p) == pytest.approx(bare.loss(p) - 0.2 * p[1], rel=1e-12)  # what the user adds is not data
 
 
 def test_prior_takes_its_reference():

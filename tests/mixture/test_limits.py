@@ -142,6 +142,23 @@ def test_a_mixture_within_limits_is_certified_with_errors_and_replicates_keep_th
     assert np.abs(free.weights - mixture.weights).max() > 0.01  # the limits held it back
 
 
+@pytest.mark.parametrize("kind", ["likelihood", "gain"])
+def test_the_loss_of_a_mixture_within_limits_is_that_of_the_data(kind):
+    """Without what the limits cost: by a loop over the target's contexts."""
+    scores = scored(3)
+    config = EnergyConfig(kind=kind, prior=0.0, max_task_loss=0.0001)
+    mixture = solve_mixture(keep_tasks(build_energy(scores, None, config), scores, config, simplex(scores.tasks)))
+    assert max(one["price"] for one in mixture.energy["settings"]["limits"]) > 0.01  # else this tests nothing
+    p, losses = mixture.weights, {j: [] for j in range(len(scores.tasks), len(scores.sets))}
+    for c, j in enumerate(scores.context_set):
+        if j in losses:
+            columns = scores.logp[:, scores.context == c]
+            of_ensemble, of_gain = -np.log(p @ np.exp(columns[1:])).mean(), -p @ (columns[1:] - columns[0]).mean(axis=1)
+            losses[j].append(of_ensemble if kind == "likelihood" else of_gain)
+    assert mixture.energy["loss"] == pytest.approx(np.mean([np.mean(one) for one in losses.values()]))
+    assert mixture.energy["value"] > mixture.energy["loss"] + 1e-3
+
+
 def test_limits_that_do_not_bind_change_nothing():
     scores, bounds = scored(3), simplex(scored(3).tasks)
     config = EnergyConfig(max_loss=1.0)

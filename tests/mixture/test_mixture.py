@@ -546,6 +546,25 @@ def test_verdict_by_its_definition(kind, loss, contexts):
     np.testing.assert_allclose(mixture.references["mine"], r)
 
 
+def test_a_wish_is_no_evidence_for_what_it_asked_for():
+    """A utility turns the mixture to a task that is worse than uniform; the verdict is by what the data say."""
+    scores = synthetic_scores(np.random.default_rng(24), targets=1, noise=0.05)
+    worst = int(scores.logp[1:, scores.context_set[scores.context] == 4].mean(axis=1).argmin())
+    for kind, loss in (("likelihood", of_ensemble), ("gain", of_gains)):
+        config = EnergyConfig(kind=kind, utility={f"t{worst}": 50.0})
+        mixture = solve_mixture(build_energy(scores, None, config), references={"uniform": None})
+        assert mixture.weights[worst] > 0.99
+        gains = by_context(
+            scores, dict.fromkeys(scores.sets, 0) | {"g0": 1}, loss, np.full(4, 0.25), mixture.replicates
+        )
+        assert mixture.verdicts[0].gain == pytest.approx(np.mean(gains))
+        assert np.mean(gains) < 0
+        assert not mixture.verdicts[0].better
+        columns = [scores.logp[:, scores.context == c] for c in np.flatnonzero(scores.context_set == 4)]
+        by_hand = np.mean([loss(mixture.weights, one) for one in columns])
+        assert mixture.to_dict()["energy"]["loss"] == pytest.approx(by_hand)
+
+
 @pytest.mark.parametrize("groups", [2, 5, 6])
 def test_few_contexts_have_no_tiny_p_value(groups):
     """A huge difference: the exact test of all signs of so few gains says no less, and t says 1e-4 and below."""
