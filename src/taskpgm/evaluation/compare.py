@@ -23,7 +23,7 @@ from taskpgm.evaluation.baselines import baseline_mixture, within_supply
 from taskpgm.evaluation.equivalence import Equivalence, budget_equivalence
 from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.evaluation.statistics import Comparison, Measurement, compare_measurements
-from taskpgm.files import atomic_folder, digest, write_json
+from taskpgm.files import atomic_folder, digest, path_digest, write_json
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import Encoded
@@ -46,7 +46,7 @@ class CompareOptions:
     method: str = "lora"  # or full: every weight of the model
     learning_rate: float | None = None  # probes.learning_rate if left out; of full fine-tuning FULL_LEARNING_RATE
     accuracy: bool | Literal["options"] = True  # grade answers too: by options alone, or by writing as well
-    keep: bool = False  # adapters stay in the run directory
+    keep: bool = False  # adapters stay in the run directory; a training whose adapter did not is made again
     rows: int | None = None  # rows a set that are evaluated, at most
     harness: tuple[str, ...] = ()  # benchmarks of lm-evaluation-harness, run on every adapter
     include: Path | None = None  # folder or file of the harness's local tasks
@@ -189,11 +189,15 @@ class Trainings:
         training = _training(config, options).probes.model_dump(
             include={"learning_rate", "batch", "max_length"} | ({"lora"} if options.method == "lora" else set())
         )
+        rows = [row for rows in self.sets.values() for row in rows] if options.accuracy else []
+        graded = {row.key: [row.choices, row.verifier] for row in rows if row.choices or row.verifier}
+        local = path_digest(options.include) if options.include and options.include.exists() else None
         return digest(
             [
                 ORDER, self.run.engine.fingerprint, config.seed, config.budget.model_dump(), training, options.trainer,
                 options.accuracy, options.harness, options.rows, [task.train_key for task in self.pool.tasks],
                 {name: [row.key for row in rows] for name, rows in self.sets.items()},
+                *([graded, local] if graded or local else []),
             ]
         )  # fmt: skip
 
@@ -209,7 +213,8 @@ class Trainings:
         todo: dict[Path, list[TrainingRun]] = {}  # several if two mixtures are the same
         for run in (replace(run, config=_training(run.config, self.options)) for run in runs):
             path = self.path(run)
-            found = _measurement(run, json.loads(path.read_text())) if path.exists() else None
+            kept = path.exists() and (path.with_suffix("").is_dir() or not self.options.keep)
+            found = _measurement(run, json.loads(path.read_text())) if kept else None
             if found and (not self.halves or self._has_halves(found)):
                 yield found
             else:
