@@ -297,6 +297,24 @@ def test_measurements_by_other_task_files_of_the_harness_are_others(compared, tm
     assert len(set(settings)) == 3
 
 
+def test_benchmarks_stand_beside_sets_of_their_name_and_give_accuracies_alone(compared, monkeypatch):
+    _, finished, *_ = compared
+    found = {
+        "sums": {"acc": 0.25, "acc_stderr": 0.1}, "target": {"exact_match,strict": 0.5, "exact_match_stderr,strict": 0.2},
+        "stories": {"perplexity": 31.0, "acc_stderr": 0.3}, "facts": {"acc_norm": 0.125, "acc": 0.75},
+    }  # fmt: skip
+    monkeypatch.setattr("taskpgm.evaluation.mixing.run_harness", lambda *_: found)
+    said = []
+    monkeypatch.setattr(type(finished.engine.progress), "say", lambda _, text: said.append(text))
+    options = replace(OPTIONS, mixtures=("uniform",), seeds=1, budgets=(), accuracy=True)
+    (own,) = run_comparison(finished, options)[0].measurements
+    (both,) = run_comparison(finished, replace(options, harness=tuple(found)))[0].measurements
+    beside = {"sums (harness)": 0.25, "target (harness)": 0.5, "facts": 0.75}
+    assert {"sums", "target"} <= own.accuracy.keys()
+    assert both.accuracy == {**own.accuracy, **beside}
+    assert [text for text in said if "stories" in text and "no accuracy" in text]
+
+
 @pytest.mark.parametrize("trainer", ["engine", "trl"])
 def test_whole_models_are_compared_and_kept(compared, trainer):
     pytest.importorskip("trl")

@@ -5,7 +5,7 @@ evaluate    loss and accuracy on the tasks' validation rows and on the targets' 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -73,6 +73,9 @@ def run_comparison(finished: FinishedRun, options: CompareOptions) -> tuple[Comp
         facts["budget equivalence"] = _equivalence(measurements, comparison, options, finished.config.budget.size)
     settings = {"setting": trainings.setting, "settings": compared_settings(finished.config, options)}
     write_json(finished.folder / "comparison.json", {**comparison.to_dict(), **facts, **settings})
+    for task in options.harness:
+        if _benchmark(task, trainings.sets) not in asked[0].accuracy:
+            finished.engine.progress.say(f"{task} gives no accuracy of its own: what it gives is in compare/*.json")
     return comparison, facts
 
 
@@ -305,13 +308,23 @@ def _planned(plan: RowPlan) -> list[tuple[int, int]]:
     return list(zip(plan.task.tolist(), plan.row.tolist(), strict=True))
 
 
+def _benchmark(task: str, sets: Collection[str]) -> str:
+    """What the accuracy of a benchmark is called, beside those of sets."""
+    return f"{task} (harness)" if task in sets else task
+
+
+def _accuracy_of(metrics: Mapping[str, float]) -> str | None:
+    """Which of a benchmark's metrics is an accuracy, the plain ones first; None if none is."""
+    names = [name for name in metrics if name.startswith(("acc", "exact_match")) and "_stderr" not in name]
+    return min(names, key=lambda name: (name not in ("acc", "exact_match"), names.index(name)), default=None)
+
+
 def _measurement(run: TrainingRun, record: Mapping[str, Any]) -> Measurement:
     sets = record["sets"]
     accuracy = {name: one["accuracy"] for name, one in sets.items() if one["accuracy"] is not None}
     for task, metrics in record.get("harness", {}).items():
-        accuracy[task] = next(
-            (metrics[m] for m in ("acc", "exact_match") if m in metrics), next(iter(metrics.values()))
-        )
+        if (metric := _accuracy_of(metrics)) is not None:
+            accuracy[_benchmark(task, sets)] = metrics[metric]
     options = {name: one["option_loss"] for name, one in sets.items() if one.get("option_loss") is not None}
     seconds = sum(record["seconds"].values())
     halves, option_halves = (
