@@ -31,6 +31,7 @@ def section(material: Material) -> Section | None:
     if choice.get("held"):  # surfaces of earlier versions do not say
         expected += f" {HELD[0].upper()}{HELD[1:]}."
     said = [f"{text[0].upper()}{text[1:]}." for text in [surface.get("verdict")] if text]
+    said += _of_sizes(surface)
     said += [f"Trials ended {surface['ended']}."] if "ended" in surface else []
     said = [*_of_another(material, surface), *said]
     more = surface["one hundredth more"]
@@ -41,6 +42,17 @@ def section(material: Material) -> Section | None:
                 way_figure(surface), way_table(surface)),
     ]  # fmt: skip
     return Section("trials", "What did trial runs say?", [*said, expected], pictures, [_shares(surface, more)])
+
+
+def _of_sizes(surface: Mapping[str, Any]) -> list[str]:
+    """That trials were of another budget than the choice, if they were; earlier versions did not say."""
+    budget = surface.get("budget")
+    if budget is None or budget["trials"] == budget["choice"]:
+        return []
+    return [
+        f"Trials had {budget['trials']:,} {budget['unit']}, the choice has {budget['choice']:,}: what is said of it is "
+        "for that budget, from uniform's loss in the trials."
+    ]
 
 
 def _of_another(material: Material, surface: Mapping[str, Any]) -> list[str]:
