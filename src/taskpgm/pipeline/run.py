@@ -119,8 +119,7 @@ def balance_curve(pool: TaskPool, scores: Scores, config: Config, values: Sequen
     """The same from what is at hand; nothing is written."""
     affinity, energies = measure_affinity(scores, config.affinity), []
     for value in values:
-        own = config.model_copy(update={"energy": balanced(config.energy, value)})
-        energies.append((value, choose_energy(scores, affinity, pool, own)))
+        energies.append((value, choose_energy(scores, affinity, pool, balanced(config, value))))
     return trace_balance(scores, energies, allowed_shares(pool, config), scores.target_weights(config.target_weights))
 
 
