@@ -332,8 +332,8 @@ class ContextConfig(Section):
     )
     per_target: Annotated[int | None, Field(ge=2)] = Field(
         None,
-        description="Contexts of every target. With targets the mixture is measured on theirs; the tasks' serve the "
-        "affinities alone and may be few.",
+        description="Contexts of every target, on which the mixture is measured and its errors rest. The tasks' count "
+        "by energy.balance, a fifth unless set, and serve affinities.",
     )
     total: Annotated[int | None, Field(ge=2)] = Field(
         None,
@@ -422,6 +422,25 @@ class EnergyConfig(Section):
     utility: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
         default_factory=dict, description="Your own utility of a task, added to its ψ: {task: value}."
     )
+
+    def with_defaults(self, targets: bool, options: bool) -> "EnergyConfig":
+        """The same with what is left out filled in, which `model_fields_set` still tells from what was given.
+
+        Args:
+            targets: whether there are some.
+            options: whether they are scored by options.
+        """
+        filled, serving = self.model_copy(), self.kind == "likelihood" and targets
+        values = vars(filled)
+        if self.balance is None:
+            values["balance"] = BALANCE if serving and not options else 0.0
+        if self.repetition is None and (not serving or filled.balance == 1 or options):
+            values["repetition"] = 0.0
+        if serving and filled.balance and not options and not self.limited:
+            values["max_task_loss"] = MAX_TASK_LOSS
+        if self.prior is None and self.kind == "likelihood" and options:
+            values["prior"] = OPTIONS_PRIOR
+        return filled
 
     @property
     def limited(self) -> tuple[str, ...]:
@@ -538,21 +557,12 @@ class Config(Section):
                 f"contexts.total {self.contexts.total} gives {len(self.tasks)} tasks "
                 f"{self.task_contexts.per_set} each; every task needs two: give {2 * len(self.tasks)} or more"
             )
-        if self.energy.balance is None:
-            loss = self.energy.kind == "likelihood" and self.targets and not self.option_targets
-            vars(self)["energy"] = self.energy.model_copy(update={"balance": BALANCE if loss else 0.0})
-        elif self.energy.balance and not self.targets:
+        if self.energy.balance and not self.targets:
             raise ValueError("energy.balance weighs tasks against targets, and there are none; leave it out")
+        vars(self)["energy"] = self.energy.with_defaults(bool(self.targets), bool(self.option_targets))
         serves = self.energy.kind == "likelihood" and self.targets and self.energy.balance != 1
         if self.energy.repetition and not serves:
             raise ValueError("energy.repetition is for energy.kind likelihood with targets alone; leave it out")
-        if self.energy.repetition is None and (not serves or self.option_targets):
-            vars(self)["energy"] = self.energy.model_copy(update={"repetition": 0.0})
-        usual = self.energy.kind == "likelihood" and self.targets and self.energy.balance and not self.option_targets
-        if usual and not self.energy.limited:
-            vars(self)["energy"] = self.energy.model_copy(update={"max_task_loss": MAX_TASK_LOSS})
-        if self.energy.prior is None and self.energy.kind == "likelihood" and self.option_targets:
-            vars(self)["energy"] = self.energy.model_copy(update={"prior": OPTIONS_PRIOR})
         if self.energy.limited and self.energy.kind != "likelihood":
             limit = self.energy.limited[0]
             raise ValueError(f"energy.{limit} is for energy.kind likelihood alone, not for {self.energy.kind!r}")

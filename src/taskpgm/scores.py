@@ -84,12 +84,12 @@ class Scores(Brief):
         without_seed: int | None = None,
         only_group: int | None = None,
     ) -> Floats:
-        """(T,) position weights ω, Σω = 1 unless per_token with `only_group`.
+        """(T,) position weights ω, Σω = 1 unless `only_group`.
 
         per_row: a set's weight, spread evenly over its contexts, then over their columns, so that long answers do not
         drown short ones. per_token: spread evenly over all its columns, Σ NLL / Σ tokens, as trainers average losses.
-        A group alone then keeps its part of all B groups, ω = B · weight / columns of the whole set: a mean within the
-        group would make its short rows count more, and the mean over groups would be none over tokens.
+        A group alone keeps its part of ω, times B, so that the mean over groups is ω: a mean within the group would
+        leave out the sets that have no context there, and count the contexts of the others by who is beside them.
 
         Args:
             set_weights: (sets,) non-negative, sums to one.
@@ -97,23 +97,14 @@ class Scores(Brief):
             without_seed: leave out the columns of one probe seed.
             only_group: keep only the contexts of one jackknife group.
         """
-        kept_C = np.ones(len(self.context_set), dtype=bool)
-        if without_group is not None:
-            kept_C = self.context_group != without_group
-        if only_group is not None:
-            kept_C = kept_C & (self.context_group == only_group)
-        kept_T = kept_C[self.context]
-        seed_T = self.seed != without_seed if without_seed is not None else np.ones(len(self.seed), dtype=bool)
-        kept_T = kept_T & seed_T
+        kept_C = self.context_group != (-1 if without_group is None else without_group)
+        kept_T = kept_C[self.context] & (self.seed != (-1 if without_seed is None else without_seed))
         set_T = self.context_set[self.context]
+        by_row = self.loss == "per_row"
+        divisor = self._spread(kept_C, kept_T) if by_row else self._columns_of_sets(kept_T)[set_T]
         weight = set_weights[set_T] * kept_T
-        if self.loss == "per_row":
-            divisor = self._spread(kept_C, kept_T)
-        elif only_group is None:
-            divisor = self._columns_of_sets(kept_T)[set_T]
-        else:
-            divisor, weight = self._columns_of_sets(seed_T)[set_T], self.groups * weight
-        return np.divide(weight, divisor, out=np.zeros_like(weight), where=divisor > 0)
+        omega = np.divide(weight, divisor, out=np.zeros_like(weight), where=divisor > 0)
+        return omega if only_group is None else self.groups * omega * (self.context_group[self.context] == only_group)
 
     def _columns_of_sets(self, kept_T: NDArray[np.bool_]) -> Ints:
         """(sets,) columns that are kept of each set."""

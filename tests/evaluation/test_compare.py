@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.special import logsumexp, xlogy
 from support.models import make_model
-from support.runs import choosing, experiment
+from support.runs import CHOICES, choosing, experiment
 
 from taskpgm import UserError, load_config, parse_config
 from taskpgm.data.chat import ChatEncoder
@@ -258,6 +258,61 @@ def test_losses_of_options_are_those_of_the_kept_adapters(layers, tmp_path, mode
     found = [m.option_loss["target"] for m in comparison.measurements]
     np.testing.assert_allclose(sorted(found), sorted(expected), rtol=1e-4)
     assert found[0] != found[1]
+
+
+def test_rows_with_other_options_are_measured_again(tmp_path, model_folders):
+    """In the folder of an earlier comparison as in a folder of its own."""
+    options = CompareOptions(("taskpgm", "uniform"), seeds=1, accuracy="options")
+    before = compare_mixtures(choosing(tmp_path, model_folders["llama"]), tmp_path / "run", options)
+    more = choosing(tmp_path, model_folders["llama"], choices=[*CHOICES, "another one", "a third one", "42"])
+    after = compare_mixtures(more, tmp_path / "run", options)
+    fresh = compare_mixtures(more, tmp_path / "fresh", options)
+    losses = [[m.option_loss["target"] for m in found.measurements] for found in (before, after, fresh)]
+    assert losses[1] == pytest.approx(losses[2], rel=1e-6)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
+def test_adapters_that_were_not_kept_are_kept_when_asked_for(tmp_path, model_folders):
+    config, options = choosing(tmp_path, model_folders["llama"]), CompareOptions(("taskpgm", "uniform"), seeds=1)
+
+    def adapters():
+        return {path.parent.name for path in (tmp_path / "run").glob("compare/*/adapter_model.safetensors")}
+
+    compare_mixtures(config, tmp_path / "run", options)
+    assert not adapters()
+    compare_mixtures(config, tmp_path / "run", replace(options, keep=True))
+    assert adapters() == {path.stem for path in (tmp_path / "run" / "compare").glob("*.json")}
+    assert len(adapters()) == 2
+
+
+def test_measurements_by_other_task_files_of_the_harness_are_others(compared, tmp_path):
+    """As those by another file that the task names beside it; without files the setting is what it was."""
+    _, finished, *_ = compared
+    local = replace(OPTIONS, harness=("mine",), include=tmp_path)
+    settings = []
+    for name, text in (("mine.yaml", "task: mine"), ("mine.yaml", "task: mine\nnum_fewshot: 2"), ("mine.py", "x = 1")):
+        (tmp_path / name).write_text(text)
+        settings += [Trainings(finished, local).setting, Trainings(finished, local).setting]
+    assert settings[::2] == settings[1::2]
+    assert len(set(settings)) == 3
+
+
+def test_benchmarks_stand_beside_sets_of_their_name_and_give_accuracies_alone(compared, monkeypatch):
+    _, finished, *_ = compared
+    found = {
+        "sums": {"acc": 0.25, "acc_stderr": 0.1}, "target": {"exact_match,strict": 0.5, "exact_match_stderr,strict": 0.2},
+        "stories": {"perplexity": 31.0, "acc_stderr": 0.3}, "facts": {"acc_norm": 0.125, "acc": 0.75},
+    }  # fmt: skip
+    monkeypatch.setattr("taskpgm.evaluation.mixing.run_harness", lambda *_: found)
+    said = []
+    monkeypatch.setattr(type(finished.engine.progress), "say", lambda _, text: said.append(text))
+    options = replace(OPTIONS, mixtures=("uniform",), seeds=1, budgets=(), accuracy=True)
+    (own,) = run_comparison(finished, options)[0].measurements
+    (both,) = run_comparison(finished, replace(options, harness=tuple(found)))[0].measurements
+    beside = {"sums (harness)": 0.25, "target (harness)": 0.5, "facts": 0.75}
+    assert {"sums", "target"} <= own.accuracy.keys()
+    assert both.accuracy == {**own.accuracy, **beside}
+    assert [text for text in said if "stories" in text and "no accuracy" in text]
 
 
 @pytest.mark.parametrize("trainer", ["engine", "trl"])

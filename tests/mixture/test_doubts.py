@@ -1,12 +1,16 @@
 """Small samples: what a simulation shows of them, and what is said."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
-from support.numerics import names, random_truth
+from support.finished import finished_run
+from support.numerics import names, random_truth, synthetic_scores
 
-from taskpgm.config import EnergyConfig
-from taskpgm.mixture.doubts import FEW_CONTEXTS, falling, few_contexts, half_width, unfinished_probes
+from taskpgm import load_run
+from taskpgm.config import EnergyConfig, parse_config
+from taskpgm.mixture.doubts import FEW_CONTEXTS, falling, few_contexts, half_width, more_contexts, unfinished_probes
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
 from taskpgm.scores import Scores
@@ -62,6 +66,36 @@ def test_what_is_said_of_few_contexts_is_what_normal_contexts_do():
     assert half_width(9) * values.std(ddof=1) == pytest.approx((high - low) / 2)
     assert few_contexts(FEW_CONTEXTS) is None
     assert "no verdict" in few_contexts(1)
+
+
+@pytest.mark.parametrize(("tasks", "targets", "said"), [(4, 16, None), (16, 4, "4 contexts a set are few")])
+def test_what_is_doubted_of_a_run_is_what_its_intervals_rest_on(tasks, targets, said, tmp_path):
+    """As many groups as a target has contexts, however few the tasks have."""
+    folder = finished_run(tmp_path / "run", n=6, targets=2, contexts=16)
+    scores = synthetic_scores(np.random.default_rng(1), n=6, targets=2, contexts=[tasks] * 6 + [targets] * 2)
+    replace(scores, tasks=load_run(folder).scores.tasks, sets=load_run(folder).scores.sets).save(folder / "scores.npz")
+    found = [doubt for doubt in load_run(folder).doubts if "contexts" in doubt]
+    assert len(found) == (said is not None)
+    assert all(doubt.startswith(said) for doubt in found)
+
+
+@pytest.mark.parametrize(
+    ("contexts", "targets", "remedy"),
+    [
+        ({"per_set": 4}, 1, "contexts.per_set: 16"), ({"per_set": 4}, 0, "contexts.per_set: 16"),
+        ({"per_target": 4}, 1, "contexts.per_target: 16"), ({"total": 12}, 0, "contexts.total: 48"),
+        ({"total": 12, "per_set": 4}, 1, "contexts.per_set: 16"),
+    ],
+)  # fmt: skip
+def test_the_remedy_is_the_setting_that_gives_sixteen(contexts, targets, remedy):
+    data = {
+        "tasks": [{"name": name, "path": "x"} for name in "abc"], "budget": {"examples": 9},
+        "targets": [{"name": "t", "path": "x"}][:targets], "contexts": contexts,
+    }  # fmt: skip
+    assert more_contexts(parse_config(data)) == remedy
+    name, value = remedy.removeprefix("contexts.").split(": ")
+    mended = parse_config(data | {"contexts": contexts | {name: int(value)}})
+    assert (mended.target_contexts if targets else mended.task_contexts).per_set == 16
 
 
 def test_probes_whose_loss_still_falls_are_named_and_others_are_not():

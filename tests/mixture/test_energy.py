@@ -72,7 +72,8 @@ def test_likelihood_is_the_loss_of_the_ensemble():
     assert energy.loss(p) == pytest.approx(expected, rel=1e-12)
     divergence = np.sum(p * np.log(p / 0.25))
     assert energy.value(p) == pytest.approx(expected + PRIOR["likelihood"] * divergence, rel=1e-12)
-    assert bare.loss(p) == pytest.approx(0.5 * losses["g0"] + 0.5 * losses["g1"] - 0.2 * p[1], rel=1e-12)
+    assert bare.loss(p) == pytest.approx(0.5 * losses["g0"] + 0.5 * losses["g1"], rel=1e-12)
+    assert bare.value(p) == pytest.approx(bare.loss(p) - 0.2 * p[1], rel=1e-12)  # what the user adds is not data
 
 
 def test_prior_takes_its_reference():
@@ -117,6 +118,17 @@ def test_replicates_are_energies_of_what_is_left(targets):
     for energy, other in zip(built, _rebuild(replace(scores, logp=without), targets), strict=True):
         assert energy.without[3].value(p) == pytest.approx(other.without[3].value(p), rel=1e-9)
         assert energy.only[7].loss(p) == pytest.approx(other.only[7].loss(p), rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["per_row", "per_token"])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_groups_average_back_to_the_whole_where_tasks_have_few_contexts(loss, seeds):
+    rng = np.random.default_rng(6)
+    scores = replace(synthetic_scores(rng, targets=2, contexts=[4, 5, 4, 4, 16, 20], seeds=seeds), loss=loss)
+    p = np.array([0.1, 0.2, 0.3, 0.4])
+    for kind in ("likelihood", "gain"):
+        energy = build_energy(scores, None, EnergyConfig(kind=kind, balance=0.2))
+        assert np.mean([held_out.loss(p) for held_out in energy.only]) == pytest.approx(energy.loss(p), rel=1e-10)
 
 
 @pytest.mark.parametrize("targets", [0, 2])

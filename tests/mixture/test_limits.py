@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 from support.numerics import synthetic_scores
 
-from taskpgm.config import MAX_TASK_LOSS, AffinityConfig, EnergyConfig
+from taskpgm.config import MAX_TASK_LOSS, AffinityConfig, EnergyConfig, parse_config
 from taskpgm.errors import UserError
 from taskpgm.mixture.affinity import mean_logp, measure_affinity
 from taskpgm.mixture.balance import balanced, trace_balance
@@ -142,6 +142,23 @@ def test_a_mixture_within_limits_is_certified_with_errors_and_replicates_keep_th
     assert np.abs(free.weights - mixture.weights).max() > 0.01  # the limits held it back
 
 
+@pytest.mark.parametrize("kind", ["likelihood", "gain"])
+def test_the_loss_of_a_mixture_within_limits_is_that_of_the_data(kind):
+    """Without what the limits cost: by a loop over the target's contexts."""
+    scores = scored(3)
+    config = EnergyConfig(kind=kind, prior=0.0, max_task_loss=0.0001)
+    mixture = solve_mixture(keep_tasks(build_energy(scores, None, config), scores, config, simplex(scores.tasks)))
+    assert max(one["price"] for one in mixture.energy["settings"]["limits"]) > 0.01  # else this tests nothing
+    p, losses = mixture.weights, {j: [] for j in range(len(scores.tasks), len(scores.sets))}
+    for c, j in enumerate(scores.context_set):
+        if j in losses:
+            columns = scores.logp[:, scores.context == c]
+            of_ensemble, of_gain = -np.log(p @ np.exp(columns[1:])).mean(), -p @ (columns[1:] - columns[0]).mean(axis=1)
+            losses[j].append(of_ensemble if kind == "likelihood" else of_gain)
+    assert mixture.energy["loss"] == pytest.approx(np.mean([np.mean(one) for one in losses.values()]))
+    assert mixture.energy["value"] > mixture.energy["loss"] + 1e-3
+
+
 def test_limits_that_do_not_bind_change_nothing():
     scores, bounds = scored(3), simplex(scored(3).tasks)
     config = EnergyConfig(max_loss=1.0)
@@ -223,8 +240,8 @@ def test_balance_goes_from_the_targets_to_the_tasks(kind):
 
 def test_along_the_curve_targets_lose_and_tasks_gain():
     scores, bounds = scored(4), simplex(scored(4).tasks)
-    config = EnergyConfig(prior=0.1)
-    energies = [(b, build_energy(scores, None, balanced(config, b))) for b in (0.0, 0.3, 0.6, 1.0)]
+    config = experiment(prior=0.1, repetition=0)
+    energies = [(b, build_energy(scores, None, balanced(config, b).energy)) for b in (0.0, 0.3, 0.6, 1.0)]
     curve = trace_balance(scores, energies, bounds, scores.target_weights({}))
     targets, tasks = ([getattr(point, name) for point in curve.points] for name in ("targets", "tasks"))
     assert targets == sorted(targets)
@@ -236,19 +253,46 @@ def test_along_the_curve_targets_lose_and_tasks_gain():
     assert max(point.gap for point in curve.points) < 1e-6
 
 
-def test_the_targets_alone_have_no_usual_limit():
-    usual = EnergyConfig(max_task_loss=MAX_TASK_LOSS)
-    assert balanced(usual, 0).limited == ()
-    assert balanced(usual, 0.1).max_task_loss == MAX_TASK_LOSS
-    for asked in (EnergyConfig(max_task_loss=0.05), EnergyConfig(max_loss=0.1, max_task_loss=MAX_TASK_LOSS)):
-        assert balanced(asked, 0).limited == asked.limited
+def experiment(score="tokens", targets=2, **energy):
+    served = [{"name": f"g{i}", "path": "x", "score": score} for i in range(targets)]
+    tasks = [{"name": f"t{i}", "path": "x"} for i in range(5)]
+    return parse_config({"tasks": tasks, "targets": served, "budget": {"examples": 9}, "energy": energy})
+
+
+@pytest.mark.parametrize("value", [0, 0.2, 0.7, 1])
+@pytest.mark.parametrize("score", ["tokens", "options"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {}, {"max_task_loss": MAX_TASK_LOSS}, {"max_task_loss": 0.05}, {"max_loss": 0.1}, {"prior": 0.3},
+        {"repetition": 0}, {"kind": "gain"}, {"utility": {"t1": 0.5}}, {"max_task_loss": "3%", "loss": "per_token"},
+    ],
+)  # fmt: skip
+def test_a_point_of_the_curve_has_the_settings_of_its_balance(given, score, value):
+    """From whatever balance the YAML has: those of a YAML with this one."""
+    wanted = experiment(score, **given, balance=value)
+    for before in ({}, {"balance": 0}, {"balance": 0.2}, {"balance": 1}):
+        config = experiment(score, **given, **before)
+        assert balanced(config, value).model_dump() == wanted.model_dump()
+        if given not in (
+            {"max_task_loss": MAX_TASK_LOSS},
+            {"repetition": 0},
+        ):  # manifests do not tell them from defaults
+            recorded = parse_config(config.model_dump(mode="json"))
+            assert balanced(recorded, value).model_dump() == wanted.model_dump()
+
+
+def test_the_usual_limit_is_that_of_the_balance():
+    assert balanced(experiment(balance=0), 0.2).energy.max_task_loss == MAX_TASK_LOSS
+    assert balanced(experiment(balance=0.2), 0).energy.limited == ()
+    assert balanced(experiment(max_task_loss=MAX_TASK_LOSS), 0).energy.limited == ("max_task_loss",)  # as was asked for
 
 
 def test_wrong_balances_are_told():
     with pytest.raises(UserError, match="from 0, the targets alone, to 1"):
-        balanced(EnergyConfig(), 1.5)
+        balanced(experiment(), 1.5)
     with pytest.raises(UserError, match="no balance"):
-        balanced(EnergyConfig(kind="affinity", t=2), 0.5)
+        balanced(experiment(targets=0, kind="affinity", t=2), 0.5)
     scores = scored(0, targets=0)
     with pytest.raises(UserError, match="there are none"):
         trace_balance(scores, [], simplex(scores.tasks), scores.task_weights())

@@ -507,29 +507,72 @@ def test_seed_spread_widens_the_intervals():
     np.testing.assert_allclose(mixture.standard_error, np.hypot(contexts, spread), rtol=1e-6)
 
 
-def test_verdict_by_its_definition():
-    energy = build_energy(synthetic_scores(np.random.default_rng(22)), None, EnergyConfig(prior=0))
+def by_context(scores, shares, loss, r, mixtures):
+    """(B,) how much more r loses than the mixture that was chosen without a context's group, context by context.
+
+    Every set's share is spread evenly over all its contexts, wherever they are; a group's sum counts B times.
+    """
+    gains = np.zeros(scores.groups)
+    for c, (j, b) in enumerate(zip(scores.context_set, scores.context_group, strict=True)):
+        columns = scores.logp[:, scores.context == c]
+        part = shares[scores.sets[j]] / (scores.context_set == j).sum()
+        gains[b] += scores.groups * part * (loss(r, columns) - loss(mixtures[b], columns))
+    return gains
+
+
+def of_ensemble(p, columns):
+    return -np.log(p @ np.exp(columns[1:])).mean()
+
+
+def of_gains(p, columns):
+    return -p @ (columns[1:] - columns[0]).mean(axis=1)
+
+
+@pytest.mark.parametrize("contexts", [[16] * 5, [4] * 4 + [16], [3, 5, 12, 20, 24]])
+@pytest.mark.parametrize(("kind", "loss"), [("likelihood", of_ensemble), ("gain", of_gains)])
+def test_verdict_by_its_definition(kind, loss, contexts):
+    """Tasks of fewer contexts than there are groups have their whole part, whatever group their contexts are in."""
+    scores = synthetic_scores(np.random.default_rng(22), targets=1, contexts=contexts)
+    energy = build_energy(scores, None, EnergyConfig(kind=kind, balance=0.2))
     mixture = solve_mixture(energy, references={"uniform": None, "mine": {"t0": 1.0, "t1": 1.0}})
+    shares = {"t0": 0.05, "t1": 0.05, "t2": 0.05, "t3": 0.05, "g0": 0.8}
     r = np.array([0.5, 0.5, 0, 0])
-    gains = [only.loss(r) - only.loss(p) for only, p in zip(energy.only, mixture.replicates, strict=True)]
+    gains = by_context(scores, shares, loss, r, mixture.replicates)
     test = stats.ttest_1samp(gains, 0, alternative="greater")
     verdict = mixture.verdicts[1]
     assert verdict.gain == pytest.approx(np.mean(gains))
+    assert verdict.standard_error == pytest.approx(stats.sem(gains))
     assert verdict.p_value == pytest.approx(max(test.pvalue, 0.5**16))
     np.testing.assert_allclose(mixture.references["mine"], r)
+
+
+def test_a_wish_is_no_evidence_for_what_it_asked_for():
+    """A utility turns the mixture to a task that is worse than uniform; the verdict is by what the data say."""
+    scores = synthetic_scores(np.random.default_rng(24), targets=1, noise=0.05)
+    worst = int(scores.logp[1:, scores.context_set[scores.context] == 4].mean(axis=1).argmin())
+    for kind, loss in (("likelihood", of_ensemble), ("gain", of_gains)):
+        config = EnergyConfig(kind=kind, utility={f"t{worst}": 50.0})
+        mixture = solve_mixture(build_energy(scores, None, config), references={"uniform": None})
+        assert mixture.weights[worst] > 0.99
+        gains = by_context(
+            scores, dict.fromkeys(scores.sets, 0) | {"g0": 1}, loss, np.full(4, 0.25), mixture.replicates
+        )
+        assert mixture.verdicts[0].gain == pytest.approx(np.mean(gains))
+        assert np.mean(gains) < 0
+        assert not mixture.verdicts[0].better
+        columns = [scores.logp[:, scores.context == c] for c in np.flatnonzero(scores.context_set == 4)]
+        by_hand = np.mean([loss(mixture.weights, one) for one in columns])
+        assert mixture.to_dict()["energy"]["loss"] == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize("groups", [2, 5, 6])
 def test_few_contexts_have_no_tiny_p_value(groups):
     """A huge difference: the exact test of all signs of so few gains says no less, and t says 1e-4 and below."""
-    energy = build_energy(
-        synthetic_scores(np.random.default_rng(25), contexts=groups, noise=1e-3), None, EnergyConfig()
-    )
-    mixture = solve_mixture(energy, references={"last": {"t3": 1.0}})
+    scores = synthetic_scores(np.random.default_rng(25), contexts=groups, noise=1e-3)
+    mixture = solve_mixture(build_energy(scores, None, EnergyConfig()), references={"last": {"t3": 1.0}})
     (verdict,) = mixture.verdicts
-    gains = np.array([
-        only.loss(np.eye(4)[3]) - only.loss(p) for only, p in zip(energy.only, mixture.replicates, strict=True)
-    ])  # fmt: skip
+    equal = dict.fromkeys(scores.sets, 0.25)
+    gains = by_context(scores, equal, of_ensemble, np.eye(4)[3], mixture.replicates)
     assert stats.ttest_1samp(gains, 0, alternative="greater").pvalue < 0.002
     flipped = [np.mean(np.array(signs) * gains) for signs in itertools.product((1, -1), repeat=groups)]
     assert verdict.p_value == np.mean(np.array(flipped) >= gains.mean() - 1e-12)

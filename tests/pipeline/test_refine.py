@@ -19,6 +19,7 @@ from taskpgm.evaluation.likelihood import Questions
 from taskpgm.evaluation.refine import (
     USUAL_NOISE,
     RefineOptions,
+    _Worker,
     confirmed_sentence,
     priced,
     run_features,
@@ -128,6 +129,19 @@ def test_trials_of_another_size_are_trained_on_so_many_rows(refined):
     fit = small.surrogate
     scaled = replace(fit, features=features, coefficients=by * fit.coefficients, draws=by * fit.draws)
     np.testing.assert_allclose(small.choice.p, choose(scaled, finished.result.mixture.bounds).p, atol=1e-9)
+    # What is written of it too: from uniform's loss in the trials, also where uniform was chosen.
+    u, p = np.full(3, 1 / 3), np.array([0.5, 0.3, 0.2])
+    surface = replace(small, choice=replace(small.choice, p=p, uniform=False)).surface()
+    assert surface["budget"] == {"unit": "examples", "trials": 20, "choice": 50}
+    assert surface["uniform"]["loss"] == pytest.approx(fit.loss(u))
+    way = [one["loss"] for one in surface["from uniform to choice"]]
+    assert way[-1] - way[0] == pytest.approx(scaled.loss(p) - scaled.loss(u))
+    assert abs(scaled.loss(p) - scaled.loss(u) - fit.loss(p) + fit.loss(u)) > 1e-4
+    assert surface["choice"]["loss"] == way[-1]
+    assert surface["from uniform to choice"][-1]["error"] == pytest.approx(by * fit.error(p, u))
+    more = p - 0.01 * p / 0.5 * (np.arange(3) > 0) + 0.01 * (np.arange(3) == 0)
+    assert surface["one hundredth more"]["sums"]["change"] == pytest.approx(scaled.loss(more) - scaled.loss(p))
+    assert [t["fitted"] for t in surface["trials"]] == [fit.loss(q) for q in small.trials.mixtures]
     assert there.once["sums"] == pytest.approx(0.4 * here.once["sums"])
 
 
@@ -187,6 +201,18 @@ def test_targets_of_options_are_judged_by_them(refined_by_options):
         for one in found.comparison.measurements:
             assert one.loss["target"] == record[one.mixture, one.seed]["option_halves"][1]
         assert "uniform on the targets' options" in found.sentence
+
+
+def test_a_confirmation_is_by_the_other_rows_alone(refined_by_options):
+    """Accuracies are of all rows, those that chose too."""
+    *_, finished, _ = refined_by_options
+    found = _Worker(finished, finished.result).confirm(np.array([0.5, 0.3, 0.2]), 1)
+    record = {(r["mixture"], r["seed"]): r["sets"]["target"] for r in records(finished).values()}
+    assert record["refined", 1]["accuracy"] is not None
+    for one in found.measurements:
+        assert one.accuracy == one.option_loss == {}
+        assert one.loss["target"] == record[one.mixture, one.seed]["option_halves"][1]
+    assert {d.quantity for d in found.differences} == {"targets", "tasks"}
 
 
 def test_measurements_without_halves_of_options_are_made_again(refined_by_options):

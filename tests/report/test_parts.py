@@ -20,7 +20,7 @@ from taskpgm.cli.main import app
 from taskpgm.cli.report import report_line
 from taskpgm.mixture.affinity import given_affinity
 from taskpgm.pipeline.run import balance_curve
-from taskpgm.report import build, history, page, reasons, shares, sides
+from taskpgm.report import build, history, outcome, page, reasons, shares, sides
 from taskpgm.report.field import Field, correlation
 from taskpgm.report.gains import _overall
 from taskpgm.report.material import Material
@@ -273,3 +273,20 @@ def test_figures_without_a_browser_say_what_to_install(folder, tmp_path, monkeyp
 def test_figures_are_plotly_s(folder):
     run = load_run(folder)
     assert [type(make(run)).__name__ for make in (plot.graph, plot.matrix, plot.shares, plot.gains)] == ["Figure"] * 4
+
+
+def test_a_comparison_of_another_mixture_is_said_to_be(tmp_path):
+    folder = finished_run(tmp_path / "run", n=3, targets=1, compared=True)
+    own = load_run(folder).mixture.shares
+    path, said = folder / "comparison.json", []
+    names = list(own)
+    moved = own | {names[0]: own[names[0]] - 0.02, names[1]: own[names[1]] + 0.02}
+    for weights in ({}, own, moved):  # earlier versions did not write any
+        data = json.loads(path.read_text())
+        for one in data["measurements"]:
+            one["weights"] = weights if one["mixture"] == "taskpgm" else dict.fromkeys(own, 1 / 3)
+        path.write_text(json.dumps(data))
+        said.append(outcome.section(Material(load_run(folder))).sentences[0])
+    assert said[0] == said[1]
+    assert "another mixture" in said[2]
+    assert "spends 2.0% of the budget otherwise" in said[2]

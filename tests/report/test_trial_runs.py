@@ -1,5 +1,7 @@
 """The part of a report on trial runs: its numbers are those of the response surface."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support.models import make_model
@@ -48,6 +50,17 @@ def test_a_choice_that_is_held_back_is_said(run):
         material.optional = lambda name, found=found: found
         assert any("is not believed" in sentence for sentence in section(material).sentences) == held
         assert ("is not believed" in choice_line(found)) == held
+
+
+def test_trials_of_another_mixture_are_said_to_be(run):
+    material = Material(load_run(run[0]))
+    assert "another mixture" not in " ".join(section(material).sentences)
+    surface = material.optional(SURFACE)
+    turned = material.mixture.weights[::-1]
+    material.mixture = replace(material.mixture, weights=turned)
+    (tried,) = [list(one["weights"].values()) for one in surface["trials"] if one["name"] == "taskpgm"]
+    part = np.maximum(turned - tried, 0).sum()  # what has moved, as it has come
+    assert f"spends {part:.1%} of the budget otherwise" in section(material).sentences[0]
 
 
 def test_without_trials_there_is_no_such_part(run, tmp_path):

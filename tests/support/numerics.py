@@ -5,7 +5,7 @@ import numpy as np
 
 from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.energy import Energy, field_energy
-from taskpgm.scores import Divergences, Scores
+from taskpgm.scores import Divergences, Scores, context_groups
 
 
 def names(n, prefix="t"):
@@ -13,11 +13,16 @@ def names(n, prefix="t"):
 
 
 def synthetic_scores(rng, n=4, targets=0, contexts=16, longest=4, seeds=1, noise=0.3, truth=None, jsd=False):
-    """Scores with M_ij = truth_ij in the population: context and position noise around it, lengths 1..longest."""
+    """Scores with M_ij = truth_ij in the population: context and position noise around it, lengths 1..longest.
+
+    Args:
+        contexts: of every set, or of each set, tasks first.
+    """
     sets = n + targets
+    counts = [contexts] * sets if isinstance(contexts, int) else list(contexts)
     truth = random_truth(rng, n, targets) if truth is None else truth
-    context_set = np.repeat(np.arange(sets), contexts)
-    context_group = np.tile(np.arange(contexts) % min(16, contexts), sets)
+    context_set = np.repeat(np.arange(sets), counts)
+    context_group = np.concatenate(context_groups(counts, n))
     lengths = rng.integers(1, longest + 1, size=len(context_set))
     context = np.repeat(np.arange(len(context_set)), lengths)
     position = np.concatenate([np.arange(length) for length in lengths])
@@ -28,7 +33,7 @@ def synthetic_scores(rng, n=4, targets=0, contexts=16, longest=4, seeds=1, noise
         blocks.append(block + noise * rng.normal(size=block.shape))
     divergences = None
     if jsd:
-        B = min(16, contexts)
+        B = int(context_group.max()) + 1
         points = rng.random((seeds, B, n, 3))
         distance = ((points[:, :, :, None] - points[:, :, None]) ** 2).sum(-1) / 5
         divergences = Divergences(distance * 2.0, np.full(B, 2.0), 100)

@@ -15,7 +15,7 @@ from taskpgm.data.pool import TaskPool
 from taskpgm.data.ranking import Counts
 from taskpgm.data.rowfiles import Sample
 from taskpgm.evaluation.statistics import Comparison, Estimate, Quantity, Summary, verdict_sentence
-from taskpgm.mixture.doubts import few_contexts, half_width
+from taskpgm.mixture.doubts import few_contexts, half_width, more_contexts
 from taskpgm.progress import duration
 from taskpgm.scores import LossBy
 
@@ -156,7 +156,7 @@ def pool_view(pool: TaskPool, config: Config, everything: bool = False) -> Rende
     )
     if config.budget.unit == "examples" and (said := _tokens_apart(pool)):
         lines.append(f"with equal shares {said}")
-    doubt = few_contexts(min(len(s.contexts) for s in pool.all))
+    doubt = few_contexts(min(len(s.contexts) for s in pool.targets or pool.tasks), more_contexts(config))
     return Group(table, *map(Text, lines), *([Text(doubt, style="yellow")] if doubt else []))
 
 

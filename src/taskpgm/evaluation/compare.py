@@ -5,7 +5,7 @@ evaluate    loss and accuracy on the tasks' validation rows and on the targets' 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -23,7 +23,7 @@ from taskpgm.evaluation.baselines import baseline_mixture, within_supply
 from taskpgm.evaluation.equivalence import Equivalence, budget_equivalence
 from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.evaluation.statistics import Comparison, Measurement, compare_measurements
-from taskpgm.files import atomic_folder, digest, write_json
+from taskpgm.files import atomic_folder, digest, path_digest, write_json
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import Encoded
@@ -46,7 +46,7 @@ class CompareOptions:
     method: str = "lora"  # or full: every weight of the model
     learning_rate: float | None = None  # probes.learning_rate if left out; of full fine-tuning FULL_LEARNING_RATE
     accuracy: bool | Literal["options"] = True  # grade answers too: by options alone, or by writing as well
-    keep: bool = False  # adapters stay in the run directory
+    keep: bool = False  # adapters stay in the run directory; a training whose adapter did not is made again
     rows: int | None = None  # rows a set that are evaluated, at most
     harness: tuple[str, ...] = ()  # benchmarks of lm-evaluation-harness, run on every adapter
     include: Path | None = None  # folder or file of the harness's local tasks
@@ -73,6 +73,9 @@ def run_comparison(finished: FinishedRun, options: CompareOptions) -> tuple[Comp
         facts["budget equivalence"] = _equivalence(measurements, comparison, options, finished.config.budget.size)
     settings = {"setting": trainings.setting, "settings": compared_settings(finished.config, options)}
     write_json(finished.folder / "comparison.json", {**comparison.to_dict(), **facts, **settings})
+    for task in options.harness:
+        if _benchmark(task, trainings.sets) not in asked[0].accuracy:
+            finished.engine.progress.say(f"{task} gives no accuracy of its own: what it gives is in compare/*.json")
     return comparison, facts
 
 
@@ -189,11 +192,15 @@ class Trainings:
         training = _training(config, options).probes.model_dump(
             include={"learning_rate", "batch", "max_length"} | ({"lora"} if options.method == "lora" else set())
         )
+        rows = [row for rows in self.sets.values() for row in rows] if options.accuracy else []
+        graded = {row.key: [row.choices, row.verifier] for row in rows if row.choices or row.verifier}
+        local = path_digest(options.include) if options.include and options.include.exists() else None
         return digest(
             [
                 ORDER, self.run.engine.fingerprint, config.seed, config.budget.model_dump(), training, options.trainer,
                 options.accuracy, options.harness, options.rows, [task.train_key for task in self.pool.tasks],
                 {name: [row.key for row in rows] for name, rows in self.sets.items()},
+                *([graded, local] if graded or local else []),
             ]
         )  # fmt: skip
 
@@ -209,7 +216,8 @@ class Trainings:
         todo: dict[Path, list[TrainingRun]] = {}  # several if two mixtures are the same
         for run in (replace(run, config=_training(run.config, self.options)) for run in runs):
             path = self.path(run)
-            found = _measurement(run, json.loads(path.read_text())) if path.exists() else None
+            kept = path.exists() and (path.with_suffix("").is_dir() or not self.options.keep)
+            found = _measurement(run, json.loads(path.read_text())) if kept else None
             if found and (not self.halves or self._has_halves(found)):
                 yield found
             else:
@@ -300,13 +308,23 @@ def _planned(plan: RowPlan) -> list[tuple[int, int]]:
     return list(zip(plan.task.tolist(), plan.row.tolist(), strict=True))
 
 
+def _benchmark(task: str, sets: Collection[str]) -> str:
+    """What the accuracy of a benchmark is called, beside those of sets."""
+    return f"{task} (harness)" if task in sets else task
+
+
+def _accuracy_of(metrics: Mapping[str, float]) -> str | None:
+    """Which of a benchmark's metrics is an accuracy, the plain ones first; None if none is."""
+    names = [name for name in metrics if name.startswith(("acc", "exact_match")) and "_stderr" not in name]
+    return min(names, key=lambda name: (name not in ("acc", "exact_match"), names.index(name)), default=None)
+
+
 def _measurement(run: TrainingRun, record: Mapping[str, Any]) -> Measurement:
     sets = record["sets"]
     accuracy = {name: one["accuracy"] for name, one in sets.items() if one["accuracy"] is not None}
     for task, metrics in record.get("harness", {}).items():
-        accuracy[task] = next(
-            (metrics[m] for m in ("acc", "exact_match") if m in metrics), next(iter(metrics.values()))
-        )
+        if (metric := _accuracy_of(metrics)) is not None:
+            accuracy[_benchmark(task, sets)] = metrics[metric]
     options = {name: one["option_loss"] for name, one in sets.items() if one.get("option_loss") is not None}
     seconds = sum(record["seconds"].values())
     halves, option_halves = (

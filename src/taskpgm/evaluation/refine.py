@@ -59,6 +59,8 @@ class Refinement(Brief):
     plan: RowPlan
     ended: str  # why no further trial was made
     comparison: Comparison | None
+    there: Surrogate  # the surrogate at the budget of the choice
+    budget: Mapping[str, Any]  # its unit, and how much of it the trials and the choice have
     options: Sequence[str] = ()  # targets that are judged by their options
 
     @property
@@ -71,9 +73,15 @@ class Refinement(Brief):
     def surface(self) -> dict[str, Any]:
         """JSON-ready: the surrogate's losses of mixtures with their errors, and the confirmation."""
         uniform = nearest_to_uniform(self.mixture.bounds)
-        found = describe_surface(self.trials, self.surrogate, self.prior, self.choice, uniform)
+        found = describe_surface(self.trials, self.surrogate, self.prior, self.choice, uniform, self.there)
         confirmation = self.comparison.to_dict() if self.comparison else None
-        return {**found, "ended": self.ended, "verdict": self.sentence, "confirmation": confirmation}
+        return {
+            **found,
+            "budget": dict(self.budget),
+            "ended": self.ended,
+            "verdict": self.sentence,
+            "confirmation": confirmation,
+        }
 
 
 def run_refinement(finished: FinishedRun, options: RefineOptions) -> Refinement:
@@ -90,12 +98,16 @@ def run_refinement(finished: FinishedRun, options: RefineOptions) -> Refinement:
     trained = _of_size(finished, options.size)
     worker = _Worker(trained, finished.result)
     ended = worker.search(options.runs)
-    choice = choose(worker.at_budget(finished.config), worker.bounds, worker.limits)
+    there = worker.at_budget(finished.config)
+    choice = choose(there, worker.bounds, worker.limits)
     comparison = None if choice.uniform else worker.confirm(choice.p, options.seeds)
     mixture = solve_mixture(choice.energy, worker.bounds, {UNIFORM: None})
     plan = plan_rows(finished.result.pool, mixture.shares, finished.config)
-    chosen = finished.config.option_targets
-    return Refinement(worker.trials, worker.fit(), worker.prior, choice, mixture, plan, ended, comparison, chosen)
+    budget, chosen = finished.config.budget, finished.config.option_targets
+    sizes = {"unit": budget.unit, "trials": trained.config.budget.size, "choice": budget.size}
+    return Refinement(
+        worker.trials, worker.fit(), worker.prior, choice, mixture, plan, ended, comparison, there, sizes, chosen
+    )
 
 
 def run_shares(config: Config, result: Result) -> dict[str, float]:
@@ -227,18 +239,23 @@ class _Worker:
         return fit_surrogate(self.features, mixtures, losses, noise, self.prior, self.finished.config.seed)
 
     def at_budget(self, config: Config) -> Surrogate:
-        """The same for trainings of another budget: other rows are seen again there, and all else fades."""
+        """The same for trainings of another budget: other rows are seen again there, and all else fades.
+
+        Uniform's loss stays that of the trials: what it is there nobody has measured.
+        """
         found, pool = self.fit(), self.result.pool
         here, there = budget_of(pool, self.finished.config), budget_of(pool, config)
-        by = there.fade / here.fade
+        by = np.full(len(found.coefficients), there.fade / here.fade)
+        by[0] = 1.0
         features = priced(self.features, config, self.result, there)
         return replace(found, features=features, coefficients=found.coefficients * by, draws=found.draws * by)
 
     def confirm(self, p: Floats, seeds: int) -> Comparison:
-        """The choice against uniform, with fresh seeds, on the rows that did not choose it."""
+        """The choice against uniform, with fresh seeds, on the rows that did not choose it; no accuracies, which are
+        of all rows."""
         mixtures = {REFINED: p, UNIFORM: nearest_to_uniform(self.bounds)}
         found = self.measure(mixtures, range(1, seeds + 1), "confirming")
-        fresh = [replace(m, loss=self.losses(m, CONFIRMING), option_loss={}) for m in found]
+        fresh = [replace(m, loss=self.losses(m, CONFIRMING), option_loss={}, accuracy={}) for m in found]
         pool = self.result.pool
         weights = self.finished.config.target_weights or None
         return compare_measurements(fresh, pool.names, [s.name for s in pool.targets], weights)

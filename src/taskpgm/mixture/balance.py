@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from taskpgm.config import EnergyConfig
+from taskpgm.config import Config, EnergyConfig
 from taskpgm.errors import UserError
 from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.energies import ensemble_loss
@@ -70,15 +70,28 @@ def trace_balance(
     return BalanceCurve(tuple(points))
 
 
-def balanced(config: EnergyConfig, value: float) -> EnergyConfig:
-    """The same settings at another balance; 0 serves the targets alone, without the usual limit on tasks' losses.
+def balanced(config: Config, value: float) -> Config:
+    """The same experiment with another `energy.balance`: what its YAML left out has the default of that balance.
 
     Raises:
         UserError: a balance outside of 0 to 1, or a kind that has none.
     """
     if not 0 <= value <= 1:
         raise UserError(f"--balance goes from 0, the targets alone, to 1, the tasks alone, not to {value:g}.")
-    if config.kind == "affinity":
+    if config.energy.kind == "affinity":
         raise UserError("energy.kind 'affinity' has no balance: it takes no targets.")
-    limit = None if not value and config.usually_limited else config.max_task_loss
-    return config.model_copy(update={"balance": float(value), "max_task_loss": limit})
+    energy = EnergyConfig(**{**_given(config), "balance": float(value)})
+    filled = energy.with_defaults(bool(config.targets), bool(config.option_targets))
+    return config.model_copy(update={"energy": filled})
+
+
+def _given(config: Config) -> dict[str, Any]:
+    """The settings of the energy that were not left out; of a manifest, which names all, those that are not usual."""
+    energy = config.energy
+    given = {name: getattr(energy, name) for name in energy.model_fields_set}
+    if not given.keys() >= {name for name in EnergyConfig.model_fields if getattr(energy, name) not in (None, {})}:
+        return given
+    bare = EnergyConfig(kind=energy.kind, balance=energy.balance, max_loss=energy.max_loss)
+    usual = bare.with_defaults(bool(config.targets), bool(config.option_targets))
+    always = {"kind": energy.kind, "max_loss": energy.max_loss}
+    return {name: value for name, value in given.items() if value != getattr(usual, name)} | always

@@ -6,32 +6,44 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import stats
 
+from taskpgm.config import Config
+
 # From eight contexts on, nine in ten draws of contexts give an interval within a factor of 2.6 in width, and on skewed
 # losses it holds the truth nine times in ten; below, neither (tests/mixture/test_doubts.py has the simulation).
 FEW_CONTEXTS = 8
 MANY_CONTEXTS = 16  # as many groups as the jackknife makes at most
+ANY_REMEDY = f"contexts.per_set: {MANY_CONTEXTS} (of targets contexts.per_target, if it is given)"
 
 
-def few_contexts(contexts: int) -> str | None:
+def few_contexts(contexts: int, remedy: str = ANY_REMEDY) -> str | None:
     """What intervals from so few contexts a set are worth, and what more would buy; None from `FEW_CONTEXTS` on.
 
     Half the width of an interval is t_{m−1} s/√m of m contexts, and (m − 1)s²/σ² is chi-squared. So its 95 % and 5 %
     quantiles over draws of contexts are apart by the root of those of chi-squared with m − 1 degrees of freedom.
+
+    Args:
+        contexts: of the smallest target, or task without any: as many as there are groups, below 16.
+        remedy: the setting that gives `MANY_CONTEXTS`.
     """
     if contexts >= FEW_CONTEXTS:
         return None
     if contexts < 2:
-        return (
-            "One context a set gives no intervals and no verdict against uniform; contexts.per_set: "
-            f"{MANY_CONTEXTS} gives both."
-        )
+        return f"One context a set gives no intervals and no verdict against uniform; {remedy} gives both."
     low, high = (float(stats.chi2.ppf(part, contexts - 1)) for part in (0.05, 0.95))
     narrower = 1 - half_width(MANY_CONTEXTS) / half_width(contexts)
     return (
         f"{contexts} contexts a set are few: the width of an interval is luck, {math.sqrt(high / low):.1f} times as "
-        f"wide in one draw of contexts as in another. contexts.per_set: {MANY_CONTEXTS} would narrow the intervals by "
-        f"{narrower:.0%}."
+        f"wide in one draw of contexts as in another. {remedy} would narrow the intervals by {narrower:.0%}."
     )
+
+
+def more_contexts(config: Config) -> str:
+    """The setting that gives `MANY_CONTEXTS` to every set that the mixture is measured on."""
+    if config.targets:
+        return f"contexts.{'per_set' if config.contexts.per_target is None else 'per_target'}: {MANY_CONTEXTS}"
+    if config.contexts.total is not None:
+        return f"contexts.total: {MANY_CONTEXTS * len(config.tasks)}"
+    return f"contexts.per_set: {MANY_CONTEXTS}"
 
 
 def half_width(contexts: int) -> float:

@@ -138,10 +138,9 @@ def ensemble_loss(scores: Scores, set_weights: Floats, fold: Fold = EVERYTHING) 
 
 
 def _position_weights(scores: Scores, set_weights: Floats, fold: Fold) -> Floats:
-    """ω of a fold where the sets have weight: summing to one, but for a group's part of a mean over all tokens."""
+    """ω of a fold where the sets have weight: summing to one, but for a group alone, which keeps its part of ω."""
     omega_T = jackknife.omega_of(scores, set_weights, fold)[scores.omega(set_weights) > 0]
-    part = scores.loss == "per_token" and fold.only_group is not None
-    return omega_T if part else omega_T / omega_T.sum()
+    return omega_T if fold.only_group is not None else omega_T / omega_T.sum()
 
 
 def _affinity_energy(affinity: Affinity, config: EnergyConfig, weights: Mapping[str, float]) -> Energy:

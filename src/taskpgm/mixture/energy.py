@@ -50,6 +50,7 @@ class Energy(Brief):
     prior: float = 0.0
     once: Floats = field(default_factory=lambda: np.empty(0))  # (n,) o, positive; unused without a price
     repetition: float = 0.0  # λ
+    limits: int = 0  # last columns that are limits on the tasks' losses at their prices, not data
     shift: float = 0.0  # added to K's diagonal so that K is convex on the simplex
     least: float | None = None  # smallest eigenvalue of K on {v : 1ᵀv = 0}, if it is known already
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -73,23 +74,30 @@ class Energy(Brief):
         return tangent_spectrum(self.K)[0] if self.least is None else self.least
 
     def loss(self, p: Floats) -> float:
-        """−ψᵀp + ½pᵀKp − E_ω log Σ_i p_i P_i: without prior and repetition, in nats for a likelihood."""
-        total = float(-self.psi @ p)
+        """−t·unaryᵀp + ½pᵀKp − E_ω log Σ_i p_i P_i: what data say, without utility, limits, prior and repetition."""
+        total = -self.t * float(self.unary @ p)
         if self.K.any():
             total += 0.5 * float(p @ self.K @ p)
-        if self.likelihoods.shape[1]:
-            with np.errstate(divide="ignore"):
-                total -= float(self.omega @ (np.log(p @ self.likelihoods) + self.log_scale))
-        return total
+        return total + self._surprise(p, slice(self.likelihoods.shape[1] - self.limits))
 
     def value(self, p: Floats) -> float:
         """E(p)."""
-        total = self.loss(p)
+        total = self.loss(p) - float(self.utility @ p)
+        if self.limits:
+            total += self._surprise(p, slice(-self.limits, None))
         if self.prior:
             total += self.prior * float(rel_entr(p, self.reference).sum())
         if self.repetition:
             total += self.repetition * repeated(p, self.once)
         return total
+
+    def _surprise(self, p: Floats, columns: slice) -> float:
+        """−Σ_t ω_t log Σ_i p_i P_i(y_t) of some of the columns."""
+        if not self.likelihoods.shape[1]:
+            return 0.0
+        with np.errstate(divide="ignore"):
+            mixed = np.log(p @ self.likelihoods[:, columns]) + self.log_scale[columns]
+        return -float(self.omega[columns] @ mixed)
 
     def gradient(self, p: Floats) -> Floats:
         """(n,) ∇E(p)."""
@@ -166,7 +174,7 @@ def field_energy(tasks: tuple[str, ...], psi: Floats, K: Floats) -> Energy:
     shift, least = convexity_shift(K)
     K = np.asarray(K, dtype=np.float64) + shift * np.eye(len(K))
     psi = np.asarray(psi, dtype=np.float64)
-    return _field("affinity", tasks, np.zeros(len(K)), psi, K, shift=shift, least=least + shift)
+    return _field("affinity", tasks, psi, np.zeros(len(K)), K, shift=shift, least=least + shift)
 
 
 def _field(kind: str, tasks: tuple[str, ...], unary: Floats, utility: Floats, K: Floats, **extra: Any) -> Energy:

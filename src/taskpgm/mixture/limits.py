@@ -223,7 +223,8 @@ def priced(energy: Energy, limits: Sequence[Limit], prices: Floats) -> Energy:
     parts = [(energy.likelihoods, energy.omega, energy.log_scale)]
     parts += [(one.likelihoods, price * one.omega, one.log_scale) for one, price in held]
     likelihoods, omega, log_scale = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
-    return replace(energy, likelihoods=likelihoods, omega=omega, log_scale=log_scale)
+    added = len(omega) - len(energy.omega)
+    return replace(energy, likelihoods=likelihoods, omega=omega, log_scale=log_scale, limits=energy.limits + added)
 
 
 def _excess(limits: Sequence[Limit], p: Floats) -> Floats:

@@ -29,12 +29,13 @@ LEVEL = 0.95  # of the intervals of the weights
 class Verdict:
     """Whether the mixture beats a reference mixture on contexts that it was not chosen on.
 
-    gain is the mean over groups b of E_b(r) − E_b(p without b), energies without prior and repetition. p_value is
-    one-sided, by a t-test over groups, and no less than 2^−groups: what the exact test by signs gives if all of them
-    agree, and so the least that so few show unless gains are taken for normal. Below six groups nothing is `better`. It
-    covers the choice of contexts only, not other probe seeds or another training run. If r is optimal, the gain is a
-    degenerate U-statistic with a heavier right tail than Student's: measured on synthetic nulls, p < 0.05 happens in up
-    to a tenth of the draws (strong prior), so `better` asks for p < 0.025.
+    gain is the mean over groups b of E_b(r) − E_b(p without b), by data alone: energies without prior, repetition,
+    limits and the user's utility. p_value is one-sided, by a t-test over groups, and no less than 2^−groups: what the
+    exact test by signs gives if all of them agree, and so the least that so few show unless gains are taken for
+    normal. Below six groups nothing is `better`. It covers the choice of contexts only, not other probe seeds or
+    another training run. If r is optimal, the gain is a degenerate U-statistic with a heavier right tail than
+    Student's: measured on synthetic nulls, p < 0.05 happens in up to a tenth of the draws (strong prior), so `better`
+    asks for p < 0.025.
     """
 
     reference: str

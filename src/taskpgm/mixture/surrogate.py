@@ -140,7 +140,7 @@ def surrogate_energy(features: Features, coefficients: Floats) -> Energy:
     none = np.empty(0)
     kept = features.energy if features.energy is not None and ensemble > 0 else None
     return Energy(
-        "surrogate", features.tasks, np.zeros(n), slope / scale, np.zeros((n, n)),
+        "surrogate", features.tasks, slope / scale, np.zeros(n), np.zeros((n, n)),
         kept.likelihoods if kept else np.empty((n, 0)), kept.omega * (ensemble / scale) if kept else none,
         kept.log_scale if kept else none, features.uniform, prior=float(divergence / scale),
         once=none if features.once is None else features.once, repetition=features.repetition / scale,

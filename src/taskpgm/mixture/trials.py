@@ -135,13 +135,17 @@ def _scaled(path: Path, weights: Floats) -> Floats:
 
 
 def describe_surface(
-    trials: Trials, surrogate: Surrogate, prior: Prior, choice: Choice, uniform: Floats
+    trials: Trials, surrogate: Surrogate, prior: Prior, choice: Choice, uniform: Floats, there: Surrogate | None = None
 ) -> dict[str, Any]:
     """JSON-ready: what the surrogate says of mixtures, with its errors.
 
     Its coefficients; every trial as measured, fitted, and predicted by the others; losses from uniform to the choice
     and beyond; and what one hundredth more of a task, taken from all others alike, changes at the choice.
+
+    Args:
+        there: the surrogate at the budget of the choice, for all that is said of it; that of the trials if left out.
     """
+    there = there or surrogate
     others = left_out(surrogate, trials.mixtures, trials.losses, prior) if len(trials.losses) > 2 else None
     tried = [
         {
@@ -152,15 +156,15 @@ def describe_surface(
     ]  # fmt: skip
     return {
         "tasks": list(trials.tasks), "noise": surrogate.noise, "coefficients": _coefficients(surrogate, trials.tasks),
-        "repetition": _repetition(surrogate.features),
+        "repetition": _repetition(there.features),
         "trials": tried,
         "choice": {
-            "weights": _named(trials.tasks, choice.p), "uniform": choice.uniform, "loss": surrogate.loss(choice.p),
+            "weights": _named(trials.tasks, choice.p), "uniform": choice.uniform, "loss": there.loss(choice.p),
             "gain over uniform": choice.gain, "error": choice.error, "held": choice.held,
         },
-        "uniform": {"weights": _named(trials.tasks, uniform), "loss": surrogate.loss(uniform)},
-        "from uniform to choice": _line(surrogate, uniform, choice.p),
-        "one hundredth more": _steps(surrogate, choice.p, trials.tasks),
+        "uniform": {"weights": _named(trials.tasks, uniform), "loss": there.loss(uniform)},
+        "from uniform to choice": _line(there, uniform, choice.p),
+        "one hundredth more": _steps(there, choice.p, trials.tasks),
     }  # fmt: skip
 
 

@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from taskpgm.config import Config, EnergyConfig, parse_config
 from taskpgm.data.plan import RowPlan, copies, plan_rows
 from taskpgm.data.pool import TaskPool
@@ -26,7 +24,7 @@ from taskpgm.export.write import Export, export_plan
 from taskpgm.files import loaded, read_json, write_json
 from taskpgm.mixture.affinity import Affinity, Gains, measure_affinity
 from taskpgm.mixture.balance import BalanceCurve, balanced, trace_balance
-from taskpgm.mixture.doubts import few_contexts, unfinished_probes
+from taskpgm.mixture.doubts import few_contexts, more_contexts, unfinished_probes
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.explanation import Explanation
 from taskpgm.mixture.explanation import explain as explain_mixture
@@ -119,8 +117,7 @@ def balance_curve(pool: TaskPool, scores: Scores, config: Config, values: Sequen
     """The same from what is at hand; nothing is written."""
     affinity, energies = measure_affinity(scores, config.affinity), []
     for value in values:
-        own = config.model_copy(update={"energy": balanced(config.energy, value)})
-        energies.append((value, choose_energy(scores, affinity, pool, own)))
+        energies.append((value, choose_energy(scores, affinity, pool, balanced(config, value))))
     return trace_balance(scores, energies, allowed_shares(pool, config), scores.target_weights(config.target_weights))
 
 
@@ -249,7 +246,7 @@ class FinishedDirectory:
     @cached_property
     def doubts(self) -> list[str]:
         """Why the mixture may be less sure than its errors say, and what more would buy: contexts, probes."""
-        contexts = few_contexts(min(np.bincount(self.scores.context_set)))
+        contexts = few_contexts(self.scores.groups, more_contexts(self.config))
         records = [loaded(read_json, path) for path in sorted(self.run.glob(f"adapters/*/{TRAINING}"))]
         names = {task.name for task in self.config.tasks}
         losses = {one["task"]: one["losses"] for one in records if one["losses"] and one["task"] in names}

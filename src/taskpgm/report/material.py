@@ -1,5 +1,6 @@
 """`Material`: a finished run and what its figures need beyond the files, worked out when it is first asked for."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ from taskpgm.pipeline.stages import choose_energy
 from taskpgm.report.examples import Examples, of_tasks
 from taskpgm.types import Floats
 
+SAME = 5e-4  # of the budget: mixtures that are no further apart are one
 EXPLAINED = 64  # of more tasks than this, leaving each out takes minutes: `taskpgm explain` does it
 LEFT_OUT = 16  # of the heaviest of them, on the page
 
@@ -94,6 +96,11 @@ class Material:
         return compare_measurements(
             runs, data["tasks"], data["targets"], data["weights"] if data["targets"] else None, data["level"]
         )
+
+    def elsewhere(self, weights: Mapping[str, float]) -> float:
+        """Which part of the budget these weights, by task, spend otherwise than the mixture; 0 if there are none."""
+        own = self.mixture.shares
+        return 0.5 * sum(abs(weights.get(t, 0.0) - own.get(t, 0.0)) for t in {*weights, *own}) if weights else 0.0
 
     def optional(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the directory, if it is there.

@@ -7,8 +7,9 @@ import numpy as np
 from plotly.graph_objects import Heatmap, Scatter
 from plotly.subplots import make_subplots
 
+from taskpgm.evaluation.baselines import OURS
 from taskpgm.evaluation.statistics import Comparison, Difference, Values
-from taskpgm.report.material import Material
+from taskpgm.report.material import SAME, Material
 from taskpgm.report.parts import Picture, Section, Table
 from taskpgm.report.style import COLOURS, GREY, NUMBERED, SHOWN, blank, first_of, short, text
 
@@ -60,12 +61,24 @@ def section(material: Material) -> Section:
     lines = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in comparison.sentences] or [
         f"Only {comparison.mixtures[0]} was trained, so there is nothing to compare it with."
     ]
+    lines = [*_of_another(material, comparison), *lines]
     if equivalence := material.run.comparison.get("budget equivalence"):
         lines.append(f"Budget equivalence: {equivalence['sentence']}.")
     if predicted := _predictions(material):
         lines.append(predicted[0])
         pictures.append(predicted[1])
     return Section("outcome", title, lines, pictures, [_averages(comparison)])
+
+
+def _of_another(material: Material, comparison: Comparison) -> list[str]:
+    """A warning if what was trained is another mixture than the run's."""
+    apart = max((material.elsewhere(m.weights) for m in comparison.measurements if m.mixture == OURS), default=0.0)
+    if apart <= SAME:
+        return []
+    return [
+        f"This was measured with another mixture than the one above, which spends {apart:.1%} of the budget otherwise: "
+        f"it says nothing sure of this one. `taskpgm compare {material.command}` measures it."
+    ]
 
 
 def differences_figure(comparison: Comparison) -> Any:

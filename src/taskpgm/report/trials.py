@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from plotly.graph_objects import Figure, Scatter
 
+from taskpgm.evaluation.baselines import OURS
 from taskpgm.mixture.trials import HELD
-from taskpgm.report.material import Material
+from taskpgm.report.material import SAME, Material
 from taskpgm.report.parts import Picture, Section, Table
 from taskpgm.report.style import GREY, LINE, OTHER, OWN, blank, name_axis
 
@@ -30,7 +31,9 @@ def section(material: Material) -> Section | None:
     if choice.get("held"):  # surfaces of earlier versions do not say
         expected += f" {HELD[0].upper()}{HELD[1:]}."
     said = [f"{text[0].upper()}{text[1:]}." for text in [surface.get("verdict")] if text]
+    said += _of_sizes(surface)
     said += [f"Trials ended {surface['ended']}."] if "ended" in surface else []
+    said = [*_of_another(material, surface), *said]
     more = surface["one hundredth more"]
     pictures = [
         Picture("trials-picture", "Loss of every trial: measured, and fitted with its 95 % interval",
@@ -39,6 +42,28 @@ def section(material: Material) -> Section | None:
                 way_figure(surface), way_table(surface)),
     ]  # fmt: skip
     return Section("trials", "What did trial runs say?", [*said, expected], pictures, [_shares(surface, more)])
+
+
+def _of_sizes(surface: Mapping[str, Any]) -> list[str]:
+    """That trials were of another budget than the choice, if they were; earlier versions did not say."""
+    budget = surface.get("budget")
+    if budget is None or budget["trials"] == budget["choice"]:
+        return []
+    return [
+        f"Trials had {budget['trials']:,} {budget['unit']}, the choice has {budget['choice']:,}: what is said of it is "
+        "for that budget, from uniform's loss in the trials."
+    ]
+
+
+def _of_another(material: Material, surface: Mapping[str, Any]) -> list[str]:
+    """A warning if the default that was tried is another mixture than the run's."""
+    apart = max((material.elsewhere(one["weights"]) for one in surface["trials"] if one["name"] == OURS), default=0.0)
+    if apart <= SAME:
+        return []
+    return [
+        f"These runs tried another mixture than the run has now, which spends {apart:.1%} of the budget otherwise. "
+        f"`taskpgm refine {material.command}` starts from today's."
+    ]
 
 
 def trials_figure(surface: Mapping[str, Any]) -> Figure:
