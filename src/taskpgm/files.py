@@ -4,11 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,9 @@ from taskpgm.errors import UserError, first_line
 Made = TypeVar("Made")
 Parts = Mapping[str, str]
 KEY_FILE = "key.json"
-WHOLE = 256 << 20  # larger files are hashed by size, time and their two ends, to save seconds
+SCRATCH = ".taskpgm-tmp-"  # what files and folders are called until they are whole
+LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}  # in some readers' eyes
+LARGE = 256 << 20  # bytes of a file from which on its hash is remembered, to save seconds
 
 
 def cache_folder() -> Path:
@@ -29,7 +32,7 @@ def cache_folder() -> Path:
 def atomic_file(target: Path) -> Iterator[Path]:
     """A path beside `target` to write to; it takes target's place when the block ends well, and vanishes otherwise."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    scratch = target.with_name(f"{SCRATCH}{secrets.token_hex(4)}-{target.name}")
     try:
         yield scratch
         _flush(scratch)
@@ -42,7 +45,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 def atomic_folder(target: Path, parts: Parts) -> Iterator[Path]:
     """The same for a folder, which gets `key.json` with its parts."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=target.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=target.parent))
     scratch.chmod(0o755)
     try:
         yield scratch
@@ -130,18 +133,36 @@ def files_digest(paths: Sequence[Path]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Hash of a file's content; of size, time, first and last megabyte if it is larger than 256 MiB."""
+    """Hash of a file's size and content, the same wherever it lies.
+
+    That of a file of 256 MiB or more is remembered in the cache, by its place, size and time of change.
+    """
     stat = path.stat()
-    found = hashlib.blake2b(str(stat.st_size).encode(), digest_size=12)
+    if stat.st_size < LARGE:
+        return _content_digest(path, stat.st_size)
+    known = cache_folder() / "digests" / digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    with contextlib.suppress(OSError):
+        return known.read_text(encoding="ascii")
+    found = _content_digest(path, stat.st_size)
+    with contextlib.suppress(OSError), atomic_file(known) as scratch:  # a cache that cannot be written
+        scratch.write_text(found, encoding="ascii")
+    return found
+
+
+def _content_digest(path: Path, size: int) -> str:
+    found = hashlib.blake2b(str(size).encode(), digest_size=12)
     with path.open("rb") as file:
-        if stat.st_size <= WHOLE:
-            while chunk := file.read(1 << 20):
-                found.update(chunk)
-        else:
-            found.update(str(stat.st_mtime_ns).encode() + file.read(1 << 20))
-            file.seek(-(1 << 20), os.SEEK_END)
-            found.update(file.read())
+        while chunk := file.read(1 << 20):
+            found.update(chunk)
     return found.hexdigest()
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One object a line in UTF-8; a line of the file is a line to every reader. Not atomic."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False).translate(LINE_ENDS) + "\n")
 
 
 def _flush(path: Path) -> None:

@@ -30,6 +30,7 @@ from taskpgm.mixture.bounds import Bounds, Group, _irreducible_conflict, _total_
 from taskpgm.mixture.certificate import NotCertifiedError, duality_gap
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.energy import field_energy
+from taskpgm.mixture.expected import Expected
 from taskpgm.mixture.optimum import minimise
 from taskpgm.mixture.qp import Active
 from taskpgm.mixture.solve import Mixture, solve_mixture
@@ -639,8 +640,10 @@ def test_round_trip_through_json():
     scores = synthetic_scores(np.random.default_rng(25), n=4)
     energy = build_energy(scores, None, EnergyConfig(prior=0))
     bounds = make_bounds(names(4), supply={"t0": 0.1}, groups=[Group("g", ("t1", "t2"), 0.2, 0.9)])
+    certain = solve_mixture(energy, bounds, {"uniform": None, "size": {"t0": 3, "t1": 1}})
     for mixture in (
-        solve_mixture(energy, bounds, {"uniform": None, "size": {"t0": 3, "t1": 1}}),
+        certain,
+        replace(certain, expected=Expected(-0.02, -0.07, 0.03)),
         solve_mixture(random_field(np.random.default_rng(26), 1)),
     ):
         data = json.loads(json.dumps(mixture.to_dict(), allow_nan=False))
@@ -649,6 +652,7 @@ def test_round_trip_through_json():
         np.testing.assert_array_equal(again.weights, mixture.weights)
         assert again.shares == mixture.shares
         assert again.certificate.passed
+        assert again.expected == mixture.expected
     assert math.isinf(again.certificate.curvature)
     data["tasks"][0]["count"] = 12  # what the plan adds is ignored
     Mixture.from_dict(data)

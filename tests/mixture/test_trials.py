@@ -42,6 +42,7 @@ def test_results_are_read_as_shares_and_one_loss(tmp_path):
         (TEXT.replace("2.5", "n/a"), "loss,accuracy:max", "line 4: loss is 'n/a'"),
         (TEXT.replace("2.5", "nan"), "loss,accuracy:max", "not a number"),
         (TEXT.replace("first,1,1", "first,-1,3"), "loss,accuracy:max", "negative"),
+        (TEXT.replace("2.5", "2.5,9"), "loss,accuracy:max", "Row 4 of .* more cells than the header has columns"),
         (TEXT, "loss", "sum to"),  # accuracy is then taken for a task
         ("a,loss\n1,2\n1,2\n1,3\n", "loss", "at least two tasks"),
     ],

@@ -26,6 +26,7 @@ from taskpgm.data.messages import conversation
 from taskpgm.data.pool import load_tasks
 from taskpgm.evaluation.full_finetuning import under
 from taskpgm.evaluation.likelihood import response_logp
+from taskpgm.files import SCRATCH
 from taskpgm.lm.checkpoint import load_tokenizer
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
@@ -64,7 +65,7 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def times(out: Path, pattern: str) -> dict[str, int]:
-    found = [path for path in out.glob(pattern) if ".tmp-" not in str(path)]
+    found = [path for path in out.glob(pattern) if SCRATCH not in str(path)]
     return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in found}
 
 
@@ -294,7 +295,7 @@ def test_killed_and_started_again(until, finished, tmp_path, model_folders):
     run(load_config(root / "mix.yaml"), out)
     assert {name: t for name, t in times(out, "adapters/*/key.json").items() if name in kept} == kept
     assert files(out) == files(root / "out")
-    assert not list(out.glob("**/.tmp-*"))
+    assert not list(out.glob(f"**/{SCRATCH}*"))
 
 
 def test_a_disk_that_fills_up_keeps_finished_work(copied, tmp_path):

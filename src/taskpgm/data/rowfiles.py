@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from taskpgm.data.messages import Conversation
 from taskpgm.errors import UserError
+from taskpgm.files import SCRATCH
 
 # Where a row stands and what identifies it: two halves of its hash, a coarser one, and its line on disk.
 ENTRY = np.dtype([
@@ -92,7 +93,7 @@ class RowFiles:
         temporary: bool = False,
     ) -> None:
         self._open: dict[int, int] = {}
-        self._temporary = tempfile.TemporaryDirectory(prefix=".tmp-rows-", dir=folder) if temporary else None
+        self._temporary = tempfile.TemporaryDirectory(prefix=f"{SCRATCH}rows-", dir=folder) if temporary else None
         self.folder = Path(self._temporary.name) if self._temporary else folder or Path()
         self.places, self.shapes = list(places), list(shapes)
 

@@ -4,7 +4,6 @@ train       one adapter (or whole model) a mixture and seed; a seed redraws rows
 evaluate    loss and accuracy on the tasks' validation rows and on the targets' rows that are no contexts
 """
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -23,7 +22,7 @@ from taskpgm.evaluation.baselines import baseline_mixture, within_supply
 from taskpgm.evaluation.equivalence import Equivalence, budget_equivalence
 from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.evaluation.statistics import Comparison, Measurement, compare_measurements
-from taskpgm.files import atomic_folder, digest, path_digest, write_json
+from taskpgm.files import atomic_folder, digest, loaded, path_digest, read_json, write_json
 
 if TYPE_CHECKING:
     from taskpgm.data.chat import Encoded
@@ -217,7 +216,7 @@ class Trainings:
         for run in (replace(run, config=_training(run.config, self.options)) for run in runs):
             path = self.path(run)
             kept = path.exists() and (path.with_suffix("").is_dir() or not self.options.keep)
-            found = _measurement(run, json.loads(path.read_text())) if kept else None
+            found = loaded(_measured, path, run) if kept else None
             if found and (not self.halves or self._has_halves(found)):
                 yield found
             else:
@@ -317,6 +316,11 @@ def _accuracy_of(metrics: Mapping[str, float]) -> str | None:
     """Which of a benchmark's metrics is an accuracy, the plain ones first; None if none is."""
     names = [name for name in metrics if name.startswith(("acc", "exact_match")) and "_stderr" not in name]
     return min(names, key=lambda name: (name not in ("acc", "exact_match"), names.index(name)), default=None)
+
+
+def _measured(path: Path, run: TrainingRun) -> Measurement:
+    """What was kept of the run."""
+    return _measurement(run, read_json(path))
 
 
 def _measurement(run: TrainingRun, record: Mapping[str, Any]) -> Measurement:

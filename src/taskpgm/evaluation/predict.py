@@ -9,7 +9,6 @@ The first two need only the scores. All read the contexts of the targets (of the
 row that `compare` evaluates.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from taskpgm.config import Config, EnergyConfig
 from taskpgm.errors import UserError
 from taskpgm.evaluation.compare import mixture_weights
 from taskpgm.evaluation.result import FinishedRun
-from taskpgm.files import digest, write_json
+from taskpgm.files import digest, loaded, read_json, write_json
 from taskpgm.mixture.affinity import mean_logp
 from taskpgm.mixture.energies import build_energy, usual_prior
 from taskpgm.mixture.energy import Energy, repeated
@@ -190,14 +189,14 @@ def _trained_mixtures(
     A mixture has the name under which it was trained, unless that name stands for other weights `now`.
     """
     last = finished.folder / "comparison.json"
-    setting = json.loads(last.read_text()).get("setting") if last.exists() else None
+    setting = loaded(read_json, last).get("setting") if last.exists() else None
     if setting is None:
         return {}
     taken = {name: digest(dict(weights)) for name, weights in now.items()}
     losses: dict[tuple[str, str], list[float]] = {}
     weights: dict[tuple[str, str], dict[str, float]] = {}
     for path in sorted((finished.folder / "compare").glob("*.json")):
-        record = json.loads(path.read_text())
+        record = loaded(read_json, path)
         if record.get("setting") != setting or record["rows"] != finished.config.budget.size:
             continue
         name = f"random, seed {record['seed']}" if record["mixture"] == "random" else record["mixture"].split("@")[0]

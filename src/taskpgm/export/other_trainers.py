@@ -7,7 +7,8 @@ from typing import Any
 
 from taskpgm.export.arrow import write_messages_parquet
 from taskpgm.export.carry import Form
-from taskpgm.export.handover import Handover, Written, exact, write_jsonl, write_task_files, write_yaml
+from taskpgm.export.handover import Handover, Written, exact, write_task_files, write_yaml
+from taskpgm.files import write_jsonl
 
 ONE_EPOCH = "One epoch: repeats are in the files already."
 VERL = """#!/bin/sh

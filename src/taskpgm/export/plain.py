@@ -8,8 +8,9 @@ from typing import Any
 
 from taskpgm.data.messages import Conversation
 from taskpgm.export.carry import Form, messages
-from taskpgm.export.handover import Handover, Written, exact, write_jsonl, write_task_files, write_yaml
+from taskpgm.export.handover import Handover, Written, exact, write_task_files, write_yaml
 from taskpgm.export.train_file import choose_format, trainer_units, write_train_jsonl
+from taskpgm.files import write_jsonl
 
 OPENAI = Form(flag="weight", text_arguments=True, ids=True)
 

@@ -1,10 +1,9 @@
 """Files that trainers read: train.jsonl, and each trainer's own unit of a mixture."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from taskpgm.data.messages import Conversation
 from taskpgm.data.plan import RowPlan
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
+from taskpgm.files import write_jsonl
 from taskpgm.types import Ints
 
 Format = Literal["messages", "prompt_completion", "text"]  # text: prompt and completion for models without a template
@@ -93,10 +93,12 @@ def write_train_jsonl(path: Path, pool: TaskPool, plan: RowPlan, format: Format)
     bytes. Not atomic; the store does that.
     """
     with_tools = any(row.tools for _, row in _planned_shapes(pool, plan))
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for task, row in _planned_rows(pool, plan):
-            tools = {"tools": list(row.tools) or None} if with_tools else {}
-            file.write(json.dumps({**line_of(row, format), **tools, "task": task}, ensure_ascii=False) + "\n")
+
+    def line(task: str, row: Conversation) -> dict[str, Any]:
+        tools = {"tools": list(row.tools) or None} if with_tools else {}
+        return {**line_of(row, format), **tools, "task": task}
+
+    write_jsonl(path, (line(task, row) for task, row in _planned_rows(pool, plan)))
 
 
 def _planned_rows(pool: TaskPool, plan: RowPlan) -> Iterator[tuple[str, Conversation]]:

@@ -6,8 +6,9 @@ from typing import Any
 
 from taskpgm.errors import UserError
 from taskpgm.export.carry import Form
-from taskpgm.export.handover import Handover, Written, exact, write_jsonl, write_task_files, write_yaml
+from taskpgm.export.handover import Handover, Written, exact, write_task_files, write_yaml
 from taskpgm.export.train_file import Format, line_of, unfit
+from taskpgm.files import write_jsonl
 
 SFT = """What the trainer still needs from you: FILL-IN values, the learning rate, the batch.
 Start it in this folder: trl sft --config sft.yaml"""

@@ -227,10 +227,11 @@ def _check_weights(name: str, model: Any, missing: list[str], mismatched: list[t
 
 
 def model_fingerprint(config: ModelConfig) -> str:
-    """Hash of the model's files, of the precision it is loaded in, and of how it is quantised."""
+    """Hash of the model's files, its code among them if that is run, of its precision, and of how it is quantised."""
     digest = hashlib.blake2b(digest_size=16)
+    code = (".py",) if config.trust_remote_code else ()
     for path in sorted(model_folder(config).iterdir()):
-        if path.suffix not in (".json", ".safetensors", ".jinja", ".model", ".txt"):
+        if path.suffix not in (".json", ".safetensors", ".jinja", ".model", ".txt", *code):
             continue
         digest.update(f"{path.name} {file_digest(path)}\n".encode())
     digest.update(config.dtype.encode())

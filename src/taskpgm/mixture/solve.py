@@ -290,7 +290,7 @@ def _read(data: Mapping[str, Any]) -> Mixture:
                     v["p_value"], v["groups"])
             for v in data["verdicts"]
         ),
-        seeds=_seeds(data),
+        seeds=_seeds(data), expected=Expected(**data["expected"]) if data.get("expected") else None,
     )  # fmt: skip
 
 

@@ -82,6 +82,8 @@ def read_trials(path: Path, metrics: Sequence[Metric], tasks: Sequence[str] = ()
             rows, header = list(reader), list(reader.fieldnames or ())
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"Cannot read results from {path}: {error}.") from error
+    if surplus := next((k for k, row in enumerate(rows, 2) if None in row), None):
+        raise UserError(f"Row {surplus} of {path} has more cells than the header has columns; correct it.")
     columns = [metric.column for metric in metrics]
     names = tuple(tasks) or tuple(name for name in header if name not in (*columns, "name"))
     _check_header(path, header, columns, names)

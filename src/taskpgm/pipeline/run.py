@@ -235,13 +235,34 @@ class FinishedDirectory:
 
     @cached_property
     def mixture(self) -> Mixture:
-        """The run's mixture."""
-        return Mixture.from_dict(self.read_json("mixture.json"))
+        """The run's mixture.
+
+        Raises:
+            UserError: none, or rows, probes or scores were made anew since it was chosen.
+        """
+        data = self.read_json("mixture.json")
+        if self.path == self.run and "solve" not in self.manifest.get("stages", {"solve": {}}):
+            raise UserError(
+                f"{self.run} has rows, probes or scores that are newer than its mixture.json; run `taskpgm run` to "
+                "choose the mixture anew."
+            )
+        return Mixture.from_dict(data)
 
     @cached_property
     def plan(self) -> RowPlan:
-        """The rows of the training set."""
-        return plan_rows(self.pool, self.mixture.shares, self.config)
+        """The rows of the training set.
+
+        Raises:
+            UserError: as `mixture`; other settings were used since, with which the mixture has other rows.
+        """
+        found, written = plan_rows(self.pool, self.mixture.shares, self.config), self.read_json("mixture.json")
+        counts = {task["name"]: task.get("count") for task in written["tasks"]}
+        if counts != {task.name: task.count for task in found.tasks}:
+            raise UserError(
+                f"{self._there('mixture.json')} gives other rows than the settings that {self.run} was last used with; "
+                "run `taskpgm run` to bring it up to date."
+            )
+        return found
 
     @cached_property
     def doubts(self) -> list[str]:
