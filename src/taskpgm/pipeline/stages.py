@@ -104,7 +104,7 @@ def make_pool(session: Session) -> TaskPool:
     folder = artifacts / "pool"
     there = "pool" in artifacts.manifest.get("stages", {}) and (artifacts / "overlap.json").is_file()
     if not artifacts.is_stale("pool", folder, wanted) and there:
-        return loaded(TaskPool.load, folder, *late_lengths(session.config), session.progress)
+        return _of_parts(session, loaded(TaskPool.load, folder, *late_lengths(session.config), session.progress))
     clock = Clock()
     found = inspect(session.config, session.progress, artifacts.path)
     with artifacts.folder(folder, wanted, "pool") as scratch:
@@ -112,7 +112,13 @@ def make_pool(session: Session) -> TaskPool:
     artifacts.write_json("overlap.json", found.pool.overlap_table())
     tokens = sum(s.tokens for s in found.pool.all)
     artifacts.record("pool", wanted, clock, tokens=tokens, chat_template=found.encoder.has_template)
-    return TaskPool.load(folder, *late_lengths(session.config), session.progress)
+    return _of_parts(session, TaskPool.load(folder, *late_lengths(session.config), session.progress))
+
+
+def _of_parts(session: Session, pool: TaskPool) -> TaskPool:
+    """The pool, by whose rows workers are given parts of a GPU."""
+    session.engine.part = partial(_gpu_part, session.config, pool)
+    return pool
 
 
 def recorded_pool(session: Session) -> TaskPool:
@@ -126,7 +132,9 @@ def recorded_pool(session: Session) -> TaskPool:
     if why := differing(found, {**data_parts(session.config), "model": found["model"]}):
         raise UserError(f"{artifacts.path} was made with other data ({why}); run `taskpgm run` to bring it up to date.")
     vars(session.engine)["fingerprint"] = found["model"]
-    return loaded(TaskPool.load, artifacts / "pool", *late_lengths(session.config), session.progress)
+    return _of_parts(
+        session, loaded(TaskPool.load, artifacts / "pool", *late_lengths(session.config), session.progress)
+    )
 
 
 # Probes
@@ -138,7 +146,6 @@ def make_probes(session: Session, pool: TaskPool) -> None:
     allowed_shares(pool, config)  # what cannot be solved or written later is said before anything is trained
     check_format(pool, config.export.format, artifacts.recorded("pool")["chat_template"])
     check_options(pool, config)
-    session.engine.part = partial(_gpu_part, config, pool)
     for seed in range(config.probes.seeds):
         if has_warm_start(config):
             _make_warm_start(session, pool, seed)
