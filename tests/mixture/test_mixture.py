@@ -9,7 +9,7 @@ import cvxpy
 import numpy as np
 import osqp
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import sparse, stats
 from support.numerics import (
@@ -327,6 +327,7 @@ def test_prior_keeps_every_share_positive_and_yields_to_a_chosen_subset():
 
 
 @given(seed=seeds, n=st.integers(3, 9), kind=st.sampled_from(KINDS))
+@example(seed=97511, n=8, kind="low-rank")  # smaller proximal terms do not move it, larger ones do
 @settings(max_examples=60, deadline=None)
 def test_groups_against_cvxpy(seed, n, kind):
     rng = np.random.default_rng(seed)

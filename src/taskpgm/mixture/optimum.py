@@ -27,7 +27,9 @@ from taskpgm.types import Floats
 # Newton goes on to this gap: it is quadratic at the end, so the digits beyond ABSOLUTE_GAP are nearly free.
 _NEWTON_GAP = 1e-10
 _NEWTON_STEPS = 100  # a guess, far more than the quadratic end needs; the certificate decides
-_REFINEMENTS = (1e-10, 1e-11, 1e-12, 1e-13)  # proximal weights below PROXIMAL, tried in turn until the gap closes
+# Proximal weights of steps around the last solution, tried in turn until the gap closes: smaller than PROXIMAL, then
+# larger, which are better conditioned where rounding keeps the others from moving.
+_REFINEMENTS = (1e-10, 1e-11, 1e-12, 1e-13, 1e-7, 1e-6)
 # A step may shrink a share that the prior keeps positive to this fraction of itself; log p leaves its model below.
 _SHRINK = 0.02
 _TINY = 1e-8  # below it a share moves nothing but its own slope, so that it follows from the others' in closed form
@@ -81,7 +83,7 @@ def _with_zeros(optimum: Optimum, kept: NDArray[np.bool_]) -> Optimum:
 
 
 def _quadratic(energy: Energy, bounds: Bounds, start: Optimum | None, quadratic: Quadratic) -> Optimum:
-    """Minimiser of a quadratic energy; with weaker proximal terms if the usual one leaves too large a gap."""
+    """Minimiser of a quadratic energy; with other proximal terms if the usual one leaves too large a gap."""
     limits = Constraints.of(bounds)
 
     def measured(p: Floats, active: Active) -> Optimum:
