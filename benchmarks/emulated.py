@@ -26,7 +26,8 @@ from taskpgm.mixture.limits import keep_tasks
 from taskpgm.mixture.optimum import minimise, nearest_to_uniform
 from taskpgm.mixture.refinement import choose, hoped_for, likely_noise, next_trial, usual_prior
 from taskpgm.mixture.surrogate import fit_surrogate
-from taskpgm.pipeline.stages import allowed_shares, open_session
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import allowed_shares
 
 
 class Emulated:

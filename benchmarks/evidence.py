@@ -34,13 +34,15 @@ from taskpgm.config import AffinityConfig, EnergyConfig, load_config
 from taskpgm.data.plan import plan_rows, supply_bounds
 from taskpgm.evaluation import refine
 from taskpgm.evaluation.baselines import within_supply
-from taskpgm.evaluation.compare import CompareOptions, TrainingRun, Trainings, _seeded, mixture_weights
+from taskpgm.evaluation.compare import TrainingRun, Trainings, _seeded, mixture_weights
+from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.files import write_json
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
 from taskpgm.pipeline.run import run_session, solved
-from taskpgm.pipeline.stages import allowed_shares, finished_run, open_session, solve
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import allowed_shares, finished_run, solve
 
 SETTINGS = "demo,skewed,nlp,fresh,confirm,further,lookups,codes,words"
 BASELINES = ("uniform", "size", "taskpgm", "temperature:2", "random")

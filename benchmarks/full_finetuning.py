@@ -16,9 +16,11 @@ from evidence import SETTINGS
 from outcome import cell, table
 
 from taskpgm.config import load_config
-from taskpgm.evaluation.compare import CompareOptions, Trainings, mixture_weights, training_run
+from taskpgm.evaluation.compare import Trainings, mixture_weights, training_run
+from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.pipeline.run import solved
-from taskpgm.pipeline.stages import finished_run, open_session
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import finished_run
 
 NAMES = ("uniform", "taskpgm")
 

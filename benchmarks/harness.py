@@ -21,11 +21,13 @@ from outcome import cell
 from settings import TARGET_ROWS, sampled, write
 
 from taskpgm.config import load_config
-from taskpgm.evaluation.compare import CompareOptions, Trainings, mixture_weights, training_run
+from taskpgm.evaluation.compare import Trainings, mixture_weights, training_run
 from taskpgm.evaluation.harness import run_harness
+from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.files import write_json
 from taskpgm.pipeline.run import solved
-from taskpgm.pipeline.stages import finished_run, open_session
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import finished_run
 
 ARC = "arc_easy"
 TASK = """\

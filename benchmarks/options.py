@@ -26,10 +26,12 @@ from settings import LONG, NLP_ROWS, sampled, write
 from taskpgm.config import load_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.drawing import first
-from taskpgm.evaluation.compare import CompareOptions, Trainings, mixture_weights, training_run
+from taskpgm.evaluation.compare import Trainings, mixture_weights, training_run
+from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.files import digest
 from taskpgm.pipeline.run import solved
-from taskpgm.pipeline.stages import finished_run, open_session, solve
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import finished_run, solve
 from taskpgm.probes.cache import BlockCache
 from taskpgm.probes.options import options_of
 from taskpgm.probes.probe import load_probe

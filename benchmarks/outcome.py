@@ -28,7 +28,7 @@ from taskpgm.mixture.energies import ensemble_loss
 from taskpgm.mixture.energy import repeated
 from taskpgm.mixture.expected import LEVEL, expected_change
 from taskpgm.mixture.surrogate import Features
-from taskpgm.pipeline.stages import open_session
+from taskpgm.pipeline.session import open_session
 
 BUDGETED = f"prior{PRIOR}"  # what was trained at other budgets
 RANDOM = {"uniform", "size", "temperature:2", "random"}  # baselines, of which some are drawn again for every seed

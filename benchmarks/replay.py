@@ -25,7 +25,8 @@ from taskpgm.evaluation.refine import USUAL_NOISE, run_features, run_kappa
 from taskpgm.mixture.refinement import likely_noise, usual_prior
 from taskpgm.mixture.surrogate import fit_surrogate
 from taskpgm.pipeline.run import solved
-from taskpgm.pipeline.stages import finished_run, open_session
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import finished_run
 
 REGRESSIONS = {
     "RegMix": regressions.regmix,

@@ -31,8 +31,9 @@ from torch import Tensor, nn
 
 from taskpgm.config import load_config
 from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
-from taskpgm.evaluation.compare import CompareOptions, Trainings, mixture_weights, plan_steps, training_run
+from taskpgm.evaluation.compare import Trainings, mixture_weights, plan_steps, training_run
 from taskpgm.evaluation.loss import SetEvaluation, losses_of
+from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.lm.batching import batches
 from taskpgm.lm.forwards import Forward, replaced
 from taskpgm.lm.lora import flatten, low_rank
@@ -40,7 +41,8 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, ends, pack
 from taskpgm.lm.trunk import Trunk
 from taskpgm.pipeline.run import solved
-from taskpgm.pipeline.stages import finished_run, open_session
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import finished_run
 from taskpgm.probes.probe import adapter_seed, lora_settings
 from taskpgm.probes.training import _initial_weights, learning_rate_factor
 from taskpgm.progress import QUIET

@@ -23,7 +23,7 @@ _HOME = {
     "Energy": "mixture.energy", "build_energy": "mixture.energies", "make_bounds": "mixture.bounds",
     "Mixture": "mixture.solve", "solve_mixture": "mixture.solve", "Selection": "mixture.selection",
     "select_tasks": "mixture.selection", "explain": "mixture.explanation", "verify": "mixture.verification",
-    "CompareOptions": "evaluation.compare", "compare_mixtures": "pipeline.run",
+    "CompareOptions": "evaluation.settings", "compare_mixtures": "pipeline.run",
     "Comparison": "evaluation.statistics", "predict_mixtures": "pipeline.run",
     "form_of_gain": "pipeline.form", "Form": "evaluation.form",
     "train": "pipeline.train", "TrainOptions": "pipeline.train", "Trained": "pipeline.train",

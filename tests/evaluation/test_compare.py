@@ -29,7 +29,8 @@ from taskpgm.lm.loading import load_model
 from taskpgm.lm.lora import KEY
 from taskpgm.lm.model import LanguageModel
 from taskpgm.pipeline.run import compare_mixtures, run_session
-from taskpgm.pipeline.stages import finished_run, make_pool, open_session
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import finished_run, make_pool
 from taskpgm.probes.probe import load_probe
 from taskpgm.probes.training import Trainer
 from taskpgm.workers.processes import possible

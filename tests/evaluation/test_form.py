@@ -13,7 +13,8 @@ from taskpgm.evaluation.form import form_sentence, measure_form, questions
 from taskpgm.evaluation.likelihood import Questions
 from taskpgm.pipeline.form import form_run
 from taskpgm.pipeline.run import run_session
-from taskpgm.pipeline.stages import load_probes, open_session
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import load_probes
 from taskpgm.probes.options import Options
 from taskpgm.probes.probe import installed
 

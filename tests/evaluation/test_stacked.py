@@ -13,13 +13,15 @@ from support.runs import experiment
 from torch.nn.functional import cross_entropy
 
 from taskpgm import load_config
-from taskpgm.evaluation.compare import CompareOptions, Trainings, mixture_weights, training_run
+from taskpgm.evaluation.compare import Trainings, mixture_weights, training_run
 from taskpgm.evaluation.likelihood import response_logp
+from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.lm.lora import flatten, low_rank, patched
 from taskpgm.lm.packing import pack
 from taskpgm.lm.trunk import Trunk
 from taskpgm.pipeline.run import run_session
-from taskpgm.pipeline.stages import finished_run, open_session
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import finished_run
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ from support.runs import experiment, write_rows
 from taskpgm import files, load_config, load_run, run
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError
-from taskpgm.evaluation.compare import CompareOptions
+from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.lm.checkpoint import model_fingerprint
 from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.run import compare_mixtures, export_run
-from taskpgm.pipeline.stages import make_pool, make_probes, open_session
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import make_pool, make_probes
 from taskpgm.progress import Progress
 
 

@@ -10,7 +10,7 @@ from support.runs import TASKS, experiment
 
 from taskpgm import Scores, load_config, run
 from taskpgm.pipeline.outlook import outlook, solves_anew
-from taskpgm.pipeline.stages import open_session
+from taskpgm.pipeline.session import open_session
 
 WARM_PROBES = {"examples": 12, "batch": 4, "learning_rate": 0.01, "lora": {"r": 4, "last_layers": 2}}
 

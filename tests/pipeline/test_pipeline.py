@@ -32,7 +32,8 @@ from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
 from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.run import explain_run, sample_run, select_run, solve_run
-from taskpgm.pipeline.stages import make_pool, make_scores, open_session
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import make_pool, make_scores
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.joining import join
 from taskpgm.probes.probe import load_probe
@@ -212,7 +213,7 @@ def test_solve_and_sample_take_other_settings_without_the_model(copied, model_fo
     (copied / "mix.yaml").write_text(json.dumps(settings))
     code = (
         "import sys; from taskpgm import load_config; from taskpgm.pipeline.run import sample_run\n"
-        "from taskpgm.pipeline.stages import open_session\n"
+        "from taskpgm.pipeline.session import open_session\n"
         "with open_session(load_config('mix.yaml'), 'out') as session: r = sample_run(session)\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules; print(r.mixture.shares['sums'], len(r.plan))"
     )

@@ -13,7 +13,7 @@ from taskpgm import UserError, load_config
 from taskpgm.config import BALANCE, OPTIONS_PRIOR
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.plan import budget_of
-from taskpgm.evaluation.compare import CompareOptions, Trainings, evaluation_rows, run_comparison, training_run
+from taskpgm.evaluation.compare import Trainings, evaluation_rows, run_comparison, training_run
 from taskpgm.evaluation.full_finetuning import under
 from taskpgm.evaluation.likelihood import Questions
 from taskpgm.evaluation.refine import (
@@ -27,13 +27,15 @@ from taskpgm.evaluation.refine import (
     run_refinement,
     run_shares,
 )
+from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.evaluation.statistics import Measurement, compare_measurements
 from taskpgm.mixture.refinement import choose, likely_noise, usual_prior
 from taskpgm.mixture.surrogate import fit_surrogate
 from taskpgm.mixture.trials import parse_metrics
 from taskpgm.pipeline.refine import refine_results, refine_run
 from taskpgm.pipeline.run import run_session
-from taskpgm.pipeline.stages import finished_run, open_session
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import finished_run
 from taskpgm.probes.probe import load_probe
 from taskpgm.probes.training import Trainer
 

@@ -14,7 +14,8 @@ from taskpgm.evaluation.likelihood import Questions
 from taskpgm.evaluation.loss import Evaluator
 from taskpgm.evaluation.predict import predict_losses
 from taskpgm.pipeline.run import run_session
-from taskpgm.pipeline.stages import finished_run, load_probes, make_pool, open_session
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import finished_run, load_probes, make_pool
 from taskpgm.probes.options import Options, encode_options
 from taskpgm.probes.probe import installed
 

@@ -11,7 +11,7 @@ from taskpgm import load_config, load_run
 from taskpgm.cli.refine import choice_line
 from taskpgm.evaluation.refine import RefineOptions
 from taskpgm.pipeline.refine import refine_run
-from taskpgm.pipeline.stages import open_session
+from taskpgm.pipeline.session import open_session
 from taskpgm.report.build import sections
 from taskpgm.report.material import Material
 from taskpgm.report.trials import SURFACE, section

@@ -16,7 +16,7 @@ ray = pytest.importorskip("ray")
 pytest.importorskip("torch")
 from taskpgm.config import WorkersConfig, load_config, parse_config  # noqa: E402
 from taskpgm.errors import UserError  # noqa: E402
-from taskpgm.evaluation.compare import CompareOptions  # noqa: E402
+from taskpgm.evaluation.settings import CompareOptions  # noqa: E402
 from taskpgm.pipeline.run import compare_mixtures, run  # noqa: E402
 from taskpgm.workers.executor import Workers  # noqa: E402
 

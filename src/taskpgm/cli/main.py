@@ -599,7 +599,7 @@ def _solve_matrix(
 @contextmanager
 def _session(config: Config, out: Path) -> Iterator[Any]:
     from taskpgm.pipeline.directory import kept_work
-    from taskpgm.pipeline.stages import open_session
+    from taskpgm.pipeline.session import open_session
 
     with shown(errors) as progress, open_session(config, out, progress) as session:
         try:

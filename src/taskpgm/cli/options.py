@@ -13,8 +13,8 @@ from taskpgm.config import EnergyConfig
 from taskpgm.errors import UserError
 
 if TYPE_CHECKING:
-    from taskpgm.evaluation.compare import CompareOptions
     from taskpgm.evaluation.refine import RefineOptions
+    from taskpgm.evaluation.settings import CompareOptions
     from taskpgm.mixture.trials import Metric
 
 ConfigFile = Annotated[
@@ -106,7 +106,7 @@ class Comparing:
             UserError: a mixture, a trainer, a method, a rate or a budget that is none.
         """
         from taskpgm.evaluation.baselines import parse_mixtures
-        from taskpgm.evaluation.compare import CompareOptions
+        from taskpgm.evaluation.settings import CompareOptions
 
         if self.trainer not in ("engine", "trl"):
             raise UserError(f"--trainer is engine or trl, not {self.trainer!r}.")

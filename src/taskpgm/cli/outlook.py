@@ -8,7 +8,7 @@ from pathlib import Path
 from taskpgm.cli.listing import Listing
 from taskpgm.config import Config
 from taskpgm.pipeline.outlook import Step, outlook, solves_anew
-from taskpgm.pipeline.stages import open_session
+from taskpgm.pipeline.session import open_session
 from taskpgm.progress import Progress, duration
 
 PARTS = {  # of an estimate, by stage

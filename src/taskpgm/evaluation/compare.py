@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from taskpgm.errors import UserError
 from taskpgm.evaluation.baselines import baseline_mixture, within_supply
 from taskpgm.evaluation.equivalence import Equivalence, budget_equivalence
 from taskpgm.evaluation.result import FinishedRun, Result
+from taskpgm.evaluation.settings import OURS, CompareOptions
 from taskpgm.evaluation.statistics import Comparison, Measurement, compare_measurements
 from taskpgm.files import atomic_folder, digest, loaded, path_digest, read_json, write_json
 
@@ -29,26 +30,8 @@ if TYPE_CHECKING:
     from taskpgm.evaluation.full_finetuning import Finetuned
     from taskpgm.probes.probe import Probe
 
-OURS = "taskpgm"
 ORDER = "spread"  # how `plan.py` orders rows; another word when that changes, so that measurements stay apart
 FULL_LEARNING_RATE = 5e-5  # peak when every weight is trained: a tenth of LoRA's 5e-4, as is usual
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """What is compared, and how runs are trained and evaluated."""
-
-    mixtures: tuple[str, ...] = (OURS, "uniform", "size")
-    seeds: int = 3
-    budgets: tuple[float, ...] = ()  # multiples of the budget at which uniform is trained too, for the equivalence
-    trainer: str = "engine"  # or trl
-    method: str = "lora"  # or full: every weight of the model
-    learning_rate: float | None = None  # probes.learning_rate if left out; of full fine-tuning FULL_LEARNING_RATE
-    accuracy: bool | Literal["options"] = True  # grade answers too: by options alone, or by writing as well
-    keep: bool = False  # adapters stay in the run directory; a training whose adapter did not is made again
-    rows: int | None = None  # rows a set that are evaluated, at most
-    harness: tuple[str, ...] = ()  # benchmarks of lm-evaluation-harness, run on every adapter
-    include: Path | None = None  # folder or file of the harness's local tasks
 
 
 def run_comparison(finished: FinishedRun, options: CompareOptions) -> tuple[Comparison, dict[str, Any]]:

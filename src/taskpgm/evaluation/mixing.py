@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from taskpgm.config import Config
 from taskpgm.data.chat import Encoded
@@ -12,6 +12,7 @@ from taskpgm.evaluation import trl
 from taskpgm.evaluation.full_finetuning import Finetuned, train_full
 from taskpgm.evaluation.harness import run_harness
 from taskpgm.evaluation.loss import Evaluator
+from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.lm.memory import training_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.trunk import Trunk
@@ -20,9 +21,6 @@ from taskpgm.probes.training import Trainer
 from taskpgm.progress import Progress
 from taskpgm.system import Clock
 from taskpgm.workers.dispatch import Do
-
-if TYPE_CHECKING:
-    from taskpgm.evaluation.compare import CompareOptions
 
 TRUNK_MEMORY = 4 << 30  # bytes of activations of training rows that runs share: a guess, small beside a model
 Key = tuple[int, int]  # a row: number of its task, number in the task
@@ -49,7 +47,7 @@ class Measured(NamedTuple):
 class Mixing:
     """Trainings that share rows and evaluation; what lies below the adapters is run once a worker."""
 
-    options: "CompareOptions"
+    options: CompareOptions
     config: Config
     sets: Mapping[str, Sequence[Row]]  # to evaluate
     rows: Mapping[Key, Encoded]  # to train on

@@ -15,8 +15,9 @@ from taskpgm.config import Config, EnergyConfig
 from taskpgm.data.plan import RowPlan, budget_of, plan_rows
 from taskpgm.errors import UserError
 from taskpgm.evaluation.answers import rows_to_choose
-from taskpgm.evaluation.compare import CompareOptions, Trainings, training_run
+from taskpgm.evaluation.compare import Trainings, training_run
 from taskpgm.evaluation.result import FinishedRun, Result
+from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.evaluation.statistics import Comparison, Difference, Measurement, compare_measurements
 from taskpgm.mixture.energies import Budget, build_energy, repetition_price, usual_prior, wanted_sets
 from taskpgm.mixture.energy import Energy

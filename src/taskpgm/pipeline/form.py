@@ -11,7 +11,8 @@ from taskpgm.evaluation.form import Form, measure_form, questions
 from taskpgm.files import digest
 from taskpgm.mixture.optimum import nearest_to_uniform
 from taskpgm.pipeline.run import solved
-from taskpgm.pipeline.stages import Session, allowed_shares, load_probes, open_session
+from taskpgm.pipeline.session import Session, open_session
+from taskpgm.pipeline.stages import allowed_shares, load_probes
 from taskpgm.pipeline.starts import adapter_folder
 from taskpgm.probes.cache import BlockCache
 from taskpgm.progress import Progress

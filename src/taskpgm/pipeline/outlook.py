@@ -9,7 +9,8 @@ from taskpgm.files import digest, loaded
 from taskpgm.pipeline.directory import stale_because
 from taskpgm.pipeline.inspection import inspect
 from taskpgm.pipeline.keys import block_keys, data_parts, has_warm_start
-from taskpgm.pipeline.stages import Session, mixture_is_there, recorded_pool, recorded_scores, solve
+from taskpgm.pipeline.session import Session
+from taskpgm.pipeline.stages import mixture_is_there, recorded_pool, recorded_scores, solve
 from taskpgm.pipeline.starts import adapter_folder, parts_of_probe, parts_of_warm_start
 from taskpgm.probes.cache import BASE, WARM, BlockCache
 

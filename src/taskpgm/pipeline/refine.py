@@ -18,7 +18,8 @@ from taskpgm.mixture.surrogate import Features, fit_surrogate
 from taskpgm.mixture.trials import Metric, Trials, describe_surface, read_trials
 from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.run import run_session, solved
-from taskpgm.pipeline.stages import Session, counted, finished_run, keep_training_set, open_session
+from taskpgm.pipeline.session import Session, open_session
+from taskpgm.pipeline.stages import counted, finished_run, keep_training_set
 from taskpgm.progress import Progress
 from taskpgm.system import Clock
 

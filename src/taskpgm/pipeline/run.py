@@ -15,9 +15,10 @@ from taskpgm.config import Config, EnergyConfig, parse_config
 from taskpgm.data.plan import RowPlan, copies, plan_rows
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
-from taskpgm.evaluation.compare import CompareOptions, run_comparison
+from taskpgm.evaluation.compare import run_comparison
 from taskpgm.evaluation.predict import Prediction, run_prediction
 from taskpgm.evaluation.result import Result
+from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.evaluation.statistics import Comparison
 from taskpgm.export.handover import By, Handover, trainers_model
 from taskpgm.export.write import Export, export_plan
@@ -32,8 +33,8 @@ from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.inspection import late_lengths
+from taskpgm.pipeline.session import Session, open_session
 from taskpgm.pipeline.stages import (
-    Session,
     allowed_shares,
     choose_energy,
     counted,
@@ -44,7 +45,6 @@ from taskpgm.pipeline.stages import (
     make_probes,
     make_scores,
     mixture_is_there,
-    open_session,
     recorded_pool,
     recorded_scores,
     solve,

@@ -10,9 +10,9 @@
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,6 @@ from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.export.train_file import check_format, choose_format, trainer_units, write_train_jsonl
 from taskpgm.files import digest, loaded, read_json
 from taskpgm.lm.checkpoint import read_skeleton
-from taskpgm.lm.engine import Engine
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.bounds import Bounds, Group, make_bounds
 from taskpgm.mixture.energies import build_energy
@@ -44,55 +43,18 @@ from taskpgm.mixture.limits import keep_tasks
 from taskpgm.mixture.optimum import nearest_to_uniform
 from taskpgm.mixture.selection import select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
-from taskpgm.pipeline.artifacts import Artifacts
-from taskpgm.pipeline.directory import RunDirectory, differing, stale_because
+from taskpgm.pipeline.directory import differing, stale_because
 from taskpgm.pipeline.inspection import inspect, late_lengths
 from taskpgm.pipeline.keys import block_keys, data_parts, has_warm_start, score_parts
+from taskpgm.pipeline.session import Session
 from taskpgm.pipeline.starts import adapter_folder, ended_sentence, kept_sentence, parts_of_probe, parts_of_warm_start
 from taskpgm.probes.cache import BASE, TRAINING, WARM, BlockCache
 from taskpgm.probes.options import check_options
-from taskpgm.progress import Progress, plain_lines
 from taskpgm.scores import Scores
-from taskpgm.system import Clock, wait_passively
+from taskpgm.system import Clock
 
 if TYPE_CHECKING:
     from taskpgm.probes.probe import Probe
-
-
-@dataclass(frozen=True)
-class Session:
-    """An experiment and the run directory that it is worked out in."""
-
-    config: Config
-    artifacts: Artifacts
-    engine: Engine  # the base model, loaded when a stage first needs it
-
-    @property
-    def progress(self) -> Progress:
-        """Hears of stages, and in a sentence what is made again and why, and what went otherwise than planned."""
-        return self.engine.progress
-
-
-@contextmanager
-def open_session(config: Config, out: Path | str, progress: Progress | None = None) -> Iterator[Session]:
-    """Within, only this process works on the run directory `out`, made if missing.
-
-    Raises:
-        UserError: another process works on it, or it is a file.
-    """
-    wait_passively()
-    with RunDirectory(out) as directory:
-        progress = progress or plain_lines()
-        engine = Engine(config.model, progress, config.workers)
-
-        def header() -> dict[str, Any]:
-            model = {"path": config.model.path, "fingerprint": engine.fingerprint}
-            return {"model": model, "settings": config.model_dump(mode="json")}
-
-        try:
-            yield Session(config, Artifacts(directory, header, progress), engine)
-        finally:
-            engine.close()
 
 
 # Rows

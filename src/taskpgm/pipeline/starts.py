@@ -5,17 +5,14 @@ A warm start is kept when tasks are added: the others' probes then stay as they 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from taskpgm.config import TaskConfig
 from taskpgm.data.pool import TaskPool
 from taskpgm.files import Parts
 from taskpgm.pipeline.artifacts import Artifacts
 from taskpgm.pipeline.keys import ROWS_OF, has_warm_start, is_frozen, probe_parts, warm_parts
+from taskpgm.pipeline.session import Session
 from taskpgm.probes.cache import WARM
-
-if TYPE_CHECKING:
-    from taskpgm.pipeline.stages import Session
 
 
 def adapter_folder(artifacts: Artifacts, task: str, seed: int) -> Path:
@@ -24,7 +21,7 @@ def adapter_folder(artifacts: Artifacts, task: str, seed: int) -> Path:
     return artifacts / f"warm{number}" if task == WARM else artifacts / f"adapters{number}" / task
 
 
-def parts_of_warm_start(session: "Session", pool: TaskPool, seed: int) -> Parts | None:
+def parts_of_warm_start(session: Session, pool: TaskPool, seed: int) -> Parts | None:
     """What the warm start of a seed is made of: as it lies there if tasks were added and it is kept; None without."""
     config, artifacts = session.config, session.artifacts
     if not has_warm_start(config):
@@ -34,7 +31,7 @@ def parts_of_warm_start(session: "Session", pool: TaskPool, seed: int) -> Parts 
     return found if found is not None and is_frozen(config, found, wanted) else wanted
 
 
-def parts_of_probe(session: "Session", pool: TaskPool, task: TaskConfig, seed: int) -> Parts:
+def parts_of_probe(session: Session, pool: TaskPool, task: TaskConfig, seed: int) -> Parts:
     """What a task's probe is made of."""
     warm = parts_of_warm_start(session, pool, seed)
     return probe_parts(session.config, session.engine.fingerprint, pool, task, seed, warm)
