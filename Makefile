@@ -24,7 +24,7 @@ test-cluster: .venv/ready-dev
 # Twenty random kills of workers, drivers and nodes while a cluster on this machine works, a quarter of an hour.
 soak: .venv/ready-dev
 	$(BIN)/python tests/workers/soak.py runs/soak
-# The experiments of docs/results.md but for nlp (your own files) and words (Debian's dictionaries, benchmarks/words.py):
+# The experiments of docs/trainings.md but for nlp (your own files) and words (Debian's dictionaries, benchmarks/words.py):
 # minutes with a GPU (STACKED= for it), days on two cores with STACKED=--plain; a stopped one goes on.
 STACKED = --plain
 SETTINGS = demo skewed fresh confirm further lookups codes

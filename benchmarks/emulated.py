@@ -1,4 +1,4 @@
-"""What energies and trial runs would reach on the settings of docs/results.md, by emulators of their trainings.
+"""What energies and trial runs would reach on the settings of docs/trainings.md, by emulators of their trainings.
 
     python benchmarks/emulated.py energies|refine OUT [--settings demo,…] [--repeats 8] [--runs 2,4,8]
 

@@ -1,11 +1,11 @@
-"""All trainings that docs/results.md reports, of one setting or several side by side on a GPU.
+"""All trainings that docs/trainings.md reports, of one setting or several side by side on a GPU.
 
     python benchmarks/settings.py OUT …            # data; then of each
     taskpgm run OUT/NAME/mix.yaml --out OUT/NAME/run
     python benchmarks/evidence.py mixtures OUT     # other mixtures from the same probes, as OUT/NAME/mixtures/*.json
     python benchmarks/evidence.py train OUT [--settings …] [--seconds N] [--plain]   # trainings, kept in OUT/NAME/run
     python benchmarks/evidence.py named|ceiling|peers|refined|budgets|priced|chosen|probed OUT …   # one part alone
-    python benchmarks/outcome.py OUT               # the tables of docs/results.md
+    python benchmarks/outcome.py OUT               # the tables of docs/trainings.md
 
 Parts: named mixtures with six seeds; the ceiling (ceiling.py); what peers choose from its draws, at once, twice and
 four times the tokens of our probes, with three fresh seeds; `refine` with 2 and 8 runs; mixtures at 4 and 16 times the

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, in Markdown, from the trainings of evidence.py. Trains nothing.
+"""The tables of docs/trainings.md, in Markdown, from the trainings of evidence.py. Trains nothing.
 
     python benchmarks/outcome.py OUT [--settings demo,skewed,nlp,fresh,confirm,further,lookups,codes,words]
 

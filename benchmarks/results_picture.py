@@ -1,4 +1,4 @@
-"""docs/results.svg: the default's differences from uniform in docs/results.md's table of all settings, drawn by Plotly.
+"""docs/results.svg: the default against uniform, of the table of all settings in docs/trainings.md, drawn by Plotly.
 
 python benchmarks/results_picture.py
 """
@@ -59,5 +59,5 @@ def draw(settings: list[str], rows: list[list[tuple[float, float, float]]]) -> g
 
 
 if __name__ == "__main__":
-    found = read_table((DOCS / "results.md").read_text(encoding="utf-8"))
+    found = read_table((DOCS / "trainings.md").read_text(encoding="utf-8"))
     draw(*found).write_image(DOCS / "results.svg")

@@ -362,7 +362,7 @@ class AffinityConfig(Section):
     jsd_positions: PositiveInt = Field(2000, description="Positions on which divergences are computed.")
 
 
-# If none is given, with targets: docs/results.md has what they are chosen by.
+# If none is given, with targets: docs/trainings.md has what they are chosen by.
 BALANCE, MAX_TASK_LOSS = 0.2, 0.08
 OPTIONS_PRIOR = 0.2  # of a likelihood of options, which was trained at no other
 

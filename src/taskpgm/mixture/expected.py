@@ -6,7 +6,7 @@ with the coefficients' priors of `refinement.py`: what the trainings of seven se
 divergence is its own: narrower, since trials must allow for more than was seen, and around what a training loses by
 leaving uniform, which is more than the energy's κ. θ₁ is 1. The error is mostly ρ's, what tasks do to each other in a
 training that their probes do not show. What is left of that at a budget, and what R costs, rows that are seen again,
-says `Budget`. How often the interval held: docs/results.md.
+says `Budget`. How often the interval held: docs/trainings.md.
 """
 
 from collections.abc import Mapping
