@@ -4,7 +4,6 @@ import itertools
 import math
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -348,12 +347,3 @@ def test_reference_mixtures() -> None:
     assert uniform_mixture(pool) == {"a": 0.5, "b": 0.5}
     assert size_mixture(pool, "examples") == {"a": 0.75, "b": 0.25}
     assert size_mixture(pool, "tokens") == {"a": 0.25, "b": 0.75}
-
-
-def test_saved_plan_comes_back(tmp_path: Path) -> None:
-    pool = make_pool({"a": [1, 5, 2], "b": [12]})
-    plan = plan_rows(pool, {"a": 0.8, "b": 0.2}, make_config(pool, examples=10))
-    plan.save(tmp_path / "plan.npz")
-    back = RowPlan.load(tmp_path / "plan.npz")
-    assert (back.unit, back.budget, back.tasks) == (plan.unit, plan.budget, plan.tasks)
-    assert rows_of(pool, back) == rows_of(pool, plan)

@@ -6,8 +6,7 @@ Shapes: R rows of the training set, repeats included.
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -74,26 +73,6 @@ class RowPlan(Brief):
     def __getitem__(self, name: str) -> TaskPlan:
         """The plan of the task of that name."""
         return next(task for task in self.tasks if task.name == name)
-
-    def save(self, path: Path) -> None:
-        """Write one .npz file (not atomic; the store does that)."""
-        arrays: dict[str, Any] = {key: getattr(self, key) for key in ("unit", "budget", "task", "row", "repeat")}
-        for field in fields(TaskPlan):
-            arrays[f"task_{field.name}"] = np.array([getattr(task, field.name) for task in self.tasks])
-        with path.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-
-    @classmethod
-    def load(cls, path: Path) -> "RowPlan":
-        """Plan written by `save`."""
-        with np.load(path, allow_pickle=False) as z:
-            columns = {key: z[key].tolist() for key in z.files if key.startswith("task_")}
-            tasks = tuple(
-                TaskPlan(**{key.removeprefix("task_"): values[i] for key, values in columns.items()})
-                for i in range(len(columns["task_name"]))
-            )
-            unit: Unit = "examples" if str(z["unit"]) == "examples" else "tokens"
-            return cls(unit, int(z["budget"]), tasks, z["task"], z["row"], z["repeat"])
 
 
 def rows_again(data: Mapping[str, Any]) -> str | None:

@@ -58,15 +58,6 @@ class Evaluation(Brief):
         """Plain data, for JSON."""
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":
-        """Evaluation from what `to_dict` gave."""
-        pairs = {
-            name: {key: one.get(key) and tuple(one[key]) for key in ("halves", "option_halves")}
-            for name, one in data["sets"].items()
-        }
-        return cls({name: SetEvaluation(**{**one, **pairs[name]}) for name, one in data["sets"].items()})
-
 
 class Evaluator:
     """The sets, encoded once; activations below the adapters are kept for the next adapter while there is memory.

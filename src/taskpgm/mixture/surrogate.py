@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import lsq_linear
 from scipy.special import log_ndtr, ndtri_exp, rel_entr
 
 from taskpgm.mixture.bounds import Bounds
@@ -106,10 +105,6 @@ class Surrogate(Brief):
         x = self.features(p) - (0 if against is None else self.features(against))
         return float((self.draws @ x).std())
 
-    def chance(self, p: Floats, against: Floats) -> float:
-        """Probability that p has a lower loss than the other mixture."""
-        return float((self._differences(p, against) < 0).mean())
-
     def improvement(self, p: Floats, best: Floats) -> float:
         """Expected improvement E max(0, L(best) − L(p))."""
         return float(np.maximum(self._differences(best, p), 0).mean())
@@ -162,21 +157,6 @@ def fit_surrogate(
     A, b = _normal_equations(X_MD, y, noise, prior)
     draws = _draws(A, b, prior, np.random.default_rng([seed, 17]))
     return Surrogate(features, draws.mean(axis=0), draws, noise, tuple(mixtures))
-
-
-def most_likely(
-    features: Features, mixtures: Sequence[Floats], losses: Sequence[float], noise: float, prior: Prior
-) -> Floats:
-    """(D,) the posterior's mode: the ridge regression under signs."""
-    X_MD, y = _fitted_part(features, mixtures, losses)
-    A, b = _normal_equations(X_MD, y, noise, prior)
-    free = _free(prior)
-    root = np.linalg.cholesky(A).T
-    lower = np.full(len(b), -np.inf)
-    lower[np.isin(np.flatnonzero(free), range(SIGNED.start, SIGNED.stop))] = 0.0
-    found = prior.mean.copy()
-    found[free] = lsq_linear(root, np.linalg.solve(root.T, b), (lower, np.inf), method="bvls", tol=1e-14).x
-    return found
 
 
 def evidence(

@@ -10,7 +10,7 @@ from taskpgm.types import Floats
 
 # Okabe and Ito's, which all common kinds of colour blindness tell apart; black is left to the text.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#888888")
-OWN, OTHER, THIRD = COLOURS[0], COLOURS[1], COLOURS[2]
+OWN, OTHER = COLOURS[:2]
 GREY = "#888888"  # stands out from white and from black
 LESS_IS_RED = "RdBu"
 MORE = "Cividis"
