@@ -12,7 +12,7 @@ from support.runs import choosing, experiment
 from taskpgm import UserError, load_config
 from taskpgm.config import BALANCE, OPTIONS_PRIOR
 from taskpgm.data.chat import ChatEncoder
-from taskpgm.data.plan import budget_of
+from taskpgm.data.plan import budget_of, plan_rows
 from taskpgm.evaluation.compare import Trainings, evaluation_rows, run_comparison, training_run
 from taskpgm.evaluation.full_finetuning import under
 from taskpgm.evaluation.likelihood import Questions
@@ -149,6 +149,16 @@ def test_trials_of_another_size_are_trained_on_so_many_rows(refined):
 
 def with_rows(config, rows):
     return config.model_copy(update={"budget": config.budget.model_copy(update={"examples": rows})})
+
+
+def test_rows_that_were_trained_on_are_no_second_trial(refined):
+    _, finished, _ = refined
+    found = run_refinement(finished, RefineOptions(runs=9, size=4, seeds=1))
+    pool, config = finished.result.pool, with_rows(finished.config, 4)
+    shares = [dict(zip(pool.names, p.tolist(), strict=True)) for p in found.trials.mixtures[2:]]
+    counts = [tuple(task.count for task in plan_rows(pool, one, config).tasks) for one in shares]
+    assert len(set(counts)) == len(counts)
+    assert f"after {len(found.trials.losses)} of 9 runs: " in found.ended
 
 
 def test_what_is_written_can_be_compared_and_read_again(refined):

@@ -203,8 +203,22 @@ class _Worker:
                     f"after {done} of {runs} runs: another is expected to gain {improvement:.4f} nats, which is little "
                     f"beside the error of what is known of the choice ({error:.4f})"
                 )
-            self.train({f"trial {done + 1}": next_trial(self.fit(), self.bounds, done)})
+            trial = next_trial(self.fit(), self.bounds, done)
+            if same := self.made(trial):
+                return f"after {done} of {runs} runs: the next mixture has as many rows of every task as {same!r}"
+            self.train({f"trial {done + 1}": trial})
         return f"after {runs} runs, as asked for"
+
+    def made(self, p: Floats) -> str | None:
+        """The trial that has as many rows of every task as this mixture; its training would be the same."""
+        pool, config = self.result.pool, self.finished.config
+
+        def counts(q: Floats) -> list[int]:
+            plan = plan_rows(pool, dict(zip(pool.names, q.tolist(), strict=True)), config)
+            return [task.count for task in plan.tasks]
+
+        before = zip(self.trials.names, self.trials.mixtures, strict=True)
+        return next((name for name, q in before if counts(q) == counts(p)), None)
 
     def train(self, mixtures: Mapping[str, Floats]) -> None:
         """Train these and add them to the trials."""
