@@ -43,20 +43,44 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(target: Path, parts: Parts) -> Iterator[Path]:
-    """The same for a folder, which gets `key.json` with its parts."""
+    """The same for a folder, which gets `key.json` with its parts as its last file."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=target.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=f"-{target.name}", dir=target.parent))
     scratch.chmod(0o755)
     try:
         yield scratch
-        (scratch / KEY_FILE).write_text(json.dumps(dict(parts), indent=1) + "\n")
         for file in scratch.iterdir():
             _flush(file)
-        if target.exists():
-            shutil.rmtree(target)
-        scratch.replace(target)
+        (scratch / KEY_FILE).write_text(json.dumps(dict(parts), indent=1) + "\n")
+        _flush(scratch / KEY_FILE)
+        replace_folder(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Have a folder take the place of another, which stays if that fails; see `end_scratch` for a kill in between."""
+    old = target.with_name(SCRATCH + secrets.token_hex(4))
+    try:
+        if target.exists():
+            target.replace(old)
+        new.replace(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.replace(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def end_scratch(scratch: Path) -> None:
+    """Give a folder that a killed process had finished its name; remove what else it left."""
+    target = scratch.parent / scratch.name.removeprefix(SCRATCH).partition("-")[2]  # of an old one: the parent
+    if (scratch / KEY_FILE).is_file() and not target.exists():
+        scratch.replace(target)
+    elif scratch.is_dir():
+        shutil.rmtree(scratch, ignore_errors=True)
+    else:
+        scratch.unlink(missing_ok=True)
 
 
 def loaded(load: Callable[..., Made], path: Path, *more: Any) -> Made:
@@ -135,12 +159,13 @@ def files_digest(paths: Sequence[Path]) -> str:
 def file_digest(path: Path) -> str:
     """Hash of a file's size and content, the same wherever it lies.
 
-    That of a file of 256 MiB or more is remembered in the cache, by its place, size and time of change.
+    That of a file of 256 MiB or more is remembered in the cache until the file is written to or replaced.
     """
     stat = path.stat()
     if stat.st_size < LARGE:
         return _content_digest(path, stat.st_size)
-    known = cache_folder() / "digests" / digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    known = cache_folder() / "digests" / digest([str(path.resolve()), *state])
     with contextlib.suppress(OSError):
         return known.read_text(encoding="ascii")
     found = _content_digest(path, stat.st_size)

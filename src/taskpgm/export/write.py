@@ -14,7 +14,7 @@ from taskpgm.errors import UserError
 from taskpgm.export.carry import NEEDED, Learned, Part, parts_of
 from taskpgm.export.handover import FILL_IN, Handover, Written
 from taskpgm.export.targets import TARGETS, Target
-from taskpgm.files import SCRATCH
+from taskpgm.files import replace_folder
 
 MARK = "HOWTO.md"  # what tells an earlier export from a folder of someone's own
 INSTALL = {"streaming": "mosaicml-streaming"}  # package -> what pip calls it, where the two differ
@@ -94,13 +94,11 @@ def _check_place(out: Path, force: bool) -> None:
 def _replaced(out: Path) -> Iterator[Path]:
     """An empty folder beside `out`, which takes its place when the block ends well, and vanishes otherwise."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{out.name}-", dir=out.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=".taskpgm-export-", dir=out.parent))
     scratch.chmod(0o755)
     try:
         yield scratch
-        if out.exists():
-            shutil.rmtree(out)
-        scratch.replace(out)
+        replace_folder(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -6,7 +6,6 @@ thing's hash. A piece whose parts equal the wanted ones is done; otherwise the d
 
 import contextlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import filelock
 
 from taskpgm.config import Config
 from taskpgm.errors import UserError
-from taskpgm.files import KEY_FILE, SCRATCH, Parts, atomic_file, loaded, read_json
+from taskpgm.files import KEY_FILE, SCRATCH, Parts, atomic_file, end_scratch, loaded, read_json
 
 
 class RunDirectory:
@@ -37,7 +36,7 @@ class RunDirectory:
         in_use = [lock.parent for lock in self.path.glob("*/**/.lock") if _is_held(lock)]
         for scratch in self.path.glob(f"**/{SCRATCH}*"):  # left by a process that was killed
             if not any(scratch.is_relative_to(folder) for folder in in_use):
-                shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
+                end_scratch(scratch)
 
     def __enter__(self) -> "RunDirectory":
         return self
