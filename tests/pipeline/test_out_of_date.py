@@ -14,45 +14,123 @@ from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError
 from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.lm.checkpoint import model_fingerprint
-from taskpgm.pipeline.directory import RunDirectory
-from taskpgm.pipeline.run import compare_mixtures, export_run
+from taskpgm.pipeline.run import compare_mixtures, export_run, select_run, solve_run
 from taskpgm.pipeline.session import open_session
-from taskpgm.pipeline.stages import make_pool, make_probes
+from taskpgm.pipeline.stages import make_pool, make_probes, make_scores
 from taskpgm.progress import Progress
 
 
-def probed(config, out):
-    """As `taskpgm probe`, or a run that was killed after its probes."""
-    with open_session(load_config(config), out, Progress()) as session:
-        make_probes(session, make_pool(session))
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, model_folders):
+    """A run with a selection."""
+    root = tmp_path_factory.mktemp("finished")
+    config = load_config(experiment(root, model_folders["llama"]))
+    run(config, root / "out", Progress())
+    with open_session(config, root / "out", Progress()) as session:
+        select_run(session, 2)
+    return root
 
 
-def change(config, **settings):
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def change(folder, **settings):
+    """The experiment with other settings."""
+    config = folder / "mix.yaml"
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    return load_config(config)
+
+
+def made(config, out, until="probe"):
+    """As `taskpgm probe` or `score`, or a run that was killed after that stage."""
+    with open_session(config, out, Progress()) as session:
+        pool = make_pool(session)
+        if until != "pool":
+            make_probes(session, pool)
+        if until == "score":
+            make_scores(session, pool)
+
+
+def readers(copied):
+    """What reads the mixtures of a run, by the command that makes them anew."""
+    out = copied / "out"
+    return [
+        ("run", lambda: load_run(out).mixture),
+        ("run", lambda: load_run(out).affinity),
+        ("run", lambda: export_run(out, "trl", copied / "export")),
+        ("select", lambda: load_run(out / "selections" / "k2").mixture),
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_mixture_of_other_rows_or_settings_is_not_handed_on(tmp_path, model_folders):
-    config, out = experiment(tmp_path, model_folders["llama"]), tmp_path / "out"
-    run(load_config(config), out, Progress())
-    assert len(load_run(out).plan) == 50
-    probed(config, out)  # nothing has changed
-    assert len(load_run(out).plan) == 50
+@pytest.mark.parametrize("until", ["pool", "probe", "score"])
+def test_what_was_chosen_by_other_rows_is_not_handed_on(until, copied):
+    out = copied / "out"
+    made(load_config(copied / "mix.yaml"), out, until)  # nothing has changed
+    for _, read in readers(copied):
+        read()
+    shutil.rmtree(copied / "export")
 
-    change(config, budget={"examples": 60})
-    probed(config, out)
-    with pytest.raises(UserError, match=r"gives other rows than the settings that .* run `taskpgm run`"):
-        export_run(out, "trl", tmp_path / "export")
-    run(load_config(config), out, Progress())
-    assert len(load_run(out).plan) == 60
+    (copied / "sums.jsonl").unlink()
+    write_rows(copied / "sums.jsonl", "other", 40)
+    config = load_config(copied / "mix.yaml")
+    made(config, out, until)
+    for command, read in readers(copied):
+        with pytest.raises(UserError, match=rf"not up to date \(rows.*run `taskpgm {command}`"):
+            read()
+    if until == "score":
+        assert len(load_run(out).scores.tasks) == 3
+    else:
+        with pytest.raises(UserError, match=r"scores.* not up to date \(.*contexts.*run `taskpgm run`"):
+            _ = load_run(out).scores
+    result = run(config, out, Progress())
+    assert load_run(out).mixture.shares == result.mixture.shares
+    assert load_run(out).scores.tasks == result.scores.tasks
 
-    (tmp_path / "sums.jsonl").unlink()
-    write_rows(tmp_path / "sums.jsonl", "other", 40)
-    probed(config, out)
-    with pytest.raises(UserError, match=r"newer than its mixture.json; run `taskpgm run`"):
-        export_run(out, "trl", tmp_path / "export")
-    run(load_config(config), out, Progress())
-    assert len(load_run(out).plan) == 60
+
+@pytest.mark.parametrize(
+    "settings", [{"budget": {"examples": 60}}, {"energy": {"prior": 3}}, {"affinity": {"kind": "pmi"}}]
+)
+def test_what_was_chosen_by_other_settings_is_not_handed_on(settings, copied):
+    config, out = change(copied, **settings), copied / "out"
+    made(config, out)
+    for command, read in readers(copied):
+        with pytest.raises(UserError, match=rf"not up to date \(settings\).*run `taskpgm {command}`"):
+            read()
+    assert load_run(out).scores.tasks  # of the same probes and contexts
+    with open_session(config, out, Progress()) as session:
+        solve_run(session)
+        select_run(session, 2)
+    assert len(load_run(out).plan) == len(load_run(out / "selections" / "k2").plan) == config.budget.size
+
+
+def test_fewer_probes_than_before_are_other_probes(tmp_path, model_folders):
+    probes = {"examples": 12, "batch": 4, "lora": {"r": 2}, "warm_start": False}
+    out = tmp_path / "out"
+    run(load_config(experiment(tmp_path, model_folders["llama"], probes=probes | {"seeds": 2})), out, Progress())
+    config = change(tmp_path, probes=probes | {"seeds": 1})
+    made(config, out)
+    with pytest.raises(UserError, match=r"mixture.* not up to date \(probes\)"):
+        _ = load_run(out).mixture
+    with pytest.raises(UserError, match=r"scores.* not up to date \(probes\)"):
+        _ = load_run(out).scores
+    config = change(tmp_path, probes=probes | {"seeds": 2})
+    with open_session(config, out, Progress()) as session:
+        solve_run(session)  # scores of two seeds are there, and their probes
+    assert load_run(out).doubts is not None
+    assert load_run(out).mixture.shares
+
+
+def test_a_selection_that_was_stopped_is_not_handed_on(copied, monkeypatch):
+    out = copied / "out"
+    with open_session(load_config(copied / "mix.yaml"), out, Progress()) as session:
+        monkeypatch.setattr("taskpgm.pipeline.run.counted", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            select_run(session, 2)
+    with pytest.raises(UserError, match=r"mixture.*k2 is not up to date \(not finished\); run `taskpgm select`"):
+        _ = load_run(out / "selections" / "k2").mixture
 
 
 def test_a_model_is_the_same_wherever_it_lies_and_another_if_one_byte_is(tmp_path, monkeypatch):
@@ -68,16 +146,6 @@ def test_a_model_is_the_same_wherever_it_lies_and_another_if_one_byte_is(tmp_pat
     assert model_fingerprint(ModelConfig(path=str(second))) != same[0]
 
 
-def test_a_remembered_hash_is_that_of_the_content(tmp_path, monkeypatch):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"x" * 5000)
-    plain = files.file_digest(path)
-    monkeypatch.setattr(files, "LARGE", 1)
-    assert [files.file_digest(path), files.file_digest(path)] == [plain, plain]
-    monkeypatch.setenv("TASKPGM_CACHE", "/proc/nowhere")  # no place to remember it
-    assert files.file_digest(path) == plain
-
-
 def test_code_that_is_run_is_part_of_the_model(tmp_path):
     folder = make_model(tmp_path)
     (folder / "modeling_x.py").write_text("A = 1\n")
@@ -86,22 +154,6 @@ def test_code_that_is_run_is_part_of_the_model(tmp_path):
     (folder / "modeling_x.py").write_text("A = 2\n")
     assert model_fingerprint(trusted) != before[0]
     assert model_fingerprint(other) == before[1]
-
-
-def test_what_another_process_writes_below_is_left_and_what_a_killed_one_left_goes(tmp_path):
-    with RunDirectory(tmp_path / "run") as directory:
-        (directory / "blocks").mkdir()
-    old = tmp_path / "run" / "blocks" / f"{files.SCRATCH}1-x"
-    own = tmp_path / "run" / ".tmp-of-the-user"
-    for path in (old, own):
-        path.write_text("x")
-    with RunDirectory(tmp_path / "run" / "trained"):
-        at_work = tmp_path / "run" / "trained" / f"{files.SCRATCH}2"
-        at_work.mkdir()
-        RunDirectory(tmp_path / "run").close()
-        assert (old.exists(), own.exists(), at_work.exists()) == (False, True, True)
-    RunDirectory(tmp_path / "run").close()
-    assert not at_work.exists()
 
 
 def test_a_damaged_training_is_named(tmp_path, model_folders):

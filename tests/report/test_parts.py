@@ -157,12 +157,12 @@ def test_a_run_beside_another_says_what_differs(folder, tmp_path):
     other = tmp_path / "two"
     shutil.copytree(folder, other)
     manifest = json.loads((other / "manifest.json").read_text())
-    manifest["settings"]["budget"]["max_epochs"] = 2.0
+    manifest["settings"]["contexts"]["validation"] = 16
     (other / "manifest.json").write_text(json.dumps(manifest))
     shares, gains, settings = sides.sections(Material(load_run(folder)), Material(load_run(other)), ("one", "two"))
     assert shares.sentences[0].startswith("0% of the budget")
     assert "correlate by 1.00" in gains.sentences[0]
-    assert settings.tables[0].rows == [["budget.max_epochs", "4.0", "2.0"]]
+    assert settings.tables[0].rows == [["contexts.validation", "32", "16"]]
     assert "one beside two" in build.write_report(folder, other).read_text(encoding="utf-8")
 
 
@@ -200,9 +200,8 @@ def test_figures_of_two_runs_are_all_written(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("loss", "words"), [("per_row", "means over rows"), ("per_token", "means over tokens")])
-def test_the_loss_that_chose_the_mixture_is_named(folder, loss, words):
-    run = load_run(folder)
-    run.manifest["settings"]["energy"]["loss"] = loss
+def test_the_loss_that_chose_the_mixture_is_named(loss, words, tmp_path):
+    run = load_run(finished_run(tmp_path / "run", n=3, targets=1, energy={"loss": loss}))
     assert words in build._lead(run)
     assert f"energy.loss: {loss}" in build._lead(run)
 

@@ -13,6 +13,7 @@ from taskpgm.data.messages import conversation
 from taskpgm.data.pool import Counts, Row, TaskPool, TaskSet, row_key
 from taskpgm.evaluation.statistics import Measurement, compare_measurements
 from taskpgm.files import write_json
+from taskpgm.pipeline.keys import mixture_parts, score_parts
 from taskpgm.pipeline.stages import counted, solve
 
 HOSTILE = "<script>window.ran=1<img src=x onerror='window.ran=1'>"
@@ -48,7 +49,9 @@ def finished_run(
     result.affinity.save(folder / "affinity.npz")
     write_json(folder / "mixture.json", counted(result.mixture, result.plan))
     _adapters(folder, tasks, rng)
-    stages = {name: {"parts": {}, "seconds": 2.5, "peak_memory": 2**30} for name in ("pool", "probe", "score", "solve")}
+    parts: Any = {"pool": {}, "probe": {}, "score": score_parts(config, pool, {})}
+    parts["solve"] = mixture_parts(config, {name: {"parts": of} for name, of in parts.items()})
+    stages = {name: {"parts": of, "seconds": 2.5, "peak_memory": 2**30} for name, of in parts.items()}
     write_json(folder / "manifest.json", {
         "taskpgm": "test", "python": "3", "versions": {"numpy": np.__version__}, "hardware": {"cores": 2},
         "model": {"path": "no-model", "fingerprint": "0"}, "settings": config.model_dump(mode="json"), "stages": stages,

@@ -15,8 +15,6 @@ from taskpgm.pipeline.directory import RunDirectory, differing, stale_because
 from taskpgm.progress import Progress
 from taskpgm.system import Clock, environment
 
-CHOSEN = ("solve", "sample")  # stages that every other stands in front of
-
 
 class Artifacts:
     """The things in one run directory.
@@ -93,14 +91,9 @@ class Artifacts:
         return "missing" if found is None else differing(found["parts"], parts)
 
     def forget(self, stage: str) -> None:
-        """Take a stage out of the manifest before its files change, so that a crash leaves none that does not match.
-
-        What was chosen by it goes too: a mixture and its rows.
-        """
+        """Take a stage out of the manifest before its files change, so that a crash leaves none that does not match."""
         self.made.add(stage)
-        stages = self.manifest.get("stages", {})
-        gone = [stages.pop(name, None) for name in (stage, *(CHOSEN if stage not in CHOSEN else CHOSEN[1:]))]
-        if any(gone):
+        if self.manifest.get("stages", {}).pop(stage, None) is not None:
             self._directory.write_manifest(self.manifest)
 
     def record(self, stage: str, parts: Parts, clock: Clock | None = None, **facts: Any) -> None:

@@ -10,6 +10,7 @@ from taskpgm.data.pool import TaskPool
 from taskpgm.data.splits import asked_of, files_of
 from taskpgm.errors import UserError
 from taskpgm.files import Parts, digest, files_digest, path_digest
+from taskpgm.pipeline.directory import differing
 from taskpgm.probes.joining import joined_sets
 from taskpgm.probes.options import option_keys
 
@@ -96,6 +97,26 @@ def score_parts(config: Config, pool: TaskPool, adapters: Mapping[str, str]) -> 
         "probes": digest(dict(adapters)),
         "contexts": digest([(s.name, s.context_key, *asked.get(s.name, ())) for s in pool.all]),
         "affinity.jsd_positions": digest(positions),
+    }
+
+
+def other_scores(found: Parts, config: Config, pool: TaskPool, adapters: Mapping[str, str]) -> str | None:
+    """Names of what scores made of `found` depend on that is another now; None if nothing is."""
+    wanted = score_parts(config, pool, adapters)
+    if config.affinity.kind != "jsd":  # what was made for it is no harm
+        wanted |= {name: value for name, value in found.items() if name == "affinity.jsd_positions"}
+    return differing(found, wanted)
+
+
+def mixture_parts(config: Config, stages: Mapping[str, Any]) -> dict[str, str]:
+    """What a mixture depends on; `stages` is what the manifest says of those before it."""
+    before = {"rows": "pool", "probes": "probe", "scores": "score"}
+    elsewhere = {"model", "tasks", "targets", "probes", "contexts", "data", "export", "workers"}
+    asked = [s.model_dump(include={"name", "min_share", "max_share"}) for s in config.tasks]
+    asked += [s.model_dump(include={"name", "weight", "score"}) for s in config.targets]
+    return {
+        **{name: digest(stages.get(stage, {}).get("parts")) for name, stage in before.items()},
+        "settings": digest([asked, config.model_dump(exclude=elsewhere)]),
     }
 
 

@@ -22,7 +22,7 @@ from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.evaluation.statistics import Comparison
 from taskpgm.export.handover import By, Handover, trainers_model
 from taskpgm.export.write import Export, export_plan
-from taskpgm.files import loaded, read_json, write_json
+from taskpgm.files import KEY_FILE, Parts, loaded, read_json, write_json
 from taskpgm.mixture.affinity import Affinity, Gains, measure_affinity
 from taskpgm.mixture.balance import BalanceCurve, balanced, trace_balance
 from taskpgm.mixture.doubts import few_contexts, more_contexts, unfinished_probes
@@ -31,8 +31,9 @@ from taskpgm.mixture.explanation import Explanation
 from taskpgm.mixture.explanation import explain as explain_mixture
 from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
-from taskpgm.pipeline.directory import RunDirectory
+from taskpgm.pipeline.directory import RunDirectory, differing
 from taskpgm.pipeline.inspection import late_lengths
+from taskpgm.pipeline.keys import mixture_parts, other_scores
 from taskpgm.pipeline.session import Session, open_session
 from taskpgm.pipeline.stages import (
     allowed_shares,
@@ -146,8 +147,10 @@ def select_run(
     selection = result.selection
     assert selection is not None, "k is given"
     artifacts, folder = session.artifacts, f"selections/k{k}"
+    (artifacts / folder / KEY_FILE).unlink(missing_ok=True)
     artifacts.write_json(f"{folder}/selection.json", selection.to_dict())
     artifacts.write_json(f"{folder}/mixture.json", counted(result.mixture, result.plan))
+    artifacts.write_json(f"{folder}/{KEY_FILE}", mixture_parts(session.config, artifacts.manifest["stages"]))
     if sample:
         keep_training_set(session, result, Clock(), f"{folder}/train.jsonl")
     return result, selection, artifacts / folder
@@ -220,12 +223,23 @@ class FinishedDirectory:
 
     @cached_property
     def scores(self) -> Scores:
-        """What every probe says on the shared contexts."""
+        """What every probe says on the shared contexts.
+
+        Raises:
+            UserError: none, or rows, probes or settings were others when they were made.
+        """
+        if why := other_scores(self._parts("score"), self.config, self.pool, self._parts("probe")):
+            raise UserError(f"The scores in {self.run} are not up to date ({why}); run `taskpgm run`.")
         return loaded(Scores.load, self._there("scores.npz"), self.config.energy.loss)
 
     @cached_property
     def affinity(self) -> Affinity:
-        """Gains, and how alike tasks are."""
+        """Gains, and how alike tasks are.
+
+        Raises:
+            UserError: as `mixture`, of the run's own.
+        """
+        self._check_chosen(self.run, self._parts("solve"))
         return loaded(Affinity.load, self._there("affinity.npz"))
 
     @property
@@ -238,14 +252,11 @@ class FinishedDirectory:
         """The run's mixture.
 
         Raises:
-            UserError: none, or rows, probes or scores were made anew since it was chosen.
+            UserError: none, or the directory was last used with other rows, probes, scores or settings.
         """
-        data = self.read_json("mixture.json")
-        if self.path == self.run and "solve" not in self.manifest.get("stages", {"solve": {}}):
-            raise UserError(
-                f"{self.run} has rows, probes or scores that are newer than its mixture.json; run `taskpgm run` to "
-                "choose the mixture anew."
-            )
+        data, key = self.read_json("mixture.json"), self.path / KEY_FILE
+        own = self.path == self.run
+        self._check_chosen(self.path, self._parts("solve") if own else loaded(read_json, key) if key.exists() else {})
         return Mixture.from_dict(data)
 
     @cached_property
@@ -253,16 +264,9 @@ class FinishedDirectory:
         """The rows of the training set.
 
         Raises:
-            UserError: as `mixture`; other settings were used since, with which the mixture has other rows.
+            UserError: as `mixture`.
         """
-        found, written = plan_rows(self.pool, self.mixture.shares, self.config), self.read_json("mixture.json")
-        counts = {task["name"]: task.get("count") for task in written["tasks"]}
-        if counts != {task.name: task.count for task in found.tasks}:
-            raise UserError(
-                f"{self._there('mixture.json')} gives other rows than the settings that {self.run} was last used with; "
-                "run `taskpgm run` to bring it up to date."
-            )
-        return found
+        return plan_rows(self.pool, self.mixture.shares, self.config)
 
     @cached_property
     def doubts(self) -> list[str]:
@@ -280,6 +284,20 @@ class FinishedDirectory:
     def comparison(self) -> dict[str, Any]:
         """What `taskpgm compare` measured, as plain data."""
         return self.read_json("comparison.json")
+
+    def _parts(self, stage: str) -> Parts:
+        """What the manifest says that a stage depends on; nothing if it is not finished."""
+        return dict(self.manifest.get("stages", {}).get(stage, {}).get("parts", {}))
+
+    def _check_chosen(self, folder: Path, found: Parts) -> None:
+        """Errors if a mixture was chosen by something else than the run has now."""
+        wanted = mixture_parts(self.config, self.manifest.get("stages", {}))
+        known = {name: value for name, value in wanted.items() if name in found}  # earlier versions kept less
+        if why := differing(found, known) if found else "not finished":
+            command = "run" if folder == self.run else "select"
+            raise UserError(
+                f"The mixture in {folder} is not up to date ({why}); run `taskpgm {command}` to choose it anew."
+            )
 
     def _there(self, name: str) -> Path:
         own = self.path if name in OF_MIXTURES else self.run

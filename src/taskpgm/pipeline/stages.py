@@ -45,7 +45,7 @@ from taskpgm.mixture.selection import select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.directory import differing, stale_because
 from taskpgm.pipeline.inspection import inspect, late_lengths
-from taskpgm.pipeline.keys import block_keys, data_parts, has_warm_start, score_parts
+from taskpgm.pipeline.keys import block_keys, data_parts, has_warm_start, mixture_parts, other_scores, score_parts
 from taskpgm.pipeline.session import Session
 from taskpgm.pipeline.starts import adapter_folder, ended_sentence, kept_sentence, parts_of_probe, parts_of_warm_start
 from taskpgm.probes.cache import BASE, TRAINING, WARM, BlockCache
@@ -181,6 +181,7 @@ def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], 
 
 
 def _record_probes(session: Session) -> None:
+    """Say in the manifest which probes there are, those that the settings ask for."""
     artifacts = session.artifacts
     folders = _adapter_folders(session)
     records = [loaded(read_json, folder / TRAINING) for folder in folders]
@@ -219,7 +220,10 @@ def make_scores(session: Session, pool: TaskPool) -> Scores:
 
     config, artifacts = session.config, session.artifacts
     _check_probes(session, pool)
-    wanted = score_parts(config, pool, _adapter_keys(session))
+    adapters = _adapter_keys(session)
+    if artifacts.differs("probe", adapters):  # fewer seeds than before, or stopped before they were recorded
+        _record_probes(session)
+    wanted = score_parts(config, pool, adapters)
     if (artifacts / "scores.npz").exists() and artifacts.differs("score", wanted) is None:
         return loaded(Scores.load, artifacts / "scores.npz", config.energy.loss)
     artifacts.forget("score")
@@ -250,10 +254,7 @@ def recorded_scores(session: Session, pool: TaskPool) -> Scores:
     artifacts = session.artifacts
     found = artifacts.recorded("score")["parts"]
     _check_probes(session, pool)
-    wanted = score_parts(session.config, pool, _adapter_keys(session))
-    if session.config.affinity.kind != "jsd":
-        wanted["affinity.jsd_positions"] = found["affinity.jsd_positions"]
-    if why := differing(found, wanted):
+    if why := other_scores(found, session.config, pool, _adapter_keys(session)):
         raise UserError(f"The scores in {artifacts.path} were made with other {why}; run `taskpgm score`.")
     return loaded(Scores.load, artifacts / "scores.npz", session.config.energy.loss)
 
@@ -264,6 +265,7 @@ def _adapter_keys(session: Session) -> dict[str, str]:
 
 
 def _check_probes(session: Session, pool: TaskPool) -> None:
+    """Errors if a probe is missing or out of date."""
     config, artifacts = session.config, session.artifacts
     for seed in range(config.probes.seeds):
         warm = adapter_folder(artifacts, WARM, seed)
@@ -348,7 +350,9 @@ def keep_mixture(session: Session, result: Result, clock: Clock) -> None:
     else:
         (artifacts / "selection.json").unlink(missing_ok=True)
     artifacts.write_json("mixture.json", counted(result.mixture, result.plan))
-    artifacts.record("solve", {"scores": digest(artifacts.recorded("score")["parts"])}, clock)
+    if artifacts.differs("probe", _adapter_keys(session)):
+        _record_probes(session)
+    artifacts.record("solve", mixture_parts(session.config, artifacts.manifest["stages"]), clock)
 
 
 def mixture_is_there(session: Session, result: Result) -> bool:
