@@ -83,8 +83,11 @@ def end_scratch(scratch: Path) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def loaded(load: Callable[..., Made], path: Path, *more: Any) -> Made:
+def loaded(load: Callable[..., Made], path: Path, *more: Any, by: str = "run") -> Made:
     """What `load` makes of a file or folder of a run.
+
+    Args:
+        by: the command that makes it.
 
     Raises:
         UserError: it is damaged; files are written whole or not at all, so something else did that.
@@ -93,9 +96,9 @@ def loaded(load: Callable[..., Made], path: Path, *more: Any) -> Made:
         return load(path, *more)
     except UserError:
         raise
-    except (ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, LookupError, TypeError, EOFError, FileNotFoundError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
-            f"{path} is damaged ({first_line(error) or type(error).__name__}); remove it, then `taskpgm run` makes "
+            f"{path} is damaged ({first_line(error) or type(error).__name__}); remove it, then `taskpgm {by}` makes "
             "what is missing again and keeps the rest."
         ) from error
 

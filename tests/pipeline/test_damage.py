@@ -7,6 +7,8 @@ from support.runs import experiment
 
 from taskpgm import load_config, load_run, run
 from taskpgm.errors import UserError
+from taskpgm.probes.probe import load_probe
+from taskpgm.report.history import read_curves
 
 READERS = {
     "mixture.json": lambda found: found.mixture,
@@ -16,6 +18,7 @@ READERS = {
     "pool/index.npz": lambda found: found.pool,
     "pool/rows-00000.jsonl": lambda found: found.pool,
     "manifest.json": lambda found: found.manifest,
+    "adapters/sums/training.json": lambda found: found.doubts,
 }
 
 
@@ -64,3 +67,18 @@ def test_a_damaged_mixture_is_replaced_by_a_run(finished, tmp_path):
     damage(tmp_path / "run" / "mixture.json", "half")
     run(config, tmp_path / "run")
     assert (tmp_path / "run" / "mixture.json").read_bytes() == (whole / "mixture.json").read_bytes()
+
+
+@pytest.mark.parametrize("how", ["half", "removed"])
+def test_a_damaged_record_of_a_probe_is_named_and_the_remedy_helps(how, finished, tmp_path):
+    config, whole = finished
+    out = shutil.copytree(whole, tmp_path / "run")
+    record = out / "adapters" / "sums" / "training.json"
+    record.unlink() if how == "removed" else damage(record, how)
+    readers = [lambda: read_curves(out), lambda: load_probe(out / "adapters" / "sums", "sums")]
+    for read in (lambda: run(config, out), *(readers if how == "half" else [])):
+        with pytest.raises(UserError, match=r"adapters/sums is damaged.*remove it, then `taskpgm run`"):
+            read()
+    shutil.rmtree(out / "adapters" / "sums")
+    run(config, out)
+    assert load_probe(out / "adapters" / "sums", "sums").losses

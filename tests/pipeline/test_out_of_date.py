@@ -163,7 +163,7 @@ def test_a_damaged_training_is_named(tmp_path, model_folders):
     kept = next((tmp_path / "out" / "compare").glob("*.json"))
     for text in ("{", '{"sets": {}', "{}"):
         kept.write_text(text)
-        with pytest.raises(UserError, match=rf"{kept.name} is damaged .* remove it"):
+        with pytest.raises(UserError, match=rf"{kept.name} is damaged .* remove it, then `taskpgm compare`"):
             compare_mixtures(load_config(config), tmp_path / "out", options, Progress())
     kept.unlink()
     compare_mixtures(load_config(config), tmp_path / "out", options, Progress())

@@ -199,7 +199,7 @@ class Trainings:
         for run in (replace(run, config=_training(run.config, self.options)) for run in runs):
             path = self.path(run)
             kept = path.exists() and (path.with_suffix("").is_dir() or not self.options.keep)
-            found = loaded(_measured, path, run) if kept else None
+            found = loaded(_measured, path, run, by="compare") if kept else None
             if found and (not self.halves or self._has_halves(found)):
                 yield found
             else:

@@ -189,14 +189,14 @@ def _trained_mixtures(
     A mixture has the name under which it was trained, unless that name stands for other weights `now`.
     """
     last = finished.folder / "comparison.json"
-    setting = loaded(read_json, last).get("setting") if last.exists() else None
+    setting = loaded(read_json, last, by="compare").get("setting") if last.exists() else None
     if setting is None:
         return {}
     taken = {name: digest(dict(weights)) for name, weights in now.items()}
     losses: dict[tuple[str, str], list[float]] = {}
     weights: dict[tuple[str, str], dict[str, float]] = {}
     for path in sorted((finished.folder / "compare").glob("*.json")):
-        record = loaded(read_json, path)
+        record = loaded(read_json, path, by="compare")
         if record.get("setting") != setting or record["rows"] != finished.config.budget.size:
             continue
         name = f"random, seed {record['seed']}" if record["mixture"] == "random" else record["mixture"].split("@")[0]

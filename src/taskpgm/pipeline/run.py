@@ -50,7 +50,7 @@ from taskpgm.pipeline.stages import (
     recorded_scores,
     solve,
 )
-from taskpgm.probes.cache import TRAINING
+from taskpgm.probes.cache import TRAINING, read_training
 from taskpgm.progress import Progress
 from taskpgm.scores import Scores
 from taskpgm.system import Clock
@@ -272,7 +272,7 @@ class FinishedDirectory:
     def doubts(self) -> list[str]:
         """Why the mixture may be less sure than its errors say, and what more would buy: contexts, probes."""
         contexts = few_contexts(self.scores.groups, more_contexts(self.config))
-        records = [loaded(read_json, path) for path in sorted(self.run.glob(f"adapters/*/{TRAINING}"))]
+        records = [read_training(path.parent) for path in sorted(self.run.glob(f"adapters/*/{TRAINING}"))]
         names = {task.name for task in self.config.tasks}
         losses = {one["task"]: one["losses"] for one in records if one["losses"] and one["task"] in names}
         seconds = sum(record["seconds"] for record in records)
@@ -283,7 +283,7 @@ class FinishedDirectory:
     @cached_property
     def comparison(self) -> dict[str, Any]:
         """What `taskpgm compare` measured, as plain data."""
-        return self.read_json("comparison.json")
+        return loaded(read_json, self._there("comparison.json"), by="compare")
 
     def _parts(self, stage: str) -> Parts:
         """What the manifest says that a stage depends on; nothing if it is not finished."""

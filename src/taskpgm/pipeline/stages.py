@@ -48,7 +48,7 @@ from taskpgm.pipeline.inspection import inspect, late_lengths
 from taskpgm.pipeline.keys import block_keys, data_parts, has_warm_start, mixture_parts, other_scores, score_parts
 from taskpgm.pipeline.session import Session
 from taskpgm.pipeline.starts import adapter_folder, ended_sentence, kept_sentence, parts_of_probe, parts_of_warm_start
-from taskpgm.probes.cache import BASE, TRAINING, WARM, BlockCache
+from taskpgm.probes.cache import BASE, WARM, BlockCache, read_training
 from taskpgm.probes.options import check_options
 from taskpgm.scores import Scores
 from taskpgm.system import Clock
@@ -184,7 +184,7 @@ def _record_probes(session: Session) -> None:
     """Say in the manifest which probes there are, those that the settings ask for."""
     artifacts = session.artifacts
     folders = _adapter_folders(session)
-    records = [loaded(read_json, folder / TRAINING) for folder in folders]
+    records = [read_training(folder) for folder in folders]
     artifacts.record(
         "probe", {artifacts.name(folder): artifacts.key(folder) for folder in folders},
         seconds=sum(r["seconds"] for r in records), peak_memory=max(r["peak_memory"] for r in records),

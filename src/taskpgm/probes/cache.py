@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskpgm.files import atomic_file, loaded
+from taskpgm.files import atomic_file, loaded, read_json
 from taskpgm.types import Ints
 
 BASE = "base"  # the name of the base model's blocks
 WARM = "~warm"  # the task of the adapter that probes start from; no task can have this name
 TRAINING = "training.json"  # beside an adapter: losses of every step, tokens, seconds, memory
+
+
+def read_training(folder: Path) -> dict[str, Any]:
+    """What the training of an adapter left beside it.
+
+    Raises:
+        UserError: it is missing or damaged; the whole folder is then made again.
+    """
+    return loaded(lambda there: read_json(there / TRAINING), folder)
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from taskpgm.config import Config, LoraConfig
 from taskpgm.errors import UserError, first_line
-from taskpgm.files import loaded, read_json
 from taskpgm.lm.batching import out_of_memory
 from taskpgm.lm.lora import HARMLESS, low_rank, patched
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.quiet import import_peft, peft_quiet
-from taskpgm.probes.cache import TRAINING
+from taskpgm.probes.cache import TRAINING, read_training
 from taskpgm.types import Brief, derive_seed
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
@@ -102,7 +101,7 @@ def load_probe(folder: Path, task: str, seed: int = 0) -> Probe:
     settings.init_lora_weights = True  # how it began is past
     for name in STARTED_BY:
         setattr(settings, name, getattr(type(settings)(), name))
-    record = loaded(read_json, folder / TRAINING) if (folder / TRAINING).is_file() else {}
+    record = read_training(folder) if (folder / TRAINING).is_file() else {}
     return Probe(task, seed, settings, weights, tuple(record.get("losses", ())), record.get("trained_tokens", 0))
 
 

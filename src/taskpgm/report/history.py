@@ -1,6 +1,5 @@
 """How did it run? Learning curves of the probes, time and memory, versions, settings, the commands."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import yaml
 from plotly.graph_objects import Bar, Scatter
 
+from taskpgm.probes.cache import read_training
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table, joined
 from taskpgm.report.style import COLOURS, blank, text
@@ -41,7 +41,7 @@ def read_curves(folder: Path) -> dict[str, list[float]]:
     found = {}
     for file in [*sorted(folder.glob("warm*/training.json")), *sorted(folder.glob("adapters*/**/training.json"))]:
         name = str(file.parent.relative_to(folder)).removeprefix("adapters/")
-        losses = json.loads(file.read_text(encoding="utf-8")).get("losses") or []
+        losses = read_training(file.parent).get("losses") or []
         if losses:
             found[name] = [float(value) for value in losses]
     return found
