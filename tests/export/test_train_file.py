@@ -116,6 +116,14 @@ def test_text_holds_the_plan(tmp_path: Path) -> None:
     assert {tuple(r) for r in read} == {("prompt", "completion", "task")}
 
 
+def test_a_line_is_a_line_to_every_reader(tmp_path: Path) -> None:
+    said = "a\u2028b\u2029c\x85d"
+    pool, plan = planned(*[[conversation(("user", f"{said} {i}"), ("assistant", said)) for i in range(6)]] * 2)
+    write_train_jsonl(tmp_path / "train.jsonl", pool, plan, "text")
+    lines = (tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()  # by all of Unicode's line ends
+    assert [json.loads(line)["completion"] for line in lines] == [said] * len(plan)
+
+
 def test_the_same_plan_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         pool, plan = planned(PAIRS, CHATS)

@@ -22,6 +22,8 @@ from taskpgm.data.pool import load_tasks
 from taskpgm.errors import UserError
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model, skeleton
+from taskpgm.pipeline.session import open_session
+from taskpgm.pipeline.stages import make_pool, recorded_pool
 from taskpgm.probes.cache import BASE, WARM
 from taskpgm.probes.cost import Place, estimate_run, gpu_part, makespan, spread
 from taskpgm.probes.demand import (
@@ -227,6 +229,18 @@ def test_a_model_that_does_not_fit_is_refused(model_folders, tmp_path, monkeypat
     monkeypatch.setitem(DEVICES, "small", Sheet(1e12, 300e6))
     with pytest.raises(UserError, match="(?i)a worker takes about.*small"):
         estimate_run(config, place=Place(device="small"))
+
+
+@pytest.mark.parametrize("opened", [make_pool, recorded_pool])
+def test_every_command_has_workers_share_a_gpu(opened, model_folders, tmp_path, monkeypatch):
+    config = load_config(experiment(tmp_path, model_folders["llama"]))
+    monkeypatch.setitem(DEVICES, "small", Sheet(1e12, 1e12))
+    with open_session(config, tmp_path / "out") as session:
+        make_pool(session)
+    with open_session(config, tmp_path / "out") as session:
+        assert session.engine.workers.part("small") == 1
+        opened(session)
+        assert session.engine.workers.part("small") == 0.25
 
 
 @pytest.mark.parametrize(("parts", "share"), [(0.9, 1.0), (1.2, 1.0), (2.3, 0.5), (3.4, 1 / 3), (1000, 0.25)])
