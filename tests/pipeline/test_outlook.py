@@ -86,6 +86,11 @@ def test_a_run_from_nothing_and_other_settings_of_the_mixture(copied, model_fold
     assert [step.stage for step in ahead(config, copied / "out")] == ["solve"]
 
 
+def test_scores_that_were_removed_are_foretold(copied):
+    (copied / "out" / "scores.npz").unlink()
+    assert [(step.stage, step.why) for step in ahead(copied / "mix.yaml", copied / "out")] == [("score", "missing")]
+
+
 def test_a_warm_start_is_kept_when_a_task_is_added(copied, model_folders, tmp_path):
     """Only the new probe is trained, from the old warm start; its scores equal those of training it so by itself."""
     out = copied / "out"
