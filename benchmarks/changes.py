@@ -24,7 +24,7 @@ from taskpgm.config import load_config
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
-from taskpgm.pipeline.run import load_run
+from taskpgm.pipeline.finished import load_run
 from taskpgm.pipeline.stages import allowed_shares
 
 ADDED, ROWS = "count_bits", 300

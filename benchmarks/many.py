@@ -196,7 +196,7 @@ def check(folder: Path) -> None:
     from taskpgm.mixture.affinity import measure_affinity
     from taskpgm.mixture.energies import build_energy
     from taskpgm.mixture.solve import solve_mixture
-    from taskpgm.pipeline.run import load_run
+    from taskpgm.pipeline.finished import load_run
 
     planted = json.loads((folder / "planted.json").read_text())
     config, found = load_config(folder / "mix.yaml"), load_run(folder / "run")

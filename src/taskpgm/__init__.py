@@ -15,7 +15,7 @@ __version__ = "0.2.0"
 
 _HOME = {
     "Config": "config", "load_config": "config", "parse_config": "config", "UserError": "errors",
-    "run": "pipeline.run", "load_run": "pipeline.run", "plot": "report", "Result": "evaluation.result",
+    "run": "pipeline.run", "load_run": "pipeline.finished", "plot": "report", "Result": "evaluation.result",
     "TaskPool": "data.pool", "load_tasks": "data.pool", "RowPlan": "data.plan", "plan_rows": "data.plan",
     "load_model": "lm.loading", "train_probes": "probes.training", "score_contexts": "probes.scoring",
     "Scores": "scores", "Progress": "progress",
@@ -27,7 +27,7 @@ _HOME = {
     "Comparison": "evaluation.statistics", "predict_mixtures": "pipeline.run",
     "form_of_gain": "pipeline.form", "Form": "evaluation.form",
     "train": "pipeline.train", "TrainOptions": "pipeline.train", "Trained": "pipeline.train",
-    "export_run": "pipeline.run", "Export": "export.write",
+    "export_run": "pipeline.finished", "Export": "export.write",
     "refine": "pipeline.refine", "RefineOptions": "evaluation.refine", "Refinement": "evaluation.refine",
 }  # fmt: skip
 __all__ = sorted(_HOME)

@@ -14,7 +14,8 @@ from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError
 from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.lm.checkpoint import model_fingerprint
-from taskpgm.pipeline.run import compare_mixtures, export_run, select_run, solve_run
+from taskpgm.pipeline.finished import export_run
+from taskpgm.pipeline.run import compare_mixtures, select_run, solve_run
 from taskpgm.pipeline.session import open_session
 from taskpgm.pipeline.stages import make_pool, make_probes, make_scores
 from taskpgm.progress import Progress

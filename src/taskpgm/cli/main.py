@@ -499,7 +499,7 @@ def export(
     """Hand the mixture to a trainer: its rows, the trainer's own config, and how to start."""
     from taskpgm.cli.handover import export_table, targets_table
     from taskpgm.export.handover import By
-    from taskpgm.pipeline.run import export_run
+    from taskpgm.pipeline.finished import export_run
 
     if exporting.show:
         screen.print(targets_table(), crop=False)
@@ -552,7 +552,7 @@ def _run(config: Config, out: Path, everything: bool) -> None:
 def _show(out: Path, affinity: Any, everything: bool = False, run: Path | None = None) -> None:
     """The mixture that lies in `out`, and what there is to say of it; `run` is the run directory that it comes from."""
     from taskpgm.cli.mixtures import mixture_view
-    from taskpgm.pipeline.run import load_run
+    from taskpgm.pipeline.finished import load_run
 
     data = loaded(read_json, out / "mixture.json")
     doubts = load_run(run).doubts if run else ()

@@ -7,33 +7,27 @@ load_run("runs/first").mixture.shares
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from taskpgm.config import Config, EnergyConfig, parse_config
-from taskpgm.data.plan import RowPlan, copies, plan_rows
+from taskpgm.config import Config, EnergyConfig
+from taskpgm.data.plan import copies
 from taskpgm.data.pool import TaskPool
-from taskpgm.errors import UserError
 from taskpgm.evaluation.compare import run_comparison
 from taskpgm.evaluation.predict import Prediction, run_prediction
 from taskpgm.evaluation.result import Result
 from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.evaluation.statistics import Comparison
-from taskpgm.export.handover import By, Handover, trainers_model
-from taskpgm.export.write import Export, export_plan
-from taskpgm.files import KEY_FILE, Parts, loaded, read_json, write_json
-from taskpgm.mixture.affinity import Affinity, Gains, measure_affinity
+from taskpgm.files import KEY_FILE, write_json
+from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.balance import BalanceCurve, balanced, trace_balance
-from taskpgm.mixture.doubts import few_contexts, more_contexts, unfinished_probes
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.explanation import Explanation
 from taskpgm.mixture.explanation import explain as explain_mixture
 from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
-from taskpgm.pipeline.directory import RunDirectory, differing
-from taskpgm.pipeline.inspection import late_lengths
-from taskpgm.pipeline.keys import mixture_parts, other_scores
+from taskpgm.pipeline.directory import RunDirectory
+from taskpgm.pipeline.keys import mixture_parts
 from taskpgm.pipeline.session import Session, open_session
 from taskpgm.pipeline.stages import (
     allowed_shares,
@@ -50,7 +44,6 @@ from taskpgm.pipeline.stages import (
     recorded_scores,
     solve,
 )
-from taskpgm.probes.cache import TRAINING, read_training
 from taskpgm.progress import Progress
 from taskpgm.scores import Scores
 from taskpgm.system import Clock
@@ -191,151 +184,6 @@ def predict_mixtures(
     """Predictions for mixtures on the run directory `out`, as `taskpgm predict` makes them."""
     with open_session(config, out, progress) as session:
         return predict_run(session, mixtures, merged)[0]
-
-
-OF_MIXTURES = ("mixture.json", "selection.json", "train.jsonl")  # what a selection has of its own
-
-
-class FinishedDirectory:
-    """What a finished run directory holds, read when it is first asked for; nothing is written, nothing computed.
-
-    A selection's folder, `selections/kK` of a run, is its run with the selection's mixture and rows.
-    """
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        selected = self.path.parent.name == "selections" and not (self.path / "manifest.json").exists()
-        self.run = self.path.parents[1] if selected else self.path
-        self.manifest: dict[str, Any] = self.read_json("manifest.json")
-
-    def __repr__(self) -> str:
-        return f"FinishedDirectory({str(self.path)!r}, stages={list(self.manifest.get('stages', {}))})"
-
-    @cached_property
-    def config(self) -> Config:
-        """The experiment, as the manifest has it."""
-        return parse_config(self.manifest["settings"], str(self.run / "manifest.json"))
-
-    @cached_property
-    def pool(self) -> TaskPool:
-        """Rows of all sets, split."""
-        return loaded(TaskPool.load, self._there("pool"), *late_lengths(self.config))
-
-    @cached_property
-    def scores(self) -> Scores:
-        """What every probe says on the shared contexts.
-
-        Raises:
-            UserError: none, or rows, probes or settings were others when they were made.
-        """
-        if why := other_scores(self._parts("score"), self.config, self.pool, self._parts("probe")):
-            raise UserError(f"The scores in {self.run} are not up to date ({why}); run `taskpgm run`.")
-        return loaded(Scores.load, self._there("scores.npz"), self.config.energy.loss)
-
-    @cached_property
-    def affinity(self) -> Affinity:
-        """Gains, and how alike tasks are.
-
-        Raises:
-            UserError: as `mixture`, of the run's own.
-        """
-        self._check_chosen(self.run, self._parts("solve"))
-        return loaded(Affinity.load, self._there("affinity.npz"))
-
-    @property
-    def gains(self) -> Gains:
-        """What each probe gains on each set, against what it started from."""
-        return self.affinity.gains
-
-    @cached_property
-    def mixture(self) -> Mixture:
-        """The run's mixture.
-
-        Raises:
-            UserError: none, or the directory was last used with other rows, probes, scores or settings.
-        """
-        data, key = self.read_json("mixture.json"), self.path / KEY_FILE
-        own = self.path == self.run
-        self._check_chosen(self.path, self._parts("solve") if own else loaded(read_json, key) if key.exists() else {})
-        return Mixture.from_dict(data)
-
-    @cached_property
-    def plan(self) -> RowPlan:
-        """The rows of the training set.
-
-        Raises:
-            UserError: as `mixture`.
-        """
-        return plan_rows(self.pool, self.mixture.shares, self.config)
-
-    @cached_property
-    def doubts(self) -> list[str]:
-        """Why the mixture may be less sure than its errors say, and what more would buy: contexts, probes."""
-        contexts = few_contexts(self.scores.groups, more_contexts(self.config))
-        records = [read_training(path.parent) for path in sorted(self.run.glob(f"adapters/*/{TRAINING}"))]
-        names = {task.name for task in self.config.tasks}
-        losses = {one["task"]: one["losses"] for one in records if one["losses"] and one["task"] in names}
-        seconds = sum(record["seconds"] for record in records)
-        setting = f"probes.{self.config.budget.unit}"
-        probes = unfinished_probes(losses, setting, self.config.probe_size, seconds)
-        return [doubt for doubt in (contexts, probes) if doubt]
-
-    @cached_property
-    def comparison(self) -> dict[str, Any]:
-        """What `taskpgm compare` measured, as plain data."""
-        return loaded(read_json, self._there("comparison.json"), by="compare")
-
-    def _parts(self, stage: str) -> Parts:
-        """What the manifest says that a stage depends on; nothing if it is not finished."""
-        return dict(self.manifest.get("stages", {}).get(stage, {}).get("parts", {}))
-
-    def _check_chosen(self, folder: Path, found: Parts) -> None:
-        """Errors if a mixture was chosen by something else than the run has now."""
-        wanted = mixture_parts(self.config, self.manifest.get("stages", {}))
-        known = {name: value for name, value in wanted.items() if name in found}  # earlier versions kept less
-        if why := differing(found, known) if found else "not finished":
-            command = "run" if folder == self.run else "select"
-            raise UserError(
-                f"The mixture in {folder} is not up to date ({why}); run `taskpgm {command}` to choose it anew."
-            )
-
-    def _there(self, name: str) -> Path:
-        own = self.path if name in OF_MIXTURES else self.run
-        if not (own / name).exists():
-            raise UserError(f"{own} has no {name}; it is no run directory, or its run has not come so far.")
-        return own / name
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON file of the directory as plain data."""
-        return loaded(read_json, self._there(name))
-
-
-def load_run(path: Path | str) -> FinishedDirectory:
-    """A finished run directory without its YAML: `.mixture`, `.affinity`, `.scores`, `.pool`, `.plan`, `.comparison`.
-
-    The folder of a selection, `selections/kK`, opens as its run with the selection's mixture.
-
-    Raises:
-        UserError: no run directory there, or it lacks what is asked for.
-    """
-    return FinishedDirectory(path)
-
-
-def export_run(
-    path: Path | str, to: str, out: Path | str, by: By = "rows", lossy: bool = False, force: bool = False
-) -> Export:
-    """A finished run's training set in the form of a trainer, in the folder `out`; see `export_plan`.
-
-    Raises:
-        UserError: no finished run there, no such target, rows that it cannot carry, or `out` is there already.
-    """
-    run = load_run(path)
-    settings = run.config
-    handover = Handover(
-        run.pool, run.plan, by, trainers_model(settings.model.path), settings.probes.max_length, settings.seed,
-        run.manifest["stages"]["pool"]["chat_template"], quantization=settings.model.quantization,
-    )  # fmt: skip
-    return export_plan(handover, to, Path(out), lossy, force)
 
 
 def solve_affinity(

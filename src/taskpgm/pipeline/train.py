@@ -17,7 +17,7 @@ from taskpgm.errors import UserError
 from taskpgm.files import atomic_folder, digest, write_json
 from taskpgm.lm.engine import Engine
 from taskpgm.pipeline.directory import RunDirectory, differing
-from taskpgm.pipeline.run import FinishedDirectory, load_run
+from taskpgm.pipeline.finished import FinishedDirectory, load_run
 from taskpgm.progress import Progress, plain_lines
 from taskpgm.system import Clock, environment
 

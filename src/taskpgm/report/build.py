@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from taskpgm.errors import UserError
-from taskpgm.pipeline.run import FinishedDirectory, load_run
+from taskpgm.pipeline.finished import FinishedDirectory, load_run
 from taskpgm.report import choices, gains, history, outcome, reasons, relations, rows, shares, sides, trials
 from taskpgm.report.field import Field
 from taskpgm.report.material import Material

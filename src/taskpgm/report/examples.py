@@ -8,7 +8,7 @@ import numpy as np
 
 from taskpgm.data.messages import Conversation
 from taskpgm.errors import UserError
-from taskpgm.pipeline.run import FinishedDirectory
+from taskpgm.pipeline.finished import FinishedDirectory
 from taskpgm.types import Floats
 
 if TYPE_CHECKING:

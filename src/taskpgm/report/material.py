@@ -12,7 +12,7 @@ from taskpgm.evaluation.statistics import Comparison, Measurement, compare_measu
 from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.explanation import Explanation, explain
-from taskpgm.pipeline.run import FinishedDirectory
+from taskpgm.pipeline.finished import FinishedDirectory
 from taskpgm.pipeline.stages import choose_energy
 from taskpgm.report.examples import Examples, of_tasks
 from taskpgm.types import Floats

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from taskpgm.pipeline.run import FinishedDirectory
+from taskpgm.pipeline.finished import FinishedDirectory
 from taskpgm.report import gains as _gains
 from taskpgm.report import relations as _relations
 from taskpgm.report import shares as _shares
