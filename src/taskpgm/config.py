@@ -30,8 +30,8 @@ EXTRAS = ("system", "history", "tools", "reasoning_content")  # what a row may h
 # What a column may be.
 FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output", *EXTRAS, *GRADING_COLUMNS)
 ALIASES = {  # other names under which a column is found
-    "messages": ("conversations", "conversation", "dialogue", "dialog"),
-    "system": ("system_prompt", "system_message"),
+    "messages": ("conversations", "conversation", "dialogue", "dialog", "contents"),
+    "system": ("system_prompt", "system_message", "system_instruction", "systemInstruction"),
     "tools": ("functions",),
 }
 # Columns that would change what is trained on and are not read: an error if they say something.

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,37 @@ SHAPES: dict[str, tuple[dict[str, Any], Conversation]] = {
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "u"}]}, {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]}]},
         THOUGHT,
     ),
+    "Anthropic's calls and results": (
+        {
+            "system": [{"type": "text", "text": "s"}],
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "u"}]},
+                {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "See."}, {"type": "tool_use", "id": "c1", "name": "subtract", "input": {"a": 11, "b": 4.5}}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "7"}]}, {"type": "text", "text": "And?"}]},
+                {"role": "assistant", "content": [{"type": "tool_use", "id": "c1", "name": "subtract", "input": {"a": 11, "b": 4.5}}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "7"}]}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
+            ],
+            "tools": [{"name": "subtract", "description": "a minus b", "input_schema": SUBTRACT["parameters"]}],
+        },
+        Conversation(
+            (
+                Message("system", "s"), CALLED.messages[0], replace(CALLED.messages[1], content="See.", reasoning_content="hm"),
+                CALLED.messages[2], Message("user", "And?"), *CALLED.messages[1:]
+            ),
+            (TOOL,),
+        ),
+    ),
+    "Gemini's contents": (
+        {
+            "systemInstruction": {"role": "system", "parts": [{"text": "s"}]},
+            "contents": [{"role": "user", "parts": [{"text": "u"}]}, {"role": "model", "parts": [{"text": "a"}]}],
+        },
+        FULL,
+    ),
+    "a system text in blocks": ({"messages": [USER, ANSWER], "system": [{"text": "s"}]}, FULL),
+    "a system turn as a column": ({"messages": [USER, ANSWER], "system": {"role": "system", "content": "s"}}, FULL),
+    "one text in a list": ({"messages": [{"role": "user", "parts": ["u"]}, {"role": "model", "parts": ["a"]}]}, pair("u", "a")),
     "reasoning_content": ({"messages": [USER, {**ANSWER, "reasoning_content": "hm"}]}, THOUGHT),
     "thinking": ({"messages": [USER, {**ANSWER, "thinking": "hm"}]}, THOUGHT),
     "reasoning": ({"messages": [USER, {**ANSWER, "reasoning": "hm", "reasoning_content": None}]}, THOUGHT),
@@ -523,6 +555,13 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     (question(content=[{"type": "image_url", "image_url": {"url": "x"}}]), "has a block of type 'image_url' in turn 1"),
     (question(content=[{"type": ["text"], "text": "u"}]), "has a block of type ['text'] in turn 1"),
     (question(content=[{"type": "text", "text": None}]), "has a block of type 'text' without text in turn 1"),
+    (question(content=["Rome", "Paris"]), "has a list of 2 texts as content in turn 1 of 'messages'; join them to one text"),
+    (question(content=[1, 2]), "has no text as content (a list) in turn 1 of 'messages'"),
+    (turn(content=[{"type": "tool_use", "name": "f", "input": {}}, {"type": "text", "text": "a"}]), "has a block of type 'tool_use' in turn 2"),
+    (question(content=[{"type": "text", "text": "u"}, {"type": "tool_result", "content": "7"}]), "has a block of type 'tool_result' in turn 1"),
+    (question(content=[{"type": "tool_use", "name": "f", "input": {}}]), "has tool_calls of user in turn 1"),
+    (turn(content=[{"type": "tool_result", "content": "7"}]), "has a block of type 'tool_result' in turn 2"),
+    (turn(channel="analysis"), "has 'channel' in turn 2 of 'messages'; it would change what is trained on"),
     (question(weight=1), "has weight: 1 at the user's turn in turn 1 of 'messages'; only assistant turns are learned"),
     (turn(weight=0.5), "has weight: 0.5 in turn 2 of 'messages'; a turn is learned or is context, parts are not"),
     (turn(loss_weight=0.5), "has loss_weight: 0.5 in turn 2 of 'messages'; a turn is learned or is context"),

@@ -31,7 +31,7 @@ from taskpgm.errors import UserError
 
 WIDTH = 100  # of a line: a comment and its value fit on most screens
 LEAST = 3  # rows of a task: two contexts, and one to train on
-CHATS = ("conversations", "conversation", "messages", "dialogue", "dialog", "chat", "turns")
+CHATS = ("conversations", "conversation", "messages", "dialogue", "dialog", "contents", "chat", "turns")
 QUESTIONS = ("question", "query", "problem", "prompt", "instruction", "input", "user", "human")
 EXTRAS = ("input", "context")  # beside an instruction
 ANSWERS = ("answer", "answers", "response", "completion", "output", "solution", "target", "label", "assistant", "gpt")

@@ -6,7 +6,7 @@ from typing import Any
 
 from taskpgm.data.columns import LAYOUTS, Way
 from taskpgm.data.messages import Conversation, Message
-from taskpgm.data.turns import CANONICAL, Spot, are_turns, read_tools, read_turns, speaks
+from taskpgm.data.turns import CANONICAL, Spot, are_turns, read_tools, read_turns, speaks, system_text
 from taskpgm.data.values import UnreadableError, is_absent, is_empty, is_null, text_of, unpacked
 from taskpgm.errors import UserError
 
@@ -156,7 +156,7 @@ def _with_system(turns: tuple[Message, ...], given: Any, spot: Spot) -> tuple[Me
     """The turns behind a system turn of that text, unless they have the same one."""
     if is_empty(given):
         return turns
-    said = Message("system", text_of(given, spot.column, spot.at))
+    said = Message("system", system_text(given, spot))
     if turns[:1] == (said,):
         return turns
     if any(turn.role == "system" for turn in turns):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from taskpgm.data.messages import Message
-from taskpgm.data.parts import type_of
-from taskpgm.data.values import is_absent, is_empty, is_null, plain, unpacked, without_absent
+from taskpgm.data.parts import Number, type_of
+from taskpgm.data.values import is_absent, is_empty, is_null, plain, text_of, unpacked, without_absent
 from taskpgm.errors import UserError
 
 _NAMES = {
@@ -71,7 +71,7 @@ def read_turns(value: Any, spot: Spot) -> tuple[Message, ...]:
         raise UserError(
             f"{spot.at} has no list of {{role, content}} in {spot.column!r} ({wrong}); correct or remove the row."
         )
-    return tuple(_usual(turn) or _message(without_absent(turn), spot.turn(i)) for i, turn in enumerate(found, 1))
+    return tuple(message for i, turn in enumerate(found, 1) for message in _messages(turn, spot.turn(i)))
 
 
 def are_turns(value: Any) -> bool:
@@ -122,7 +122,30 @@ def read_tools(value: Any, spot: Spot) -> tuple[dict[str, Any], ...]:
             f"{_kind_of(found)} that is no list of functions with names",
             f"correct the row, or ignore the column with columns: {{{spot.column}: ''}}",
         )
-    return tuple(plain(item if "function" in item else {"type": "function", "function": item}) for item in items)
+    return tuple(plain(item if "function" in item else {"type": "function", "function": _tool(item)}) for item in items)
+
+
+def _tool(item: dict[str, Any]) -> dict[str, Any]:
+    """A bare function with its parameters under the name that chat templates know; Anthropic has another."""
+    if "input_schema" not in item or not is_null(item.get("parameters")):
+        return item
+    kept = {key: value for key, value in item.items() if key != "parameters"}
+    return {"parameters" if key == "input_schema" else key: value for key, value in kept.items()}
+
+
+def system_text(value: Any, spot: Spot) -> str:
+    """The text of a system column: text, blocks of text, or a system turn of such, as Gemini's {parts: […]}.
+
+    Raises:
+        UserError: it is none.
+    """
+    given = unpacked(value, strict=False)
+    inner = _one(without_absent(given), ("parts", "content"), spot) if isinstance(given, dict) else None
+    found = given if inner is None else inner
+    blocks = [found] if isinstance(found, dict) else found
+    if isinstance(blocks, list) and blocks and all(isinstance(one, dict) and "text" in one for one in blocks):
+        return _joined([_block(block, spot) for block in blocks])[0]
+    return text_of(found if speaks(value) or not isinstance(value, str) else value, spot.column, spot.at)
 
 
 def _rows(value: Any) -> Any:
@@ -141,6 +164,41 @@ def _usual(turn: dict[str, Any]) -> Message | None:
     if turn.keys() != {"role", "content"} or not all(isinstance(one, str) for one in turn.values()):
         return None
     return Message(str(turn["role"]), str(turn["content"])) if turn["role"] in _NAMES else None
+
+
+def _messages(turn: dict[str, Any], spot: Spot) -> tuple[Message, ...]:
+    """The message that a turn is; more if it holds results of tools, as Anthropic's turns of the user do."""
+    if usual := _usual(turn):
+        return (usual,)
+    turn = without_absent(turn)
+    blocks = turn.get("content")
+    kinds = [one.get("type") if isinstance(one, dict) else None for one in blocks] if isinstance(blocks, list) else []
+    if "tool_result" in kinds:
+        return _results(turn, kinds, spot)
+    return (_message(_with_calls(turn, kinds) if "tool_use" in kinds else turn, spot),)
+
+
+def _with_calls(turn: dict[str, Any], kinds: list[Any]) -> dict[str, Any]:
+    """The turn with the blocks of calls at its end as `tool_calls`; as it is if other blocks stand behind them."""
+    first = kinds.index("tool_use")
+    if any(kind != "tool_use" for kind in kinds[first:]) or not is_null(turn.get("tool_calls")):
+        return turn
+    calls = [{key: value for key, value in block.items() if key != "type"} for block in turn["content"][first:]]
+    return {**turn, "content": turn["content"][:first] or "", "tool_calls": calls}
+
+
+def _results(turn: dict[str, Any], kinds: list[Any], spot: Spot) -> tuple[Message, ...]:
+    """Turns of tools for the results that a user's turn begins with, and one of what else it says."""
+    count = next((i for i, kind in enumerate(kinds) if kind != "tool_result"), len(kinds))
+    blocks = turn["content"]
+    if _role(dict(turn), spot)[0] != "user" or not count:
+        return (_message(turn, spot),)
+    told = []
+    for block in map(without_absent, blocks[:count]):
+        more = {key: value for key, value in block.items() if key not in ("type", "tool_use_id")}
+        said = {"content": "", **more, "role": "tool", "tool_call_id": block.get("tool_use_id")}
+        told.append(_message(said, spot))
+    return (*told, *([_message({**turn, "content": blocks[count:]}, spot)] if blocks[count:] else []))
 
 
 def _message(turn: dict[str, Any], spot: Spot) -> Message:
@@ -183,7 +241,10 @@ def _content(turn: dict[str, Any], role: str, spoken_call: bool, spot: Spot) -> 
     if isinstance(given, str):
         return str(given), None
     blocks = [given] if isinstance(given, dict) else given
-    if isinstance(blocks, list) and all(isinstance(block, dict | str) for block in blocks):
+    if isinstance(blocks, list) and all(isinstance(one, dict | str) and not isinstance(one, Number) for one in blocks):
+        texts = sum(isinstance(block, str) for block in blocks)
+        if texts > 1:  # nobody says whether they belong together
+            raise spot.error(f"a list of {texts} texts as content", "join them to one text, or write {type: text, text}")
         return _joined([_block(block, spot) for block in blocks])
     wrong = "missing or null" if given is None else type_of(given)
     raise spot.error(f"no text as content ({wrong})")
@@ -324,7 +385,7 @@ def _leave(turn: dict[str, Any], spot: Spot) -> None:
     for key, value in turn.items():
         if is_empty(value):
             continue
-        if key in REFUSED:
+        if key in REFUSED or (key == "channel" and value != "final"):
             raise spot.error(
                 f"{key!r}", "it would change what is trained on and is not read: remove the key or the row"
             )
