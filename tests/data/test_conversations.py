@@ -667,6 +667,7 @@ OPTIONS: list[tuple[Any, tuple[str, ...]]] = [
     ({"text": ["seven", "none"], "label": ["7", "8"]}, ("7", "8")),
     ({"A": "7", "B": "none"}, ("7", "none")),
     ({"7": "seven", "8": "eight"}, ("7", "8")),
+    ({"text": ["7", "8"], "label": ["7", "8"]}, ("7", "8")),
     ('["7", "none"]', ("7", "none")),
 ]
 
@@ -701,6 +702,41 @@ def test_choices_that_do_not_fit_are_left_alone_with_a_note_or_refused_where_nam
         read(path, columns={"choices": "choices"})
     one_sentence(error)
     assert f"Task 'a': line 2 of a.jsonl {says}" in str(error.value)
+
+
+AMBIGUOUS: list[tuple[Any, Any, str]] = [
+    ("1", {"text": ["3", "1"], "label": ["1", "2"]}, "has the answer '1', which is one of its choices and the label of another"),
+    ("1", {"1": "3", "2": "1"}, "has the answer '1', which is one of its choices and the label of another"),
+    (2, ["1", "2", "3", "0"], "has the answer 2 as a number, which is one of its choices and may be the place of another"),
+    (2, ["2", "5"], "has the answer 2 as a number, which is one of its choices and may be the place of another"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize(("answer", "choices", "says"), AMBIGUOUS)
+def test_an_answer_that_may_be_two_of_the_choices_is_none(
+    answer: Any, choices: Any, says: str, form: str, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "p", "completion": answer, "choices": choices}]
+    path = write(tmp_path / "a.jsonl", rows)
+    if form == "parquet":
+        path = str(tmp_path / "a.parquet")
+        pytest.importorskip("datasets").Dataset.from_list(rows).to_parquet(path)
+    found = reading(path)
+    assert (found.rows, found.gradings[0].choices) == ([pair("p", str(answer))], None)
+    assert says in found.notes[0]
+    with pytest.raises(UserError, match=re.escape(says)) as error:
+        read(path, columns={"choices": "choices"})
+    one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices"), [(7, ["7", "5"]), (2, [2, 1, 3]), ("2", ["1", "2", "3"]), (1, {"text": ["a"], "label": ["1"]})]
+)
+def test_a_number_that_is_no_place_among_the_choices_is_one(answer: Any, choices: Any, tmp_path: Path) -> None:
+    found = reading(write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": answer, "choices": choices}]))
+    assert str(answer) in (found.gradings[0].choices or ())
+    assert found.notes == ()
 
 
 def test_a_call_is_marked_by_no_choices(tmp_path: Path) -> None:

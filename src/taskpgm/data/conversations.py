@@ -147,8 +147,9 @@ class SourceStream:
     def _graded(self, data: list[Any], record: dict[str, Any], at: str, left: list[str]) -> Grading:
         """Grading of a row; `choices` that nobody named and that do not fit are left alone."""
         row, graded, at = Conversation.from_data(data), self.way.graded, f"{self.who}: {at}"
+        given = record.get(self.way.columns.get(LAYOUTS[self.way.layout][-1], ""))
         try:
-            return read_grading(graded, record, row, at)
+            return read_grading(graded, record, row, at, given)
         except UserError as error:
             if self.way.must_grade:
                 raise
