@@ -121,7 +121,7 @@ def path_digest(path: Path) -> str:
     return digest({str(p.relative_to(path)): file_digest(p) for p in files_below(path)})
 
 
-def files_below(folder: Path, hidden: tuple[str, ...] = (".",)) -> list[Path]:
+def files_below(folder: Path, hidden: tuple[str, ...] = (".",), lost: bool = False) -> list[Path]:
     """Files in the folder and below it, those behind links to folders too, but for hidden ones.
 
     A folder that can be reached in two ways is looked at once, without a link if that is possible; a link that leads
@@ -129,6 +129,7 @@ def files_below(folder: Path, hidden: tuple[str, ...] = (".",)) -> list[Path]:
 
     Args:
         hidden: what the names of hidden folders begin with; those of hidden files, with a dot.
+        lost: with links that lead nowhere.
     """
     found, seen = [], set(folder.resolve().parents)
     own, linked = [folder], list[Path]()
@@ -140,9 +141,14 @@ def files_below(folder: Path, hidden: tuple[str, ...] = (".",)) -> list[Path]:
         for path in _entries(here):
             if path.is_dir() and not path.name.startswith(hidden):
                 (linked if path.is_symlink() else own).append(path)
-            elif path.is_file() and not path.name.startswith("."):
+            elif (path.is_file() or (lost and is_lost(path))) and not path.name.startswith("."):
                 found.append(path)
     return sorted(found)
+
+
+def is_lost(path: Path) -> bool:
+    """Whether the path is a link that leads nowhere."""
+    return path.is_symlink() and not path.exists()
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -217,6 +217,66 @@ def test_check_says_what_a_folder_was_read_for(tmp_path: Path) -> None:
     assert read_source(task(tmp_path / "whole")).notes == ("reads a.jsonl and b.jsonl",)
 
 
+README = """---
+license: mit
+configs:
+- config_name: default
+  data_files: [{split: train, path: data/a-*}, {split: test, path: data/b-*}]
+---
+# Jars
+"""
+SUBSETS = README.replace("data_files: [{split: train, path: data/a-*}, {split: test, path: data/b-*}]", "data_files: data/a-*")
+
+
+def test_splits_that_only_a_readme_tells_are_asked_for(tmp_path: Path) -> None:
+    folder = put(tmp_path / "set", "data/a-0.jsonl", "data/b-0.jsonl")
+    bad(folder / "README.md", README)
+    for settings in ({}, {"validation": True}):
+        with pytest.raises(UserError, match=r"README.md sorts .* into train \(data/a-\*\) and test \(data/b-\*\)") as error:
+            validation(task(folder, validation=str(folder))) if settings else read(folder)
+        one_sentence(error)
+    pattern = str(read_error(folder)).rsplit("such as ", 1)[1].removesuffix(".")
+    assert chosen(pattern) == ["data/a-0.jsonl"]
+    bad(folder / "README.md", SUBSETS + "---\n" + SUBSETS)
+    assert len(chosen(folder)) == 2  # one part, so nothing is sorted
+    bad(folder / "README.md", SUBSETS.replace("---\n#", "- {config_name: other, data_files: data/b-*}\n---\n#"))
+    assert "into default (data/a-*) and other (data/b-*)" in str(read_error(folder))
+    for readme in ("# Jars", "---\n: [\n---\n", "---\nconfigs: 7\n---\n", b"\xff", "---\nconfigs: [7, {data_files: 7}]\n---\n"):
+        bad(folder / "README.md", readme)
+        assert len(chosen(folder)) == 2
+    put(folder, "train.jsonl")
+    bad(folder / "README.md", README)
+    assert chosen(folder) == ["train.jsonl"]  # where names tell, they count
+
+
+def read_error(path: object) -> UserError:
+    with pytest.raises(UserError) as error:
+        read(path)
+    return error.value
+
+
+def test_shards_that_are_not_there_and_files_without_rows_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "data/train-00000-of-00003.jsonl", "data/train-00002-of-00003.jsonl", "data/test-00000-of-00001.jsonl")
+    said = "reads 2 of the 3 files data/train-…-of-00003"
+    assert read_source(task(tmp_path)).notes[1:] == (said,)
+    assert read_source(task(tmp_path / "data" / "train*")).notes[1:] == (said.replace("data/", ""),)
+    bad(tmp_path / "data" / "train-00001-of-00003.jsonl", "\n")
+    assert read_source(task(tmp_path)).notes[1:] == ("no rows in data/train-00001-of-00003.jsonl",)
+
+
+def test_a_link_that_leads_nowhere_is_no_file_that_was_left_out(tmp_path: Path) -> None:
+    put(tmp_path / "set", "train-00000-of-00002.jsonl", "test.jsonl")
+    link(tmp_path / "set" / "train-00001-of-00002.jsonl", tmp_path / "blobs" / "gone")
+    link(tmp_path / "set" / "LICENSE", tmp_path / "gone")
+    for path in (tmp_path / "set", tmp_path / "set" / "train*.jsonl"):
+        assert "train-00001-of-00002.jsonl is a link to what is not there; fetch it again" in str(read_error(path))
+    assert chosen(tmp_path / "set", split="test") == ["test.jsonl"]
+    (tmp_path / "set" / "train-00001-of-00002.jsonl").unlink()
+    link(tmp_path / "set" / "train-00001-of-00002.jsonl", tmp_path / "set" / "train-00001-of-00002.jsonl")
+    for path in (tmp_path / "set", tmp_path / "set" / "train*.jsonl"):
+        assert "is a link to what is not there" in str(read_error(path))
+
+
 def test_only_data_is_read_from_a_folder(tmp_path: Path) -> None:
     put(tmp_path, "jars.jsonl", "._jars.jsonl", ".hidden/a.jsonl", ".ipynb_checkpoints/jars-checkpoint.jsonl")
     put(tmp_path, "__MACOSX/jars.jsonl", "_delta_log/0.json", "config.json", "dataset_infos.json")

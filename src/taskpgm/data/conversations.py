@@ -15,6 +15,7 @@ from taskpgm.data.making import conversation_of, quick_data, text_of_data
 from taskpgm.data.messages import Conversation
 from taskpgm.data.parts import Part
 from taskpgm.data.sources import check_alike, open_source
+from taskpgm.data.splits import named
 from taskpgm.data.values import is_empty
 from taskpgm.errors import UserError
 
@@ -207,7 +208,9 @@ class SourceStream:
             what = "answers say" if len(blanks) > 1 else "answer says"
             first = blanks[0].removeprefix(f"{self.who}: ")
             said.append(f"{len(blanks)} earlier {what} nothing: context, not learned (the first in {first})")
-        facts = _all_facts(found)
+        facts, filled = _all_facts(found), self._columns_of(found)
+        blank = [file for file in dict.fromkeys(part.file for part in self.parts) if file not in filled]
+        said += [f"no rows in {named(blank)}"] if blank else []
         return (*self._opened.notes, *unread_notes(facts, self.way.all_columns, self._mapped, unread), *said)
 
 

@@ -7,14 +7,16 @@ do not tell, the user is asked: nobody trains on a test set because it lay besid
 import glob
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import yaml
 
 from taskpgm.config import Source, is_pattern, literal_folders, local_path
 from taskpgm.errors import UserError
-from taskpgm.files import files_below
+from taskpgm.files import files_below, is_lost
 
 Kind = Literal["json", "csv", "parquet", "arrow"]
 
@@ -36,6 +38,8 @@ SPLITS = {
 SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 SHARD = re.compile(r"[-_.]\d{3,}[-_.]of[-_.]\d{3,}.*")  # train-00000-of-00002, old ones with a hash at the end
 HUMPED = re.compile(r"(?<=[a-z])[A-Z][a-z]+|[a-z]+(?=[A-Z])")  # words in quizTrain
+NTH_SHARD = re.compile(r"(.*?)[-_.](\d{3,})[-_.]of[-_.](\d{3,})")
+FRONT_MATTER = re.compile(r"\ufeff?---\s*\n(.*?\n)---\s*(\n|$)", re.DOTALL)
 NUMBERED = re.compile(r"(part|shard|chunk|file|batch)\d+")
 
 
@@ -142,42 +146,45 @@ class _Found(NamedTuple):
 
 
 def _of_folder(folder: Path, asked: Asked) -> Files:
-    beside = _found([file for file in _below(folder) if kind_of(file)], folder)
+    beside = _found([file for file in files_below(folder, hidden=(".", "_"), lost=True) if kind_of(file)], folder)
     found = [file for file in beside if file.path.name not in NO_DATA]
     found = _of_subset(found, asked) if asked.subset else found
     if not found:
         raise UserError(f"{asked.who}: the folder {folder} holds no {READABLE}; name another in `{asked.key}`.")
     chosen = _one_set(_of_split(found, asked), asked)
     _check_kinds(chosen, asked)
+    _check_readme(folder, chosen, asked)
     taken = set(chosen)
     left = [file.shown for file in beside if file not in taken]
     note = f"reads {named(file.shown for file in chosen)}" + (f", not {named(left)} in the same folder" if left else "")
-    return Files([file.path for file in chosen], folder, (note,) if left or len(chosen) > 1 else ())
+    notes = ((note,) if left or len(chosen) > 1 else ()) + _missing(chosen)
+    return Files([file.path for file in chosen], folder, notes)
 
 
 def _of_pattern(pattern: str, asked: Asked) -> Files:
     matched = sorted({Path(match) for match in glob.glob(pattern, recursive=True)})  # noqa: PTH207 (an absolute one)
-    readable = [path for path in matched if path.is_file() and kind_of(path) and path.name not in NO_DATA]
+    matched = [path for path in matched if path.is_file() or is_lost(path)]
+    readable = [path for path in matched if kind_of(path) and path.name not in NO_DATA]
     files = _once(readable)
     if not files:
         what = f"only what is no {READABLE}" if matched else "no file"
         raise UserError(f"{asked.who}: the pattern {pattern} matches {what}; correct it in `{asked.key}`.")
     again = set(readable) - set(files)
-    matched = [path for path in matched if path.is_file() and path not in again]
+    matched = [path for path in matched if path not in again]
     base = next(path for path in files[0].parents if all(path in file.parents for file in matched))
     found = _found(files, base)
     found = _of_subset(found, asked) if asked.subset else found
     chosen = found if asked.split == asked.unnamed else _of_split(found, asked)
     _check_kinds(chosen, asked)
     twice = (f"of the names that match, {len(again)} are links to files that are read under another",) if again else ()
-    return Files([file.path for file in chosen], base, _of_matched(chosen, matched, base) + twice)
+    return Files([file.path for file in chosen], base, _of_matched(chosen, matched, base) + twice + _missing(chosen))
 
 
 def _once(paths: list[Path]) -> list[Path]:
     """The paths, of those that links make of one file only the one with the fewest links, or else the shortest."""
     ways: dict[Path, list[Path]] = {}
     for path in paths:
-        ways.setdefault(path.resolve(), []).append(path)
+        ways.setdefault(path if is_lost(path) else path.resolve(), []).append(path)
     return sorted(min(same, key=lambda path: (path != real, len(path.parts))) for real, same in ways.items())
 
 
@@ -189,6 +196,19 @@ def _of_matched(chosen: list[_Found], matched: list[Path], base: Path) -> tuple[
     note = f"the pattern reads {len(chosen)} file{'s' * (len(chosen) > 1)}: {named(file.shown for file in chosen)}"
     note += f"; going by their names they are of the splits {named(splits)}" if len(splits) > 1 else ""
     return (note + (f"; not {named(left)}" if left else ""),)
+
+
+def _missing(chosen: list[_Found]) -> tuple[str, ...]:
+    """Notes of shards that are not there, going by names such as train-00001-of-00003."""
+    shards: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for file in chosen:
+        if named_so := NTH_SHARD.match(file.shown):
+            shards[named_so[1], named_so[3]].add(named_so[2])
+    return tuple(
+        f"reads {len(there)} of the {int(total)} files {start}-…-of-{total}"
+        for (start, total), there in shards.items()
+        if len(there) < int(total)
+    )
 
 
 def _below(folder: Path) -> list[Path]:
@@ -290,6 +310,35 @@ def _remedy(asked: Asked, file: _Found) -> str:
 # Whether files can be read as one set
 
 
+def _check_readme(folder: Path, chosen: list[_Found], asked: Asked) -> None:
+    """Raise if the front matter of a README.md sorts by split, or into subsets, files whose names do not."""
+    parts = [] if any(_splits(file.names) for file in chosen) or asked.subset else _parts_of_readme(folder / "README.md")
+    if len(parts) > 1:
+        raise UserError(
+            f"{asked.who}: {folder / 'README.md'} sorts the files of {folder} into {named(parts)}, which their names do "
+            f"not say; {_remedy(asked, chosen[0])}."
+        )
+
+
+def _parts_of_readme(readme: Path) -> list[str]:
+    """What the `configs` of a data set of the hub name: "train (data/a-*)"; none if there are none."""
+    try:
+        front = FRONT_MATTER.match(readme.read_text(encoding="utf-8"))
+        given = yaml.safe_load(front[1]) if front else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    parts = []
+    for one in _objects(given.get("configs") if isinstance(given, dict) else None):
+        files = one.get("data_files")
+        splits = _objects(files) or [{"split": one.get("config_name"), "path": files}]
+        parts += [f"{split.get('split')} ({split.get('path')})" for split in splits]
+    return parts
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
 def _one_set(chosen: list[_Found], asked: Asked) -> list[_Found]:
     """The files, if they are parts of one set; of a folder those that are called exactly like the split, if any."""
     sets = {_folders_of(file): file for file in reversed(chosen)}
@@ -321,6 +370,12 @@ def _stem_of(file: _Found) -> str:
 
 def _check_kinds(chosen: list[_Found], asked: Asked) -> None:
     """Raise if the files are of several kinds, or one of them is there twice."""
+    lost = [file.shown for file in chosen if is_lost(file.path)]
+    if lost:
+        raise UserError(
+            f"{asked.who}: in {asked.path} {named(lost)} {'are links' if len(lost) > 1 else 'is a link'} to what is not "
+            "there; fetch it again, or remove the link."
+        )
     kinds = {kind_of(file.path): file for file in chosen}
     forms = Counter((*file.folders, bare(file.path.name.lower())) for file in chosen)
     twice = [file for file in chosen if forms[(*file.folders, bare(file.path.name.lower()))] > 1]
