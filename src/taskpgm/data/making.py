@@ -10,6 +10,7 @@ from taskpgm.data.turns import CANONICAL, Spot, are_turns, read_tools, read_turn
 from taskpgm.data.values import UnreadableError, is_absent, is_empty, is_null, text_of, unpacked
 from taskpgm.errors import UserError
 
+AS_TEXT = "write it as text, of several the one that is meant, or as such a list; or remove the row"
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
 
 
@@ -108,7 +109,7 @@ def _asked(shape: Way, record: dict[str, Any], spots: dict[str, Spot], at: str) 
         spot = spots["prompt"]
         given = record.get(spot.column)
         if _are_messages(given, shape, record):
-            turns = read_turns(given, spot)
+            turns = read_turns(given, spot, AS_TEXT)
             return tuple(replace(turn, learned=False) if turn.role == "assistant" else turn for turn in turns)
         return (Message("user", text_of(given, spot.column, at)),)
     texts = {field: record.get(shape.columns[field]) for field in ("instruction", "input") if field in shape.columns}
@@ -125,7 +126,7 @@ def _answered(shape: Way, record: dict[str, Any], spots: dict[str, Spot], at: st
     given = record.get(spot.column)
     thoughts = _optional(record, "reasoning_content", shape, at)
     if shape.layout == "prompt_completion" and _are_messages(given, shape, record):
-        turns = read_turns(given, spot)
+        turns = read_turns(given, spot, AS_TEXT)
         if turns and turns[0].role not in ("assistant", "tool"):
             raise spot.error(
                 f"a turn of {turns[0].role} as its first",

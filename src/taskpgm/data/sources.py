@@ -10,11 +10,16 @@ from typing import Any, NamedTuple
 
 from taskpgm.config import Source, local_path
 from taskpgm.data.columnar import open_arrow, open_hub, open_saved
-from taskpgm.data.parts import Part, Parts, SourceFile, known_columns
-from taskpgm.data.splits import READABLE, Asked, asked_of, files_of, is_saved, kind_of, named
+from taskpgm.data.parts import Part, Parts, SourceFile, known_columns, reason_of
+from taskpgm.data.splits import PACKED, READABLE, Asked, Kind, asked_of, files_of, is_saved, kind_of, named
 from taskpgm.data.texts import open_text
 from taskpgm.errors import UserError
 
+POINTER = b"version https://git-lfs"
+BINARY = {  # what files of text never begin with
+    b"\x1f\x8b": "a .gz file", b"PK\x03\x04": "a .zip file", b"\x28\xb5\x2f\xfd": "a .zst file",
+    b"\xfd7zXZ\x00": "an .xz file", b"PAR1\x15": "a .parquet file", b"ARROW1\x00": "an .arrow file",
+}  # fmt: skip
 HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 
@@ -108,4 +113,24 @@ def _open_file(file: SourceFile, source: Source) -> Parts:
     kind = kind_of(file.path)
     if kind is None:
         raise UserError(f"{file.where} is not a {READABLE}; convert or rename it.")
+    _check_start(file, kind)
     return open_arrow(file, source) if kind in ("parquet", "arrow") else open_text(file, source, kind)
+
+
+def _check_start(file: SourceFile, kind: Kind) -> None:
+    """Raise if a file's first bytes say that it is not what its name says."""
+    try:
+        with file.path.open("rb") as data:
+            start = data.read(max(map(len, (POINTER, *BINARY))))
+    except OSError as error:
+        raise UserError(f"{file.who}: cannot read {file.path} ({reason_of(error)}); check the file.") from error
+    if start.startswith(POINTER):
+        raise UserError(
+            f"{file.where} is a pointer of Git LFS, not the data that it stands for; fetch that with `git lfs pull`."
+        )
+    found = [what for first, what in BINARY.items() if start.startswith(first)]
+    if found and kind in ("json", "csv") and not file.path.name.lower().endswith(PACKED):
+        raise UserError(
+            f"{file.where} begins like {found[0]}, not like text; unpack or convert it, or rename it if it is one that "
+            "is read."
+        )

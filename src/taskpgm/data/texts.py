@@ -184,6 +184,7 @@ def _of_value(value: Any, line: int, file: SourceFile, source: Source) -> Parts:
     lists = _lists_in(value, source) if isinstance(value, dict) else []
     if not lists:
         _check_keyed(value, file, source)
+        _check_columns(value, file)
         row = _object(value, f"line {line} of {file.name}", file)
         return [Part(lambda: iter([(line, row)]), "line", file.name)], ()
     if len(lists) > 1:
@@ -205,6 +206,18 @@ def _check_keyed(value: Any, file: SourceFile, source: Source) -> None:
         raise UserError(
             f"{file.where} is one object of {len(value):,} objects ({named(map(repr, value), 2)}); if they are rows, "
             "write them as a list, or one a line."
+        )
+
+
+def _check_columns(value: Any, file: SourceFile) -> None:
+    """Raise if an object holds columns instead of rows, {"prompt": ["p", "q"], …} or, as pandas writes it, with numbers."""
+    columns = list(value.values()) if isinstance(value, dict) else []
+    lists = all(isinstance(one, list) and not any(isinstance(item, dict) for item in one) for one in columns)
+    numbered = all(isinstance(one, dict) and all(key.isdecimal() for key in one) for one in columns)
+    if len(columns) > 1 and all(columns) and (lists or numbered) and len({len(one) for one in columns}) == 1:
+        raise UserError(
+            f"{file.where} is one object of {len(columns)} columns ({named(map(repr, value))}); write a row an object, as "
+            "a list or one a line (pandas: to_json(orient='records', lines=True))."
         )
 
 

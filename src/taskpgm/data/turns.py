@@ -59,7 +59,7 @@ class Spot:
         self.unread[".".join((self.column, *keys))] = None
 
 
-def read_turns(value: Any, spot: Spot) -> tuple[Message, ...]:
+def read_turns(value: Any, spot: Spot, remedy: str = "correct or remove the row") -> tuple[Message, ...]:
     """Messages of a list of turns, of such a list as JSON text, or of an object of equally long lists.
 
     Raises:
@@ -69,7 +69,7 @@ def read_turns(value: Any, spot: Spot) -> tuple[Message, ...]:
     if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
         wrong = "missing or null" if value is None else _kind_of(found)
         raise UserError(
-            f"{spot.at} has no list of {{role, content}} in {spot.column!r} ({wrong}); correct or remove the row."
+            f"{spot.at} has no list of {{role, content}} in {spot.column!r} ({wrong}); {remedy}."
         )
     return tuple(message for i, turn in enumerate(found, 1) for message in _messages(turn, spot.turn(i)))
 

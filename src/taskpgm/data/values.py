@@ -62,7 +62,8 @@ def text_of(value: Any, column: str, at: str) -> str:
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
     wrong = "missing or null" if is_absent(value) else str(value) if isinstance(value, float) else type_of(value)
-    raise UserError(f"{at} has no text in column {column!r} ({wrong}); fill it in or remove the row.")
+    remedy = "fill it in" if is_absent(value) else "write it as text"
+    raise UserError(f"{at} has no text in column {column!r} ({wrong}); {remedy} or remove the row.")
 
 
 def unpacked(value: Any, strict: bool = True) -> Any:
