@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from taskpgm import load_config
 from taskpgm.cli.template import write_template
 from taskpgm.data.conversations import read_source
+from taskpgm.progress import Progress
 
 
 def write(path, *records):
@@ -48,6 +49,13 @@ def test_usual_columns_need_nothing(tmp_path):
             {"instruction": "1?", "context": "c", "response": "1"},
             {"instruction": "instruction", "input": "context", "output": "response"},
         ),
+        (
+            {"passage": "c", "question": "1?", "answer": True},
+            {"instruction": "question", "input": "passage", "output": "answer"},
+        ),
+        ({"inputs": "1?", "targets": "1"}, {"prompt": "inputs", "completion": "targets"}),
+        ({"id": "1", "question": "1?", "answerKey": "A"}, {"prompt": "question", "completion": "answerKey"}),
+        ({"article": "1?", "highlights": "1"}, {"prompt": "article", "completion": "highlights"}),
     ],
 )
 def test_likely_columns_are_proposed_with_what_was_found(record, columns, tmp_path):
@@ -82,6 +90,23 @@ def test_one_of_several_readings_is_to_be_confirmed(more, columns, tmp_path):
     assert config.tasks[0].columns == {"messages": "conversations"}
     assert notes == [f"a: has the columns {columns}; confirm or correct `columns`"]
     assert f"# a has the columns {columns}; confirm or correct `columns`" in text
+
+
+def test_rows_are_counted_as_a_run_counts_them_and_progress_is_told(tmp_path):
+    class Told(Progress):
+        said = []
+
+        def begin(self, what, total, unit):
+            self.said.append((what, total, unit))
+
+        def count(self, pieces):
+            self.said.append(pieces)
+
+    late = [{"prompt": f"{i}?", "completion": "1"} for i in range(70)] + [{"prompt": "x?", "completion": "1", "system": "s"}]
+    path = write(tmp_path / "late.jsonl", *late, *late)
+    text, _ = write_template([path, write(tmp_path / "a.jsonl", *rows("prompt", "completion"))], Told())
+    assert "late.jsonl}  # 71 rows" in text
+    assert Told.said == [("reading", 2, "files"), 1, 1]
 
 
 def test_preferences_say_which_column_to_name(tmp_path):

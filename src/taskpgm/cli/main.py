@@ -115,7 +115,8 @@ def init(
     """Print a commented configuration, filled in from the files given."""
     from taskpgm.cli.template import write_template
 
-    text, notes = write_template(files)
+    with shown(errors) as progress:
+        text, notes = write_template(files, progress)
     print(text, end="")
     for note in notes:
         errors.print(note, style="yellow", markup=False, highlight=False)

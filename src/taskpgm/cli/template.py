@@ -23,18 +23,23 @@ from taskpgm.config import (
     name_key,
 )
 from taskpgm.data.columns import hint
-from taskpgm.data.conversations import read_source, title_of
-from taskpgm.data.pool import row_key
+from taskpgm.data.conversations import count_rows, title_of
 from taskpgm.data.sources import read_table
 from taskpgm.data.splits import bare
 from taskpgm.errors import UserError
+from taskpgm.progress import QUIET, Progress
 
 WIDTH = 100  # of a line: a comment and its value fit on most screens
 LEAST = 3  # rows of a task: two contexts, and one to train on
 CHATS = ("conversations", "conversation", "messages", "dialogue", "dialog", "contents", "chat", "turns")
-QUESTIONS = ("question", "query", "problem", "prompt", "instruction", "input", "user", "human")
-EXTRAS = ("input", "context")  # beside an instruction
-ANSWERS = ("answer", "answers", "response", "completion", "output", "solution", "target", "label", "assistant", "gpt")
+QUESTIONS = (
+    "question", "query", "problem", "prompt", "instruction", "input", "inputs", "user", "human", "document", "article",
+)  # fmt: skip
+EXTRAS = ("input", "context", "passage")  # beside an instruction or a question
+ANSWERS = (
+    "answer", "answers", "response", "completion", "output", "solution", "target", "targets", "label", "answerkey",
+    "assistant", "gpt", "summary", "highlights",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,18 @@ class Draft:
     trouble: str = ""  # why they cannot be read
 
 
-def write_template(files: Sequence[Path]) -> tuple[str, list[str]]:
+def write_template(files: Sequence[Path], progress: Progress = QUIET) -> tuple[str, list[str]]:
     """YAML text of a configuration with one task a file and every other setting at its default, described; and notes.
 
     A file whose columns have other names gets a `columns` to confirm or to fill in; one that cannot be read is listed
     with the reason. The notes say what there is to do.
     """
     paths = list(dict.fromkeys(files))
-    drafts = [_draft(Source(name=name, path=str(path))) for name, path in zip(_names(paths), paths, strict=True)]
+    drafts = []
+    with progress.stage("reading", len(paths), "files"):
+        for name, path in zip(_names(paths), paths, strict=True):
+            drafts.append(_draft(Source(name=name, path=str(path))))
+            progress.advance()
     rows = [draft.rows for draft in drafts if draft.rows is not None]
     lines = [
         "# TaskPGM configuration; check it with `taskpgm check`. Only tasks and budget are required, the rest",
@@ -77,7 +86,7 @@ def write_template(files: Sequence[Path]) -> tuple[str, list[str]]:
 def _draft(source: Source) -> Draft:
     """What a file holds: read as it is, or with the columns that are likely meant."""
     try:
-        return Draft(source, _count(source))
+        return Draft(source, count_rows(source))
     except UserError as error:
         first = _reason(error, source)
     try:
@@ -96,17 +105,13 @@ def _draft(source: Source) -> Draft:
         return Draft(source, trouble=first)  # its columns have the usual names: a row is wrong
     guess = source.model_copy(update={"columns": columns})
     try:
-        return Draft(guess, _count(guess), found)
+        return Draft(guess, count_rows(guess), found)
     except UserError as error:
         return Draft(guess, found=found, trouble=_reason(error, source))
 
 
 def _reason(error: UserError, source: Source) -> str:
     return str(error).removeprefix(f"{title_of(source)}: ").rstrip(".")
-
-
-def _count(source: Source) -> int:
-    return len({row_key(0, row) for row in read_source(source).rows})
 
 
 def _likely(found: Sequence[str]) -> dict[str, str] | None:
@@ -121,9 +126,9 @@ def _likely(found: Sequence[str]) -> dict[str, str] | None:
         return {"messages": chat}
     if question is None or answer is None:
         return None
-    extra = first(EXTRAS) if question == plain.get("instruction") else None
-    if extra is not None:
-        return {"instruction": question, "input": extra, "output": answer}
+    extra = first(EXTRAS)
+    if extra not in (None, question):
+        return {"instruction": question, "input": str(extra), "output": answer}
     return {"prompt": question, "completion": answer}
 
 
