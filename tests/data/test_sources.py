@@ -22,7 +22,7 @@ from taskpgm.data.conversations import read_source, title_of
 from taskpgm.data.facts import Facts
 from taskpgm.data.messages import Conversation, Message, conversation
 from taskpgm.data.parts import Part
-from taskpgm.data.sources import read_table
+from taskpgm.data.sources import open_source
 from taskpgm.data.splits import asked_of, files_of
 from taskpgm.errors import UserError
 from taskpgm.files import files_below, path_digest
@@ -80,6 +80,10 @@ def chosen(path: object, **settings: Any) -> list[str]:
 
 def validation(source: TaskConfig) -> list[str]:
     return [row.messages[0].content for row in read_source(source, source.validation).rows]
+
+
+def records_of(source: TaskConfig) -> list[dict[str, Any]]:
+    return [record for part in open_source(source, None, "Task 'a'").parts for _, record in part.records()]
 
 
 def one_sentence(error: pytest.ExceptionInfo[UserError]) -> None:
@@ -677,8 +681,8 @@ def test_the_separator_of_a_csv_file_is_the_one_that_gives_known_columns(tmp_pat
 def test_spelling_of_csv_cells_is_kept(tmp_path: Path) -> None:
     cells = ["007", "5.10", "None", "NaN", "NULL", " x ", "1,5", "", "TRUE", "0x1F", "1e400", 'a 5" pipe']
     body = "".join(f"{cell};yes\n" for cell in cells if cell)
-    table = read_table(task(bad(tmp_path / "a.csv", "prompt;completion\n;yes\n" + body)), None, "Task 'a'")
-    assert [record["prompt"] for _, record in table.records] == ["", *(cell for cell in cells if cell)]
+    records = records_of(task(bad(tmp_path / "a.csv", "prompt;completion\n;yes\n" + body)))
+    assert [record["prompt"] for record in records] == ["", *(cell for cell in cells if cell)]
 
 
 # Parquet, Arrow, saved datasets
@@ -771,11 +775,11 @@ def test_a_missing_number_is_handed_on_as_nan_or_none(tmp_path: Path) -> None:
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
     bad(tmp_path / "b.jsonl", lines_of(rows))  # NaN, as pandas and json write it
     for name in ("a.parquet", "b.jsonl"):
-        records = [record for _, record in read_table(task(tmp_path / name), None, "Task 'a'").records]
+        records = records_of(task(tmp_path / name))
         assert math.isnan(records[0]["input"])
         assert records[1]["input"] is None
     bad(tmp_path / "c.csv", "instruction,input,output\ni,NaN,o\ni,,o\n")
-    records = [record for _, record in read_table(task(tmp_path / "c.csv"), None, "Task 'a'").records]
+    records = records_of(task(tmp_path / "c.csv"))
     assert [record["input"] for record in records] == ["NaN", ""]  # text: the file has no other kind
 
 

@@ -24,7 +24,7 @@ from taskpgm.config import (
 )
 from taskpgm.data.columns import hint
 from taskpgm.data.conversations import count_rows, title_of
-from taskpgm.data.sources import read_table
+from taskpgm.data.sources import read_columns
 from taskpgm.data.splits import bare
 from taskpgm.errors import UserError
 from taskpgm.progress import QUIET, Progress
@@ -90,12 +90,12 @@ def _draft(source: Source) -> Draft:
     except UserError as error:
         first = _reason(error, source)
     try:
-        table = read_table(source, None, title_of(source))
+        names = read_columns(source, title_of(source))
     except UserError as error:
         return Draft(source, trouble=_reason(error, source))
-    if not table.records:
+    if names is None:
         return Draft(source, trouble="it holds no rows")
-    found = tuple(table.columns)
+    found = tuple(names)
     if not found:
         return Draft(source, trouble="it has no columns")
     columns = _likely(found)

@@ -6,7 +6,7 @@ and hub ids go through `datasets`, Parquet and Arrow through pyarrow; class labe
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from taskpgm.config import Source, local_path
 from taskpgm.data.columnar import open_arrow, open_hub, open_saved
@@ -29,14 +29,6 @@ class Opened(NamedTuple):
     asked: Asked
     parts: list[Part]
     notes: tuple[str, ...] = ()  # which files were chosen and what was left out, for `check`
-
-
-class Table(NamedTuple):
-    """Records of one source in file order, all in memory."""
-
-    columns: list[str]
-    records: list[tuple[str, dict[str, Any]]]  # (where it stands, the record)
-    notes: tuple[str, ...] = ()
 
 
 def open_source(source: Source, path: str | None, who: str) -> Opened:
@@ -72,24 +64,22 @@ def open_source(source: Source, path: str | None, who: str) -> Opened:
     return Opened(asked, parts, tuple(said))
 
 
-def read_table(source: Source, path: str | None, who: str) -> Table:
-    """All columns and records of what `open_source` opens.
+def read_columns(source: Source, who: str) -> list[str] | None:
+    """Names of all columns of what `open_source` opens; None if it holds no rows.
 
     Raises:
         UserError: anything about the source that its owner has to put right.
     """
-    opened = open_source(source, path, who)
+    opened = open_source(source, None, who)
     columns: dict[str, dict[str, None]] = {}
     filled: dict[str, dict[str, None]] = {}
-    records = []
     for part in opened.parts:
         names = columns.setdefault(part.file, dict.fromkeys(part.columns))
-        for number, record in part.records():
+        for _, record in part.records():
             names |= dict.fromkeys(record)
-            records.append((part.place(number), record))
             filled[part.file] = names
     check_alike(filled, opened.asked, source)
-    return Table(list(dict.fromkeys(name for names in columns.values() for name in names)), records, opened.notes)
+    return list(dict.fromkeys(name for names in columns.values() for name in names)) if filled else None
 
 
 def check_alike(columns: dict[str, dict[str, None]], asked: Asked, source: Source) -> None:
