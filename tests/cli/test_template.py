@@ -93,20 +93,22 @@ def test_one_of_several_readings_is_to_be_confirmed(more, columns, tmp_path):
 
 
 def test_rows_are_counted_as_a_run_counts_them_and_progress_is_told(tmp_path):
-    class Told(Progress):
-        said = []
+    said = []
 
+    class Told(Progress):
         def begin(self, what, total, unit):
-            self.said.append((what, total, unit))
+            said.append((what, total, unit))
 
         def count(self, pieces):
-            self.said.append(pieces)
+            said.append(pieces)
 
-    late = [{"prompt": f"{i}?", "completion": "1"} for i in range(70)] + [{"prompt": "x?", "completion": "1", "system": "s"}]
+    late = [{"prompt": f"{i}?", "completion": "1"} for i in range(70)] + [
+        {"prompt": "x?", "completion": "1", "system": "s"}
+    ]
     path = write(tmp_path / "late.jsonl", *late, *late)
     text, _ = write_template([path, write(tmp_path / "a.jsonl", *rows("prompt", "completion"))], Told())
     assert "late.jsonl}  # 71 rows" in text
-    assert Told.said == [("reading", 2, "files"), 1, 1]
+    assert said == [("reading", 2, "files"), 1, 1]
 
 
 def test_preferences_say_which_column_to_name(tmp_path):

@@ -614,6 +614,32 @@ def test_a_row_that_cannot_be_read_is_one_sentence_with_its_place(
     assert says in said
 
 
+@pytest.mark.parametrize("depth", [30, 490, 900, 985])
+@pytest.mark.parametrize("key", ["tool_calls", "name", "stamp", "tools", "completion", "more"])
+def test_whatever_is_nested_deeply_is_read_or_refused(depth: int, key: str, tmp_path: Path) -> None:
+    nested = '{"a": ' * depth + "1" + "}" * depth
+    turn = (
+        {"role": "assistant", "content": "a", "tool_calls": [{"name": "f", "arguments": "DEEP"}]}
+        if key == "tool_calls"
+        else {**ANSWER, key: "DEEP"}
+    )
+    rows: dict[str, Any] = {
+        "completion": {"prompt": "p", "completion": "DEEP"},
+        "more": {"prompt": "p", "completion": "c", "more": "DEEP"},
+        "tools": {"prompt": "p", "completion": "c", "tools": [{"name": "f", "parameters": "DEEP"}]},
+    }
+    row = rows.get(key, {"messages": [USER, turn]})
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row).replace('"DEEP"', nested) + "\n")
+    said = ""
+    try:
+        read(path)
+    except UserError as error:
+        said = str(error)
+    assert bool(said) == (key in ("name", "completion")) or depth > 30
+    assert not said or ("line 1" in said and "a.jsonl" in said and said.count(";"))
+
+
 # What answers are graded by
 
 MARKED: list[dict[str, Any]] = [
@@ -732,7 +758,8 @@ def test_an_answer_that_may_be_two_of_the_choices_is_none(
 
 
 @pytest.mark.parametrize(
-    ("answer", "choices"), [(7, ["7", "5"]), (2, [2, 1, 3]), ("2", ["1", "2", "3"]), (1, {"text": ["a"], "label": ["1"]})]
+    ("answer", "choices"),
+    [(7, ["7", "5"]), (2, [2, 1, 3]), ("2", ["1", "2", "3"]), (1, {"text": ["a"], "label": ["1"]})],
 )
 def test_a_number_that_is_no_place_among_the_choices_is_one(answer: Any, choices: Any, tmp_path: Path) -> None:
     found = reading(write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": answer, "choices": choices}]))

@@ -229,15 +229,19 @@ configs:
 ---
 # Jars
 """
-SUBSETS = README.replace("data_files: [{split: train, path: data/a-*}, {split: test, path: data/b-*}]", "data_files: data/a-*")
+SUBSETS = README.replace(
+    "data_files: [{split: train, path: data/a-*}, {split: test, path: data/b-*}]", "data_files: data/a-*"
+)
 
 
 def test_splits_that_only_a_readme_tells_are_asked_for(tmp_path: Path) -> None:
     folder = put(tmp_path / "set", "data/a-0.jsonl", "data/b-0.jsonl")
     bad(folder / "README.md", README)
-    for settings in ({}, {"validation": True}):
-        with pytest.raises(UserError, match=r"README.md sorts .* into train \(data/a-\*\) and test \(data/b-\*\)") as error:
-            validation(task(folder, validation=str(folder))) if settings else read(folder)
+    for held_out in (False, True):
+        with pytest.raises(
+            UserError, match=r"README.md sorts .* into train \(data/a-\*\) and test \(data/b-\*\)"
+        ) as error:
+            validation(task(folder, validation=str(folder))) if held_out else read(folder)
         one_sentence(error)
     pattern = str(read_error(folder)).rsplit("such as ", 1)[1].removesuffix(".")
     assert chosen(pattern) == ["data/a-0.jsonl"]
@@ -245,7 +249,13 @@ def test_splits_that_only_a_readme_tells_are_asked_for(tmp_path: Path) -> None:
     assert len(chosen(folder)) == 2  # one part, so nothing is sorted
     bad(folder / "README.md", SUBSETS.replace("---\n#", "- {config_name: other, data_files: data/b-*}\n---\n#"))
     assert "into default (data/a-*) and other (data/b-*)" in str(read_error(folder))
-    for readme in ("# Jars", "---\n: [\n---\n", "---\nconfigs: 7\n---\n", b"\xff", "---\nconfigs: [7, {data_files: 7}]\n---\n"):
+    for readme in (
+        "# Jars",
+        "---\n: [\n---\n",
+        "---\nconfigs: 7\n---\n",
+        b"\xff",
+        "---\nconfigs: [7, {data_files: 7}]\n---\n",
+    ):
         bad(folder / "README.md", readme)
         assert len(chosen(folder)) == 2
     put(folder, "train.jsonl")
@@ -260,7 +270,9 @@ def read_error(path: object) -> UserError:
 
 
 def test_shards_that_are_not_there_and_files_without_rows_are_named(tmp_path: Path) -> None:
-    put(tmp_path, "data/train-00000-of-00003.jsonl", "data/train-00002-of-00003.jsonl", "data/test-00000-of-00001.jsonl")
+    put(
+        tmp_path, "data/train-00000-of-00003.jsonl", "data/train-00002-of-00003.jsonl", "data/test-00000-of-00001.jsonl"
+    )
     said = "reads 2 of the 3 files data/train-…-of-00003"
     assert read_source(task(tmp_path)).notes[1:] == (said,)
     assert read_source(task(tmp_path / "data" / "train*")).notes[1:] == (said.replace("data/", ""),)

@@ -133,7 +133,7 @@ class SourceStream:
                     head.see(first, number, record)
                 facts = head.and_then(facts)
             return self._way_of(facts)
-        except UserError:
+        except (UserError, RecursionError):
             return None
 
     def read_part(self, part: Part, keep: Keep) -> PartReading:
@@ -148,12 +148,12 @@ class SourceStream:
         blanks: list[str] = []
         error = None
         for number, record in part.records():
-            facts.see(part, number, record)
-            if way is None or error is not None:
-                continue
-            data = quick_data(way, record) or []
-            text = text_of_data(data) if data else b""
             try:
+                facts.see(part, number, record)
+                if way is None or error is not None:
+                    continue
+                data = quick_data(way, record) or []
+                text = text_of_data(data) if data else b""
                 if not text:
                     at = f"{self.who}: {part.place(number)}"
                     data = conversation_of(way, record, at, unread, blanks).to_data()
@@ -161,6 +161,10 @@ class SourceStream:
                 grading = self._graded(data, record, part.place(number), left) if way.graded else UNGRADED
             except UserError as found:
                 error = found
+                continue
+            except RecursionError:
+                what = f"{self.who}: {part.place(number)} is nested too deeply; correct or remove it."
+                error = error or UserError(what)
                 continue
             keep(number, data, text, grading)
         return PartReading(facts, unread, blanks, left, error)

@@ -312,11 +312,12 @@ def _remedy(asked: Asked, file: _Found) -> str:
 
 def _check_readme(folder: Path, chosen: list[_Found], asked: Asked) -> None:
     """Raise if the front matter of a README.md sorts by split, or into subsets, files whose names do not."""
-    parts = [] if any(_splits(file.names) for file in chosen) or asked.subset else _parts_of_readme(folder / "README.md")
+    told = bool(asked.subset) or any(_splits(file.names) for file in chosen)
+    parts = [] if told else _parts_of_readme(folder / "README.md")
     if len(parts) > 1:
         raise UserError(
-            f"{asked.who}: {folder / 'README.md'} sorts the files of {folder} into {named(parts)}, which their names do "
-            f"not say; {_remedy(asked, chosen[0])}."
+            f"{asked.who}: {folder / 'README.md'} sorts the files of {folder} into {named(parts)}, which their names "
+            f"do not say; {_remedy(asked, chosen[0])}."
         )
 
 
@@ -373,8 +374,8 @@ def _check_kinds(chosen: list[_Found], asked: Asked) -> None:
     lost = [file.shown for file in chosen if is_lost(file.path)]
     if lost:
         raise UserError(
-            f"{asked.who}: in {asked.path} {named(lost)} {'are links' if len(lost) > 1 else 'is a link'} to what is not "
-            "there; fetch it again, or remove the link."
+            f"{asked.who}: in {asked.path} {named(lost)} {'are links' if len(lost) > 1 else 'is a link'} to what is "
+            "not there; fetch it again, or remove the link."
         )
     kinds = {kind_of(file.path): file for file in chosen}
     forms = Counter((*file.folders, bare(file.path.name.lower())) for file in chosen)

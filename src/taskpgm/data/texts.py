@@ -210,14 +210,14 @@ def _check_keyed(value: Any, file: SourceFile, source: Source) -> None:
 
 
 def _check_columns(value: Any, file: SourceFile) -> None:
-    """Raise if an object holds columns instead of rows, {"prompt": ["p", "q"], …} or, as pandas writes it, with numbers."""
+    """Raise if an object is columns, {"prompt": ["p", "q"], …}, or as pandas writes them: {"prompt": {"0": "p"}}."""
     columns = list(value.values()) if isinstance(value, dict) else []
     lists = all(isinstance(one, list) and not any(isinstance(item, dict) for item in one) for one in columns)
     numbered = all(isinstance(one, dict) and all(key.isdecimal() for key in one) for one in columns)
     if len(columns) > 1 and all(columns) and (lists or numbered) and len({len(one) for one in columns}) == 1:
         raise UserError(
-            f"{file.where} is one object of {len(columns)} columns ({named(map(repr, value))}); write a row an object, as "
-            "a list or one a line (pandas: to_json(orient='records', lines=True))."
+            f"{file.where} is one object of {len(columns)} columns ({named(map(repr, value))}); write a row an object, "
+            "as a list or one a line (pandas: to_json(orient='records', lines=True))."
         )
 
 

@@ -68,9 +68,7 @@ def read_turns(value: Any, spot: Spot, remedy: str = "correct or remove the row"
     found = _rows(unpacked(value))
     if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
         wrong = "missing or null" if value is None else _kind_of(found)
-        raise UserError(
-            f"{spot.at} has no list of {{role, content}} in {spot.column!r} ({wrong}); {remedy}."
-        )
+        raise UserError(f"{spot.at} has no list of {{role, content}} in {spot.column!r} ({wrong}); {remedy}.")
     return tuple(message for i, turn in enumerate(found, 1) for message in _messages(turn, spot.turn(i)))
 
 
@@ -244,7 +242,9 @@ def _content(turn: dict[str, Any], role: str, spoken_call: bool, spot: Spot) -> 
     if isinstance(blocks, list) and all(isinstance(one, dict | str) and not isinstance(one, Number) for one in blocks):
         texts = sum(isinstance(block, str) for block in blocks)
         if texts > 1:  # nobody says whether they belong together
-            raise spot.error(f"a list of {texts} texts as content", "join them to one text, or write {type: text, text}")
+            raise spot.error(
+                f"a list of {texts} texts as content", "join them to one text, or write {type: text, text}"
+            )
         return _joined([_block(block, spot) for block in blocks])
     wrong = "missing or null" if given is None else type_of(given)
     raise spot.error(f"no text as content ({wrong})")
