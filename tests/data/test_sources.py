@@ -746,6 +746,15 @@ def test_columns_of_other_names_are_named_whatever_the_format(tmp_path: Path) ->
             read(tmp_path / name)
 
 
+def test_what_datasets_caches_beside_a_saved_dataset_is_no_data(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(pairs(1, 2)).save_to_disk(tmp_path / "set" / "saved")
+    saved = datasets.load_from_disk(str(tmp_path / "set" / "saved"))
+    saved.map(lambda row: {"completion": row["completion"] + "!"})
+    assert list((tmp_path / "set" / "saved").glob("cache-*.arrow"))
+    assert read(tmp_path / "set") == read(tmp_path / "set" / "saved") == [pair("1"), pair("2")]
+
+
 def test_only_the_split_of_a_saved_dataset_that_is_read_makes_a_run_stale(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
 

@@ -30,6 +30,7 @@ READABLE = (
     ".feather file"
 )
 NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+CACHED = re.compile(r"cache-.*\.arrow")  # left by datasets' map and filter
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -147,7 +148,7 @@ class _Found(NamedTuple):
 
 def _of_folder(folder: Path, asked: Asked) -> Files:
     beside = _found([file for file in files_below(folder, hidden=(".", "_"), lost=True) if kind_of(file)], folder)
-    found = [file for file in beside if file.path.name not in NO_DATA]
+    found = [file for file in beside if file.path.name not in NO_DATA and not CACHED.fullmatch(file.path.name)]
     found = _of_subset(found, asked) if asked.subset else found
     if not found:
         raise UserError(f"{asked.who}: the folder {folder} holds no {READABLE}; name another in `{asked.key}`.")
@@ -398,7 +399,7 @@ def _of_saved(folder: Path, asked: Asked) -> Files:
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    return [path for path in _below(folder) if not path.name.startswith("cache-")]  # left by datasets' map and filter
+    return [path for path in _below(folder) if not path.name.startswith("cache-")]
 
 
 def _unused(asked: Asked, what: str) -> tuple[str, ...]:
