@@ -427,8 +427,12 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"label": False}, "keep only the rows whose answers are wanted, and then ignore it with columns: {label: ''}"),
     ({"images": ["a.png"]}, "'images'"),
     ({"input": "x"}, "map instruction, input and output"),
-    ({"system": "s", "system_prompt": "t"}, "'system_prompt'"),
-]
+    ({"system": "s", "system_prompt": "t"}, "in column 'system_prompt', which would change what is trained on and is not read; ignore"),
+    ({"System": "s"}, "read it with columns: {system: System}, or ignore it with columns: {System: ''}"),
+    ({"Tools ": [TOOL]}, "read it with columns: {tools: Tools }, or ignore it"),
+    ({"Input": "x"}, "map instruction, input and output"),
+    ({"Label": True}, "keep only the rows whose answers are wanted"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("more", "says"), REFUSALS)
@@ -462,6 +466,26 @@ def test_answers_marked_as_wanted_or_not_are_refused_in_every_layout(
     assert len(read(tmp_path / "a.jsonl", columns={**(columns or {}), key: ""})) == 2
     classes = [{**row, "label": 0}, {**row, "label": 1}]
     assert len(read(write(tmp_path / "a.jsonl", classes), columns=columns)) == 2
+
+
+def test_names_in_capitals_say_nothing_where_there_is_nothing(tmp_path: Path) -> None:
+    rows = [{**row, "System": None, "Input": "", "Label": 1, "Weight": 1.0, "Note": "x"} for row in pairs(1, 2)]
+    write(tmp_path / "a.jsonl", rows)
+    pytest.importorskip("datasets").Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        assert reading(tmp_path / name).notes == ("not read: Label, Weight, Note",)
+    rows[1]["System"] = "s"
+    pytest.importorskip("datasets").Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="row 2 of a.parquet has a value in column 'System'"):
+        read(tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet", columns={"system": "System"})
+    assert found == [pair("1"), conversation(("system", "s"), ("user", "2"), ("assistant", "yes"))]
+
+
+def test_a_column_is_read_as_one_field_alone(tmp_path: Path) -> None:
+    row = {"text": "t", "prompt": "p", "completion": "c"}
+    said = refused(tmp_path, [row], columns={"prompt": "text", "completion": "text"})
+    assert "`columns` reads both prompt and completion from 'text'; name another column" in said
 
 
 def test_a_label_of_truth_values_may_be_the_answer(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from taskpgm.config import MEDIA, Source
-from taskpgm.data.parts import Part, Parts, Record, SourceFile, check_unique, known_columns, reason_of
+from taskpgm.data.parts import Part, Parts, Record, SourceFile, check_unique, known_columns, plain_name, reason_of
 from taskpgm.data.splits import Asked, kind_of, named, pick_split
 from taskpgm.errors import UserError
 
@@ -177,7 +177,8 @@ def _without_nulls(value: Any) -> Any:
 
 def _wanted(columns: list[str], source: Source) -> list[str]:
     known = known_columns(source)
-    return [column for column in columns if column in known] or columns[:1]  # without any there are no rows to count
+    wanted = [column for column in columns if column in known or plain_name(column) in known]
+    return wanted or columns[:1]  # without any there are no rows to count
 
 
 def _import_datasets() -> Any:

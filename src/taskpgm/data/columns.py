@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 from taskpgm.config import ALIASES, EXTRAS, FIELDS, GRADING_COLUMNS, MEDIA, REFUSED
 from taskpgm.data.facts import Facts
+from taskpgm.data.parts import plain_name
 from taskpgm.errors import UserError
 
 MOST = 20  # columns that an error lists
@@ -52,6 +53,11 @@ def find_shape(
     for field, column in given.items():
         if column not in table.columns:
             raise UserError(f"{who}: `columns` reads {field} from {column!r}, but {path} has {_listed(table.columns)}.")
+        other = next((name for name in given if name != field and given[name] == column), None)
+        if other:
+            raise UserError(
+                f"{who}: `columns` reads both {field} and {other} from {column!r}; name another column for one of them."
+            )
     found = list(_shapes(table, mapped))
     if len(found) == 1:
         return found[0]
@@ -126,24 +132,27 @@ def refuse_unread(table: Facts, shape: Shape, mapped: dict[str, str], who: str) 
     watched |= {"input"} if shape.layout == "prompt_completion" else set()
     settled = {name for field in mapped for name in (field, *ALIASES.get(field, ()))}
     for column in table.columns:
-        if column not in watched or column in shape.columns.values() or column in settled:
+        name = column if column in watched or plain_name(column) in MEDIA else plain_name(column)
+        if name not in watched or column in shape.columns.values() or {name, column} & settled:
             continue
         at = table.changed.get(column)
         if at or column not in table.present:
             raise UserError(
                 f"{who}: {at or table.first} has a value in column {column!r}, which would change what is "
-                f"trained on and is not read; {_remedy(column, shape)}ignore it with columns: {{{column}: ''}}."
+                f"trained on and is not read; {_remedy(column, name, shape)}ignore it with columns: {{{column}: ''}}."
             )
 
 
-def _remedy(column: str, shape: Shape) -> str:
-    """How the column can be read, if it can."""
-    if column == "input":
+def _remedy(column: str, name: str, shape: Shape) -> str:
+    """How the column, whose plain name this is, can be read, if it can."""
+    if name == "input":
         return "map instruction, input and output to read it, or "
-    if column in ("label", "kto_tag"):
+    if name in ("label", "kto_tag"):
         return "keep only the rows whose answers are wanted, and then "
-    field = "tools" if column == "available_tools" else "reasoning_content"
-    readable = column in ("available_tools", "thinking", "reasoning", "thoughts") and field in BESIDE[shape.layout]
+    fields = {"available_tools": "tools", **dict.fromkeys(("thinking", "reasoning", "thoughts"), "reasoning_content")}
+    fields |= {other: field for field in EXTRAS for other in (field, *ALIASES.get(field, ()))}
+    field = fields.get(name)
+    readable = field in BESIDE[shape.layout] and field not in shape.columns
     return f"read it with columns: {{{field}: {column}}}, or " if readable else ""
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from taskpgm.config import ALIASES, EXTRAS, MEDIA, REFUSED
-from taskpgm.data.parts import Part
+from taskpgm.data.parts import Part, plain_name
 from taskpgm.data.turns import are_turns
 from taskpgm.data.values import is_empty, is_null
 
@@ -42,9 +42,10 @@ class Facts:
     def _look(self, column: str, value: Any, part: Part, number: int) -> None:
         if column not in self.said and not is_empty(value):
             self.said[column] = column in TALKS and are_turns(value)
-        if column in WATCHED and column not in self.changed and changes(column, value):
+        watched = plain_name(column) in WATCHED
+        if watched and column not in self.changed and changes(plain_name(column), value):
             self.changed[column] = part.place(number)
-        if column in self.said and (column not in WATCHED or column in self.changed):
+        if column in self.said and (not watched or column in self.changed):
             del self._open[column]
 
     def and_then(self, later: "Facts") -> "Facts":

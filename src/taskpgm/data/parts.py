@@ -54,6 +54,11 @@ def known_columns(source: Source) -> set[str]:
     return {*FIELDS, *REFUSED, *(source.columns or {}).values()}.union(*ALIASES.values())
 
 
+def plain_name(column: str) -> str:
+    """The name of a column without what people write in two ways: case, and space around it."""
+    return column.strip().lower()
+
+
 def check_unique(columns: list[str], file: SourceFile) -> None:
     """Raise UserError if two columns have the same name."""
     twice = [column for column in dict.fromkeys(columns) if column.strip() and columns.count(column) > 1]
