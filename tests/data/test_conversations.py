@@ -213,7 +213,7 @@ SHAPES: dict[str, tuple[dict[str, Any], Conversation]] = {
                 {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "7"}]}]},
                 {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
             ],
-            "tools": [{"name": "subtract", "description": "a minus b", "input_schema": SUBTRACT["parameters"]}],
+            "tools": [{"type": "custom", "name": "subtract", "description": "a minus b", "input_schema": SUBTRACT["parameters"]}],
         },
         Conversation(
             (
@@ -428,6 +428,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"images": ["a.png"]}, "'images'"),
     ({"input": "x"}, "map instruction, input and output"),
     ({"system": "s", "system_prompt": "t"}, "in column 'system_prompt', which would change what is trained on and is not read; ignore"),
+    ({"system": "s", "systemInstruction": {"parts": [{"text": "t"}]}}, "in column 'systemInstruction'"),
     ({"System": "s"}, "read it with columns: {system: System}, or ignore it with columns: {System: ''}"),
     ({"Tools ": [TOOL]}, "read it with columns: {tools: Tools }, or ignore it"),
     ({"Input": "x"}, "map instruction, input and output"),
@@ -616,6 +617,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     (turn(role="function_call", content="oops"), "has a call that is text in turn 2 of 'messages'"),
     ({**turn(), "tools": "oops"}, "has text that is no list of functions with names in 'tools'"),
     ({**turn(), "tools": [{"type": "web_search"}]}, "has a list that is no list of functions with names in 'tools'"),
+    ({**turn(), "system": [{"type": "thinking", "thinking": "x"}]}, "has no text in column 'system' (a list); write it as text"),
     ({**turn(), "system": ["s"]}, "has no text in column 'system' (a list)"),
     ({"messages": [{"role": "system", "content": "t"}, USER, ANSWER], "system": "s"}, "has another text than the row's system"),
     ({"prompt": "p", "completion": "c", "history": [["q"]]}, "has no list of [question, answer] in 'history'"),

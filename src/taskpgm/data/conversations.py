@@ -20,7 +20,7 @@ from taskpgm.data.splits import named
 from taskpgm.data.values import is_empty
 from taskpgm.errors import UserError
 
-READING_VERSION = 4  # a run whose rows were read in another way reads them again
+READING_VERSION = 5  # a run whose rows were read in another way reads them again
 HEAD = 64  # rows of every file that its columns are told from at first: a guess
 
 

@@ -8,7 +8,8 @@ from taskpgm.data.turns import are_turns
 from taskpgm.data.values import is_empty, is_null
 
 # Columns that may change what is trained on.
-WATCHED = frozenset({*REFUSED, *MEDIA, *EXTRAS, "input", *(name for one in EXTRAS for name in ALIASES.get(one, ()))})
+NAMES = {*REFUSED, *MEDIA, *EXTRAS, "input", *(name for one in EXTRAS for name in ALIASES.get(one, ()))}
+WATCHED = frozenset(map(plain_name, NAMES))
 LISTS = frozenset({"history", "tools", *ALIASES["tools"], "available_tools", "tool_calls", "function_call"})
 TALKS = frozenset({"messages", *ALIASES["messages"]})
 

@@ -127,7 +127,7 @@ def _tool(item: dict[str, Any]) -> dict[str, Any]:
     """A bare function with its parameters under the name that chat templates know; Anthropic has another."""
     if "input_schema" not in item or not is_null(item.get("parameters")):
         return item
-    kept = {key: value for key, value in item.items() if key != "parameters"}
+    kept = {key: value for key, value in item.items() if key != "parameters" and (key, value) != ("type", "custom")}
     return {"parameters" if key == "input_schema" else key: value for key, value in kept.items()}
 
 
@@ -142,7 +142,9 @@ def system_text(value: Any, spot: Spot) -> str:
     found = given if inner is None else inner
     blocks = [found] if isinstance(found, dict) else found
     if isinstance(blocks, list) and blocks and all(isinstance(one, dict) and "text" in one for one in blocks):
-        return _joined([_block(block, spot) for block in blocks])[0]
+        text, thoughts = _joined([_block(block, spot) for block in blocks])
+        if not thoughts:
+            return text
     return text_of(found if speaks(value) or not isinstance(value, str) else value, spot.column, spot.at)
 
 
