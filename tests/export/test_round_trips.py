@@ -1,16 +1,18 @@
 """What trainers' own loaders read of an export is the plan: the same rows, as often."""
 
+import itertools
 import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from support.handovers import COUNTS, SIZES, make_handover, planned, texts
+from support.handovers import COUNTS, SIZES, make_handover, of_all_kinds, planned, texts
 
 from taskpgm.export.handover import By
 from taskpgm.export.targets import TARGETS
@@ -89,6 +91,57 @@ def _pools() -> dict[str, Any]:
     from support.handovers import plain_rows
 
     return {"a": plain_rows("a", 3), "b": plain_rows("b", 9)}
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_trl_reads_tasks_of_which_some_have_calls_and_thoughts(
+    here: Path, paired: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every part of every row, though files differ in what their rows have, and TRL joins them."""
+    from trl.scripts.sft import make_parser
+    from trl.scripts.utils import get_dataset
+
+    handover = of_all_kinds(without=("calls", "one call") if paired else ())
+    export_plan(handover, "trl", here / "out")
+    monkeypatch.chdir(here / "out")
+    mixture = make_parser().parse_args_and_config(["--config", "sft.yaml", *ON_CPU])[3]
+    rows = get_dataset(mixture)["train"]
+    read = [
+        [row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]], row.get("tools")]
+        for row in rows
+    ]
+    assert canonical(read) == canonical([row.to_dicts(), list(row.tools) or None] for _, row in handover.everything())
+
+
+def canonical(rows: Iterable[Any]) -> Counter[str]:
+    return Counter(json.dumps(row, sort_keys=True) for row in rows)
+
+
+def test_unsloth_writes_the_text_of_every_part(here: Path) -> None:
+    handover = of_all_kinds()
+    export_plan(handover, "unsloth", here / "out")
+    scope: dict[str, Any] = {"__file__": str(here / "out/train.py"), "__name__": "read"}
+    exec((here / "out/train.py").read_text(encoding="utf-8"), scope)
+
+    class Tokenizer:
+        def apply_chat_template(self, messages: Any, tools: Any, tokenize: bool) -> str:
+            return json.dumps([messages, tools], sort_keys=True)
+
+    expected = canonical([row.to_dicts(), list(row.tools) or None] for _, row in handover.everything())
+    assert Counter(scope["texts"](Tokenizer())["text"]) == expected
+
+
+def test_datasets_by_counts_reads_tasks_of_which_some_have_calls_and_thoughts(here: Path) -> None:
+    handover = of_all_kinds("counts")
+    export_plan(handover, "datasets", here / "out")
+    scope: dict[str, Any] = {"__file__": str(here / "out/load.py")}
+    exec((here / "out/load.py").read_text(encoding="utf-8"), scope)
+    rows = scope["dataset"]
+    assert Counter(rows["task"]) == Counter({task.name: task.plan.count for task in handover.tasks})
+    calls = [json.loads(turn["tool_calls"]) for row in rows for turn in row["messages"] if turn["tool_calls"]]
+    texts_of_calls = [json.loads(call["function"]["arguments"]) for call in itertools.chain(*calls)]
+    assert {"a": "one", "deep": {"x": None}} in texts_of_calls
+    assert {"a": 1, "b": [2]} in texts_of_calls
 
 
 @pytest.mark.parametrize("by", ["rows", "counts"])

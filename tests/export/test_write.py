@@ -2,15 +2,16 @@
 
 import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.files import one_sentence
-from support.handovers import CALLING, FLAGGED, MIXED, THINKING, make_handover, plain_rows
+from support.handovers import CALL, CALLING, FLAGGED, MIXED, THINKING, make_handover, plain_rows
 
-from taskpgm.data.messages import Conversation, conversation
+from taskpgm.data.messages import Conversation, Message, conversation
 from taskpgm.errors import UserError
 from taskpgm.export.carry import learned_in
 from taskpgm.export.handover import FILL_IN, Handover, trainers_model
@@ -36,7 +37,7 @@ def test_parts_are_carried_or_refused(tmp_path: Path, to: str, row: Conversation
             file.read_text("utf-8", "ignore") for file in (tmp_path / "out").rglob("*") if file.suffix == ".jsonl"
         )
         word = "Let me see." if part == "thoughts" else '"add"'
-        assert to in ("parquet", "datasets", "weights") or word in said.replace("\\", "")
+        assert to in ("parquet", "datasets", "weights", "trl") or word in said.replace("\\", "")
         return
     with pytest.raises(UserError, match="no place for") as error:
         export_plan(handover_of(row), to, tmp_path / "out")
@@ -92,8 +93,27 @@ def test_which_answers_are_learned() -> None:
 
 def test_llama_factory_refuses_rows_that_it_would_skip(tmp_path: Path) -> None:
     odd = conversation(("user", "a"), ("user", "b"), ("assistant", "c"))
-    with pytest.raises(UserError, match=r"skip a row of task 'odd'.*alternate"):
+    with pytest.raises(UserError, match=r"a row of task 'odd'.*alternate"):
         export_plan(handover_of(odd), "llama-factory", tmp_path / "out")
+
+
+def test_llama_factory_refuses_calls_with_text(tmp_path: Path) -> None:
+    turns = (Message("user", "a"), Message("assistant", "Let me look.", tool_calls=(CALL,)))
+    with pytest.raises(UserError, match="a tool call has text beside it") as error:
+        export_plan(handover_of(Conversation(turns)), "llama-factory", tmp_path / "out", lossy=True)
+    one_sentence(error)
+
+
+@pytest.mark.parametrize("to", ["trl", "axolotl", "ms-swift", "jsonl"])
+def test_rows_that_trainers_would_cut_are_counted(tmp_path: Path, to: str) -> None:
+    handover = make_handover()
+    odd = handover.pool.tasks[0]
+    cut = replace(odd, train=tuple(replace(row, truncated=i < 1) for i, row in enumerate(odd.train)))
+    handover = replace(handover, pool=replace(handover.pool, tasks=(cut, *handover.pool.tasks[1:])))
+    expected = sum(row == 0 for row, task in zip(handover.plan.row, handover.plan.task, strict=True) if task == 0)
+    (note,) = export_plan(handover, to, tmp_path / "out").notes
+    assert note.startswith(f"{expected} rows have more than 512 tokens")
+    assert note in (tmp_path / "out/HOWTO.md").read_text(encoding="utf-8")
 
 
 def test_calls_have_ids_and_text_arguments_for_openai(tmp_path: Path) -> None:

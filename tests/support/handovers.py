@@ -72,3 +72,40 @@ MIXED = Conversation(
         Message("user", "c"), Message("assistant", "three"),
     )
 )  # fmt: skip
+
+
+def made_call(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def made_tool(name: str, **types: str) -> dict[str, Any]:
+    properties = {key: {"type": kind} for key, kind in types.items()}
+    about = {"name": name, "description": f"does {name}", "parameters": {"type": "object", "properties": properties}}
+    return {"type": "function", "function": about}
+
+
+# Tasks whose rows differ in all that may differ: calls with other arguments, of other types, null inside; thoughts.
+ANSWERED = (Message("tool", "é 3"), Message("assistant", "3 😀"))
+MANY_CALLS = Conversation(
+    (
+        Message("user", "1 + 2, now?"), Message("assistant", "", tool_calls=(made_call("add", a=1, b=[2]), made_call("now"))),
+        Message("tool", "3"), *ANSWERED,
+    ),
+    (made_tool("add", a="integer", b="array"), {"type": "function", "function": {"name": "now"}}),
+)  # fmt: skip
+DEEP_CALL = Conversation(
+    (
+        Message("user", "wx?"), Message("assistant", "", tool_calls=(made_call("add", a="one", deep={"x": None}),)), *ANSWERED,
+    ),
+    (made_tool("add", a="string"),),
+)  # fmt: skip
+OF_ALL_KINDS = {
+    "calls": [MANY_CALLS, DEEP_CALL], "one call": [CALLING], "thoughts": [THINKING],
+    "plain": [Conversation((Message("user", "no tools"), Message("assistant", "ok")))],
+}  # fmt: skip
+
+
+def of_all_kinds(by: By = "rows", without: tuple[str, ...] = ()) -> Handover:
+    """A handover of tasks of which each has other parts of a row."""
+    rows = {name: own for name, own in OF_ALL_KINDS.items() if name not in without}
+    return make_handover(rows, by, {name: len(own) for name, own in rows.items()})

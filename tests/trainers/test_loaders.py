@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.handovers import COUNTS, make_handover, planned
+from support.handovers import COUNTS, make_handover, of_all_kinds, planned
 from support.models import make_tokenizer
 
 from taskpgm.export.handover import Handover
 from taskpgm.export.write import export_plan
 
+# Its loop variable is not `message`, the name in whose keys Axolotl looks for what a template reads.
+CALLING_TEMPLATE = (
+    "{% if tools %}{{ '<|im_start|>tools\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}{{ m['content'] }}"
+    "{% for call in m.tool_calls or [] %}{{ '<call>' + (call.function | tojson) + '</call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 pytestmark = pytest.mark.trainers
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -78,11 +86,19 @@ def test_counts_are_the_plans(to: str, tmp_path: Path, tokenizer: Path) -> None:
 @pytest.mark.parametrize("to", ["axolotl", "verl", "llama-factory"])
 def test_tokens_and_masks_are_ours(to: str, tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids of every row are those of the chat template, as often as the plan has them; answers alone are learned."""
+    check_tokens(make_handover(), to, tmp_path, tokenizer, monkeypatch)
+
+
+def test_axolotl_reads_calls_tools_and_thoughts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tokenizer(tmp_path / "tokenizer", CALLING_TEMPLATE)
+    check_tokens(of_all_kinds(), "axolotl", tmp_path, tmp_path / "tokenizer", monkeypatch)
+
+
+def check_tokens(handover: Handover, to: str, tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoTokenizer
 
     from taskpgm.data.chat import ChatEncoder
 
-    handover = make_handover()
     export_plan(handover, to, tmp_path / "out")
     ours: Counter[Any] = Counter()
     known = AutoTokenizer.from_pretrained(tokenizer)

@@ -2,14 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from taskpgm.data.messages import Conversation
 from taskpgm.export.carry import Form
-from taskpgm.export.handover import Handover, Written, columns, drawn_counts, exact, write_task_files
+from taskpgm.export.handover import Handover, Written, columns, drawn_counts, exact
 
 BATCH = 1000  # rows of a group in a Parquet file
 KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight")
@@ -37,7 +37,7 @@ SEED = {seed}
 
 def drawn(file, count):
     """Whole passes over the file, then a random part of it."""
-    rows = load_dataset("json", data_files=str(HERE / file), split="train")
+    rows = load_dataset("parquet", data_files=str(HERE / file), split="train")
     passes, rest = divmod(count, len(rows))
     return concatenate_datasets([rows] * passes + [rows.shuffle(seed=SEED).select(range(rest))])
 
@@ -50,10 +50,11 @@ def write_datasets(handover: Handover, folder: Path) -> Written:
     """A dataset saved to disk, and `load.py`; by counts `load.py` draws them from the tasks' files."""
     start = "```python\nfrom load import dataset\n```"
     if handover.by == "counts":
-        write_task_files(handover, folder, Form(flag="weight"), tools_as_text=True)
-        counts = json.dumps({task.file: task.plan.count for task in handover.tasks}, indent=4, ensure_ascii=False)
-        (folder / "load.py").write_text(BY_COUNTS.format(counts=counts, seed=handover.seed), encoding="utf-8")
-        return Written(drawn_counts(handover), start)
+        files = _write_task_tables(handover, folder)
+        counts = {file: task.plan.count for file, task in zip(files, handover.tasks, strict=True)}
+        told = json.dumps(counts, indent=4, ensure_ascii=False)
+        (folder / "load.py").write_text(BY_COUNTS.format(counts=told, seed=handover.seed), encoding="utf-8")
+        return Written(drawn_counts(handover), start, (WEIGHT, JSON_TEXT))
     from datasets import Dataset
 
     scratch = folder / "scratch"
@@ -68,13 +69,27 @@ def write_datasets(handover: Handover, folder: Path) -> Written:
 
 def write_parquet(handover: Handover, folder: Path) -> Written:
     """`train.parquet` in training order, and a file a task."""
-    (folder / "tasks").mkdir()
     _write_table(handover, folder / "train.parquet", handover.in_order())
-    for task in handover.tasks:
-        rows = ((task.name, row) for row in handover.conversations(task))
-        _write_table(handover, folder / f"tasks/{task.stem}.parquet", rows)
+    _write_task_tables(handover, folder)
     start = "```python\nimport pyarrow.parquet\n\ntable = pyarrow.parquet.read_table('train.parquet')\n```"
     return Written(exact(handover), start, (WEIGHT, JSON_TEXT))
+
+
+def write_json_parquet(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Columns of lists, or null, whose items may be any JSON: the type does not depend on what rows have."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = pa.schema([(name, pa.list_(pa.string())) for name in names])
+    schema = pa.schema([(name, pa.list_(pa.json_())) for name in names])
+    flat = ({name: _items(row.get(name)) for name in names} for row in rows)
+    with pq.ParquetWriter(path, schema) as file:
+        for batch in _batches(flat, BATCH):
+            file.write_table(pa.Table.from_pylist(batch, text).cast(schema))
+
+
+def _items(values: Iterable[Any] | None) -> list[str] | None:
+    return None if values is None else [json.dumps(value, ensure_ascii=False) for value in values]
 
 
 def write_messages_parquet(path: Path, rows: Iterable[Conversation]) -> None:
@@ -88,6 +103,15 @@ def write_messages_parquet(path: Path, rows: Iterable[Conversation]) -> None:
     with pq.ParquetWriter(path, schema) as file:
         for batch in _batches(plain, BATCH):
             file.write_table(pa.Table.from_pylist(batch, schema))
+
+
+def _write_task_tables(handover: Handover, folder: Path) -> list[str]:
+    """A Parquet file a task, all of one schema; their names."""
+    (folder / "tasks").mkdir()
+    files = [f"tasks/{task.stem}.parquet" for task in handover.tasks]
+    for task, file in zip(handover.tasks, files, strict=True):
+        _write_table(handover, folder / file, ((task.name, row) for row in handover.conversations(task)))
+    return files
 
 
 def _write_table(handover: Handover, path: Path, rows: Iterable[tuple[str, Conversation]]) -> None:

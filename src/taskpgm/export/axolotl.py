@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from taskpgm.data.messages import EXTRAS
 from taskpgm.export.carry import Form
 from taskpgm.export.handover import Handover, Written, exact, write_task_files, write_yaml
 
@@ -13,11 +14,13 @@ Start it in this folder: axolotl train axolotl.yaml"""
 
 def write_axolotl(handover: Handover, folder: Path) -> Written:
     """A dataset a task in `axolotl.yaml`, without weights: they sample down only."""
-    write_task_files(handover, folder, Form(flag=FLAG, values=(True, False), every=True))
+    form = Form(flag=FLAG, values=(True, False), every=True, text_arguments=True)
+    write_task_files(handover, folder, form, tools_as_text=True)
     datasets: list[dict[str, Any]] = [
         {
             "path": task.file, "ds_type": "json", "type": "chat_template", "field_messages": "messages",
             "message_field_training": FLAG, "roles_to_train": ["assistant"], "train_on_eos": "turn",
+            "message_property_mappings": {key: key for key in ("role", "content", *EXTRAS)},
             **({"field_tools": "tools"} if handover.has_tools else {}),
         }
         for task in handover.tasks

@@ -55,7 +55,9 @@ def write_llama_factory(handover: Handover, folder: Path) -> Written:
 
 
 def unfit_for_llama_factory(row: Conversation) -> str | None:
-    """Why LLaMA-Factory would skip the row with a warning; None if it takes it."""
+    """Why LLaMA-Factory would skip the row with a warning, or lose a part of it; None if it takes it."""
+    if any(turn.tool_calls and turn.content for turn in row.messages):
+        return "a tool call has text beside it, and its turns of calls have no place for text"
     turns = list(_turns(row))
     if turns and turns[0]["role"] == "system":
         turns = turns[1:]
@@ -66,7 +68,7 @@ def unfit_for_llama_factory(row: Conversation) -> str | None:
         or not {*asked} <= {"user", "observation"}
         or not {*said} <= {"assistant", "function_call"}
     ):
-        return "turns of user and assistant do not alternate, or the last is not an answer"
+        return "it skips rows whose turns of user and assistant do not alternate, or whose last is not an answer"
     return None
 
 

@@ -11,7 +11,8 @@ Start it in this folder: USE_HF=1 swift sft sft.yaml"""
 
 def write_ms_swift(handover: Handover, folder: Path) -> Written:
     """The tasks' files in `sft.yaml`; by counts with `#count` behind them."""
-    write_task_files(handover, folder, Form(flag="loss", values=(True, False)), tools_as_text=True)
+    form = Form(flag="loss", values=(True, False), text_arguments=True)
+    write_task_files(handover, folder, form, tools_as_text=True)
     counts = handover.by == "counts"
     write_yaml(folder / "sft.yaml", CONFIG, {
         "model": handover.model,

@@ -41,7 +41,7 @@ class Target:
     learns: frozenset[Learned]  # which answers it can be told to learn
     by: tuple[By, ...] = ("rows",)
     needs: str = ""  # a package, beyond the core, that writing takes
-    unfit: Callable[[Conversation], str | None] = field(default=takes_every_row)  # why it would skip a row
+    unfit: Callable[[Conversation], str | None] = field(default=takes_every_row)  # why it cannot take a row
 
 
 TARGETS: dict[str, Target] = {

@@ -1,10 +1,12 @@
 """TRL, and Unsloth, which trains with it."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from taskpgm.errors import UserError
+from taskpgm.export.arrow import write_json_parquet
 from taskpgm.export.carry import Form
 from taskpgm.export.handover import Handover, Written, exact, write_task_files, write_yaml
 from taskpgm.export.train_file import Format, line_of, unfit
@@ -29,12 +31,10 @@ def write_trl(handover: Handover, folder: Path) -> Written:
             "TRL learns every answer of a row with messages, and some answers here are context while their rows do not "
             "fit prompt and completion; export --to axolotl or ms-swift."
         )
-    for task in handover.tasks:
-        rows = ({**line_of(row, layout), **_tools(handover, row)} for row in handover.conversations(task))
-        write_jsonl(folder / task.file, rows)
     names = (["messages"] if layout == "messages" else ["prompt", "completion"]) + ["tools"] * handover.has_tools
     datasets: list[dict[str, Any]] = [
-        {"path": "json", "data_files": task.file, "columns": names} for task in handover.tasks
+        {"path": kind, "data_files": file, "columns": [*names]}
+        for kind, file in _write_tasks(handover, folder, layout, names)
     ]
     sees, keeps = exact(handover), [ORDER]
     if handover.by == "shares":
@@ -52,6 +52,28 @@ def write_trl(handover: Handover, folder: Path) -> Written:
     keeps.append("`num_train_epochs: 1`: repeats are in the files already.")
     keeps.append("Without a GPU add --use_cpu true --bf16 false.")
     return Written(sees, "```sh\ntrl sft --config sft.yaml\n```", tuple(keeps))
+
+
+def _write_tasks(handover: Handover, folder: Path, layout: Format, names: list[str]) -> list[tuple[str, str]]:
+    """A file a task, as (format, name): JSON Lines if roles and texts are all there is; else Parquet.
+
+    TRL joins the files, and of JSON Lines the type of a column is guessed from what the rows of each file have.
+    """
+    plain = all(row.plain_texts for _, row in handover.everything())
+    if not plain and not find_spec("pyarrow"):
+        raise UserError(
+            "--to trl needs the package pyarrow for rows with tools, calls or thoughts: pip install pyarrow."
+        )
+    (folder / "tasks").mkdir()
+    files = []
+    for task in handover.tasks:
+        rows = ({**line_of(row, layout), **_tools(handover, row)} for row in handover.conversations(task))
+        files.append(("json", task.file) if plain else ("parquet", f"tasks/{task.stem}.parquet"))
+        if plain:
+            write_jsonl(folder / task.file, rows)
+        else:
+            write_json_parquet(folder / files[-1][1], names, rows)
+    return files
 
 
 def _layout(handover: Handover) -> Format:
@@ -82,9 +104,10 @@ def _seen(handover: Handover) -> str:
 
 UNSLOTH = '''"""Train on the mixture with Unsloth; what only you know is FILL-IN."""
 
+import json
 from pathlib import Path
 
-from datasets import concatenate_datasets, load_dataset
+from datasets import Dataset
 
 HERE = Path(__file__).parent
 FILES = {files}
@@ -92,10 +115,14 @@ MAX_LENGTH = {max_length}
 SEED = {seed}
 
 
-def rows():
-    """Every planned row once, repeats included."""
-    parts = [load_dataset("json", data_files=str(HERE / file), split="train") for file in FILES]
-    return concatenate_datasets(parts).shuffle(seed=SEED)
+def texts(tokenizer):
+    """Every planned row once, repeats included, as your model's chat template writes it."""
+    lines = [line for file in FILES for line in (HERE / file).open(encoding="utf-8")]
+    rows = [json.loads(line) for line in lines]
+    written = [
+        tokenizer.apply_chat_template(row["messages"], tools=row.get("tools"), tokenize=False) for row in rows
+    ]
+    return Dataset.from_dict({{"text": written}}).shuffle(seed=SEED)
 
 
 if __name__ == "__main__":
@@ -107,9 +134,8 @@ if __name__ == "__main__":
     model = FastLanguageModel.get_peft_model(model, r=16, lora_alpha=32, random_state=SEED)
     # Tokens in front of a user's turn and of an answer in your model's template; ChatML's are here.
     USER, ANSWER = "<|im_start|>user\\n", "<|im_start|>assistant\\n"
-    texts = rows().map(lambda row: {{"text": tokenizer.apply_chat_template(row["messages"], {tools}tokenize=False)}})
     settings = SFTConfig(output_dir="output", max_length=MAX_LENGTH, packing=False, num_train_epochs=1, seed=SEED)
-    trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=texts, args=settings)
+    trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=texts(tokenizer), args=settings)
     train_on_responses_only(trainer, instruction_part=USER, response_part=ANSWER).train()
 '''
 
@@ -120,7 +146,6 @@ def write_unsloth(handover: Handover, folder: Path) -> Written:
     text = UNSLOTH.format(
         files=json.dumps([task.file for task in handover.tasks], indent=4, ensure_ascii=False),
         max_length=handover.max_length, seed=handover.seed, model=json.dumps(handover.model, ensure_ascii=False),
-        tools='tools=row["tools"], ' if handover.has_tools else "",
     )  # fmt: skip
     (folder / "train.py").write_text(text, encoding="utf-8")
     keeps = (

@@ -109,13 +109,15 @@ def _carried(handover: Handover, to: str, target: Target, lossy: bool) -> tuple[
     examples: dict[Part, str] = {}
     for task, row in handover.everything():
         if why := target.unfit(row):
-            raise UserError(f"{to} would skip a row of task {task!r}: {why}. Export it to another trainer.")
+            raise UserError(f"{to} cannot take a row of task {task!r}: {why}; export it to another trainer.")
         for part in parts_of(row) - target.carries:
             counts[part] += 1
             examples.setdefault(part, task)
     notes = []
     if handover.quantization:
         notes.append(f"model.quantization {handover.quantization} is not in the config: set the trainer's own (QLoRA)")
+    if told := _cut(handover):
+        notes.append(told)
     for part, count in counts.items():
         if part in NEEDED or not lossy:
             remedy = "export to another trainer" if part in NEEDED else "give --lossy to drop them, or another trainer"
@@ -132,6 +134,17 @@ def _carried(handover: Handover, to: str, target: Target, lossy: bool) -> tuple[
             )
         notes.append(f"{to} learns all answers, also those that are context")
     return handover, notes
+
+
+def _cut(handover: Handover) -> str | None:
+    """A sentence on rows that probes read only the end of; None if there are none."""
+    cut = sum(row.truncated for task in handover.tasks for row in handover.rows(task))
+    if not cut:
+        return None
+    return (
+        f"{cut} rows have more than {handover.max_length} tokens: probes read their ends, but trainers cut ends off, "
+        "and answers with them, or leave such rows out; set the trainer's greatest length to that of your longest rows"
+    )
 
 
 def _howto(handover: Handover, to: str, target: Target, written: Written, notes: list[str]) -> str:
