@@ -20,7 +20,7 @@ from taskpgm.cli.main import app
 from taskpgm.cli.report import report_line
 from taskpgm.mixture.affinity import given_affinity
 from taskpgm.pipeline.run import balance_curve
-from taskpgm.report import build, history, outcome, page, reasons, shares, sides
+from taskpgm.report import build, choices, history, outcome, page, reasons, shares, sides
 from taskpgm.report.field import Field, correlation
 from taskpgm.report.gains import _overall
 from taskpgm.report.material import Material
@@ -42,6 +42,33 @@ def test_frames_are_the_arrays(folder):
     np.testing.assert_array_equal(
         pairs.loc[list(run.affinity.tasks), list(run.affinity.tasks)], run.affinity.matrices["jsd"]
     )
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    """Plotly knows no entity of quotes, and the page escapes its lines itself."""
+    names = ["say \"a\" & 'b'", "<b>x", "plain"]
+    material = Material(load_run(finished_run(tmp_path / "run", n=3, targets=2, names=names)))
+    shown = set(shares.figure(material).layout.yaxis.ticktext)
+    assert shown == {"say \"a\" &amp; 'b'", "&lt;b&gt;x", "plain"}
+    assert not [line for line in choices.section(material).sentences if "&lt;" in line or "&amp;" in line]
+
+
+def test_small_shares_are_told_apart_on_the_axis(folder):
+    """0.5 % and 1 % are not both "1%"; what a figure leaves out of many tasks is said."""
+    axis = shares.figure(Material(load_run(folder))).layout.xaxis
+    assert axis.tickformat == ".2~%"  # d3: up to two decimals, no zeros at their end
+
+
+def test_many_tasks_are_said_to_be_the_first(tmp_path):
+    section = shares.section(Material(load_run(finished_run(tmp_path / "run", n=70, targets=1))))
+    assert section.pictures[0].title.endswith("the first 60 of 70 tasks, all in the CSV")
+
+
+def test_bars_of_long_names_do_not_lie_on_each_other():
+    alike = [f"as in {letter} with an end that is the same in both names" for letter in "ab"]
+    assert len(set(reasons._labels(["utility", *alike, "prior"]))) == 4
+    (label,) = reasons._labels([alike[0]])
+    assert label.startswith("as in …")
 
 
 def test_shares_of_rows_and_of_tokens_are_said_beside_the_share(folder):

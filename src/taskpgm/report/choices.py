@@ -13,7 +13,7 @@ from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.pipeline.run import balance_curve
 from taskpgm.report.material import EXPLAINED, Material
 from taskpgm.report.parts import Picture, Section, joined
-from taskpgm.report.style import COLOURS, GREY, LINE, SHOWN, blank, first_of, log_ticks, name_axis, short, text
+from taskpgm.report.style import COLOURS, GREY, LINE, PERCENT, SHOWN, blank, first_of, log_ticks, name_axis, short, text
 from taskpgm.types import Floats
 
 POINTS = 13
@@ -93,7 +93,7 @@ def path_figure(material: Material, path: KnobPath, losses: Floats) -> Any:
     made.add_vline(x=material.energy.knob, line={"color": GREY, "width": 1, "dash": "dash"})
     made.update_xaxes(**log_ticks(path.values.min(), path.values.max()))
     made.update_xaxes(title=f"{path.knob} (dashed: this run)", row=2, col=1)
-    made.update_yaxes(tickformat=".0%", title="share", row=1, col=1)
+    made.update_yaxes(tickformat=PERCENT, title="share", row=1, col=1)
     made.update_yaxes(title="loss", row=2, col=1)
     made.update_layout(
         template="plotly_white",
@@ -119,7 +119,7 @@ def _balance(material: Material) -> tuple[str, Picture | None]:
         f"against uniform; serving the tasks alone, by {last.targets:+.1%} and {last.tasks:+.1%}."
     )
     if limits := material.energy.settings.get("limits"):
-        held = joined([text(one["name"]) for one in limits if one["price"] > 0]) or "no task"
+        held = joined([one["name"] for one in limits if one["price"] > 0]) or "no task"
         line += f" Balances above 0 keep the limits on tasks' losses: in this mixture {held} would lose more without."
     table: dict[str, list[Any]] = {
         "balance": [point.balance for point in points],
@@ -134,7 +134,9 @@ def _balance(material: Material) -> tuple[str, Picture | None]:
 
 def balance_figure(table: dict[str, list[Any]], here: float) -> Any:
     """Change of the targets' loss, the tasks' and the worst task's, against the balance."""
-    made = blank(360, xaxis={"title": "balance (dashed: this run)"}, yaxis={"title": "loss", "tickformat": "+.0%"})
+    made = blank(
+        360, xaxis={"title": "balance (dashed: this run)"}, yaxis={"title": "loss", "tickformat": f"+{PERCENT}"}
+    )
     names = [text(name) for name in table["worst_task"]]
     for k, (key, name) in enumerate({"targets": "targets", "tasks": "tasks", "worst": "worst task"}.items()):
         said = "<br>%{customdata}" if key == "worst" else ""
@@ -195,7 +197,7 @@ def _selected(material: Material, k: int) -> Selection | UserError:
 def selection_figure(selections: list[Selection], order: Selection) -> Any:
     """Value after each task of greedy's order, and bounds on the best set of a few sizes."""
     full = order.full_value or 1.0
-    made = blank(380, xaxis={"title": "tasks selected"}, yaxis={"title": "of all tasks' value", "tickformat": ".0%"})
+    made = blank(380, xaxis={"title": "tasks selected"}, yaxis={"title": "of all tasks' value", "tickformat": PERCENT})
     made.add_trace(
         Scatter(
             x=list(range(1, len(order.chosen) + 1)),
@@ -234,7 +236,7 @@ def _seeds(material: Material) -> tuple[str, Picture | None]:
     table: dict[str, Any] = {"task": names, "all": material.mixture.weights[material.order].tolist()}
     table |= {f"without seed {s}": p[material.order].tolist() for s, p in enumerate(found)}
     shown = names[:SHOWN]
-    made = blank(90 + LINE * len(shown), xaxis={"title": "share of the budget", "tickformat": ".0%"})
+    made = blank(90 + LINE * len(shown), xaxis={"title": "share of the budget", "tickformat": PERCENT})
     for k, (name, values) in enumerate(list(table.items())[1:]):
         made.add_trace(
             Scatter(

@@ -11,6 +11,7 @@ from taskpgm.report.material import EXPLAINED, Material
 from taskpgm.report.parts import Panel, Picture, Section, joined
 from taskpgm.report.style import COLOURS, LINE, blank, buttons, name_axis, short, text
 
+AS_IN = "as in "
 HOLD = 5  # tasks whose redundancy is named
 
 
@@ -71,12 +72,19 @@ def _parts(one: Margin, nu: float) -> list[tuple[str, float]]:
     """The terms of the marginal energy in words; they add up to zero."""
     redundancy = sorted(one.redundancy.items(), key=lambda item: -abs(item[1]))
     parts = [("utility", one.utility)]
-    parts += [(f"as in {name}", -value) for name, value in redundancy[:HOLD]]
+    parts += [(f"{AS_IN}{name}", -value) for name, value in redundancy[:HOLD]]
     if redundancy[HOLD:]:
         parts.append(("as in the others", -sum(value for _, value in redundancy[HOLD:])))
     parts += [("prior", one.prior), ("price of budget", -nu)]
     others = [("rows again", -one.repetition), ("bounds", one.lower - one.upper - one.group)]
     return [*parts, *(part for part in others if abs(part[1]) > 1e-9)]
+
+
+def _labels(parts: list[str]) -> list[str]:
+    """Names below the bars, which all differ: bars of one name would lie on each other."""
+    task = [name.startswith(AS_IN) for name in parts]
+    labels = [AS_IN + short(p.removeprefix(AS_IN), 20) if of else p for p, of in zip(parts, task, strict=True)]
+    return labels if len(set(labels)) == len(labels) else [text(name) for name in parts]
 
 
 def margin_figure(margins: list[Margin], nu: float, unit: str) -> Any:
@@ -87,7 +95,7 @@ def margin_figure(margins: list[Margin], nu: float, unit: str) -> Any:
         values = np.array([value for _, value in parts])
         made.add_trace(
             Bar(
-                x=[short(name, 26) for name, _ in parts],
+                x=_labels([name for name, _ in parts]),
                 y=values,
                 base=(np.cumsum(values) - values).tolist(),
                 visible=k == 0,

@@ -10,7 +10,7 @@ from taskpgm.evaluation.form import form_sentence
 from taskpgm.mixture.expected import expected_sentence
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table, joined
-from taskpgm.report.style import LINE, OWN, SHOWN, blank, name_axis, text
+from taskpgm.report.style import LINE, OWN, PERCENT, SHOWN, blank, first_of, name_axis, text
 
 MARKS = (("line-ns-open", "#D55E00"), ("diamond-open", "#009E73"), ("x-thin-open", "#CC79A7"))
 LABEL = {"size-proportional": "size"}
@@ -82,7 +82,8 @@ def _tokens(material: Material) -> list[str]:
 def _picture(material: Material) -> Picture:
     return Picture(
         "shares-picture",
-        "Share of each task with its 95 % interval, beside uniform and size-proportional shares",
+        "Share of each task with its 95 % interval, beside uniform and size-proportional shares"
+        + first_of(len(material.order), "tasks"),
         figure(material),
         _columns(material),
     )
@@ -93,7 +94,7 @@ def figure(material: Material) -> Any:
     mixture, shown = material.mixture, material.order[:SHOWN]
     names = [material.tasks[i] for i in shown]
     made = blank(
-        90 + LINE * len(shown), xaxis={"title": "share of the budget", "tickformat": ".0%", "rangemode": "tozero"}
+        90 + LINE * len(shown), xaxis={"title": "share of the budget", "tickformat": PERCENT, "rangemode": "tozero"}
     )
     rows = list(range(len(shown)))
     for (reference, r), (symbol, colour) in zip(mixture.references.items(), MARKS, strict=False):

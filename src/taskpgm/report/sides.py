@@ -10,7 +10,7 @@ from plotly.graph_objects import Scatter
 from taskpgm.report import history
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table, joined, some
-from taskpgm.report.style import COLOURS, GREY, LINE, SHOWN, blank, name_axis, text
+from taskpgm.report.style import COLOURS, GREY, LINE, PERCENT, SHOWN, blank, first_of, name_axis, text
 from taskpgm.types import Floats
 
 Names = tuple[str, str]
@@ -50,7 +50,7 @@ def _shares(first: Material, second: Material, names: Names) -> Section:
     table = {"task": tasks, names[0]: p.tolist(), names[1]: q.tolist()}
     picture = Picture(
         "both-shares",
-        f"Shares in {names[0]} and in {names[1]}, most apart on top",
+        f"Shares in {names[0]} and in {names[1]}, most apart on top" + first_of(len(tasks), "tasks"),
         _pairs([tasks[i] for i in order[:SHOWN]], p[order[:SHOWN]], q[order[:SHOWN]], names),
         table,
     )
@@ -60,7 +60,7 @@ def _shares(first: Material, second: Material, names: Names) -> Section:
 def _pairs(tasks: list[str], p: Floats, q: Floats, names: Names) -> Any:
     rows = list(range(len(tasks)))
     made = blank(
-        90 + LINE * len(tasks), xaxis={"title": "share of the budget", "tickformat": ".0%", "rangemode": "tozero"}
+        90 + LINE * len(tasks), xaxis={"title": "share of the budget", "tickformat": PERCENT, "rangemode": "tozero"}
     )
     bridge = [value for a, b in zip(p, q, strict=True) for value in (a, b, None)]
     made.add_trace(

@@ -18,6 +18,7 @@ BESIDE = 34  # characters of a name beside an axis
 LARGE = 10_000  # cells
 NUMBERED = 600  # heat maps with more cells print no numbers
 SHOWN = 60  # of more tasks than this, a figure with one line a task shows the most important
+PERCENT = ".2~%"  # of an axis: 20%, and 0.5% where shares are small
 LINE = 22  # pixels
 
 
@@ -37,13 +38,13 @@ def blank(height: int, **layout: Any) -> Figure:
 
 
 def text(name: str) -> str:
-    """A name from the data as Plotly's text, which reads tags."""
-    return escape(name)
+    """A name from the data as Plotly's text, which reads tags, but no entities of quotes."""
+    return escape(name, quote=False)
 
 
 def short(name: str, longest: int = BESIDE) -> str:
     """A name as an axis label: its end if it is long, since paths differ there."""
-    return escape(name if len(name) <= longest else "…" + name[1 - longest :])
+    return escape(name if len(name) <= longest else "…" + name[1 - longest :], quote=False)
 
 
 def first_of(count: int, what: str) -> str:
