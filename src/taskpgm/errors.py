@@ -1,5 +1,7 @@
 """What a user can put right: one sentence with the value, the reason and the remedy."""
 
+NO_RAY = "workers.backend ray needs Ray: pip install 'taskpgm[ray]'."
+
 
 class UserError(ValueError):
     """Wrong input, setting or environment; the command line prints it and exits with 2."""

@@ -151,6 +151,28 @@ def test_a_model_folder_without_tokenizer_or_weights(call, tmp_path):
     assert re.search(r"No causal language model can be loaded .*safetensors", err), err
 
 
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"model": {"device": "cuda:77"}}, r"Device 'cuda:77' is not available \(.*\); use auto or cpu."),
+        ({"workers": {"backend": "ray"}}, r"workers.backend ray needs Ray: pip install"),
+    ],
+)
+def test_check_says_what_a_run_here_would_stop_at(call, tmp_path, model_folders, monkeypatch, settings, why):
+    config = experiment(tmp_path, model_folders["llama"])
+    given = json.loads(config.read_text())
+    config.write_text(json.dumps(given | {key: given.get(key, {}) | value for key, value in settings.items()}))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr("taskpgm.pipeline.inspection.find_spec", lambda name: None)
+    code, out, _ = call("check", config)
+    assert code == 0
+    assert re.search("a run on this machine would stop: " + why, " ".join(out.split()))
+    assert "ok but for this machine" in out
+    code, _, err = call("run", config, "--out", tmp_path / "out")
+    assert code == 2
+    assert re.search(why, " ".join(err.split()))
+
+
 def test_a_tokenizer_alone_is_checked_and_not_run(call, tmp_path):
     config = experiment(tmp_path, tmp_path / "model")
     make_tokenizer(tmp_path / "model", CHATML)

@@ -136,7 +136,7 @@ def check(
     """Read everything, tokenise a sample of each set, train nothing; show what a run would use."""
     from taskpgm.cli.tables import pool_view, rows_view
     from taskpgm.export.train_file import check_format
-    from taskpgm.pipeline.inspection import inspect
+    from taskpgm.pipeline.inspection import inspect, stops_here
     from taskpgm.pipeline.stages import allowed_shares
     from taskpgm.probes.options import check_options
 
@@ -152,7 +152,13 @@ def check(
     screen.print(pool_view(found.pool, settings, everything), crop=False)
     for note in found.notes:
         screen.print(note, markup=False, highlight=False)
-    screen.print("[green]ok[/]: ready to run" if found.runnable else "[green]ok[/] but for the model")
+    stopped = stops_here(settings)
+    if stopped:
+        screen.print(f"a run on this machine would stop: {stopped}", markup=False, highlight=False)
+    if found.runnable and not stopped:
+        screen.print("[green]ok[/]: ready to run")
+    else:
+        screen.print(f"[green]ok[/] but for {'this machine' if found.runnable else 'the model'}")
 
 
 @app.command()

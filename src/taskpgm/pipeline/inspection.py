@@ -1,6 +1,7 @@
 """What `check` finds, and what a run begins with: rows and their lengths, and the model by its shapes."""
 
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,6 +10,7 @@ from taskpgm.data.meter import Memory
 from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.data.remembered import LengthFile
 from taskpgm.data.rowfiles import LengthsOf
+from taskpgm.errors import NO_RAY, UserError
 from taskpgm.lm.checkpoint import limits_of, read_skeleton
 from taskpgm.progress import QUIET, Progress
 
@@ -50,6 +52,19 @@ def inspect(config: Config, progress: Progress = QUIET, folder: Path | None = No
     encoder = ChatEncoder(tokenizer, config.probes.max_length, limits_of(skeleton) if skeleton is not None else None)
     pool = load_tasks(config, encoder.lengths, progress, folder, LengthFile(lambda: encoder.fingerprint), exact)
     return Inspection(pool, encoder, skeleton is not None, notes)
+
+
+def stops_here(config: Config) -> str | None:
+    """What a run on this machine would stop at, though rows and model are in order; None if nothing."""
+    from taskpgm.lm.devices import choose_device
+
+    if config.workers.backend == "ray":  # whose driver needs no device
+        return None if find_spec("ray") else NO_RAY
+    try:
+        choose_device(config.model.device)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def late_lengths(config: Config) -> tuple[LengthsOf, Memory]:

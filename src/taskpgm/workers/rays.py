@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 from taskpgm.config import WorkersConfig
-from taskpgm.errors import UserError, first_line
+from taskpgm.errors import NO_RAY, UserError, first_line
 from taskpgm.progress import Progress
 from taskpgm.system import wait_passively
 from taskpgm.workers.desk import Desk, Sent, Threads, portable
@@ -270,7 +270,7 @@ def _connect(address: str | None) -> bool:
     try:
         import ray
     except ImportError as error:
-        raise UserError("workers.backend ray needs Ray: pip install 'taskpgm[ray]'.") from error
+        raise UserError(NO_RAY) from error
     if ray.is_initialized():
         return False
     # Left to itself, Ray would join whatever cluster was last started here, and wait long for one that was killed.
