@@ -204,7 +204,7 @@ def test_save_and_load(tmp_path):
 S3 = np.array([[1.0, 0.2, 0.1], [0.2, 1.0, 0.5], [0.1, 0.5, 1.0]])
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".csv", "-labelled.csv", "-corner.csv"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".csv", "-labelled.csv", "-corner.csv", "-semicolons.csv"])
 def test_reads_a_matrix_from_anywhere(tmp_path, suffix):
     path = tmp_path / f"S{suffix}"
     rows = [",".join(map(str, row)) for row in S3]
@@ -215,6 +215,8 @@ def test_reads_a_matrix_from_anywhere(tmp_path, suffix):
         np.savez(path, S=S3, tasks=np.array(["a", "b", "c"]))
     elif suffix == ".csv":
         path.write_text("\n".join(["a,b,c", *rows]))
+    elif "semicolons" in suffix:
+        path.write_text("\n".join([",a,b,c", *labelled]).replace(",", ";") + "\n;;;\n")
     else:
         path.write_text("\n".join(["task,a,b,c" if "corner" in suffix else ",a,b,c", *labelled]))
     a = read_affinity(path)
@@ -234,6 +236,9 @@ def test_reads_a_matrix_from_anywhere(tmp_path, suffix):
         ("x,a,b\na,1,0\nc,0,1", "same names"),
         ("a,b\n1,0\n0,one", "'one'"),
         ("a,b\n1,0\n0", "line 3"),
+        ("a,b\n\n1,0\n\n0,x", "line 5: a value is 'x'"),
+        ("a;b\n1;0,5\n0,5;1", "with a point: 0.5"),
+        (",a,\na,1,0\n,0,1", "names a task ''"),
         ("a,b,c\n1,0,0\n0,1,0", "square"),
         ("1,2\n3,4", "names"),
         ("a,b", "no matrix"),

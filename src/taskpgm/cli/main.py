@@ -210,6 +210,7 @@ def _refine(out: Path, config: Path | None, trials: Refining) -> None:
 
 
 def _refine_results(out: Path, config: Path | None, trials: Refining) -> tuple[dict[str, Any], list[str]]:
+    from taskpgm.cli.refine import metric_lines
     from taskpgm.pipeline.refine import refine_results
 
     metrics = trials.metrics
@@ -217,9 +218,11 @@ def _refine_results(out: Path, config: Path | None, trials: Refining) -> tuple[d
     with _session(load_config(config), out) if config else nullcontext() as session:
         surface, _ = refine_results(trials.results, metrics, session, out)
     probes = "" if config else "; without probes: with MIX.YAML of a run, theirs would be used too"
-    turned = [one.column for one in metrics if one.sign < 0]
-    lines = [f"shown as losses: minus {', '.join(turned)}, which is better if larger"] if turned else []
-    return surface, [*lines, f"fitted to {len(surface['trials'])} runs, nothing trained{probes}", f"{out}/refined"]
+    return surface, [
+        *metric_lines(metrics),
+        f"fitted to {len(surface['trials'])} runs, nothing trained{probes}",
+        f"{out}/refined",
+    ]
 
 
 @app.command()

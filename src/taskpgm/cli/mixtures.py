@@ -68,7 +68,9 @@ def _how_sure(data: Mapping[str, Any]) -> str:
     if verdict is None:
         surrogate = data["energy"]["kind"] == "surrogate"
         return (
-            "The trials speak for it" if surrogate else "The energy asks for it; there are no contexts to judge it by"
+            "It is what the trials choose"
+            if surrogate
+            else "The energy asks for it; there are no contexts to judge it by"
         )
     size = f"{abs(verdict['gain']):.3f}{_error(verdict)}{_unit(data)}"
     if verdict["better"]:

@@ -21,7 +21,11 @@ ConfigFile = Annotated[
     Path, typer.Argument(help="The experiment's YAML file; `taskpgm init` writes one.", metavar="MIX.YAML")
 ]
 OptionalConfig = Annotated[
-    Path | None, typer.Argument(help="The experiment's YAML file; not needed with --affinity.", metavar="[MIX.YAML]")
+    Path | None,
+    typer.Argument(
+        help="The experiment's YAML file; not needed with a file of your own (--affinity, --from).",
+        metavar="[MIX.YAML]",
+    ),
 ]
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Run directory; made if missing, resumed if not.", metavar="DIR")

@@ -3,7 +3,6 @@
 Legend of shape suffixes: N tasks, T columns (positions times seeds), J sets (tasks, then targets), B groups.
 """
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from taskpgm.errors import UserError
 from taskpgm.frames import frame
 from taskpgm.mixture import jackknife
 from taskpgm.mixture.jackknife import EVERYTHING, Fold
+from taskpgm.mixture.sheets import not_a_number, number, read_sheet
 from taskpgm.scores import Scores
 from taskpgm.types import Brief, Floats
 
@@ -240,7 +240,7 @@ def given_affinity(S: Floats, names: tuple[str, ...] | None = None, where: str =
     """Affinity from a symmetric matrix (n, n) with the names of its rows; symmetric to 1e-8 of its largest entry.
 
     Raises:
-        UserError: not square, NaN or infinite entries, asymmetric, or names that do not match.
+        UserError: not square, NaN or infinite entries, asymmetric, or names that are none or do not match.
     """
     S = np.asarray(S, dtype=np.float64)
     if S.ndim != 2 or S.shape[0] != S.shape[1] or S.size == 0:
@@ -249,6 +249,8 @@ def given_affinity(S: Floats, names: tuple[str, ...] | None = None, where: str =
     if len(tasks) != len(S):
         raise UserError(f"{where} has {len(S)} rows but {len(tasks)} names; give one name a row.")
     for name in tasks:
+        if not name.strip():
+            raise UserError(f"{where} names a task {name!r}; give every task a name that can be read.")
         if tasks.count(name) > 1:
             raise UserError(f"{where} names {name!r} twice; every task needs a name of its own.")
     if not np.isfinite(S).all():
@@ -267,30 +269,30 @@ def given_affinity(S: Floats, names: tuple[str, ...] | None = None, where: str =
 
 
 def _read_csv(path: Path) -> tuple[Floats, tuple[str, ...]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    if len(rows) < 2:
+    (_, header), *body = read_sheet(path) or [(1, [])]
+    if not body:
         raise UserError(f"{path} holds no matrix; its first row gives the names, then one row a task.")
-    header, body = rows[0], rows[1:]
-    if all(_is_number(cell) for cell in header):
+    if all(number(cell) is not None for cell in header):
         raise UserError(f"{path} starts with numbers; its first row must give the names of the tasks.")
-    labelled = not all(_is_number(row[0]) for row in body) or (header[0] == "" and len(header) == len(body) + 1)
-    names = tuple(header[1:] if labelled and len(header) == len(body[0]) else header)
-    cells = [row[1:] if labelled else row for row in body]
-    for number, row in enumerate(cells, start=2):
+    labelled = not all(number(row[0]) is not None for _, row in body) or (
+        header[0] == "" and len(header) == len(body) + 1
+    )
+    names = tuple(header[1:] if labelled and len(header) == len(body[0][1]) else header)
+    cells = [(line, row[1:] if labelled else row) for line, row in body]
+    for line, row in cells:
         if len(row) != len(names):
-            raise UserError(f"{path} line {number} has {len(row)} values but the header names {len(names)} tasks.")
+            raise UserError(f"{path}, line {line} has {len(row)} values but the header names {len(names)} tasks.")
         for cell in row:
-            if not _is_number(cell):
-                raise UserError(f"{path} line {number} holds {cell!r}, which is not a number.")
+            if number(cell) is None:
+                raise UserError(f"{path}, line {line}: a value {not_a_number(cell)}.")
     if labelled:
-        for name, row in zip(names, body, strict=False):
+        for name, (_, row) in zip(names, body, strict=False):
             if row[0] != name:
                 raise UserError(
                     f"{path} names a column {name!r} but the row in its place {row[0]!r}; rows and columns must "
                     "carry the same names in the same order."
                 )
-    return np.array([[float(cell) for cell in row] for row in cells]), names
+    return np.array([[float(cell) for cell in row] for _, row in cells]), names
 
 
 def _read_npy(path: Path) -> tuple[Floats, None]:
@@ -305,14 +307,6 @@ def _read_npz(path: Path) -> tuple[Floats, tuple[str, ...] | None]:
             raise UserError(f"{path} holds {', '.join(z.files)}; name the affinity matrix S.")
         names = next((tuple(map(str, z[name])) for name in ("tasks", "names") if name in z.files), None)
         return z[key], names
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 _READERS = {".csv": _read_csv, ".npy": _read_npy, ".npz": _read_npz}

@@ -1,6 +1,5 @@
 """`Trials`: mixtures that were trained and what each of them reached; read from CSV, and described by a surrogate."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,16 @@ import numpy as np
 
 from taskpgm.errors import UserError
 from taskpgm.mixture.refinement import Choice, left_out
+from taskpgm.mixture.sheets import not_a_number, number, read_sheet
 from taskpgm.mixture.surrogate import SCALE, Features, Prior, Surrogate
 from taskpgm.types import Brief, Floats
 
 LEAST_RUNS = 3  # fewer tell nothing without a known noise
 EVEN = 0.02  # by how much the sums of weights may differ, rounded as people write them
+EXACT = 1e-9  # by how much they differ where they are not rounded
+APART = 1e-3  # mixtures whose shares differ by less are the same
+LARGEST = 1e100  # squares of what is larger overflow
+NO_TASK = " A column that is no task and no metric has to go; one that names the runs is called name."
 NAMES = ("start", "ensemble", "gain", "divergence")
 HELD = "more was promised far from all trials, and is not believed"  # of a choice that is held back
 
@@ -74,66 +78,104 @@ def read_trials(path: Path, metrics: Sequence[Metric], tasks: Sequence[str] = ()
 
     Raises:
         UserError: unreadable, a column that is missing or of no use, a cell that is no number, negative weights, sums
-            that differ from row to row, or too few rows.
+            that differ from row to row, too few rows, or one mixture in all of them.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows, header = list(reader), list(reader.fieldnames or ())
-    except (OSError, ValueError, csv.Error) as error:
+        (_, header), *rows = read_sheet(path) or [(1, [])]
+    except OSError as error:
         raise UserError(f"Cannot read results from {path}: {error}.") from error
-    if surplus := next((k for k, row in enumerate(rows, 2) if None in row), None):
-        raise UserError(f"Row {surplus} of {path} has more cells than the header has columns; correct it.")
     columns = [metric.column for metric in metrics]
     names = tuple(tasks) or tuple(name for name in header if name not in (*columns, "name"))
     _check_header(path, header, columns, names)
     if len(rows) < LEAST_RUNS:
         raise UserError(f"{path} has {len(rows)} rows; a fit takes at least {LEAST_RUNS} trained mixtures.")
-    lines = range(2, len(rows) + 2)
-    weights = np.array([[_number(path, k, row, n) for n in names] for k, row in zip(lines, rows, strict=True)])
-    losses = [sum(m.weight * m.sign * _number(path, k, row, m.column) for m in metrics)
-              for k, row in zip(lines, rows, strict=True)]  # fmt: skip
-    labels = tuple(row.get("name") or f"row {k}" for k, row in zip(lines, rows, strict=True))
-    return Trials(names, labels, tuple(_scaled(path, weights)), tuple(losses))
+    records = [(line, _record(path, line, header, cells)) for line, cells in rows]
+    weights = np.array([[_number(path, line, row, name, NO_TASK) for name in names] for line, row in records])
+    losses = [sum(m.weight * m.sign * _number(path, line, row, m.column) for m in metrics) for line, row in records]
+    lines = [line for line, _ in records]
+    if not tasks:
+        _check_tasks(path, names, weights)
+    labels = tuple(row.get("name") or f"row {line}" for line, row in records)
+    return Trials(names, labels, tuple(_scaled(path, lines, weights)), tuple(losses))
 
 
 def _check_header(path: Path, header: Sequence[str], metrics: Sequence[str], tasks: Sequence[str]) -> None:
+    shown = ", ".join(name or "''" for name in header)
+    if "" in header:
+        raise UserError(
+            f"Column {header.index('') + 1} of {path} has no name; name it, or take it out (pandas' index; "
+            f"index=False leaves it out). The columns are {shown}."
+        )
     for column in (*metrics, *tasks):
         if header.count(column) != 1:
-            what = "metric" if column in metrics else "task"
+            what = "metric; name it with --metric" if column in metrics else "task; give it one"
             times = "no column" if column not in header else "several columns"
-            raise UserError(f"{path} has {times} {column!r}, which is a {what}; its columns are {', '.join(header)}.")
+            raise UserError(f"{path} has {times} {column!r}, which is a {what}. The columns are {shown}.")
     if unused := [name for name in header if name not in (*metrics, *tasks, "name")]:
         raise UserError(
             f"{path} has columns that are neither tasks nor metrics: {', '.join(unused)}; take them out, or name the "
             "metrics among them with --metric."
         )
     if len(tasks) < 2:
-        raise UserError(f"{path} has {len(tasks)} columns of weights; a mixture takes at least two tasks.")
+        raise UserError(f"{path} has weights of too few tasks ({len(tasks)}); a mixture takes at least two tasks.")
 
 
-def _number(path: Path, line: int, row: Mapping[str, str | None], column: str) -> float:
-    try:
-        value = float(row[column] or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{path}, line {line}: {column} is {row[column]!r}, which is not a number; fill it in.")
+def _record(path: Path, line: int, header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+    if len(cells) != len(header):
+        raise UserError(f"{path}, line {line} has {len(cells)} cells where the header names {len(header)}; correct it.")
+    return dict(zip(header, cells, strict=True))
+
+
+def _number(path: Path, line: int, row: Mapping[str, str], column: str, hint: str = "") -> float:
+    value = number(row[column])
+    if value is None:
+        raise UserError(f"{path}, line {line}: {column} {not_a_number(row[column])}.{hint}")
+    if not abs(value) < LARGEST:
+        raise UserError(
+            f"{path}, line {line}: {column} is {row[column]}; take that run out, or give it a finite value."
+        )
     return value
 
 
-def _scaled(path: Path, weights: Floats) -> Floats:
+def _check_tasks(path: Path, names: Sequence[str], weights: Floats) -> None:
+    """Names a column that is no task: without it every row sums to one, or to a hundred, and with it not.
+
+    Raises:
+        UserError: there is such a column.
+    """
+    sums = weights.sum(axis=1)
+    if (with_all := _off(sums)) < EXACT:
+        return
+    for name, column in zip(names, weights.T, strict=True):
+        if (without := _off(sums - column)) < EVEN and without < 0.1 * with_all:
+            raise UserError(
+                f"{path}: weights sum to {(sums - column)[0]:g} without the column {name!r}, and to {sums[0]:g} with "
+                "it; it seems to be no task: take it out, or name it with --metric."
+            )
+
+
+def _off(sums: Floats) -> float:
+    """How far sums are from one, or from a hundred, at most, as a part of it."""
+    return min(float(np.abs(sums / whole - 1).max()) for whole in (1.0, 100.0))
+
+
+def _scaled(path: Path, lines: Sequence[int], weights: Floats) -> Floats:
     sums = weights.sum(axis=1)
     if (weights < 0).any() or not (sums > 0).all():
-        line = int(np.flatnonzero((weights < 0).any(axis=1) | (sums <= 0))[0]) + 2
-        raise UserError(f"{path}, line {line}: weights are negative or all zero.")
+        k = int(np.flatnonzero((weights < 0).any(axis=1) | (sums <= 0))[0])
+        raise UserError(f"{path}, line {lines[k]}: weights are negative or all zero; they must be shares.")
     if sums.max() > (1 + EVEN) * sums.min():
         low, high = int(sums.argmin()), int(sums.argmax())
         raise UserError(
-            f"{path}: the weights of line {low + 2} sum to {sums[low]:g}, those of line {high + 2} to {sums[high]:g}; "
-            "they must be shares. If a column is no task, take it out or name it with --metric."
+            f"{path}: the weights of line {lines[low]} sum to {sums[low]:g}, those of line {lines[high]} to "
+            f"{sums[high]:g}; they must be shares. If a column is no task, take it out or name it with --metric."
         )
-    return np.asarray(weights / sums[:, None])
+    shares = np.asarray(weights / sums[:, None])
+    if np.ptp(shares, axis=0).max() < APART:
+        raise UserError(
+            f"{path}: all {len(lines)} runs have the same mixture, which says nothing of others; add runs with others."
+        )
+    return shares
 
 
 def describe_surface(
