@@ -16,6 +16,7 @@ from taskpgm.data.plan import plan_rows, uniform_mixture
 from taskpgm.evaluation.compare import (
     CompareOptions,
     Trainings,
+    bent_mixtures,
     evaluation_rows,
     plan_steps,
     run_comparison,
@@ -63,6 +64,37 @@ def test_every_mixture_is_trained_with_every_seed_and_written(compared):
     assert random[0] != random[1]
     for record in records:
         np.testing.assert_allclose(sum(record["weights"].values()), 1)
+
+
+@pytest.mark.parametrize("budgets", [(0.0,), (-1.0, 2.0), (float("nan"), 2.0), (0.001, 2.0), (1.0,), (1.0, 1.0)])
+def test_budgets_of_which_no_curve_is_drawn_are_told_before_anything_is_trained(budgets, compared):
+    with pytest.raises(UserError, match="--budgets"):
+        run_comparison(compared[1], replace(OPTIONS, seeds=9, budgets=budgets))
+    with pytest.raises(UserError, match="two sizes at least"):
+        run_comparison(compared[1], replace(OPTIONS, seeds=9, mixtures=("taskpgm", "random"), budgets=(2.0,)))
+
+
+def test_a_weights_file_may_have_any_name(compared, tmp_path):
+    _, finished, comparison, _ = compared
+    file = tmp_path / "me@home 1.json"
+    file.write_text(json.dumps({task.name: 5 for task in finished.result.pool.tasks}))  # uniform, which is measured
+    kept = (finished.folder / "comparison.json").read_bytes()
+    found, _ = run_comparison(finished, replace(OPTIONS, mixtures=("taskpgm", str(file)), budgets=()))
+    (finished.folder / "comparison.json").write_bytes(kept)
+    assert [one.mixture for one in found.summaries] == ["taskpgm", str(file)]
+    uniform = next(one for one in comparison.summaries if one.mixture == "uniform")
+    assert found.summaries[1].losses == uniform.losses
+
+
+def test_a_mixture_that_the_supply_makes_another_one_is_named(compared, tmp_path):
+    config, finished, *_ = compared
+    rows = {task.name: task.rows for task in finished.result.pool.tasks}
+    whole = config.budget.model_copy(update={"examples": sum(rows.values()), "max_epochs": 1})
+    config = config.model_copy(update={"budget": whole})  # all rows once: any mixture is the one by size
+    file = tmp_path / "sky.json"
+    file.write_text(json.dumps({name: float(name == "sky") for name in rows}))
+    (said,) = bent_mixtures(config, finished.result, ["taskpgm", "size", str(file), "random"])
+    assert f"{file} is not as asked for: sky has {rows['sky'] / sum(rows.values()):.1%} instead of 100.0%" in said
 
 
 def test_a_measurement_is_that_of_training_the_plan_and_the_plain_loss(compared):

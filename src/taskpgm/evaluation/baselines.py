@@ -34,6 +34,7 @@ Objective = Literal["graph_cut", "facility_location"]
 GRAPH_CUT = 0.4  # λ in the authors' code, for tasks and for rows
 FILES = (".json", ".yaml", ".yml")
 OURS = "taskpgm"
+BENT = 0.005  # what a share may be smaller than asked for before it is said
 KNOWN = (
     f"{OURS}, uniform, size, size:K, temperature:T, random, smart, smart:facility_location, or a .json or .yaml file"
 )
@@ -256,6 +257,17 @@ def within_supply(weights: Mapping[str, float], lo: Mapping[str, float], hi: Map
     else:
         p = np.where(held, _water(1 - bounds.lo[~held].sum(), w, bounds.lo, bounds.hi), bounds.lo)
     return {name: float(share) for name, share in zip(names, p, strict=True)}
+
+
+def bent_by_supply(name: str, weights: Mapping[str, float], given: Mapping[str, float]) -> str | None:
+    """A sentence if a mixture is another one than asked for, `given` within the supply for `weights`; else None."""
+    task = max(weights, key=lambda one: weights[one] - given[one])
+    if weights[task] - given[task] < BENT:
+        return None
+    return (
+        f"{name} is not as asked for: {task} has {given[task]:.1%} instead of {weights[task]:.1%}, all that its rows "
+        "allow (budget.max_epochs); what is over goes to other tasks"
+    )
 
 
 def _water(total: float, w: Floats, lo: Floats, hi: Floats) -> Floats:

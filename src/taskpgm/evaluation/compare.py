@@ -18,7 +18,7 @@ from taskpgm.data.drawing import first, peek
 from taskpgm.data.plan import RowPlan, plan_rows, supply_bounds
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
-from taskpgm.evaluation.baselines import baseline_mixture, within_supply
+from taskpgm.evaluation.baselines import baseline_mixture, bent_by_supply, within_supply
 from taskpgm.evaluation.equivalence import Equivalence, budget_equivalence
 from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.evaluation.settings import OURS, CompareOptions
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from taskpgm.evaluation.full_finetuning import Finetuned
     from taskpgm.probes.probe import Probe
 
+SCALED = "uniform@"  # what uniform's name begins with at another budget; its multiple follows
 ORDER = "spread"  # how `plan.py` orders rows; another word when that changes, so that measurements stay apart
 FULL_LEARNING_RATE = 5e-5  # peak when every weight is trained: a tenth of LoRA's 5e-4, as is usual
 
@@ -40,14 +41,18 @@ def run_comparison(finished: FinishedRun, options: CompareOptions) -> tuple[Comp
     Every run is kept as it is done, so that a stopped comparison goes on where it was.
 
     Raises:
-        UserError: a mixture that is none, a set without rows to evaluate, or what a run of the pipeline would raise.
+        UserError: a mixture or a budget that is none, a set without rows to evaluate, or what a run of the pipeline
+            would raise.
     """
     result = finished.result
     if options.method == "full":
         finished.config.model.check_full()
+    check_budgets(options, finished.config.budget.size)
+    for sentence in bent_mixtures(finished.config, result, options.mixtures):
+        finished.engine.progress.say(sentence)
     trainings, runs = Trainings(finished, options), list(_runs(finished, options))
     measurements = {(m.mixture, m.seed): m for m in trainings.measurements(runs, "comparing")}
-    asked = [m for (name, _), m in measurements.items() if "@" not in name]
+    asked = [m for (name, _), m in measurements.items() if name in options.mixtures]
     weights = finished.config.target_weights
     comparison = compare_measurements(asked, result.pool.names, [s.name for s in result.pool.targets], weights or None)
     facts: dict[str, Any] = {}
@@ -59,6 +64,25 @@ def run_comparison(finished: FinishedRun, options: CompareOptions) -> tuple[Comp
         if _benchmark(task, trainings.sets) not in asked[0].accuracy:
             finished.engine.progress.say(f"{task} gives no accuracy of its own: what it gives is in compare/*.json")
     return comparison, facts
+
+
+def check_budgets(options: CompareOptions, size: int) -> None:
+    """Look before anything is trained whether uniform's loss can be drawn against its rows.
+
+    Raises:
+        UserError: a multiple that leaves no row, or uniform at fewer than two sizes.
+    """
+    for times in options.budgets:
+        if not (np.isfinite(times) and round(size * times) > 0):
+            raise UserError(
+                f"--budgets {times:g} leaves nothing of the budget of {size}; give multiples such as 0.5,2."
+            )
+    own = {size} if "uniform" in options.mixtures else set()
+    if options.budgets and len(own | {round(size * times) for times in options.budgets}) < 2:
+        raise UserError(
+            "--budgets takes uniform at two sizes at least, to draw its loss against them; give two multiples, or one "
+            "other than 1 and uniform among --mixtures."
+        )
 
 
 def evaluation_rows(pool: TaskPool, most: int | None = None) -> dict[str, Any]:
@@ -101,7 +125,7 @@ def _runs(finished: FinishedRun, options: CompareOptions) -> Iterator[TrainingRu
             budget = config.budget.model_copy(update={config.budget.unit: round(config.budget.size * times)})
             scaled = config.model_copy(update={"budget": budget})
             weights = _baseline("uniform", result, scaled, seed)
-            yield TrainingRun(f"uniform@{times:g}", seed, weights, scaled, plan_rows(result.pool, weights, scaled))
+            yield TrainingRun(f"{SCALED}{times:g}", seed, weights, scaled, plan_rows(result.pool, weights, scaled))
 
 
 def training_run(finished: FinishedRun, name: str, weights: Mapping[str, float], seed: int) -> TrainingRun:
@@ -143,6 +167,16 @@ def mixture_weights(config: Config, result: Result, mixtures: Sequence[str], see
         name: dict(result.mixture.shares) if name == OURS else _baseline(name, result, config, seed)
         for name in mixtures
     }
+
+
+def bent_mixtures(config: Config, result: Result, mixtures: Sequence[str]) -> list[str]:
+    """A sentence for each mixture that the supply makes another one."""
+    names = [name for name in mixtures if name not in (OURS, "random")]
+    supply, found = supply_bounds(result.pool, config), []
+    for name in names:
+        weights = baseline_mixture(name, result.pool, config, 0, result.affinity)
+        found.append(bent_by_supply(name, weights, within_supply(weights, *supply)))
+    return [sentence for sentence in found if sentence]
 
 
 def _baseline(name: str, result: Result, config: Config, seed: int) -> dict[str, float]:
@@ -343,7 +377,7 @@ def _equivalence(
 
     curve: dict[int, dict[int, float]] = {}
     for (name, seed), m in measurements.items():
-        if name.split("@")[0] == "uniform":
+        if name == "uniform" or name.startswith(SCALED):
             curve.setdefault(m.rows, {})[seed] = macro(m)
     ours = {seed: macro(m) for (name, seed), m in measurements.items() if name == options.mixtures[0]}
     found: Equivalence = budget_equivalence(curve, ours)

@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 
 from taskpgm.config import Config, EnergyConfig
 from taskpgm.errors import UserError
-from taskpgm.evaluation.compare import mixture_weights
+from taskpgm.evaluation.compare import SCALED, bent_mixtures, mixture_weights
 from taskpgm.evaluation.result import FinishedRun
 from taskpgm.files import digest, loaded, read_json, write_json
 from taskpgm.mixture.affinity import mean_logp
@@ -57,6 +57,8 @@ def run_prediction(
     """
     result = finished.result
     weights = mixture_weights(finished.config, result, mixtures, seed=0)
+    for sentence in bent_mixtures(finished.config, result, mixtures):
+        finished.engine.progress.say(sentence)
     measured = _trained_mixtures(finished, _shares(finished.config), weights)
     weights |= {name: shares for name, (shares, _) in measured.items()}
     found = [
@@ -199,7 +201,8 @@ def _trained_mixtures(
         record = loaded(read_json, path, by="compare")
         if record.get("setting") != setting or record["rows"] != finished.config.budget.size:
             continue
-        name = f"random, seed {record['seed']}" if record["mixture"] == "random" else record["mixture"].split("@")[0]
+        name = f"random, seed {record['seed']}" if record["mixture"] == "random" else record["mixture"]
+        name = "uniform" if name.startswith(SCALED) else name
         key = (name, digest(record["weights"]))
         macro = sum(share * record["sets"][name]["token_loss"] for name, share in shares.items())
         losses.setdefault(key, []).append(macro)
