@@ -189,6 +189,8 @@ def test_bad_input_is_one_sentence(finished, whole, tmp_path, monkeypatch):
         TrainOptions(batch=0)
     with pytest.raises(UserError, match="learning rate is -1"):
         TrainOptions(learning_rate=-1)
+    with pytest.raises(UserError, match="learning rate is inf"):
+        TrainOptions(learning_rate=float("inf"))
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(UserError, match=r"needs trl, which is not installed; pip install 'taskpgm\[lm,trl\]'"):
         train(finished, tmp_path / "none", progress=Said())

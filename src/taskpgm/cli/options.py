@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -52,21 +53,36 @@ class Matrix:
         typer.Option("--t", help="With --affinity: utility against redundancy (0 least redundant, 1 uniform).", min=0),
     ] = None
     ridge: Annotated[
-        float, typer.Option(help="Adds this times K's mean curvature on the simplex to its diagonal.", min=0)
-    ] = 0.0
+        float | None,
+        typer.Option(
+            help="With --affinity: adds this times K's mean curvature on the simplex to its diagonal (0).", min=0
+        ),
+    ] = None
 
     @property
     def energy(self) -> EnergyConfig:
         """The energy of the matrix.
 
         Raises:
-            UserError: no t.
+            UserError: no t, or one that is infinite.
         """
         if self.t is None:
             raise UserError(
                 "An affinity matrix needs --t: utility against redundancy, such as 2; see docs/how-to-choose.md."
             )
-        return EnergyConfig(kind="affinity", t=self.t, ridge=self.ridge)
+        for option, value in (("--t", self.t), ("--ridge", self.ridge or 0.0)):
+            if not math.isfinite(value):
+                raise UserError(f"{option} {value:g} is no finite number; give one such as 2.")
+        return EnergyConfig(kind="affinity", t=self.t, ridge=self.ridge or 0.0)
+
+    def check_unused(self) -> None:
+        """
+        Raises:
+            UserError: settings for a matrix, where none is given.
+        """
+        for option, value, setting in (("--t", self.t, "energy.t"), ("--ridge", self.ridge, "energy.ridge")):
+            if value is not None:
+                raise UserError(f"{option} is for --affinity; of a run, set {setting} in its YAML file.")
 
 
 @dataclass(frozen=True)
@@ -114,10 +130,12 @@ class Comparing:
 
         if self.trainer not in ("engine", "trl"):
             raise UserError(f"--trainer is engine or trl, not {self.trainer!r}.")
-        if self.learning_rate == 0:
-            raise UserError("--learning-rate 0 trains nothing; give a positive one, or leave it out.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise UserError(f"--learning-rate {self.learning_rate:g} is none; give one above 0, or leave it out.")
         if self.method not in ("lora", "full"):
             raise UserError(f"--method is lora or full, not {self.method!r}.")
+        if self.include and not self.harness:
+            raise UserError(f"--include {self.include} is for --harness, which was not given; add --harness TASK.")
         budgets = tuple(numbers(self.budgets, "--budgets")) if self.budgets else ()
         return CompareOptions(
             parse_mixtures(self.mixtures), self.seeds, budgets, self.trainer, self.method, self.learning_rate,

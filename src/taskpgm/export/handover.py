@@ -59,6 +59,7 @@ class Handover:
     seed: int = 0
     has_template: bool = True
     quantization: str | None = None  # of the base, as probes had it
+    format: Literal["auto", "messages", "prompt_completion"] = "auto"  # of the run's own train.jsonl
     dropped: frozenset[Part] = field(default_factory=frozenset)  # left out of every row, since the format has no place
 
     @cached_property

@@ -17,7 +17,7 @@ OPENAI = Form(flag="weight", text_arguments=True, ids=True)
 
 def write_plain_jsonl(handover: Handover, folder: Path) -> Written:
     """`train.jsonl` as a run writes it, and the same rows by task."""
-    layout = choose_format(handover.pool, handover.plan, "auto", handover.has_template)
+    layout = choose_format(handover.pool, handover.plan, handover.format, handover.has_template)
     write_train_jsonl(folder / "train.jsonl", handover.pool, handover.plan, layout)
     write_task_files(handover, folder, Form(flag="weight"))
     start = f"`train.jsonl` has all rows ({layout}), every task spread evenly; `tasks/` has them by task as messages."

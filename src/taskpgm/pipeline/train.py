@@ -6,6 +6,7 @@ OUT/adapter/         PEFT's files, at the end; or OUT/model/, transformers' file
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class TrainOptions:
         for name, value in (("batch", self.batch), ("epochs", self.epochs)):
             if value < 1:
                 raise UserError(f"{name} is {value}; give at least 1.")
-        if self.learning_rate is not None and not self.learning_rate > 0:
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise UserError(f"The learning rate is {self.learning_rate:g}; give one above 0, such as {self.rate:g}.")
 
     @property
