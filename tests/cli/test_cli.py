@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from support.models import CHATML, make_tokenizer
-from support.runs import experiment, write_rows
+from support.runs import TASKS, experiment, write_rows
 
 from taskpgm import __version__, load_config, load_run
 from taskpgm.cli import main as cli
@@ -251,6 +251,9 @@ def test_a_matrix_of_ones_own_is_solved_and_selected_from(call, matrix, tmp_path
         ("name,a,b\na,1,0.2\nx,0.2,1\n", ("--t", "2"), r"names a column 'b' but the row in its place 'x'"),
         ("name,a,b\na,1,0.2\nb,0.2,1\n", (), r"needs --t"),
         ("name,a,b\na,1,0.2\nb,0.2,1\n", ("--t", "2", "--knob", "x"), r"--knob takes numbers"),
+        ("name,a,b\na,1,0.2\nb,0.2,1\n", ("--t", "2", "--knob", "1,-1"), r"from 0 up, .* not -1"),
+        ("name,a,b\na,1,0.2\nb,0.2,1\n", ("--t", "2", "--knob", "nan"), r"from 0 up, .* not nan"),
+        ("name,a,b\na,1,0.2\nb,0.2,1\n", ("--t", "inf"), r"--t inf is no finite number"),
     ],
 )
 def test_wrong_matrices_are_one_sentence(text, arguments, sentence, call, tmp_path):
@@ -258,6 +261,18 @@ def test_wrong_matrices_are_one_sentence(text, arguments, sentence, call, tmp_pa
     code, _, err = call("solve", "--affinity", tmp_path / "S.csv", *arguments, "--out", tmp_path / "m")
     assert code == 2
     assert re.search(sentence, err), err
+    assert not (tmp_path / "m").exists()
+
+
+def test_what_is_for_a_matrix_is_refused_for_a_run_and_the_other_way_round(call, matrix, tmp_path):
+    out = ("--out", tmp_path / "m")
+    for command in (("solve",), ("select", "-k", 2), ("explain",)):
+        for option, setting in {"--t": "energy.t", "--ridge": "energy.ridge"}.items():
+            code, _, err = call(*command, "mix.yaml", option, 1, *out)
+            assert (code, f"{option} is for --affinity; of a run, set {setting}" in err) == (2, True)
+    code, _, err = call("select", "--affinity", matrix, "--t", 2, "-k", 2, "--sample", *out)
+    assert (code, "--sample draws the rows of a run; a matrix has none" in err) == (2, True)
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_run_is_selected_from_and_explained(call, tmp_path, model_folders):
@@ -284,6 +299,14 @@ def test_a_run_is_selected_from_and_explained(call, tmp_path, model_folders):
     for task, weights in path["weights"].items():
         assert re.search(rf" {task} +{weights[0]:.1%} +{weights[1]:.1%}", out)
     assert "contexts a set are few" in out
+    assert "another mixture" not in out
+    other = experiment(tmp_path, model_folders["llama"], energy={"prior": 0})
+    code, out, err = call("solve", other, "--out", tmp_path / "out")
+    assert "out/train.jsonl has the rows of another mixture: `taskpgm sample` writes those of this one" in out
+    code, out, err = call("run", other, "--out", tmp_path / "out")
+    assert (code, "up to date" in out) == (0, False)
+    code, out, err = call("run", other, "--out", tmp_path / "out")
+    assert (code, "up to date" in out) == (0, True)
     explanation = json.loads((tmp_path / "out" / "explanation.json").read_text())
     assert {one["task"] for one in explanation["dropped"]} == {"sums", "sky", "words"}
 
@@ -335,12 +358,14 @@ def test_a_run_is_estimated_compared_and_predicted(call, tmp_path, model_folders
         ("--trainer", "axolotl"): "--trainer is engine or trl, not 'axolotl'",
         ("--budgets", "2x"): "--budgets takes numbers with commas between",
         ("--budgets", "9"): "exceeds the supply",
+        ("--learning-rate", "inf"): "--learning-rate inf is none",
+        ("--include", tmp_path): "is for --harness, which was not given",
     }.items():
         code, _, err = call("compare", config, "--out", tmp_path / "out", *arguments)
         assert (code, sentence in err) == (2, True), err
 
 
-def test_a_run_is_tried_and_refined(call, tmp_path, model_folders):
+def test_a_run_is_tried_and_refined(call, matrix, tmp_path, model_folders):
     config, out = experiment(tmp_path, model_folders["llama"]), tmp_path / "out"
     code, text, err = call("run", config, "--out", out, "--trial")
     assert code == 0, err
@@ -354,11 +379,19 @@ def test_a_run_is_tried_and_refined(call, tmp_path, model_folders):
     (tmp_path / "mine.csv").write_text("sums,sky,words,score\n1,1,1,5\n2,1,0,7\n0,1,2,3\n2,0,1,6.5\n")
     options = ("--from", tmp_path / "mine.csv", "--metric", "score:max")
     for arguments in ((), (config,)):
-        code, text, err = call("refine", *arguments, "--out", tmp_path / "out", *options)
+        code, text, err = call("refine", *arguments, "--out", out if arguments else tmp_path / "fit", *options)
         assert code == 0, err
         assert "nothing trained" in text
         assert "minus score, which is better if larger" in text
         assert ("without probes" in text) == (not arguments)
+    mixture = json.loads((out / "refined" / "mixture.json").read_text())
+    rows = [json.loads(line)["task"] for line in (out / "refined" / "train.jsonl").read_text().splitlines()]
+    assert {task["name"]: task["count"] for task in mixture["tasks"]} == {name: rows.count(name) for name in TASKS}
+    for arguments in (("solve", "--affinity", matrix, "--t", 1), ("refine", *options)):
+        code, _, err = call(*arguments, "--out", out)
+        assert (code, "is the directory of a run" in err) == (2, True), err
+    code, text, _ = call("refine", "--out", tmp_path / "fit", "--from", tmp_path / "mine.csv", "--metric", "score")
+    assert "score is taken to be better if smaller; if not: --metric score:max" in text
     for arguments, sentence in {
         ("--runs", 4): "Give the experiment's MIX.YAML",
         ("--from", tmp_path / "none.csv"): "Cannot read results from",

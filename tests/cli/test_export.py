@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.runs import experiment
+from support.runs import TASKS, experiment
 
-from taskpgm import export_run, load_config, run
+from taskpgm import export_run, load_config, load_run, run
 from taskpgm.cli.main import main
 from taskpgm.export.targets import TARGETS
 
@@ -104,6 +105,33 @@ def test_a_selection_is_handed_over_by_its_folder(place: Path, call: Callable[..
     code, said = call("export", "runs/first/selections/k1", "--to", "weights", "--out", "exports/k1")
     assert code == 2
     assert "no mixture.json" in said
+
+
+def test_the_plain_export_has_the_format_of_the_run(
+    place: Path, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    root = shutil.copytree(place, tmp_path / "place")
+    config = experiment(root, model_folders["llama"], export={"format": "prompt_completion"})
+    run(load_config(config), root / "runs/first")
+    export_run(root / "runs/first", "jsonl", tmp_path / "out")
+    own = (root / "runs/first/train.jsonl").read_bytes()
+    assert (tmp_path / "out/train.jsonl").read_bytes() == own != (place / "runs/first/train.jsonl").read_bytes()
+    assert json.loads(own.splitlines()[0]).keys() == {"prompt", "completion", "task"}
+
+
+def test_what_refine_chose_is_handed_over_by_its_folder(
+    place: Path, call: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "mine.csv").write_text("sums,sky,words,loss\n1,1,1,5\n2,1,0,7\n0,1,2,3\n2,0,1,6.5\n")
+    code, said = call("refine", "mix.yaml", "--out", "runs/first", "--from", "mine.csv")
+    assert code == 0, said
+    monkeypatch.chdir(place / "runs/first/refined")
+    code, said = call("export", ".", "--to", "weights", "--out", "../../../exports/refined")
+    assert code == 0, said
+    found = json.loads((place / "exports/refined/weights.json").read_text())
+    rows = [json.loads(row)["task"] for row in (place / "runs/first/refined/train.jsonl").read_text().splitlines()]
+    assert {task["task"]: task["count"] for task in found["tasks"]} == {name: rows.count(name) for name in TASKS}
+    assert load_run(place / "runs/first").mixture.shares != load_run(place / "runs/first/refined").mixture.shares
 
 
 def test_the_list_names_every_target(call: Callable[..., tuple[int, str]]) -> None:

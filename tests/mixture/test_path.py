@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support.numerics import names, synthetic_scores
 
+from taskpgm import UserError
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.mixture.affinity import given_affinity, measure_affinity
 from taskpgm.mixture.bounds import make_bounds
@@ -54,3 +55,11 @@ def test_prior_pulls_from_the_likelihood_to_its_reference():
     np.testing.assert_allclose(path.weights[-1], 0.2, atol=1e-3)
     spread = np.abs(path.weights - 0.2).sum(axis=1)
     assert (np.diff(spread) < 0).all()
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_a_knob_is_a_finite_number_from_zero_up(value):
+    scores = synthetic_scores(np.random.default_rng(0), n=3)
+    energy = build_energy(scores, None, EnergyConfig())
+    with pytest.raises(UserError, match="from 0 up"):
+        trace_path(energy, [0.1, value])

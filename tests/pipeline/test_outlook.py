@@ -49,6 +49,22 @@ def test_a_finished_run_has_nothing_to_do(copied, model_folders):
         assert session.artifacts.made == set()
 
 
+@pytest.mark.parametrize("more", [{"energy": {"prior": 0}}, {"export": {"format": "prompt_completion"}}])
+def test_a_training_set_of_another_mixture_or_format_is_made_again(more, copied, model_folders):
+    from taskpgm.pipeline.run import run_session, solve_run
+
+    config, out = experiment(copied, model_folders["llama"], probes=WARM_PROBES, **more), copied / "out"
+    with open_session(load_config(config), out, Heard()) as session:
+        solve_run(session)
+    before = (out / "train.jsonl").read_bytes()
+    assert ahead(config, out) == [("solve", "the training set", "of another mixture or format", 1.0)]
+    with open_session(load_config(config), out, Heard()) as session:
+        run_session(session)
+        assert session.artifacts.made == {"sample"}
+    assert (out / "train.jsonl").read_bytes() != before
+    assert ahead(config, out) == []
+
+
 def test_what_is_foretold_is_what_is_made(copied, model_folders):
     """After an edit: the outlook names the stages, and counts the probes and blocks, that the run then makes."""
     out = copied / "out"

@@ -479,6 +479,8 @@ def test_a_command_that_reads_leaves_the_mixture_as_it_is(copied):
         config.model_copy(update={"budget": config.budget.model_copy(update={"examples": 20})}), out
     ) as s:
         assert len(sample_run(s).plan) == 20
+        select_run(s, 2)  # of a training set that is there already, none stays that is another mixture's
+    assert len((folder / "train.jsonl").read_text().splitlines()) == 20
     assert times(out, "mixture.json") != {"mixture.json": before["mixture.json"]}
 
 

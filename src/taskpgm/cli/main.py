@@ -221,7 +221,7 @@ def _refine_results(out: Path, config: Path | None, trials: Refining) -> tuple[d
     return surface, [
         *metric_lines(metrics),
         f"fitted to {len(surface['trials'])} runs, nothing trained{probes}",
-        f"{out}/refined",
+        f"{out}/refined{'/train.jsonl' if config else ''}",
     ]
 
 
@@ -397,6 +397,10 @@ def solve(
     everything: All = False,
 ) -> None:
     """Find the mixture, from a run's scores or from an affinity matrix of your own; takes no model."""
+    from taskpgm.mixture.path import check_knob
+
+    values = numbers(knob, "--knob") if knob is not None else []
+    check_knob(values)
     if matrix.affinity is not None:
         if balance is not None:
             raise UserError("--balance weighs targets against tasks by a run's scores; a matrix has none.")
@@ -404,14 +408,18 @@ def solve(
     else:
         from taskpgm.cli.mixtures import balance_view
         from taskpgm.pipeline.run import balance_run, solve_run
-        from taskpgm.pipeline.stages import choose_energy
+        from taskpgm.pipeline.stages import choose_energy, training_set_is_there
 
+        matrix.check_unused()
         settings = _required(config)
         free = settings.energy.unlimited("--knob") if knob is not None else None
         with _session(settings, out) as session:
             curve = balance_run(session, numbers(balance, "--balance")) if balance is not None else None
             result = solve_run(session)
+            current = training_set_is_there(session, result)
         _show(out, result.affinity, everything, out)
+        if not current and (out / "train.jsonl").exists():
+            _print(f"{out}/train.jsonl has the rows of another mixture: `taskpgm sample` writes those of this one")
         if curve:
             screen.print(balance_view(curve), crop=False)
             if settings.energy.limited:
@@ -422,7 +430,7 @@ def solve(
             energy = choose_energy(result.scores, result.affinity, result.pool, unlimited)
             _print(UNLIMITED.format("path along the knob"))
     if knob is not None:
-        _trace(out, energy, numbers(knob, "--knob"), bounds, everything)
+        _trace(out, energy, values, bounds, everything)
 
 
 def _trace(out: Path, energy: Any, values: list[float], bounds: Any, everything: bool) -> None:
@@ -447,8 +455,11 @@ def select(out: Out, choice: Choice, matrix: Matrix, config: OptionalConfig = No
     from taskpgm.pipeline.run import select_run
 
     if matrix.affinity is not None:
+        if choice.sample:
+            raise UserError("--sample draws the rows of a run; a matrix has none. Leave out --sample.")
         _solve_matrix(out, config, matrix, choice, everything)
         return
+    matrix.check_unused()
     k = choice.k
     settings = _required(config)
     with _session(settings, out) as session:
@@ -459,7 +470,7 @@ def select(out: Out, choice: Choice, matrix: Matrix, config: OptionalConfig = No
         _print(UNLIMITED.format("selection"))
     _print(
         f"{result.plan.described}: {folder}/train.jsonl"
-        if choice.sample
+        if (folder / "train.jsonl").exists()
         else "its training set: the same command with --sample",
         f"The run's own mixture is what it was; `selection: {{k: {k}}}` in {config} and `taskpgm sample` make this one "
         "the run's.",
@@ -483,6 +494,7 @@ def explain(out: Out, matrix: Matrix, config: OptionalConfig = None, everything:
         explanation, kind = explain_mixture(energy, mixture), energy.kind
         write_json(out / "explanation.json", explanation.to_dict())
     else:
+        matrix.check_unused()
         with _session(_required(config), out) as session:
             explanation, kind = explain_run(session), session.config.energy.kind
     screen.print(explanation_view(explanation, kind, everything), crop=False)

@@ -1,11 +1,13 @@
 """`KnobPath`: the mixture as a function of the one knob of its energy (t or prior)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from taskpgm.errors import UserError
 from taskpgm.mixture.bounds import Bounds, simplex
 from taskpgm.mixture.certificate import Optimum
 from taskpgm.mixture.energy import KNOBS, Energy
@@ -30,12 +32,24 @@ class KnobPath(Brief):
         return {"knob": self.knob, "values": self.values.tolist(), "weights": weights}
 
 
+def check_knob(values: Sequence[float]) -> None:
+    """
+    Raises:
+        UserError: a value that no knob takes.
+    """
+    for value in values:
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(f"A knob (--knob) takes numbers from 0 up, such as 0.1,1,10, not {value:g}.")
+
+
 def trace_path(energy: Energy, values: Sequence[float], bounds: Bounds | None = None) -> KnobPath:
     """KnobPath of minimisers of `energy` with its knob at each of `values`, each the warm start of the next.
 
     Raises:
+        UserError: a value below zero, or none that is finite.
         NotCertifiedError: one of them failed its certificate.
     """
+    check_knob(values)
     bounds = bounds or simplex(energy.tasks)
     energy = replace(energy, without=(), only=(), seeds=())
     prepared = Quadratic.of(energy.K) if energy.kind == "affinity" else None

@@ -61,6 +61,18 @@ class RunDirectory:
         path = self.path / "manifest.json"
         return loaded(read_json, path) if path.exists() else {}
 
+    def check_no_run(self, name: str) -> None:
+        """Look before `name` is written of something that is no run's.
+
+        Raises:
+            UserError: a run's directory, which has a file or a folder of that name of its own.
+        """
+        if self.manifest():
+            raise UserError(
+                f"{self.path} is the directory of a run, whose own {name} would be lost; give another --out, or the "
+                "run's YAML file."
+            )
+
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest."""
         with atomic_file(self.path / "manifest.json") as path:

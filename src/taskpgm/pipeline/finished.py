@@ -26,13 +26,15 @@ OF_MIXTURES = ("mixture.json", "selection.json", "train.jsonl")  # what a select
 class FinishedDirectory:
     """What a finished run directory holds, read when it is first asked for; nothing is written, nothing computed.
 
-    A selection's folder, `selections/kK` of a run, is its run with the selection's mixture and rows.
+    A selection's folder, `selections/kK` of a run, is its run with the selection's mixture and rows; so is `refined`.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        selected = self.path.parent.name == "selections" and not (self.path / "manifest.json").exists()
-        self.run = self.path.parents[1] if selected else self.path
+        folder, parts = self.path.absolute(), self.path.absolute().parts
+        below = 2 if parts[-2:-1] == ("selections",) else 1 if parts[-1:] == ("refined",) else 0
+        within = below > 0 and not (self.path / "manifest.json").exists()
+        self.run = folder.parents[below - 1] if within else self.path
         self.manifest: dict[str, Any] = self.read_json("manifest.json")
 
     def __repr__(self) -> str:
@@ -121,7 +123,7 @@ class FinishedDirectory:
         wanted = mixture_parts(self.config, self.manifest.get("stages", {}))
         known = {name: value for name, value in wanted.items() if name in found}  # earlier versions kept less
         if why := differing(found, known) if found else "not finished":
-            command = "run" if folder == self.run else "select"
+            command = "run" if folder == self.run else "refine" if folder.name == "refined" else "select"
             raise UserError(
                 f"The mixture in {folder} is not up to date ({why}); run `taskpgm {command}` to choose it anew."
             )
@@ -140,7 +142,7 @@ class FinishedDirectory:
 def load_run(path: Path | str) -> FinishedDirectory:
     """A finished run directory without its YAML: `.mixture`, `.affinity`, `.scores`, `.pool`, `.plan`, `.comparison`.
 
-    The folder of a selection, `selections/kK`, opens as its run with the selection's mixture.
+    The folder of a selection, `selections/kK`, and `refined` open as their run with the mixture that is there.
 
     Raises:
         UserError: no run directory there, or it lacks what is asked for.
@@ -161,5 +163,6 @@ def export_run(
     handover = Handover(
         run.pool, run.plan, by, trainers_model(settings.model.path), settings.probes.max_length, settings.seed,
         run.manifest["stages"]["pool"]["chat_template"], quantization=settings.model.quantization,
+        format=settings.export.format,
     )  # fmt: skip
     return export_plan(handover, to, Path(out), lossy, force)

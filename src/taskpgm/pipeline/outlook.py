@@ -10,7 +10,13 @@ from taskpgm.pipeline.directory import stale_because
 from taskpgm.pipeline.inspection import inspect
 from taskpgm.pipeline.keys import block_keys, data_parts, has_warm_start
 from taskpgm.pipeline.session import Session
-from taskpgm.pipeline.stages import mixture_is_there, recorded_pool, recorded_scores, solve
+from taskpgm.pipeline.stages import (
+    mixture_is_there,
+    recorded_pool,
+    recorded_scores,
+    solve,
+    training_set_is_there,
+)
 from taskpgm.pipeline.starts import adapter_folder, parts_of_probe, parts_of_warm_start
 from taskpgm.probes.cache import BASE, WARM, BlockCache
 
@@ -110,6 +116,7 @@ def solves_anew(session: Session) -> list[Step]:
     result = solve(pool, recorded_scores(session, pool), session.config)
     if not mixture_is_there(session, result):
         return [Step("solve", "the mixture and the training set", "other settings or none yet", 1.0)]
-    if not (session.artifacts / "train.jsonl").exists():
-        return [Step("solve", "the training set", "missing", 1.0)]
-    return []
+    if training_set_is_there(session, result):
+        return []
+    missing = not (session.artifacts / "train.jsonl").exists()
+    return [Step("solve", "the training set", "missing" if missing else "of another mixture or format", 1.0)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from taskpgm.config import Config
+from taskpgm.data.plan import plan_rows
 from taskpgm.evaluation.refine import Refinement, RefineOptions, run_features, run_kappa, run_limits, run_refinement
 from taskpgm.files import write_json
 from taskpgm.mixture.bounds import Bounds, simplex
@@ -19,9 +20,8 @@ from taskpgm.mixture.trials import Metric, Trials, describe_surface, read_trials
 from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.run import run_session, solved
 from taskpgm.pipeline.session import Session, open_session
-from taskpgm.pipeline.stages import counted, finished_run, keep_training_set
+from taskpgm.pipeline.stages import finished_run, keep_apart
 from taskpgm.progress import Progress
-from taskpgm.system import Clock
 
 FOLDER, SURFACE = "refined", "response_surface.json"
 
@@ -30,11 +30,8 @@ def refine_run(session: Session, options: RefineOptions) -> Refinement:
     """The run, brought up to date; trials, the mixture that they choose with its training set, and the confirmation."""
     result = run_session(session)
     found = run_refinement(finished_run(session, result), options)
-    artifacts = session.artifacts
-    artifacts.write_json(f"{FOLDER}/{SURFACE}", found.surface())
-    artifacts.write_json(f"{FOLDER}/mixture.json", counted(found.mixture, found.plan))
     chosen = replace(result, mixture=found.mixture, plan=found.plan)
-    keep_training_set(session, chosen, Clock(), f"{FOLDER}/train.jsonl")
+    keep_apart(session, FOLDER, {SURFACE: found.surface()}, chosen)
     return found
 
 
@@ -62,32 +59,30 @@ def refine_results(
     """The response surface of results that are there already, and the mixture of its least loss; nothing is trained.
 
     Args:
-        session: of a finished run, for its probes and bounds; without one the results alone are used.
+        session: of a finished run, for its probes and bounds, and for the rows of the mixture, which are written too;
+            without one the results alone are used.
         out: where `refined/` is written.
 
     Raises:
-        UserError: results that cannot be read, or scores that are not there.
+        UserError: results that cannot be read, scores that are not there, or without a session a run's directory.
     """
     if session is None:
         trials = read_trials(file, metrics)
+        features, bounds = Features(trials.tasks), simplex(trials.tasks)
         with RunDirectory(out) as directory:
-            return _written(
-                directory / FOLDER, trials, Features(trials.tasks), simplex(trials.tasks), PRIOR["likelihood"]
-            )
+            directory.check_no_run(FOLDER)
+            (directory / FOLDER).mkdir(exist_ok=True)
+            surface, mixture = surface_of(trials, features, bounds, PRIOR["likelihood"])
+            write_json(directory / FOLDER / SURFACE, surface)
+            write_json(directory / FOLDER / "mixture.json", mixture.to_dict())
+        return surface, mixture
     result = solved(session)
     features = run_features(session.config, result)
     trials = read_trials(file, metrics, features.tasks)
     kappa, limits = run_kappa(session.config, result), run_limits(session.config, result)
-    return _written(session.artifacts / FOLDER, trials, features, result.mixture.bounds, kappa, limits)
-
-
-def _written(
-    folder: Path, trials: Trials, features: Features, bounds: Bounds, kappa: float, limits: Sequence[Limit] = ()
-) -> tuple[dict[str, Any], Mixture]:
-    surface, mixture = surface_of(trials, features, bounds, kappa, limits)
-    folder.mkdir(exist_ok=True)
-    write_json(folder / SURFACE, surface)
-    write_json(folder / "mixture.json", mixture.to_dict())
+    surface, mixture = surface_of(trials, features, result.mixture.bounds, kappa, limits)
+    plan = plan_rows(result.pool, mixture.shares, session.config)
+    keep_apart(session, FOLDER, {SURFACE: surface}, replace(result, mixture=mixture, plan=plan))
     return surface, mixture
 
 

@@ -18,7 +18,7 @@ from taskpgm.evaluation.predict import Prediction, run_prediction
 from taskpgm.evaluation.result import Result
 from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.evaluation.statistics import Comparison
-from taskpgm.files import KEY_FILE, write_json
+from taskpgm.files import write_json
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.balance import BalanceCurve, balanced, trace_balance
 from taskpgm.mixture.energies import build_energy
@@ -27,13 +27,12 @@ from taskpgm.mixture.explanation import explain as explain_mixture
 from taskpgm.mixture.selection import Selection, select_tasks
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.pipeline.directory import RunDirectory
-from taskpgm.pipeline.keys import mixture_parts
 from taskpgm.pipeline.session import Session, open_session
 from taskpgm.pipeline.stages import (
     allowed_shares,
     choose_energy,
-    counted,
     finished_run,
+    keep_apart,
     keep_mixture,
     keep_training_set,
     make_pool,
@@ -132,21 +131,16 @@ def select_run(
 
     Args:
         exhaustive: look at every set of tasks.
-        sample: also write the training set of the selection.
+        sample: also write the training set of the selection; one that is there already is always brought up to date.
     """
     settings = session.config.model_copy(update={"selection": session.config.selection.model_copy(update={"k": k})})
     pool = recorded_pool(session)
     result = solve(pool, recorded_scores(session, pool), settings, exhaustive)
     selection = result.selection
     assert selection is not None, "k is given"
-    artifacts, folder = session.artifacts, f"selections/k{k}"
-    (artifacts / folder / KEY_FILE).unlink(missing_ok=True)
-    artifacts.write_json(f"{folder}/selection.json", selection.to_dict())
-    artifacts.write_json(f"{folder}/mixture.json", counted(result.mixture, result.plan))
-    artifacts.write_json(f"{folder}/{KEY_FILE}", mixture_parts(session.config, artifacts.manifest["stages"]))
-    if sample:
-        keep_training_set(session, result, Clock(), f"{folder}/train.jsonl")
-    return result, selection, artifacts / folder
+    folder = f"selections/k{k}"
+    keep_apart(session, folder, {"selection.json": selection.to_dict()}, result, sample)
+    return result, selection, session.artifacts / folder
 
 
 def explain_run(session: Session) -> Explanation:
@@ -192,9 +186,10 @@ def solve_affinity(
     """Mixture, and selection of at most k tasks, from a matrix, written to `out`: no model, no rows, no counts.
 
     Raises:
-        UserError: a k that the tasks do not allow, or no value of `config.t`.
+        UserError: a k that the tasks do not allow, no value of `config.t`, or the directory of a run in `out`.
     """
     with RunDirectory(out) as directory:
+        directory.check_no_run("mixture.json")
         energy = build_energy(None, affinity, config)
         selection = select_tasks(energy, None, k, exhaustive) if k else None
         mixture = solve_mixture(energy, None, {"uniform": None}, selection.chosen if selection else None)

@@ -10,7 +10,7 @@
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -30,8 +30,8 @@ from taskpgm.data.plan import (
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.result import FinishedRun, Result
-from taskpgm.export.train_file import check_format, choose_format, trainer_units, write_train_jsonl
-from taskpgm.files import digest, loaded, read_json
+from taskpgm.export.train_file import Format, check_format, choose_format, trainer_units, write_train_jsonl
+from taskpgm.files import KEY_FILE, Parts, digest, loaded, read_json
 from taskpgm.lm.checkpoint import read_skeleton
 from taskpgm.mixture.affinity import Affinity, measure_affinity
 from taskpgm.mixture.bounds import Bounds, Group, make_bounds
@@ -364,20 +364,55 @@ def mixture_is_there(session: Session, result: Result) -> bool:
     return False
 
 
+def training_set_is_there(session: Session, result: Result) -> bool:
+    """Whether the run's `train.jsonl` has the rows of this mixture, in the format that is asked for."""
+    same = session.artifacts.differs("sample", _training_set(session, result)) is None
+    return same and (session.artifacts / "train.jsonl").exists()
+
+
+def _training_set(session: Session, result: Result) -> Parts:
+    """What the run's training set depends on."""
+    counts = [[task.name, task.count] for task in result.plan.tasks]
+    return {
+        "rows": digest(session.artifacts.recorded("pool")["parts"]),
+        "mixture": digest([counts, session.config.seed]),
+        "format": _layout(session, result),
+    }
+
+
+def _layout(session: Session, result: Result) -> Format:
+    has_template = session.artifacts.recorded("pool")["chat_template"]
+    return choose_format(result.pool, result.plan, session.config.export.format, has_template)
+
+
 def keep_training_set(session: Session, result: Result, clock: Clock, name: str = "train.jsonl") -> None:
     """Write the rows of the plan; the run's own, `train.jsonl`, is recorded."""
-    artifacts = session.artifacts
-    has_template = artifacts.recorded("pool")["chat_template"]
-    layout = choose_format(result.pool, result.plan, session.config.export.format, has_template)
-    if not (artifacts / name).exists():
-        artifacts.made.add("sample")
+    artifacts, layout = session.artifacts, _layout(session, result)
+    if name == "train.jsonl" and not training_set_is_there(session, result):
+        artifacts.forget("sample")
     with artifacts.file(name) as path:
         write_train_jsonl(path, result.pool, result.plan, layout)
     if name == "train.jsonl":
         tokens = sum(task.tokens for task in result.plan.tasks)
-        artifacts.record(
-            "sample", {"solve": digest(result.mixture.shares)}, clock, rows=len(result.plan), response_tokens=tokens
-        )
+        artifacts.record("sample", _training_set(session, result), clock, rows=len(result.plan), response_tokens=tokens)
+
+
+def keep_apart(
+    session: Session, folder: str, facts: Mapping[str, dict[str, Any]], result: Result, sample: bool = True
+) -> None:
+    """Write another mixture than the run's own into a folder below the run, with what it depends on.
+
+    Args:
+        facts: what belongs to it, by file name.
+        sample: also write its training set; one that is there already is always brought up to date.
+    """
+    artifacts = session.artifacts
+    (artifacts / folder / KEY_FILE).unlink(missing_ok=True)
+    for name, data in (*facts.items(), ("mixture.json", counted(result.mixture, result.plan))):
+        artifacts.write_json(f"{folder}/{name}", data)
+    if sample or (artifacts / folder / "train.jsonl").exists():
+        keep_training_set(session, result, Clock(), f"{folder}/train.jsonl")
+    artifacts.write_json(f"{folder}/{KEY_FILE}", mixture_parts(session.config, artifacts.manifest["stages"]))
 
 
 def counted(mixture: Mixture, plan: RowPlan) -> dict[str, Any]:
