@@ -127,7 +127,7 @@ def test_fewer_probes_than_before_are_other_probes(tmp_path, model_folders):
 def test_a_selection_that_was_stopped_is_not_handed_on(copied, monkeypatch):
     out = copied / "out"
     with open_session(load_config(copied / "mix.yaml"), out, Progress()) as session:
-        monkeypatch.setattr("taskpgm.pipeline.run.counted", lambda *_: 1 / 0)
+        monkeypatch.setattr("taskpgm.pipeline.stages.counted", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             select_run(session, 2)
     with pytest.raises(UserError, match=r"mixture.*k2 is not up to date \(not finished\); run `taskpgm select`"):
