@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 from taskpgm.config import ModelConfig
 from taskpgm.errors import UserError
-from taskpgm.lm.checkpoint import limits_of, read_model, read_skeleton
+from taskpgm.lm.checkpoint import limits_of, load_tokenizer, read_model, read_skeleton
 from taskpgm.lm.loading import load_model
 
 WEIGHTS = "model.safetensors"
@@ -62,6 +62,15 @@ def as_an_adapter(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
 
 
+def in_awq(folder):
+    change_config(folder, quantization_config={"quant_method": "awq", "bits": 4, "group_size": 128})
+
+
+def with_code(folder):
+    auto = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"}
+    change_config(folder, auto_map=auto, model_type="own_kind")
+
+
 def cut(folder):
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:5000])
 
@@ -80,6 +89,8 @@ def cut(folder):
         (lambda f: (f / WEIGHTS).unlink(), r"No causal language model can be loaded .*safetensors"),
         (lambda f: (f / "config.json").write_text("{"), r"No causal language model .* not a valid JSON file"),
         (lambda f: (f / "config.json").unlink(), r"No causal language model .* no config.json; name the folder that a model was"),
+        (in_awq, r"requires gptqmodel.*; install what it needs, or name the model in another form"),
+        (with_code, r"it brings code of its own, which is run with model.trust_remote_code: true"),
         (as_an_adapter, r"is the folder of an adapter \(adapter_config.json\); name the model that it belongs to"),
     ],
 )  # fmt: skip
@@ -107,6 +118,12 @@ def test_a_tokenizer_alone_has_no_skeleton(tmp_path):
     assert read_skeleton(ModelConfig(path=str(tmp_path))) is None
     with pytest.raises(UserError, match=r"no config.json; name the folder that a model was saved to"):
         load_model(ModelConfig(path=str(tmp_path)))
+
+
+def test_a_folder_without_a_model_is_called_so(tmp_path):
+    (tmp_path / "snapshots").mkdir()
+    with pytest.raises(UserError, match=r"holds no model: name the folder that has its config.json"):
+        load_tokenizer(ModelConfig(path=str(tmp_path)))
 
 
 def test_a_model_that_sees_later_tokens_is_refused(tmp_path):

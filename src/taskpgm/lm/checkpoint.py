@@ -96,6 +96,7 @@ def _of_settings(config: ModelConfig, folder: Path) -> Any:
     _check_files(config.path, folder)
     check_quantization(config)
     try:
+        _check_packages(folder)
         with transformers_quiet(), torch.device("meta"):
             settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
             dtype = settings.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
@@ -106,6 +107,16 @@ def _of_settings(config: ModelConfig, folder: Path) -> Any:
         raise _no_model(config, error) from error
     _check_model(config.path, model)
     return model
+
+
+def _check_packages(folder: Path) -> None:
+    """An ImportError if a package is missing that a model needs as it is quantised in its files."""
+    from transformers.quantizers import AutoHfQuantizer
+
+    settings = _quantized_files(folder)
+    if AutoHfQuantizer.supports_quant_method(settings):
+        with contextlib.suppress(RuntimeError, ValueError, OSError):  # of this machine, which may not be a worker's
+            AutoHfQuantizer.from_config(settings, pre_quantized=True).validate_environment()
 
 
 def quantization_of(config: ModelConfig) -> str | None:
@@ -187,10 +198,20 @@ def check_quantization(config: ModelConfig) -> None:
 
 
 def _no_model(config: ModelConfig, error: Exception) -> UserError:
+    remedy = "name a hub id, a folder with config.json and safetensors weights, or a .gguf file"
+    if isinstance(error, ImportError):
+        remedy = "install what it needs, or name the model in another form"
     return UserError(
-        f"No causal language model can be loaded from {config.path!r} ({first_line(error)}); name a hub id, a "
-        "folder with config.json and safetensors weights, or a .gguf file."
+        f"No causal language model can be loaded from {config.path!r} ({first_line(error)}); "
+        f"{_own_code(error) or remedy}."
     )
+
+
+def _own_code(error: Exception) -> str | None:
+    """What to do if a model or its tokenizer is not read since it brings its own code; None if that is not why."""
+    if "trust_remote_code" not in str(error):
+        return None
+    return "it brings code of its own, which is run with model.trust_remote_code: true, if you trust it"
 
 
 def _no_room(config: ModelConfig) -> UserError:
@@ -307,9 +328,11 @@ def load_tokenizer(config: ModelConfig) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        remedy = "put the model's tokenizer.json and tokenizer_config.json beside its weights"
+        if not any(folder.glob("*.json")):
+            remedy = "it holds no model: name the folder that has its config.json"
         raise UserError(
-            f"No tokenizer can be loaded from {config.path!r} ({first_line(error)}); put the model's "
-            "tokenizer.json and tokenizer_config.json beside its weights."
+            f"No tokenizer can be loaded from {config.path!r} ({first_line(error)}); {_own_code(error) or remedy}."
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or next(iter(tokenizer.get_vocab()))
