@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.models import ARCHITECTURES, make_model
+from support.models import ARCHITECTURES, OTHERS, make_model, write_model
 
 from taskpgm.files import cache_folder
 
@@ -32,3 +32,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     return {name: make_model(root / name, name) for name in ARCHITECTURES}
+
+
+@pytest.fixture(scope="session")
+def other_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("others")
+    return {name: write_model(root / name, name, settings) for name, (settings, _) in OTHERS.items()}

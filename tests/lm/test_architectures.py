@@ -2,28 +2,23 @@
 
 import contextlib
 import hashlib
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
-from support.models import make_model, make_tokenizer
+from support.models import EXPERTS, IMAGES, SHORT, make_model, write_model
 from support.packed import packed_logp, plain_logp, some_rows
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
 from taskpgm.config import ModelConfig
+from taskpgm.errors import UserError
 from taskpgm.lm.devices import multiplies
-from taskpgm.lm.loading import load_model
+from taskpgm.lm.loading import load_model, skeleton
 from taskpgm.lm.structure import in_float32, why_whole
 
-SMALL = {
-    "vocab_size": 331, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 3, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
-SHORT = {"head_dim": 8}
-EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
-GPT2 = {"vocab_size": 331, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 512, "pad_token_id": 0}
 PACKED = {
     "llama": {}, "qwen2": {}, "mistral": {"sliding_window": 8}, "gpt2": None, "qwen3": SHORT, "phi3": {}, "phi": {},
     "gemma": SHORT, "gemma3_text": {**SHORT, "sliding_window": 8}, "olmo2": {}, "starcoder2": {}, "stablelm": {},
@@ -51,20 +46,6 @@ WHOLE = {
     "mamba2": ({"num_heads": 8, "head_dim": 8, "n_groups": 1}, "its logits differ"),
     "lfm2": ({"layer_types": ["conv", "conv", "full_attention", "conv"]}, "its logits differ"),
 }  # fmt: skip
-
-
-def write_model(folder, kind, settings):
-    """A random model whose predictions are far from flat."""
-    make_tokenizer(folder)
-    sizes = GPT2 if settings is None else SMALL | settings
-    config = AutoConfig.for_model(kind.split()[0], **sizes)
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.to(torch.float32).save_pretrained(folder)
-    return folder
 
 
 def loaded(folder, dtype="float32"):
@@ -120,6 +101,53 @@ def test_others_are_run_whole_and_say_why(kind, tmp_path, monkeypatch):
         rows = some_rows()
         assert lm.shared_prefix(rows) == 0
         np.testing.assert_allclose(packed_logp(lm, rows), plain_logp(plain, rows), atol=1e-4)
+
+
+def test_a_model_that_sees_what_follows_a_row_is_refused(tmp_path):
+    """Else it would be asked for answers that it has in view."""
+    folder = write_model(tmp_path, "bert-generation", {})
+    with pytest.raises(UserError, match=r"depends on what follows it: .* in norm .*; name a causal language model"):
+        loaded(folder)
+    change = json.loads((folder / "config.json").read_text()) | {"is_decoder": True}
+    (folder / "config.json").write_text(json.dumps(change))
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    np.testing.assert_allclose(packed_logp(loaded(folder), some_rows()), plain_logp(plain, some_rows()), atol=1e-4)
+
+
+def test_a_model_that_cannot_be_run_is_one_sentence(tmp_path, monkeypatch):
+    folder = write_model(tmp_path, "llama", {})
+
+    def forward(*_, **__):
+        raise TypeError("topk(): argument 'k' must be int, not NoneType")
+
+    monkeypatch.setattr(modeling_llama.LlamaForCausalLM, "forward", forward)
+    with pytest.raises(UserError, match=r"cannot be run here, .*\(TypeError: topk.*check its config.json"):
+        loaded(folder)
+
+
+def test_a_model_of_states_alone_is_run_though_it_has_no_heads(tmp_path):
+    folder = write_model(tmp_path, "mamba", {})
+    lm, rows = loaded(folder), some_rows()
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    np.testing.assert_allclose(packed_logp(lm, rows), plain_logp(plain, rows), atol=1e-4)
+    assert skeleton(ModelConfig(path=str(folder), device="cpu")).memory(100, 50, 10, 0) > 0
+
+
+def test_the_layers_are_those_that_read_text(tmp_path):
+    lm = loaded(write_model(tmp_path, *IMAGES))
+    assert lm.whole_because is None
+    assert lm.layers is lm.model.model.language_model.layers
+    assert len(lm.layers) == len(lm.model.model.vision_tower.encoder.layers)
+
+
+def test_a_model_in_float64_is_run_in_float32(tmp_path):
+    folder = write_model(tmp_path, "llama", {})
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    model.save_pretrained(folder)
+    lm = load_model(ModelConfig(path=str(folder), device="cpu"))
+    assert lm.dtype == torch.float32
+    assert "saved in float64" in lm.precision_note
+    np.testing.assert_allclose(packed_logp(lm, some_rows()), plain_logp(model, some_rows()), atol=1e-4)
 
 
 def test_noise_of_another_processor_is_seen_in_bfloat16(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from support.heard import Heard
-from support.models import ARCHITECTURES, devices, run_short_of_memory
+from support.models import ARCHITECTURES, OTHERS, devices, run_short_of_memory
 from support.probing import config_for, loaded
 from transformers import AutoModelForCausalLM
 
@@ -26,25 +26,25 @@ from taskpgm.lm.loading import load_model
 from taskpgm.lm.memory import Fit, fitting
 from taskpgm.lm.model import LanguageModel
 from taskpgm.probes import training
-from taskpgm.probes.probe import check_adapter, installed, load_probe, lora_settings
+from taskpgm.probes.adapted import lora_settings
+from taskpgm.probes.probe import check_adapter, installed, load_probe
 from taskpgm.probes.schedule import is_flat, probe_schedule
 from taskpgm.probes.training import train_probes
 from taskpgm.types import derive_seed
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *OTHERS])
 @pytest.mark.parametrize("last_layers", [None, 1])
 @pytest.mark.parametrize("device", devices())
-def test_training_is_that_of_a_plain_loop(architecture, last_layers, device, model_folders, tmp_path):
-    folder = model_folders[architecture]
+def test_training_is_that_of_a_plain_loop(architecture, last_layers, device, model_folders, other_folders, tmp_path):
+    folder = (model_folders | other_folders)[architecture]
     config = config_for(folder, lora={"r": 4, "alpha": 8, "last_layers": last_layers}, examples=10, batch=3)
     lm, encoder, rows = loaded(folder, device)
     found = {probe.task: probe for probe in train_probes(Engine.of(lm), rows, config)}
 
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     torch.manual_seed(derive_seed(config.seed, "adapter", "0"))
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), lora_settings(lm, config.probes.lora)
-    )
+    model = get_peft_model(base, lora_settings(lm, config.probes.lora))
     parameters = [p for p in model.parameters() if p.requires_grad]
     task = "sums"
     order = probe_schedule([r.response_tokens for r in rows[task]], config, task, 0)
@@ -76,7 +76,8 @@ def test_training_is_that_of_a_plain_loop(architecture, last_layers, device, mod
     reloaded = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path / "a"
     )
-    with installed(lm, [found[task]]) as use, use(found[task]), torch.no_grad():
+    again = load_probe(tmp_path / "a", task)
+    with installed(lm, [again]) as use, use(again), torch.no_grad():
         logits = lm.model(input_ids=ids.to(device)).logits.cpu()
         torch.testing.assert_close(logits, reloaded(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
 

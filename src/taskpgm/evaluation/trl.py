@@ -24,7 +24,8 @@ from taskpgm.evaluation.full_finetuning import Finetuned
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.quantized import check_all_trainable
 from taskpgm.lm.quiet import import_peft
-from taskpgm.probes.probe import Probe, adapter_seed, lora_settings
+from taskpgm.probes.adapted import lora_settings
+from taskpgm.probes.probe import Probe, adapter_seed
 from taskpgm.probes.training import learning_rate_factor
 from taskpgm.progress import QUIET, Progress
 from taskpgm.trainer.trl import as_before, columns, import_trl
@@ -58,7 +59,7 @@ def train_with_trl(
         warnings.simplefilter("ignore")
         trainer_class = _trainer_class()  # its import draws random numbers
         torch.manual_seed(adapter_seed(config, seed))
-        model = peft.get_peft_model(lm.model, settings)
+        model = peft.get_peft_model(lm.model, copy.deepcopy(settings))  # which PEFT may change
         try:
             losses = _trained(partial(trainer_class, lm, model, steps, config.probes.learning_rate), name, progress)
             weights = {k: v.detach().cpu().clone() for k, v in peft.get_peft_model_state_dict(model).items()}

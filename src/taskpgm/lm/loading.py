@@ -1,6 +1,7 @@
 """The base model from its files, ready to be run: on its device, its structure checked."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from taskpgm.lm.checkpoint import (
 from taskpgm.lm.devices import choose_device, missing_operation, multiplies
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.quantized import dequantize_in_products, dequantized, held_bytes, quantized_layers, quantizing
-from taskpgm.lm.structure import why_whole
+from taskpgm.lm.structure import check_causal, why_whole
 from taskpgm.progress import QUIET, Progress
 from taskpgm.system import total_memory, usable_cores
 from taskpgm.workers.processes import possible, processes_for
@@ -39,7 +40,7 @@ def load_model(config: ModelConfig, progress: Progress = QUIET) -> LanguageModel
     Weights are read from safetensors (a GGUF file is converted to it once); pickled weights are refused.
 
     Raises:
-        UserError: what `read_model` raises, no tokenizer, or an unavailable device.
+        UserError: what `read_model` raises, no tokenizer, an unavailable device, or a model that is not causal.
     """
     for name in KERNEL_CACHES:
         os.environ.setdefault(name, KERNELS)
@@ -55,8 +56,10 @@ def load_model(config: ModelConfig, progress: Progress = QUIET) -> LanguageModel
     _keep_padding_known(tokenizer, limits_of(model).vocabulary)
     packing.register()
     _check_finite(config.path, model)
-    lm = LanguageModel(model, tokenizer, config.path, _decoder_layers(model), precision_note=precision_note)
+    lm = LanguageModel(model, tokenizer, config.path, decoder_layers(model), precision_note=precision_note)
     lm = replace(lm, whole_because=why_whole(lm))
+    if not lm.plain_head:
+        check_causal(lm)
     return replace(lm, processes=_processes(config.processes, lm))
 
 
@@ -66,6 +69,9 @@ def _in_fast_precision(config: ModelConfig, device: torch.device) -> tuple[Model
     Where `auto` would take a precision that the CPU multiplies slowly it becomes float32, if there is room.
     """
     shapes = read_skeleton(config)
+    in_single = config.model_copy(update={"dtype": "float32"})
+    if shapes is not None and shapes.dtype == torch.float64:
+        return in_single, f"{config.path!r} is run in float32: it was saved in float64"
     if shapes is None or multiplies(device, shapes.dtype):
         return config, None
     name = str(shapes.dtype).removeprefix("torch.")
@@ -77,7 +83,7 @@ def _in_fast_precision(config: ModelConfig, device: torch.device) -> tuple[Model
             f"{config.path!r} is run in {name}, of which this processor has no fast products: in float32 its weights "
             f"would take {weights / 2**30:,.1f} GiB, more than half of the memory ({memory / 2**30:,.1f} GiB)"
         )
-    return config.model_copy(update={"dtype": "float32"}), (
+    return in_single, (
         f"{config.path!r} is run in float32: it was saved in {name}, of which this processor has no fast products "
         f"(model.dtype: {name} keeps it)"
     )
@@ -119,7 +125,7 @@ def skeleton(config: ModelConfig, device: torch.device | None = None, room: floa
     _keep_padding_known(tokenizer, limits_of(model).vocabulary)
     weights = held_bytes(model, quantization_of(config))
     lm = LanguageModel(
-        model.eval(), tokenizer, config.path, _decoder_layers(model), planned=device,
+        model.eval(), tokenizer, config.path, decoder_layers(model), planned=device,
         room=None if room is None else max(0.0, 0.9 * (room - weights)),
     )  # fmt: skip
     return replace(lm, processes=_processes(config.processes, lm))
@@ -133,12 +139,27 @@ def _keep_padding_known(tokenizer: Any, vocabulary: int) -> None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(known)
 
 
-def _decoder_layers(model: Any) -> nn.ModuleList:
-    depth = model.config.get_text_config().num_hidden_layers
-    for module in model.base_model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module
-    raise UserError(f"{type(model).__name__} has no list of {depth} decoder layers; such a model is not supported.")
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder layers of the part that reads text; a model may have as many for images.
+
+    Raises:
+        UserError: it has no such list.
+    """
+    settings = model.config.get_text_config()
+    depth = settings.num_hidden_layers
+    found = [(layers, of) for layers, of in _lists(model.base_model, model.config) if len(layers) == depth]
+    if not found:
+        raise UserError(f"{type(model).__name__} has no list of {depth} decoder layers; such a model is not supported.")
+    return next((layers for layers, of in found if type(of) is type(settings)), found[0][0])
+
+
+def _lists(module: nn.Module, settings: Any) -> Iterator[tuple[nn.ModuleList, Any]]:
+    """All lists of modules, and the settings of the part of the model that each is in."""
+    settings = getattr(module, "config", settings)
+    if isinstance(module, nn.ModuleList):
+        yield module, settings
+    for inner in module.children():
+        yield from _lists(inner, settings)
 
 
 def _check_finite(name: str, model: Any) -> None:

@@ -155,11 +155,16 @@ def _updated(module: nn.Module, forward: Forward, switch: Switch) -> Forward:
 
 def is_plain(settings: Any, weights: Mapping[str, Tensor]) -> bool:
     """Whether these are A and B of linear layers, all of one scale: nothing set that changes what they mean."""
-    usual = type(settings)()
-    changed = {f.name for f in dataclasses.fields(settings) if getattr(settings, f.name) != getattr(usual, f.name)}
-    if not changed <= HARMLESS or settings.init_lora_weights not in (True, False, "gaussian"):
+    if not changed_settings(settings) <= HARMLESS or settings.init_lora_weights not in (True, False, "gaussian"):
         return False
     return all(key.startswith(KEY) and key.endswith((LEFT, RIGHT)) for key in weights)
+
+
+def changed_settings(settings: Any) -> set[str]:
+    """Names of the settings that are not as PEFT has them; nothing, in whatever form, is as good as None."""
+    usual = type(settings)()
+    names = {field.name for field in dataclasses.fields(settings)}
+    return {name for name in names if (getattr(settings, name) or None) != (getattr(usual, name) or None)}
 
 
 def _stems(weights: Mapping[str, Tensor]) -> list[str]:
@@ -172,7 +177,22 @@ def _linear(model: Any, stem: str) -> nn.Module | None:
         module = model.get_submodule(stem)
     except AttributeError as error:
         raise ValueError(f"no module {stem}") from error
-    return module if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" else None
+    return module if is_linear(module) else None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module takes (N, in) to (N, out): a model's own kind of linear layer, a router say, may give more."""
+    if not isinstance(module, nn.Linear):
+        return type(module).__name__ == "Conv1D"
+    quantized = module.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16)
+    if quantized or type(module).forward is nn.Linear.forward:
+        return True
+    try:
+        with torch.no_grad():
+            found = module(module.weight.new_zeros(2, module.in_features))
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    return isinstance(found, Tensor) and found.shape == (2, module.out_features)
 
 
 def sizes(module: Any) -> tuple[int, int]:

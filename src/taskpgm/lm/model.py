@@ -92,11 +92,12 @@ class LanguageModel:
             recompute: the backward pass computes what lies inside a layer again.
         """
         config = self.model.config.get_text_config()
+        heads = getattr(config, "num_attention_heads", None) or 0  # none, say, of a model of states alone
         each = sum(map(_width, self.layers[-1].modules())) * 4
         # Scores of attention: of one block of queries at a time, or of a whole layer.
-        at_once = 8 * config.num_attention_heads * min(longest, BLOCK) * (self.device.type == "cpu")
+        at_once = 8 * heads * min(longest, BLOCK) * (self.device.type == "cpu")
         if self.device.type == "cpu" and not self.plain_head:
-            each += 8 * config.num_attention_heads * longest
+            each += 8 * heads * longest
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         behind = 0 if first is None else len(self.layers) - first
         entering = 4 * config.hidden_size * behind if recompute else 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from taskpgm.data.chat import Encoded
-from taskpgm.errors import first_line
+from taskpgm.errors import UserError, first_line
 from taskpgm.lm.batching import out_of_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, pack
@@ -46,6 +46,34 @@ def why_whole(lm: LanguageModel) -> str | None:
             raise
         return f"its layers cannot be run in parts ({type(error).__name__}: {first_line(error)})"
     return None
+
+
+def check_causal(lm: LanguageModel) -> None:
+    """Errors if what follows a row changes what the model says of it: it is then no causal language model.
+
+    Of a model that runs packed the comparison with packed rows, which nothing follows, has shown that already.
+
+    Raises:
+        UserError: also if the model cannot be run at all.
+    """
+    packed = _sample(lm)
+    try:
+        with torch.no_grad(), in_float32(lm):
+            beside = torch.cat([logits for logits, *_ in lm._whole(packed)])
+            alone = torch.cat([logits for row in packed.rows for logits, *_ in lm._whole(pack([row], 0, lm.device))])
+            difference = float((beside - alone).norm() / (alone - alone.mean(-1, keepdim=True)).norm())
+    except Exception as error:  # of code that is not ours
+        if out_of_memory(error):
+            raise
+        raise UserError(
+            f"{lm.name!r} ({type(lm.model).__name__}) cannot be run here, not even on rows of twelve tokens "
+            f"({type(error).__name__}: {first_line(error)}); check its config.json, or name another model."
+        ) from error
+    if difference > ROUNDING:
+        raise UserError(
+            f"What {lm.name!r} ({type(lm.model).__name__}) says of a row depends on what follows it: its logits differ "
+            f"by {difference:.2%} in norm with padding behind the row; name a causal language model."
+        )
 
 
 def _sample(lm: LanguageModel) -> Packed:

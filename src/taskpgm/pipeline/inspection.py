@@ -37,16 +37,22 @@ def inspect(config: Config, progress: Progress = QUIET, folder: Path | None = No
         exact: measure every row.
 
     Raises:
-        UserError: what a run would raise for its model, its adapters or its data.
+        UserError: what a run would raise for its model, its adapters, the layers that these are on, or its data.
     """
     from taskpgm.data.chat import ChatEncoder
     from taskpgm.lm.checkpoint import load_tokenizer
+    from taskpgm.lm.loading import decoder_layers
+    from taskpgm.lm.model import LanguageModel
+    from taskpgm.probes.adapted import check_new_adapters
     from taskpgm.probes.probe import check_adapters
 
     with progress.stage("checking the model"):
         tokenizer = load_tokenizer(config.model)
         skeleton = read_skeleton(config.model)
         notes = check_adapters(config, skeleton)
+        if skeleton is not None:
+            lm = LanguageModel(skeleton, tokenizer, config.model.path, decoder_layers(skeleton))
+            notes += check_new_adapters(lm, config.probes.lora)
     if skeleton is None:
         notes.append(f"{config.model.path} holds only a tokenizer: rows can be counted, but a run needs the model")
     encoder = ChatEncoder(tokenizer, config.probes.max_length, limits_of(skeleton) if skeleton is not None else None)

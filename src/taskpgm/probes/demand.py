@@ -27,10 +27,10 @@ from taskpgm.lm.memory import training_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends
 from taskpgm.lm.quantized import held_bytes
+from taskpgm.probes.adapted import adapted_layers
 from taskpgm.probes.cache import BASE, WARM
 from taskpgm.probes.joining import joined_sets
 from taskpgm.probes.options import encode_options
-from taskpgm.probes.probe import lora_settings
 from taskpgm.probes.schedule import Schedule, probe_schedule, warm_start_schedule
 from taskpgm.probes.scoring import encode_contexts, rows_of, scoring_parts, sizes_of, split_probes
 
@@ -173,14 +173,7 @@ def counted_memory(lm: LanguageModel, pool: TaskPool, config: Config, demand: De
 def adapter_weights(lm: LanguageModel, config: Config) -> int:
     """Weights of one adapter: r·(in + out) of every adapted linear layer."""
     lora = config.probes.lora
-    targets = set(lora_settings(lm, lora).target_modules)
-    adapted = [
-        module
-        for layer in lm.layers[lora.first_layer(len(lm.layers)) :]
-        for name, module in layer.named_modules()
-        if name.rsplit(".", 1)[-1] in targets
-    ]
-    return lora.r * sum(sum(sizes(module)) for module in adapted)
+    return lora.r * sum(sum(sizes(module)) for module in adapted_layers(lm, lora).values())
 
 
 def scored_rows(encoder: ChatEncoder, pool: TaskPool, config: Config) -> dict[str, list[Encoded]]:

@@ -1,6 +1,7 @@
 """`Probe`: one adapter, its files in PEFT's format, and the model under it."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import re
@@ -9,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from taskpgm.config import Config, LoraConfig
+from taskpgm.config import Config
 from taskpgm.errors import UserError, first_line
 from taskpgm.lm.batching import out_of_memory
-from taskpgm.lm.lora import HARMLESS, low_rank, patched
+from taskpgm.lm.lora import HARMLESS, changed_settings, low_rank, patched
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.quiet import import_peft, peft_quiet
 from taskpgm.probes.cache import TRAINING, read_training
@@ -129,9 +129,8 @@ def _check_kind(given: dict[str, Any], who: str) -> None:
 
 def _check_settings(settings: Any, given: dict[str, Any], who: str) -> None:
     """Errors for settings under which the weights are not an update of some layers of the base."""
-    usual, known = type(settings)(), HARMLESS | STARTED_BY | BY_PEFT | IDLE
     names = {field.name for field in dataclasses.fields(settings)}
-    changed = [name for name in sorted(names - known) if getattr(settings, name) != getattr(usual, name)]
+    changed = sorted(changed_settings(settings) - HARMLESS - STARTED_BY - BY_PEFT - IDLE)
     unknown = [name for name in sorted(given.keys() - names) if given[name]]
     for name in (*changed, *unknown):
         why = "which probes cannot have" if name in names else "which the installed PEFT does not know"
@@ -193,34 +192,6 @@ def adapter_seed(config: Config, seed: int) -> int:
     return derive_seed(config.seed, "adapter", str(seed))
 
 
-def lora_settings(lm: LanguageModel, lora: LoraConfig) -> Any:
-    """PEFT's LoraConfig for this model: explicit module names, and the last layers if asked for.
-
-    Raises:
-        UserError: a target module that no decoder layer has, or more last layers than the model has.
-    """
-    depth = len(lm.layers)
-    if (lora.last_layers or 0) > depth:
-        raise UserError(f"probes.lora.last_layers is {lora.last_layers}, but {lm.name!r} has {depth} layers; lower it.")
-    linear = {
-        name.rsplit(".", 1)[-1]
-        for name, module in lm.layers.named_modules()
-        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
-    }
-    targets = linear if lora.target_modules == "all-linear" else set(lora.target_modules)
-    if unknown := targets - linear:
-        raise UserError(
-            f"probes.lora.target_modules names {sorted(unknown)[0]!r}, which no layer of {lm.name!r} has; "
-            f"its linear modules are {', '.join(sorted(linear))}."
-        )
-    last = None if lora.last_layers is None else list(range(lora.first_layer(depth), depth))
-    conv = any(type(module).__name__ == "Conv1D" for module in lm.layers.modules())
-    return import_peft().LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, target_modules=sorted(targets), layers_to_transform=last,
-        task_type="CAUSAL_LM", fan_in_fan_out=conv, base_model_name_or_path=lm.name,
-    )  # fmt: skip
-
-
 Use = Callable[["Probe | None"], contextlib.AbstractContextManager[None]]
 
 
@@ -267,10 +238,11 @@ def _peft_installed(model: Any, name: str, probes: Sequence[Probe]) -> Iterator[
             for probe in probes:
                 adapter = names[probe.name]
                 try:
+                    settings = copy.deepcopy(probe.settings)  # which PEFT may change
                     if peft_model is None:
-                        peft_model = peft.PeftModel(model, probe.settings, adapter_name=adapter)
+                        peft_model = peft.PeftModel(model, settings, adapter_name=adapter)
                     else:
-                        peft_model.add_adapter(adapter, probe.settings)
+                        peft_model.add_adapter(adapter, settings)
                     loaded = peft.set_peft_model_state_dict(peft_model, probe.weights, adapter_name=adapter)
                 except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
                     if out_of_memory(error):

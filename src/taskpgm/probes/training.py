@@ -6,6 +6,7 @@ its rows, their order and the run seed.
 """
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +28,9 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends, pack
 from taskpgm.lm.quiet import import_peft, peft_quiet
 from taskpgm.lm.trunk import Trunk
+from taskpgm.probes.adapted import lora_settings
 from taskpgm.probes.cache import WARM
-from taskpgm.probes.probe import Probe, adapter_seed, lora_settings
+from taskpgm.probes.probe import Probe, adapter_seed
 from taskpgm.probes.schedule import encoded_steps, is_flat, probe_schedule, warm_start_schedule
 from taskpgm.progress import QUIET, Progress
 from taskpgm.system import release_memory
@@ -285,7 +287,7 @@ def _initial_weights(lm: LanguageModel, settings: Any, seed: int) -> dict[str, T
     peft = import_peft()
     with peft_quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        peft_model = peft.get_peft_model(lm.model, settings)
+        peft_model = peft.get_peft_model(lm.model, copy.deepcopy(settings))  # which PEFT may change
     weights = {k: v.detach().cpu().clone() for k, v in peft.get_peft_model_state_dict(peft_model).items()}
     peft_model.unload()
     lm.model.requires_grad_(False)

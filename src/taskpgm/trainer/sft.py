@@ -21,7 +21,7 @@ from taskpgm.lm.engine import Engine
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.quantized import check_all_trainable
 from taskpgm.lm.quiet import import_peft
-from taskpgm.probes.probe import lora_settings
+from taskpgm.probes.adapted import lora_settings
 from taskpgm.progress import QUIET, Progress
 from taskpgm.trainer.trl import as_before, columns, import_trl
 
