@@ -3,13 +3,17 @@
 import json
 import shutil
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.models import ARCHITECTURES, make_model, make_tokenizer
+from support.models import ARCHITECTURES, make_model, make_tokenizer, write_model
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 from taskpgm.config import ModelConfig
+from taskpgm.data.chat import ChatEncoder
+from taskpgm.data.messages import conversation
 from taskpgm.errors import UserError
 from taskpgm.lm.checkpoint import limits_of, load_tokenizer, read_model, read_skeleton
 from taskpgm.lm.loading import load_model
@@ -24,7 +28,29 @@ def test_a_skeleton_has_the_shapes_of_the_model_and_nothing_in_them(architecture
     assert {n: p.shape for n, p in whole.named_parameters()} == {n: p.shape for n, p in skeleton.named_parameters()}
     assert all(p.is_meta for p in skeleton.parameters())
     assert not any(p.is_meta for p in whole.parameters())
-    assert limits_of(whole) == limits_of(skeleton) == (331, 512)
+    assert limits_of(whole) == limits_of(skeleton) == (331, 512, False)
+
+
+def test_rows_longer_than_a_models_short_rotary_factors_are_refused(tmp_path):
+    """Such a row beside a short one changes what the model says of that: here transformers' own logits do."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 16}
+    rotary = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 1.0, **factors}
+    settings = {"original_max_position_embeddings": 16, "rope_parameters": rotary}
+    config = ModelConfig(path=str(write_model(tmp_path, "phi3", settings)))
+    limits = limits_of(read_skeleton(config))
+    assert limits == (331, 16, True)
+    model = read_model(config).eval()
+    with torch.no_grad():
+        logits = [model(input_ids=torch.arange(n)[None]).logits[:, :10] for n in (10, 16, 17)]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
+    assert (logits[2] - logits[0]).abs().max() > 0.1
+    row = conversation(("user", "a b c d e f g h i j k l m n o p q r s t u v w x y z"), ("assistant", "yes"))
+    encoder = ChatEncoder(load_tokenizer(config), 256, limits)
+    with pytest.raises(
+        UserError, match=r"has 16 positions before it changes the rotary factors of all.*max_length to 16"
+    ):
+        encoder.encode([row])
+    assert ChatEncoder(load_tokenizer(config), 16, limits).encode([row])[0].truncated
 
 
 def change_config(folder, **settings):
@@ -155,3 +181,65 @@ def test_weights_that_are_no_numbers_are_named_before_anything_is_trained(tmp_pa
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"'model.layers.1.mlp.up_proj.weight' of model .* not finite.*download"):
         load_model(ModelConfig(path=str(folder), device="cpu"))
+
+
+def write_gguf(path, without=()):
+    """A random Llama of one layer with a tokenizer of single letters."""
+    tokens = ["<unk>", "<s>", "</s>", *map(chr, range(33, 127)), "ab"]
+    writer = gguf.GGUFWriter(path, "llama")
+    for add, value in (
+        ("context_length", 64), ("embedding_length", 32), ("block_count", 1), ("feed_forward_length", 48),
+        ("head_count", 4), ("head_count_kv", 2), ("layer_norm_rms_eps", 1e-5), ("rope_dimension_count", 8),
+        ("vocab_size", len(tokens)), ("tokenizer_model", "gpt2"), ("tokenizer_pre", "default"), ("token_list", tokens),
+        ("token_types", [1] * len(tokens)), ("token_merges", ["a b"]), ("bos_token_id", 1), ("eos_token_id", 2),
+    ):  # fmt: skip
+        getattr(writer, f"add_{add}")(value)
+    shapes = {"token_embd": (len(tokens), 32), "output": (len(tokens), 32), "output_norm": (32,)} | {
+        f"blk.0.{name}": shape
+        for name, shape in {
+            "attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32), "ffn_gate": (48, 32),
+            "ffn_up": (48, 32), "ffn_down": (32, 48), "attn_norm": (32,), "ffn_norm": (32,),
+        }.items()
+    }  # fmt: skip
+    random = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        if name not in without:
+            writer.add_tensor(f"{name}.weight", random.standard_normal(shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_weight_that_a_gguf_file_lacks_is_an_error_as_one_of_safetensors_is(tmp_path):
+    """As a file that is one of several parts lacks those of the others."""
+    write_gguf(tmp_path / "whole.gguf")
+    assert read_skeleton(ModelConfig(path=str(tmp_path / "whole.gguf"))).config.num_hidden_layers == 1
+    write_gguf(tmp_path / "lacking.gguf", ["blk.0.ffn_up"])
+    with pytest.raises(UserError, match=r"lacking.gguf' have no weights for 'model.layers.0.mlp.up_proj.weight'"):
+        read_skeleton(ModelConfig(path=str(tmp_path / "lacking.gguf")))
+    with pytest.raises(UserError, match=r"has 2 GGUF files \(lacking.gguf, whole.gguf, …\); name one of them"):
+        read_skeleton(ModelConfig(path=str(tmp_path)))
+    (tmp_path / "noise.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(UserError, match=r"noise.gguf cannot be read .*; is it complete"):
+        read_skeleton(ModelConfig(path=str(tmp_path / "noise.gguf")))
+
+
+def of_another_kind(folder):
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["type"] = "of tomorrow"
+    path.write_text(json.dumps(tokenizer))
+
+
+def with_a_wrong_type(folder):
+    change_config(folder, hidden_size="32")
+
+
+@pytest.mark.parametrize("change", [of_another_kind, with_a_wrong_type])
+def test_whatever_goes_wrong_with_a_tokenizer_is_one_sentence(change, model_folders, tmp_path):
+    """A newer tokenizer.json makes `tokenizers` raise a bare Exception, and a wrong config.json one of the hub's own."""
+    folder = shutil.copytree(model_folders["llama"], tmp_path / "model")
+    change(folder)
+    with pytest.raises(UserError, match=r"No tokenizer can be loaded from .*tokenizer_config.json beside its weights"):
+        load_tokenizer(ModelConfig(path=str(folder)))

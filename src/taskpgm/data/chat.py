@@ -59,6 +59,7 @@ class Limits(NamedTuple):
 
     vocabulary: int  # rows of its embeddings: token ids are below it
     positions: int | None  # tokens that a row may have; None if the configuration does not say
+    scaled: bool = False  # True if it has more, and reads all rows beside such a long one in another way
 
 
 class ChatEncoder:
@@ -143,9 +144,10 @@ class ChatEncoder:
                 "that it came with"
             )
         if limits.positions is not None and len(ids) > limits.positions:
+            scaled = " before it changes the rotary factors of all rows beside this one" if limits.scaled else ""
             return (
-                f"it has {len(ids)} tokens, but the model has {limits.positions} positions; lower probes.max_length to "
-                f"{limits.positions}, which cuts longer prompts at their left"
+                f"it has {len(ids)} tokens, but the model has {limits.positions} positions{scaled}; lower "
+                f"probes.max_length to {limits.positions}, which cuts longer prompts at their left"
             )
         return None
 

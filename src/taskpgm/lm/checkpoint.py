@@ -28,8 +28,13 @@ def model_folder(config: ModelConfig) -> Path:
     if path.is_file() and path.suffix == ".gguf":
         return _converted(path)
     if path.is_dir():
-        gguf = sorted(path.glob("*.gguf"))
-        return _converted(gguf[0]) if gguf and not list(path.glob("*.safetensors*")) else _no_adapter(config.path, path)
+        gguf = [] if any(path.glob("*.safetensors*")) else sorted(path.glob("*.gguf"))
+        if len(gguf) > 1:
+            raise UserError(
+                f"Model {config.path!r} has {len(gguf)} GGUF files ({gguf[0].name}, {gguf[1].name}, …); name one of "
+                "them as model.path."
+            )
+        return _converted(gguf[0]) if gguf else _no_adapter(config.path, path)
     if path.exists() or path.is_absolute() or config.path.count("/") > 1 or config.path.startswith((".", "~")):
         raise UserError(f"Model {config.path!r} is no folder, .gguf file or hub id; check the path.")
     return _hub_snapshot(config)
@@ -46,7 +51,6 @@ def read_model(config: ModelConfig, **options: Any) -> Any:
             that has no room.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     folder = model_folder(config)
@@ -59,8 +63,8 @@ def read_model(config: ModelConfig, **options: Any) -> Any:
                 folder, dtype=dtype, use_safetensors=True, trust_remote_code=config.trust_remote_code,
                 output_loading_info=True, ignore_mismatched_sizes=True, **options,
             )  # fmt: skip
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
-        if "allocate" in str(error):
+    except Exception as error:  # of code that is not ours, on files that are not
+        if "allocate" in str(error) or isinstance(error, MemoryError | UserError):
             raise
         if "dispatched on the CPU or the disk" in str(error):  # of a quantised model
             raise _no_room(config) from error
@@ -103,7 +107,7 @@ def _of_settings(config: ModelConfig, folder: Path) -> Any:
             model = AutoModelForCausalLM.from_config(
                 settings, dtype=dtype or torch.float32, trust_remote_code=config.trust_remote_code
             )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # of code that is not ours, on files that are not
         raise _no_model(config, error) from error
     _check_model(config.path, model)
     return model
@@ -140,7 +144,21 @@ def limits_of(model: Any) -> Limits:
     tables = [model.get_input_embeddings(), *([head] if head is not None else [])]
     settings = model.config.get_text_config()
     positions = next((n for key in POSITIONS if (n := getattr(settings, key, None) or 0) > 0), None)
-    return Limits(min(table.weight.shape[0] for table in tables), positions)
+    vocabulary, short = min(table.weight.shape[0] for table in tables), _short_positions(settings)
+    if short is not None and (positions is None or short < positions):
+        return Limits(vocabulary, short, scaled=True)
+    return Limits(vocabulary, positions)
+
+
+def _short_positions(settings: Any) -> int | None:
+    """Positions beyond which a model takes other rotary factors, for all rows that it is then given; None: it does not.
+
+    So what it says of a short row would depend on whether a long one is beside it.
+    """
+    rotary = getattr(settings, "rope_parameters", None) or {}
+    if rotary.get("rope_type") != "longrope":
+        return None
+    return rotary.get("original_max_position_embeddings") or getattr(settings, "original_max_position_embeddings", None)
 
 
 def _no_adapter(name: str, folder: Path) -> Path:
@@ -292,9 +310,14 @@ def _convert(gguf: Path, folder: Path) -> None:
     try:
         with transformers_quiet():
             tokenizer = AutoTokenizer.from_pretrained(**source)
-            model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            model, found = AutoModelForCausalLM.from_pretrained(
+                **source, quantization_config=GgufConfig(dequantize=True), output_loading_info=True
+            )
+    except Exception as error:  # of code that is not ours, on files that are not
+        if "allocate" in str(error) or isinstance(error, MemoryError):
+            raise
         raise UserError(f"The GGUF file {gguf} cannot be read ({first_line(error)}); is it complete?") from error
+    _check_weights(str(gguf), model, sorted(found["missing_keys"]), sorted(found["mismatched_keys"]))
     # Rounding 4- to 8-bit weights to bfloat16 adds less than a tenth of the quantisation's own error.
     model = model.to(torch.bfloat16)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -327,7 +350,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     folder = model_folder(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # of code that is not ours, on files that are not
         remedy = "put the model's tokenizer.json and tokenizer_config.json beside its weights"
         if not any(folder.glob("*.json")):
             remedy = "it holds no model: name the folder that has its config.json"

@@ -69,6 +69,8 @@ def make_pool(session: Session) -> TaskPool:
         return _of_parts(session, loaded(TaskPool.load, folder, *late_lengths(session.config), session.progress))
     clock = Clock()
     found = inspect(session.config, session.progress, artifacts.path)
+    for note in found.notes:
+        session.progress.say(note)
     with artifacts.folder(folder, wanted, "pool") as scratch:
         found.pool.save(scratch)
     artifacts.write_json("overlap.json", found.pool.overlap_table())
