@@ -173,6 +173,17 @@ def test_check_says_what_a_run_here_would_stop_at(call, tmp_path, model_folders,
     assert re.search(why, " ".join(err.split()))
 
 
+def test_a_template_that_writes_the_date_is_named(call, tmp_path):
+    config = experiment(tmp_path, tmp_path / "model")
+    make_tokenizer(tmp_path / "model", CHATML)
+    code, out, _ = call("check", config)
+    assert (code, "the day's date" in out) == (0, False)
+    make_tokenizer(tmp_path / "model", CHATML + "{% if false %}{{ strftime_now('%d %b %Y') }}{% endif %}")
+    code, out, _ = call("check", config)
+    assert code == 0
+    assert "the chat template writes the day's date into every row" in " ".join(out.split())
+
+
 def test_a_tokenizer_alone_is_checked_and_not_run(call, tmp_path):
     config = experiment(tmp_path, tmp_path / "model")
     make_tokenizer(tmp_path / "model", CHATML)

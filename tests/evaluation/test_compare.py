@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from taskpgm.evaluation.compare import (
     CompareOptions,
     Trainings,
     bent_mixtures,
+    check_options,
     evaluation_rows,
     plan_steps,
     run_comparison,
@@ -29,7 +31,7 @@ from taskpgm.evaluation.predict import Prediction, merged_probe, rank_correlatio
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.lora import KEY
 from taskpgm.lm.model import LanguageModel
-from taskpgm.pipeline.run import compare_mixtures, run_session
+from taskpgm.pipeline.run import compare_mixtures, compare_run, run_session
 from taskpgm.pipeline.session import open_session
 from taskpgm.pipeline.stages import finished_run, make_pool
 from taskpgm.probes.probe import load_probe
@@ -68,10 +70,16 @@ def test_every_mixture_is_trained_with_every_seed_and_written(compared):
 
 @pytest.mark.parametrize("budgets", [(0.0,), (-1.0, 2.0), (float("nan"), 2.0), (0.001, 2.0), (1.0,), (1.0, 1.0)])
 def test_budgets_of_which_no_curve_is_drawn_are_told_before_anything_is_trained(budgets, compared):
+    config, session = compared[0], SimpleNamespace(config=compared[0])
     with pytest.raises(UserError, match="--budgets"):
-        run_comparison(compared[1], replace(OPTIONS, seeds=9, budgets=budgets))
+        compare_run(session, replace(OPTIONS, budgets=budgets))
     with pytest.raises(UserError, match="two sizes at least"):
-        run_comparison(compared[1], replace(OPTIONS, seeds=9, mixtures=("taskpgm", "random"), budgets=(2.0,)))
+        check_options(config, replace(OPTIONS, mixtures=("taskpgm", "random"), budgets=(2.0,)))
+
+
+def test_benchmarks_that_are_none_are_told_before_anything_is_trained(compared, tmp_path):
+    with pytest.raises(UserError, match="has no task 'no_such_task'"):
+        compare_run(SimpleNamespace(config=compared[0]), replace(OPTIONS, harness=("no_such_task",), include=tmp_path))
 
 
 def test_a_weights_file_may_have_any_name(compared, tmp_path):

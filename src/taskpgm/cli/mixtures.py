@@ -53,7 +53,7 @@ def headline(data: Mapping[str, Any]) -> str:
     """What to train on, and how sure it is that it is better than uniform."""
     tasks = sorted(data["tasks"], key=lambda task: -task["weight"])
     used = [task for task in tasks if task["weight"] > 0.0005]
-    size = f"{data['budget']['rows']} rows" if "budget" in data else "the budget"
+    size = f"{(rows := data['budget']['rows'])} row{'s' * (rows != 1)}" if "budget" in data else "the budget"
     if len(used) > 1 and used[0]["weight"] < 1.5 * used[-1]["weight"]:
         least, most = used[-1]["weight"], used[0]["weight"]
         what = f"Spread {size} nearly evenly over {len(used)} tasks, {least:.0%} to {most:.0%} each"

@@ -216,7 +216,7 @@ def read_weights(path: Path, names: tuple[str, ...]) -> dict[str, float]:
             are NaN, infinite or negative, or are all zero.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         data = json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else read_yaml(text, str(path))
     except UserError:
         raise
@@ -225,7 +225,10 @@ def read_weights(path: Path, names: tuple[str, ...]) -> dict[str, float]:
     weights = _weights_of(data, path)
     for name, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise UserError(f"{path} gives task {name!r} the weight {weight!r}, which is not a number.")
+            raise UserError(
+                f"{path} gives task {name!r} the weight {weight!r}, which is no number; write one, such as "
+                "0.4, or 40: they are scaled to sum to one."
+            )
     for name in names:
         if name not in weights:
             raise UserError(f"{path} gives no weight for task {name!r}; add it, with 0 if it is to have no share.")

@@ -41,13 +41,9 @@ def run_comparison(finished: FinishedRun, options: CompareOptions) -> tuple[Comp
     Every run is kept as it is done, so that a stopped comparison goes on where it was.
 
     Raises:
-        UserError: a mixture or a budget that is none, a set without rows to evaluate, or what a run of the pipeline
-            would raise.
+        UserError: a mixture that is none, a set without rows to evaluate, or what a run of the pipeline would raise.
     """
     result = finished.result
-    if options.method == "full":
-        finished.config.model.check_full()
-    check_budgets(options, finished.config.budget.size)
     for sentence in bent_mixtures(finished.config, result, options.mixtures):
         finished.engine.progress.say(sentence)
     trainings, runs = Trainings(finished, options), list(_runs(finished, options))
@@ -66,12 +62,23 @@ def run_comparison(finished: FinishedRun, options: CompareOptions) -> tuple[Comp
     return comparison, facts
 
 
-def check_budgets(options: CompareOptions, size: int) -> None:
-    """Look before anything is trained whether uniform's loss can be drawn against its rows.
+def check_options(config: Config, options: CompareOptions) -> None:
+    """Look before anything is trained, probes too, whether it can be compared.
 
     Raises:
-        UserError: a multiple that leaves no row, or uniform at fewer than two sizes.
+        UserError: a model that cannot be trained in full, benchmarks that are none, or budgets of which uniform's loss
+            cannot be drawn.
     """
+    if options.method == "full":
+        config.model.check_full()
+    if options.harness:
+        from taskpgm.evaluation.harness import find_tasks
+
+        find_tasks(options.harness, options.include)
+    _check_budgets(options, config.budget.size)
+
+
+def _check_budgets(options: CompareOptions, size: int) -> None:
     for times in options.budgets:
         if not (np.isfinite(times) and round(size * times) > 0):
             raise UserError(

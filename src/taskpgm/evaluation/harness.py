@@ -41,15 +41,10 @@ def run_harness(
     Raises:
         UserError: lm-eval is not installed, a task is unknown, or its data cannot be read.
     """
-    try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-    except ImportError as error:
-        raise UserError(
-            f"Benchmarks need {error.name}, which is not installed; pip install 'taskpgm[harness]'."
-        ) from error
+    manager = find_tasks(tasks, include)
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
 
-    manager = _task_manager(tasks, include)
     with under(lm, probe), _quiet(), _padding_kept(lm.tokenizer):
         found = lm_eval.simple_evaluate(
             HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=ROWS_AT_ONCE), tasks=list(tasks),
@@ -60,10 +55,19 @@ def run_harness(
     return {task: _metrics(values) for task, values in found["results"].items()}
 
 
-def _task_manager(tasks: Sequence[str], include: Path | None) -> Any:
-    """Manager that has all the tasks; the harness's own thousands of files are read only if they are asked for."""
-    from lm_eval.tasks import TaskManager
+def find_tasks(tasks: Sequence[str], include: Path | None) -> Any:
+    """Manager that has all the tasks; the harness's own thousands of files are read only if they are asked for.
 
+    Raises:
+        UserError: as `run_harness`, before any model is run.
+    """
+    try:
+        import lm_eval.models.huggingface  # noqa: F401 (as needed later as the tasks are)
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UserError(
+            f"Benchmarks need {error.name}, which is not installed; pip install 'taskpgm[harness]'."
+        ) from error
     if include is not None and not include.exists():
         raise UserError(f"The task file or folder {include} does not exist; check its path.")
     folder = include if include is None or include.is_dir() else include.parent

@@ -154,7 +154,7 @@ def _howto(handover: Handover, to: str, target: Target, written: Written, notes:
         f"{task.plan.row_share:.1%} | {task.plan.token_share:.1%} |"
         for task in handover.tasks
     ]
-    fill = f"Files say {FILL_IN} at what only you know.\n\n" if handover.model == FILL_IN or to != "weights" else ""
+    fill = f"{FILL_IN} in a file stands for what only you know.\n\n" if to != "weights" else ""
     sections = [
         f"# {target.title}: {len(handover.plan)} rows of {len(handover.tasks)} tasks\n",
         f"The trainer will see: {written.sees}\n",

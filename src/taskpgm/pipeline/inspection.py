@@ -17,6 +17,11 @@ from taskpgm.progress import QUIET, Progress
 if TYPE_CHECKING:
     from taskpgm.data.chat import ChatEncoder
 
+DATED = (
+    "the chat template writes the day's date into every row: what is trained and scored on another day differs in it; "
+    "give the model a template without strftime_now to have the same rows always"
+)
+
 
 class Inspection(NamedTuple):
     """What `check` shows and a run begins with."""
@@ -55,6 +60,8 @@ def inspect(config: Config, progress: Progress = QUIET, folder: Path | None = No
             notes += check_new_adapters(lm, config.probes.lora)
     if skeleton is None:
         notes.append(f"{config.model.path} holds only a tokenizer: rows can be counted, but a run needs the model")
+    if "strftime_now" in str(tokenizer.chat_template or ""):
+        notes.append(DATED)
     encoder = ChatEncoder(tokenizer, config.probes.max_length, limits_of(skeleton) if skeleton is not None else None)
     pool = load_tasks(config, encoder.lengths, progress, folder, LengthFile(lambda: encoder.fingerprint), exact)
     return Inspection(pool, encoder, skeleton is not None, notes)

@@ -13,7 +13,7 @@ from typing import Any
 from taskpgm.config import Config, EnergyConfig
 from taskpgm.data.plan import copies
 from taskpgm.data.pool import TaskPool
-from taskpgm.evaluation.compare import run_comparison
+from taskpgm.evaluation.compare import check_options, run_comparison
 from taskpgm.evaluation.predict import Prediction, run_prediction
 from taskpgm.evaluation.result import Result
 from taskpgm.evaluation.settings import CompareOptions
@@ -153,7 +153,12 @@ def explain_run(session: Session) -> Explanation:
 
 
 def compare_run(session: Session, options: CompareOptions) -> tuple[Comparison, dict[str, Any]]:
-    """The run, brought up to date, then its mixture trained and compared with others; see `run_comparison`."""
+    """The run, brought up to date, then its mixture trained and compared with others; see `run_comparison`.
+
+    Raises:
+        UserError: as `run` raises, and what `check_options` finds before it.
+    """
+    check_options(session.config, options)
     return run_comparison(finished_run(session, run_session(session)), options)
 
 

@@ -52,7 +52,8 @@ def _sentences(material: Material, gains: Floats, error: Floats | None, sets: tu
     for j in range(min(len(sets), 5)):
         column = others[:, j]
         best, worst = int(np.nanargmax(column)), int(np.nanargmin(column))
-        lines.append(f"{sets[j]}: helped most by {words(best, j)}, least by {words(worst, j)} nats a token.")
+        least = f", least by {words(worst, j)}" if worst != best else ""
+        lines.append(f"{sets[j]}: helped {'most ' if least else ''}by {words(best, j)}{least} nats a token.")
     if len(sets) > 5:
         lines.append(f"The figure has {joined(sets[5:], 3)} too.")
     return lines
