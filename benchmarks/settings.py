@@ -219,9 +219,12 @@ def main():
     given = parser.parse_args()
     if (given.pool is None) != (given.targets is None):
         parser.error("nlp needs both --pool and --targets")
+    names = [name for name in given.settings.split(",") if name != "nlp" or not given.pool]
+    if unknown := [name for name in names if name not in SETTINGS]:
+        parser.error(f"there is no setting {unknown[0]!r}: {', '.join(SETTINGS)}, and nlp with --pool and --targets")
     if os.environ.get("PYTHONHASHSEED") != "0":
         sys.exit(subprocess.run([sys.executable, *sys.argv], env={**os.environ, "PYTHONHASHSEED": "0"}).returncode)
-    for name in given.settings.split(","):
+    for name in names:
         setting = SETTINGS[name]
         write_setting(given.out / name, setting)
         print(f"{given.out / name}/mix.yaml: {len(setting.tasks)} tasks, {len(setting.targets)} targets", flush=True)

@@ -43,7 +43,8 @@ from taskpgm.lm.trunk import Trunk
 from taskpgm.pipeline.run import solved
 from taskpgm.pipeline.session import open_session
 from taskpgm.pipeline.stages import finished_run
-from taskpgm.probes.probe import adapter_seed, lora_settings
+from taskpgm.probes.adapted import lora_settings
+from taskpgm.probes.probe import adapter_seed
 from taskpgm.probes.training import _initial_weights, learning_rate_factor
 from taskpgm.progress import QUIET
 
