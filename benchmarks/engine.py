@@ -49,7 +49,7 @@ from taskpgm.lm.checkpoint import load_tokenizer, model_folder
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
 from taskpgm.probes.cache import BASE
-from taskpgm.probes.cost import context_tokens, model_shape, run_tokens
+from taskpgm.probes.demand import context_tokens, model_shape, run_tokens
 from taskpgm.probes.divergence import jsd_matrix
 from taskpgm.probes.probe import Probe
 from taskpgm.probes.schedule import encoded_steps, probe_schedule

@@ -1,5 +1,7 @@
 """The documents keep up with the code."""
 
+import ast
+import importlib.util
 import re
 from pathlib import Path
 from statistics import median
@@ -10,6 +12,7 @@ from support.benchmarks import load_benchmark
 import taskpgm
 
 ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted([*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "examples").rglob("*.py")])
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -24,6 +27,15 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     named = re.findall(r"`((?:[\w-]+/)+[\w-]+\.py)\b", text)
     places = (ROOT, ROOT / "src" / "taskpgm")
     assert not [name for name in named if not any((place / name).is_file() for place in places)]
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.name)
+def test_benchmarks_and_examples_import_what_there_is(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "taskpgm":
+            module = importlib.import_module(str(node.module))
+            names = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert not [name for name in names if not importlib.util.find_spec(f"{node.module}.{name}")]
 
 
 def test_links_out_of_the_site_lead_somewhere() -> None:
