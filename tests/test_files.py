@@ -101,6 +101,30 @@ def test_an_export_into_a_run_directory_goes_on_when_the_run_is_opened(tmp_path)
     assert names(tmp_path / "exported") == ["rows"]
 
 
+KILLED_EXPORT = """
+import os, sys
+from pathlib import Path
+from taskpgm.export.write import _replaced
+replace = Path.replace
+Path.replace = lambda self, target: os._exit(9) if self.name == sys.argv[2] else replace(self, target)
+with _replaced(Path(sys.argv[1])) as folder:
+    (folder / "rows").write_text("new")
+"""
+
+
+@pytest.mark.parametrize("before", ["exported", "new"])
+def test_what_a_killed_export_left_goes_with_the_next_one(before, tmp_path):
+    out = tmp_path / "exported"
+    with _replaced(out) as scratch:
+        (scratch / "rows").write_text("old")
+    assert subprocess.run([sys.executable, "-c", KILLED_EXPORT, str(out), before]).returncode == 9
+    assert len([name for name in names(tmp_path) if name.startswith(".taskpgm-")]) == 1
+    with _replaced(out) as first, _replaced(out) as other:  # one at work is left alone
+        (first / "rows").write_text("first")
+        (other / "rows").write_text("other")
+    assert (names(tmp_path), names(out), (out / "rows").read_text()) == (["exported"], ["rows"], "first")
+
+
 def test_an_export_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
     with _replaced(tmp_path / "exported") as scratch:
         (scratch / "rows").write_text("old")

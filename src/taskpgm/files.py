@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import filelock
+
 from taskpgm.errors import UserError, first_line
 
 Made = TypeVar("Made")
@@ -58,9 +60,13 @@ def atomic_folder(target: Path, parts: Parts) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def replace_folder(new: Path, target: Path) -> None:
-    """Have a folder take the place of another, which stays if that fails; see `end_scratch` for a kill in between."""
-    old = target.with_name(SCRATCH + secrets.token_hex(4))
+def replace_folder(new: Path, target: Path, old: Path | None = None) -> None:
+    """Have a folder take the place of another, which stays if that fails; see `end_scratch` for a kill in between.
+
+    Args:
+        old: what the other one is called meanwhile; a name beside `target` if left out.
+    """
+    old = old or target.with_name(SCRATCH + secrets.token_hex(4))
     try:
         if target.exists():
             target.replace(old)
@@ -81,6 +87,15 @@ def end_scratch(scratch: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
     else:
         scratch.unlink(missing_ok=True)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether another process works on the folder of the lock."""
+    try:
+        with filelock.FileLock(lock, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
 
 
 def loaded(load: Callable[..., Made], path: Path, *more: Any, by: str = "run") -> Made:

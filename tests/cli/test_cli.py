@@ -573,7 +573,7 @@ def test_an_interrupt_says_that_finished_work_is_kept(call, tmp_path, monkeypatc
     monkeypatch.setattr(cli, "load_config", interrupt)
     code, _, err = call("check", tmp_path / "mix.yaml")
     assert code == 130
-    assert "Stopped: Nothing was written yet." in err
+    assert "Stopped: Finished work is kept; the same command goes on from there." in err
 
 
 def test_an_interrupt_says_what_was_kept(call, tmp_path, model_folders, monkeypatch):

@@ -72,6 +72,8 @@ def test_training_is_that_of_a_plain_loop(architecture, last_layers, device, mod
 
     (tmp_path / "a").mkdir()
     found[task].save(tmp_path / "a")
+    modules = json.loads((tmp_path / "a" / "adapter_config.json").read_text())["target_modules"]
+    assert modules == sorted(modules)  # the same bytes in every process
     ids = torch.arange(20)[None]
     reloaded = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path / "a"

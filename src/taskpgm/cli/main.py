@@ -39,6 +39,7 @@ from taskpgm.files import loaded, read_json
 from taskpgm.system import wait_passively
 
 UNLIMITED = "This {} keeps no limit on tasks' losses: the usual one (energy.max_task_loss) is left out."
+KEPT = "Finished work is kept; the same command goes on from there."
 UNBROKEN = 100_000  # columns of what is no terminal: a line of a file is never broken
 
 app = typer.Typer(
@@ -72,7 +73,7 @@ def main() -> None:
     except SystemExit as error:
         if error.code != 130:  # what typer makes of Ctrl-C
             raise
-        _fail("Stopped", "Nothing was written yet.", 130)
+        _fail("Stopped", KEPT, 130)
     except ModuleNotFoundError as error:
         _fail("Error", f"This needs {error.name}, which is not installed: pip install 'taskpgm[lm]'.", 1)
     except (OSError, MemoryError) as error:
@@ -83,9 +84,8 @@ def _remedy(error: Exception) -> str:
     """What a user can do about a failing machine."""
     if isinstance(error, PermissionError) or "Read-only file system" in str(error):
         return "Name another place, or make this one writable."
-    kept = "Finished work is kept; the same command goes on from there."
     full = "No space left" in str(error)  # not always with an errno: safetensors has its own error
-    return f"Free some space on that disk. {kept}" if full else kept
+    return f"Free some space on that disk. {KEPT}" if full else KEPT
 
 
 def _version(asked: bool) -> None:

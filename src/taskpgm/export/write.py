@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import filelock
+
 from taskpgm.errors import UserError
 from taskpgm.export.carry import NEEDED, Learned, Part, parts_of
 from taskpgm.export.handover import FILL_IN, Handover, Written
 from taskpgm.export.targets import TARGETS, Target
-from taskpgm.files import replace_folder
+from taskpgm.files import digest, is_held, replace_folder
 
+SCRATCH = ".taskpgm-export-"  # what a folder is in until it is whole
 MARK = "HOWTO.md"  # what tells an earlier export from a folder of someone's own
 INSTALL = {"streaming": "mosaicml-streaming"}  # package -> what pip calls it, where the two differ
 LEARNED: dict[Learned, str] = {
@@ -92,15 +95,25 @@ def _check_place(out: Path, force: bool) -> None:
 
 @contextmanager
 def _replaced(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out`, which takes its place when the block ends well, and vanishes otherwise."""
+    """An empty folder beside `out`, which takes its place when the block ends well, and vanishes otherwise.
+
+    What exports to `out` that were killed have left goes too.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".taskpgm-export-", dir=out.parent))
-    scratch.chmod(0o755)
+    own = f"-{digest(out.name)}"
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=own, dir=out.parent))
+    new, lock = scratch / "new", filelock.FileLock(scratch / ".lock")
     try:
-        yield scratch
-        replace_folder(scratch, out)
+        with lock:
+            new.mkdir()
+            new.chmod(0o755)
+            yield new
+            replace_folder(new, out, scratch / "old")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    for left in out.parent.glob(f"{SCRATCH}*{own}"):
+        if not is_held(left / ".lock"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _carried(handover: Handover, to: str, target: Target, lossy: bool) -> tuple[Handover, list[str]]:

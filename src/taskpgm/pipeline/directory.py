@@ -14,7 +14,7 @@ import filelock
 
 from taskpgm.config import Config
 from taskpgm.errors import UserError
-from taskpgm.files import KEY_FILE, SCRATCH, Parts, atomic_file, end_scratch, loaded, read_json
+from taskpgm.files import KEY_FILE, SCRATCH, Parts, atomic_file, end_scratch, is_held, loaded, read_json
 
 
 class RunDirectory:
@@ -33,7 +33,7 @@ class RunDirectory:
             ) from None
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(f"{self.path} is a file; --out takes a folder.") from error
-        in_use = [lock.parent for lock in self.path.glob("*/**/.lock") if _is_held(lock)]
+        in_use = [lock.parent for lock in self.path.glob("*/**/.lock") if is_held(lock)]  # `taskpgm train`, say
         for scratch in self.path.glob(f"**/{SCRATCH}*"):  # left by a process that was killed
             if not any(scratch.is_relative_to(folder) for folder in in_use):
                 end_scratch(scratch)
@@ -77,15 +77,6 @@ class RunDirectory:
         """Replace the manifest."""
         with atomic_file(self.path / "manifest.json") as path:
             path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether another process works on the folder of the lock, `taskpgm train` in the run's own, say."""
-    try:
-        with filelock.FileLock(lock, timeout=0):
-            return False
-    except filelock.Timeout:
-        return True
 
 
 def kept_work(path: Path, config: Config) -> str:

@@ -66,7 +66,11 @@ class Probe(Brief):
             save_file(self.weights, folder / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk comes as one of these
             raise OSError(f"{folder / WEIGHTS}: {error}") from error
-        self.settings.save_pretrained(str(folder))
+        settings = copy.copy(self.settings)
+        for name, value in vars(self.settings).items():
+            if isinstance(value, set):  # PEFT would write it in another order in every process
+                setattr(settings, name, sorted(value))
+        settings.save_pretrained(str(folder))
         record = {
             "task": self.task,
             "seed": self.seed,
