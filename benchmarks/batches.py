@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from taskpgm.config import parse_config
+from taskpgm.config_file import parse_config
 from taskpgm.data.chat import Encoded
 from taskpgm.lm.loading import load_model
 from taskpgm.probes import training

@@ -24,7 +24,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from stacked import StackedTrainings
 
-from taskpgm.config import load_config
+from taskpgm.config_file import load_config
 from taskpgm.data.plan import supply_bounds
 from taskpgm.evaluation.baselines import within_supply
 from taskpgm.evaluation.compare import Trainings, training_run

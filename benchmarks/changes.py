@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from taskpgm.cli.demo import generate, write_demo
-from taskpgm.config import load_config
+from taskpgm.config_file import load_config
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture

@@ -18,7 +18,8 @@ from outcome import Outcome, parts, seed_noise, signed, table
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern
 
-from taskpgm.config import EnergyConfig, load_config
+from taskpgm.config import EnergyConfig
+from taskpgm.config_file import load_config
 from taskpgm.evaluation.refine import USUAL_NOISE, WORTH, run_features
 from taskpgm.mixture import refinement
 from taskpgm.mixture.energies import PRIOR, build_energy

@@ -41,7 +41,8 @@ import yaml
 from rich.console import Console
 
 from taskpgm.cli.demo import write_demo
-from taskpgm.config import Config, load_config, parse_config
+from taskpgm.config import Config
+from taskpgm.config_file import load_config, parse_config
 from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
 from taskpgm.data.pool import load_tasks
 from taskpgm.lm.batching import padded

@@ -30,7 +30,8 @@ from ceiling import Search, confirmed, draws, search_mixtures, uniform
 from peers import probes, regressions
 from stacked import StackedTrainings
 
-from taskpgm.config import AffinityConfig, EnergyConfig, load_config
+from taskpgm.config import AffinityConfig, EnergyConfig
+from taskpgm.config_file import load_config
 from taskpgm.data.plan import plan_rows, supply_bounds
 from taskpgm.evaluation import refine
 from taskpgm.evaluation.baselines import within_supply

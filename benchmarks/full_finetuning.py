@@ -15,7 +15,7 @@ import numpy as np
 from evidence import SETTINGS
 from outcome import cell, table
 
-from taskpgm.config import load_config
+from taskpgm.config_file import load_config
 from taskpgm.evaluation.compare import Trainings, mixture_weights, training_run
 from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.pipeline.run import solved

@@ -13,7 +13,8 @@ import random
 import numpy as np
 
 from taskpgm.cli.demo import generate
-from taskpgm.config import ModelConfig, parse_config
+from taskpgm.config import ModelConfig
+from taskpgm.config_file import parse_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.messages import conversation
 from taskpgm.data.pool import Row

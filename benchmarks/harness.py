@@ -20,7 +20,7 @@ from full_finetuning import NAMES
 from outcome import cell
 from settings import TARGET_ROWS, sampled, write
 
-from taskpgm.config import load_config
+from taskpgm.config_file import load_config
 from taskpgm.evaluation.compare import Trainings, mixture_weights, training_run
 from taskpgm.evaluation.harness import run_harness
 from taskpgm.evaluation.settings import CompareOptions

@@ -19,7 +19,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from taskpgm.cli.demo import write_demo
-from taskpgm.config import load_config, parse_config
+from taskpgm.config_file import load_config, parse_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.pool import load_tasks
 from taskpgm.lm.engine import Engine

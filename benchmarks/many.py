@@ -192,7 +192,7 @@ def run(folder: Path) -> None:
 
 def check(folder: Path) -> None:
     """What was planted against what the run found."""
-    from taskpgm.config import load_config
+    from taskpgm.config_file import load_config
     from taskpgm.mixture.affinity import measure_affinity
     from taskpgm.mixture.energies import build_energy
     from taskpgm.mixture.solve import solve_mixture

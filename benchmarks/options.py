@@ -23,7 +23,7 @@ from outcome import cell
 from scipy.special import logsumexp
 from settings import LONG, NLP_ROWS, sampled, write
 
-from taskpgm.config import load_config
+from taskpgm.config_file import load_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.drawing import first
 from taskpgm.evaluation.compare import Trainings, mixture_weights, training_run

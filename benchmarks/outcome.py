@@ -19,7 +19,7 @@ from evidence import BUDGET_SEEDS, FRESH, PEER_SEEDS, PRIOR, SEEDS, SETTINGS, TI
 from scipy import optimize, stats
 from scipy.special import rel_entr
 
-from taskpgm.config import load_config
+from taskpgm.config_file import load_config
 from taskpgm.data.plan import budget_of, supply_bounds
 from taskpgm.evaluation.baselines import within_supply
 from taskpgm.evaluation.compare import _seeded

@@ -17,7 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from taskpgm.config import Config, load_config
+from taskpgm.config import Config
+from taskpgm.config_file import load_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.pool import load_tasks
 from taskpgm.lm.engine import Engine

@@ -19,7 +19,7 @@ import numpy as np
 from settings import Setting, write_setting
 
 from taskpgm.cli import demo
-from taskpgm.config import load_config
+from taskpgm.config_file import load_config
 from taskpgm.data.plan import plan_rows
 from taskpgm.evaluation.compare import TrainingRun, Trainings, _seeded
 from taskpgm.evaluation.settings import CompareOptions

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from taskpgm.config import load_config
+from taskpgm.config_file import load_config
 from taskpgm.evaluation.refine import USUAL_NOISE, run_features, run_kappa
 from taskpgm.mixture.refinement import likely_noise, usual_prior
 from taskpgm.mixture.surrogate import fit_surrogate

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskpgm import UserError, load_config
-from taskpgm.config import BALANCE, MAX_TASK_LOSS, OPTIONS_PRIOR, EnergyConfig, bad_in_name, parse_config
+from taskpgm.config import BALANCE, MAX_TASK_LOSS, OPTIONS_PRIOR, EnergyConfig
+from taskpgm.config_file import parse_config
 from taskpgm.evaluation.baselines import read_weights
+from taskpgm.names import bad_in_name
 from taskpgm.yamls import read_yaml
 
 BUDGET = "budget: {examples: 9}\n"

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import pytest
 from support.benchmarks import FOLDER, load_benchmark
 
-from taskpgm.config import load_config
+from taskpgm.config_file import load_config
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from typing import Any
 __version__ = "0.2.0"
 
 _HOME = {
-    "Config": "config", "load_config": "config", "parse_config": "config", "UserError": "errors",
+    "Config": "config", "load_config": "config_file", "parse_config": "config_file", "UserError": "errors",
     "run": "pipeline.run", "load_run": "pipeline.finished", "plot": "report", "Result": "evaluation.result",
     "TaskPool": "data.pool", "load_tasks": "data.pool", "RowPlan": "data.plan", "plan_rows": "data.plan",
     "load_model": "lm.loading", "train_probes": "probes.training", "score_contexts": "probes.scoring",

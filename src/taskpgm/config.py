@@ -1,90 +1,43 @@
 """Settings: one strict, documented YAML file is the whole experiment.
 
-Every field is described where it is declared; `taskpgm init` prints these descriptions. The module is long because it
-lists all settings; what reads them is a third of it.
+Every field is described where it is declared; `taskpgm init` prints these descriptions. `config_file` reads the file.
 """
 
-import difflib
-import glob
-import json
-import os
-import unicodedata
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from taskpgm.errors import UserError
-from taskpgm.yamls import read_yaml
+from taskpgm.errors import UserError, did_you_mean
+from taskpgm.names import check_apart, good_name
+
+
+def _fraction(value: object) -> object:
+    """5% as 0.05; a number as it is."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return float(value.strip()[:-1]) / 100
+    return value
+
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Percent = Annotated[
-    float, pydantic.BeforeValidator(lambda value: _fraction(value)), Field(gt=0, le=1, allow_inf_nan=False)
-]
+Percent = Annotated[float, pydantic.BeforeValidator(_fraction), Field(gt=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 GRADING_COLUMNS = ("choices", "reasoning_gym")  # columns that say how an answer is graded; only evaluation reads them
 EXTRAS = ("system", "history", "tools", "reasoning_content")  # what a row may have beside its question and answer
 # What a column may be.
 FIELDS = ("messages", "prompt", "completion", "instruction", "input", "output", *EXTRAS, *GRADING_COLUMNS)
-ALIASES = {  # other names under which a column is found
-    "messages": ("conversations", "conversation", "dialogue", "dialog", "contents"),
-    "system": ("system_prompt", "system_message", "system_instruction", "systemInstruction"),
-    "tools": ("functions",),
-}
-# Columns that would change what is trained on and are not read: an error if they say something.
-REFUSED = (
-    "weight", "weights", "sample_weight", "loss_weight", "loss_mask", "chat_template_kwargs", "thinking", "reasoning",
-    "thoughts", "tool_calls", "function_call", "available_tools", "label", "kto_tag",
-)  # fmt: skip
-MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # the same; their values are not looked at
-NAME_BYTES = 200  # of a name: file systems take 255 for a file, and ours have something before and behind it
-
-
-def bad_in_name(text: str) -> str:
-    """The first part of a text for which it cannot be a name; empty if it can.
-
-    Names become folder names (adapters/<task>/): anything that a file system takes, and that can be seen.
-    """
-    unseen = (c for c in text if c in "/\\" or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp"))
-    edges = (c for c in (text[:1], text[-1:]) if c.isspace())
-    begins = text[:1] if text[:1] in (".", "~") else ""
-    return next(unseen, "") or next(edges, "") or begins
-
-
-def _good_name(text: str) -> str:
-    if text and not bad_in_name(text) and len(text.encode()) <= NAME_BYTES:
-        return text
-    found = bad_in_name(text)
-    why = f"because of {found!r}" if found else f"it has {len(text.encode())} bytes" if text else "it is empty"
-    raise ValueError(
-        f"{text!r} cannot be a name ({why}); a name may have letters of any script, digits, spaces and signs, but no "
-        f"/, \\ or control character, no space at its ends and no . or ~ in front, and 1 to {NAME_BYTES} bytes"
-    )
-
-
-Name = Annotated[str, AfterValidator(_good_name)]
+Name = Annotated[str, AfterValidator(good_name)]
 
 
 def _known_columns(columns: dict[str, str] | None) -> dict[str, str] | None:
     for key, column in (columns or {}).items():
         if column and key not in FIELDS:
-            raise ValueError(f"{key!r} is not one of {', '.join(FIELDS)}{_did_you_mean(key, FIELDS)}")
+            raise ValueError(f"{key!r} is not one of {', '.join(FIELDS)}{did_you_mean(key, FIELDS)}")
     return columns
 
 
 Columns = Annotated[dict[str, str] | None, AfterValidator(_known_columns)]
-
-
-PLAIN = {  # what pydantic says of Python's types, for those who write YAML
-    "model_type": "takes settings by name, {setting: value}",
-    "dict_type": "takes names and values, {name: value}",
-    "tuple_type": "takes a list, a line that begins with - for each",
-    "too_short": "needs one at least",
-    "int_parsing": "Input should be a valid integer",
-}
 
 
 class Section(BaseModel):
@@ -532,7 +485,7 @@ class Config(Section):
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [source.name for source in (*self.tasks, *self.targets)]
-        _check_apart(names)
+        check_apart(names)
         for task in self.tasks:
             if task.min_share > task.max_share:
                 raise ValueError(f"task {task.name!r}: min_share {task.min_share} exceeds max_share {task.max_share}")
@@ -541,7 +494,7 @@ class Config(Section):
         for where, members in {**listed, "energy.utility": tuple(self.energy.utility)}.items():
             for name in members:
                 if name not in known:
-                    raise ValueError(f"{where} names {name!r}, which is not a task{_did_you_mean(name, known)}")
+                    raise ValueError(f"{where} names {name!r}, which is not a task{did_you_mean(name, known)}")
         other = "tokens" if self.budget.unit == "examples" else "examples"
         if getattr(self.probes, other) is not None:
             raise ValueError(
@@ -622,169 +575,3 @@ class Config(Section):
     def step_size(self) -> int:
         """Examples or response tokens of an optimiser step, in the unit of the budget."""
         return self.probes.batch or (16 if self.budget.unit == "examples" else 1024)
-
-
-def _fraction(value: object) -> object:
-    """5% as 0.05; a number as it is."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        return float(value.strip()[:-1]) / 100
-    return value
-
-
-def name_key(name: str) -> str:
-    """What names that some file systems take for the same one have in common."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def _check_apart(names: Sequence[str]) -> None:
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(name_key(name), name)
-        if other != name:
-            raise ValueError(f"names {other!r} and {name!r} are one and the same to some file systems; rename one")
-        if names.count(name) > 1:
-            raise ValueError(f"name {name!r} is given twice; every task and target needs a name of its own")
-
-
-def load_config(path: str | Path) -> Config:
-    """Config read from a YAML file; paths in it are relative to the file's folder.
-
-    Raises:
-        UserError: the file is missing, is not YAML, or has a wrong or unknown setting.
-    """
-    path = Path(path)
-    data = read_yaml(_text_of(path), str(path))
-    if data is None:
-        raise UserError(f"{path} holds no settings; `taskpgm init FILES > {path}` writes some to start from.")
-    if not isinstance(data, dict):
-        raise UserError(f"{path} holds no settings by name (tasks: …, budget: …), as `taskpgm init FILES` prints them.")
-    return resolve_paths(parse_config(data, str(path)), path.parent)
-
-
-def _text_of(path: Path) -> str:
-    """Text of a configuration: UTF-8, or UTF-16 if its first bytes say so."""
-    try:
-        data = path.read_bytes()
-        return data.decode(json.detect_encoding(data[:4]))
-    except OSError as error:
-        there = "name the experiment's YAML file" if path.exists() else f"`taskpgm init FILES > {path}` writes one"
-        raise UserError(f"Cannot read the configuration {path}: {error.strerror}; {there}.") from error
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: line {line} is not {error.encoding.upper()} text; save the file as UTF-8.") from error
-
-
-def parse_config(data: dict[str, Any], where: str = "configuration") -> Config:
-    """Config from plain data, with the first mistake as a UserError in one sentence."""
-    try:
-        return Config.model_validate(_without_empty(data))
-    except pydantic.ValidationError as error:
-        said = f"{where}: {_first_mistake(error)}"
-        raise UserError(said if said.endswith("?") else f"{said}.") from error
-    except RecursionError as error:
-        raise UserError(f"{where} holds itself by an alias; write out what is meant.") from error
-
-
-def resolve_paths(config: Config, folder: Path) -> Config:
-    """The same config with existing local paths, and patterns of such, made absolute from `folder`."""
-
-    def local(path: str | None) -> str | None:
-        expanded = local_path(path) if path else None
-        return str((folder / expanded).resolve()) if expanded and (folder / expanded).exists() else path
-
-    def data(path: str) -> str:
-        expanded, here = local_path(path), Path.cwd() / folder
-        if (here / expanded).exists():  # not resolved: a link may be all that has an ending to its name
-            return os.path.normpath(here / expanded)
-        if not is_pattern(path):
-            return path
-        return str(Path(glob.escape(os.path.normpath(here))) / literal_folders(expanded, here))
-
-    settings = config.model_dump()
-    settings["model"]["path"] = local(settings["model"]["path"])
-    for source in (*settings["tasks"], *settings["targets"]):
-        for key, absolute in (("path", data), ("validation", data), ("adapter", local)):
-            if source.get(key):
-                source[key] = absolute(source[key])
-    return Config.model_validate(settings)
-
-
-def local_path(path: str) -> Path:
-    """The path, with a home folder for the ~ that it begins with; ~.jsonl is a file if nobody has that home.
-
-    Raises:
-        UserError: no file can be called that.
-    """
-    if any(len(part.encode(errors="replace")) > 255 for part in path.split("/")) or "\0" in path:
-        raise UserError(f"The path {path[:60]!r}… has a name of more than 255 bytes, or a null byte; check it.")
-    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib's raises for ~.jsonl)
-
-
-def literal_folders(pattern: Path, here: Path) -> Path:
-    """The pattern, seen from `here`, with the signs of leading folders that are there under just that name escaped."""
-    parts = pattern.parts
-    known = next((i for i in range(1, len(parts)) if not here.joinpath(*parts[:i]).is_dir()), len(parts)) - 1
-    return Path(*map(glob.escape, parts[:known]), *parts[known:])
-
-
-def is_pattern(path: str) -> bool:
-    """Whether a path stands for whatever matches it."""
-    return any(sign in path for sign in "*?[")
-
-
-def _without_empty(data: Any) -> Any:
-    """The data without settings that have no value: a section whose lines are all commented out stands at its defaults.
-
-    Keys that are no settings stay, to be refused: `examples: 10,000` within braces has the key 000.
-    """
-    if isinstance(data, list):
-        return [_without_empty(value) for value in data]
-    if not isinstance(data, dict):
-        return data
-    return {k: _without_empty(v) for k, v in data.items() if v is not None or k not in _settings(Config)}
-
-
-def _settings(section: type[Section]) -> set[str]:
-    """Names of all settings in a section and in those within it."""
-    inner = [one for field in section.model_fields.values() for one in _sections(field.annotation)]
-    return {*section.model_fields}.union(*map(_settings, inner))
-
-
-def _first_mistake(error: pydantic.ValidationError) -> str:
-    """The first validation error in words; an unknown key names the nearest known one, which may be what is missing."""
-    errors = error.errors()
-    unknown = [one for one in errors if one["type"] == "extra_forbidden"]
-    first = unknown[0] if unknown and errors[0]["type"] == "missing" else errors[0]
-    place = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        key = str(first["loc"][-1])
-        known = _keys_at(first["loc"][:-1])
-        return f"unknown key {place!r}{_did_you_mean(key, known) or '; known here: ' + ', '.join(known)}"
-    message = PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
-    if first["type"] == "missing":
-        return f"{place!r} is required; add it"
-    given = first["input"]
-    quoted = "; put it in quotes" if first["type"] == "string_type" and isinstance(given, int | float) else ""
-    said = "cannot be a name" in message or isinstance(given, dict | BaseModel)
-    shown = "" if said else f" (got {json.dumps(given, default=str)[:80]}{quoted})"
-    return f"{place}: {message}{shown}" if place else message
-
-
-def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
-    section: Any = Config
-    for part in loc:
-        if isinstance(part, str) and part in section.model_fields:
-            section = next(_sections(section.model_fields[part].annotation))
-    return list(section.model_fields)
-
-
-def _sections(annotation: Any) -> Iterator[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    for part in getattr(annotation, "__args__", ()):
-        yield from _sections(part)
-
-
-def _did_you_mean(key: str, known: Any) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from support.files import GOOD, bad, configure, lengths_of, load, one_sentence, pair, pairs, read, write
 
-from taskpgm.config import FIELDS, REFUSED
+from taskpgm.config import FIELDS
+from taskpgm.data.column_names import REFUSED
 from taskpgm.data.conversations import Reading, read_source
 from taskpgm.data.messages import Conversation, Message, conversation
 from taskpgm.data.pool import TaskPool, load_tasks, row_key

@@ -235,7 +235,7 @@ def test_loading_plain_files_needs_neither_datasets_nor_torch(tmp_path: Path) ->
     data = {"tasks": [{"name": "a", "path": path}], "budget": {"examples": 1}, "contexts": {"per_set": 2}}
     code = (
         "import sys, taskpgm.export.train_file\n"
-        "from taskpgm.config import parse_config\n"
+        "from taskpgm.config_file import parse_config\n"
         "from taskpgm.data.pool import Length, load_tasks\n"
         f"load_tasks(parse_config({data!r}), lambda rows: [Length(2, 1, False) for _ in rows])\n"
         "assert not {'torch', 'datasets', 'pyarrow'} & set(sys.modules)\n"

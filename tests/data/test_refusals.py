@@ -9,7 +9,7 @@ from support.models import CHATML, make_tokenizer
 
 from taskpgm.cli import main as cli
 from taskpgm.cli.tables import pool_view, rows_view
-from taskpgm.config import parse_config
+from taskpgm.config_file import parse_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.errors import UserError

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from taskpgm.config import TargetConfig, TaskConfig, load_config
+from taskpgm.config import TargetConfig, TaskConfig
+from taskpgm.config_file import load_config
 from taskpgm.data.conversations import read_source, title_of
 from taskpgm.data.facts import Facts
 from taskpgm.data.messages import Conversation, Message, conversation

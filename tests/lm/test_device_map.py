@@ -23,7 +23,8 @@ from support.probing import all_blocks, config_for, setup
 from transformers import AutoModelForCausalLM
 
 import taskpgm
-from taskpgm.config import ModelConfig, parse_config
+from taskpgm.config import ModelConfig
+from taskpgm.config_file import parse_config
 from taskpgm.errors import UserError
 from taskpgm.evaluation.full_finetuning import train_full
 from taskpgm.evaluation.trl import train_full_with_trl

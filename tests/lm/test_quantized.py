@@ -14,7 +14,8 @@ from support.probing import config_for
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from taskpgm.config import ModelConfig, parse_config
+from taskpgm.config import ModelConfig
+from taskpgm.config_file import parse_config
 from taskpgm.errors import UserError
 from taskpgm.evaluation.full_finetuning import train_full
 from taskpgm.lm.checkpoint import model_fingerprint, quantization_of, read_skeleton

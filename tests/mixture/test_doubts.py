@@ -9,7 +9,8 @@ from support.finished import finished_run
 from support.numerics import names, random_truth, synthetic_scores
 
 from taskpgm import load_run
-from taskpgm.config import EnergyConfig, parse_config
+from taskpgm.config import EnergyConfig
+from taskpgm.config_file import parse_config
 from taskpgm.mixture.doubts import FEW_CONTEXTS, falling, few_contexts, half_width, more_contexts, unfinished_probes
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy import optimize
 from support.numerics import synthetic_scores
 
-from taskpgm.config import MAX_TASK_LOSS, AffinityConfig, EnergyConfig, parse_config
+from taskpgm.config import MAX_TASK_LOSS, AffinityConfig, EnergyConfig
+from taskpgm.config_file import parse_config
 from taskpgm.errors import UserError
 from taskpgm.mixture.affinity import mean_logp, measure_affinity
 from taskpgm.mixture.balance import balanced, trace_balance

@@ -20,7 +20,7 @@ from support.runs import TASKS, experiment, write_rows
 from transformers import AutoModelForCausalLM
 
 from taskpgm import Affinity, Scores, UserError, load_config, load_run, run
-from taskpgm.config import parse_config
+from taskpgm.config_file import parse_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.messages import conversation
 from taskpgm.data.pool import load_tasks

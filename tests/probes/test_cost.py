@@ -16,7 +16,7 @@ from support.runs import experiment
 from torch.utils.flop_counter import FlopCounterMode
 
 from taskpgm import load_config, run
-from taskpgm.config import parse_config
+from taskpgm.config_file import parse_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.pool import load_tasks
 from taskpgm.errors import UserError

@@ -17,7 +17,8 @@ from support.models import ARCHITECTURES, OTHERS, devices, run_short_of_memory
 from support.probing import config_for, loaded
 from transformers import AutoModelForCausalLM
 
-from taskpgm.config import ModelConfig, parse_config
+from taskpgm.config import ModelConfig
+from taskpgm.config_file import parse_config
 from taskpgm.data.chat import Encoded
 from taskpgm.errors import UserError
 from taskpgm.lm.checkpoint import read_skeleton

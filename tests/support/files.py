@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from taskpgm.config import Config, parse_config
+from taskpgm.config import Config
+from taskpgm.config_file import parse_config
 from taskpgm.data.conversations import read_source
 from taskpgm.data.messages import Conversation, conversation
 from taskpgm.data.pool import Length, TaskPool, load_tasks

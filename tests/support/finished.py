@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from support.numerics import synthetic_scores
-from taskpgm.config import parse_config
+from taskpgm.config_file import parse_config
 from taskpgm.data.messages import conversation
 from taskpgm.data.pool import Counts, Row, TaskPool, TaskSet, row_key
 from taskpgm.evaluation.statistics import Measurement, compare_measurements

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from taskpgm.config import Config, parse_config
+from taskpgm.config import Config
+from taskpgm.config_file import parse_config
 from taskpgm.data.messages import Conversation, conversation
 from taskpgm.data.pool import Counts, Row, TaskPool, TaskSet, row_key
 

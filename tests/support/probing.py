@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from taskpgm.config import ModelConfig, parse_config
+from taskpgm.config import ModelConfig
+from taskpgm.config_file import parse_config
 from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.messages import conversation
 from taskpgm.data.pool import Row

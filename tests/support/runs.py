@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from taskpgm.config import Config, load_config
+from taskpgm.config import Config
+from taskpgm.config_file import load_config
 
 TASKS = ("sums", "sky", "words")
 

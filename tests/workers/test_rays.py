@@ -14,7 +14,8 @@ from support.runs import experiment
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("torch")
-from taskpgm.config import WorkersConfig, load_config, parse_config  # noqa: E402
+from taskpgm.config import WorkersConfig  # noqa: E402
+from taskpgm.config_file import load_config, parse_config  # noqa: E402
 from taskpgm.errors import UserError  # noqa: E402
 from taskpgm.evaluation.settings import CompareOptions  # noqa: E402
 from taskpgm.pipeline.run import compare_mixtures, run  # noqa: E402

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from taskpgm.config import Config, load_config
+from taskpgm.config import Config
+from taskpgm.config_file import load_config
 from taskpgm.errors import UserError
 from taskpgm.files import atomic_file
 

@@ -33,7 +33,8 @@ from taskpgm.cli.options import (
     bundled,
     numbers,
 )
-from taskpgm.config import Config, load_config
+from taskpgm.config import Config
+from taskpgm.config_file import load_config
 from taskpgm.errors import UserError
 from taskpgm.files import loaded, read_json
 from taskpgm.system import wait_passively

@@ -11,22 +11,13 @@ from typing import Any
 import yaml
 from pydantic.fields import FieldInfo
 
-from taskpgm.config import (
-    NAME_BYTES,
-    Config,
-    ContextConfig,
-    Section,
-    Source,
-    TargetConfig,
-    TaskConfig,
-    bad_in_name,
-    name_key,
-)
+from taskpgm.config import Config, ContextConfig, Section, Source, TargetConfig, TaskConfig
 from taskpgm.data.columns import hint
 from taskpgm.data.conversations import count_rows, title_of
 from taskpgm.data.sources import read_columns
 from taskpgm.data.splits import bare
 from taskpgm.errors import UserError
+from taskpgm.names import NAME_BYTES, bad_in_name, name_key
 from taskpgm.progress import QUIET, Progress
 
 WIDTH = 100  # of a line: a comment and its value fit on most screens

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from taskpgm.config import MEDIA, Source
+from taskpgm.config import Source
+from taskpgm.data.column_names import MEDIA
 from taskpgm.data.parts import Part, Parts, Record, SourceFile, check_unique, known_columns, plain_name, reason_of
 from taskpgm.data.splits import Asked, kind_of, named, pick_split
 from taskpgm.errors import UserError

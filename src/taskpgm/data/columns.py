@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
-from taskpgm.config import ALIASES, EXTRAS, FIELDS, GRADING_COLUMNS, MEDIA, REFUSED
+from taskpgm.config import EXTRAS, FIELDS, GRADING_COLUMNS
+from taskpgm.data.column_names import ALIASES, MEDIA, REFUSED
 from taskpgm.data.facts import Facts
 from taskpgm.data.parts import plain_name
 from taskpgm.errors import UserError

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from taskpgm.config import ALIASES, EXTRAS, MEDIA, REFUSED
+from taskpgm.config import EXTRAS
+from taskpgm.data.column_names import ALIASES, MEDIA, REFUSED
 from taskpgm.data.parts import Part, plain_name
 from taskpgm.data.turns import are_turns
 from taskpgm.data.values import is_empty, is_null

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from taskpgm.config import ALIASES, FIELDS, REFUSED, Source
+from taskpgm.config import FIELDS, Source
+from taskpgm.data.column_names import ALIASES, REFUSED
 from taskpgm.errors import UserError
 
 PART = 16 << 20  # bytes of a large file that are read as one part: a guess, some seconds of work

@@ -8,12 +8,13 @@ and hub ids go through `datasets`, Parquet and Arrow through pyarrow; class labe
 import re
 from typing import NamedTuple
 
-from taskpgm.config import Source, local_path
+from taskpgm.config import Source
 from taskpgm.data.columnar import open_arrow, open_hub, open_saved
 from taskpgm.data.parts import Part, Parts, SourceFile, known_columns, reason_of
 from taskpgm.data.splits import PACKED, READABLE, Asked, Kind, asked_of, files_of, is_saved, kind_of, named
 from taskpgm.data.texts import open_text
 from taskpgm.errors import UserError
+from taskpgm.paths import local_path
 
 POINTER = b"version https://git-lfs"
 BINARY = {  # what files of text never begin with

@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from taskpgm.config import Source, is_pattern, literal_folders, local_path
+from taskpgm.config import Source
 from taskpgm.errors import UserError
 from taskpgm.files import files_below, is_lost
+from taskpgm.paths import is_pattern, literal_folders, local_path
 
 Kind = Literal["json", "csv", "parquet", "arrow"]
 

@@ -1,6 +1,5 @@
 """`export_plan`: a row plan, written for a trainer; whole or not at all."""
 
-import difflib
 import shutil
 import tempfile
 from collections import Counter
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import filelock
 
-from taskpgm.errors import UserError
+from taskpgm.errors import UserError, did_you_mean
 from taskpgm.export.carry import NEEDED, Learned, Part, parts_of
 from taskpgm.export.handover import FILL_IN, Handover, Written
 from taskpgm.export.targets import TARGETS, Target
@@ -47,9 +46,10 @@ def find_target(name: str) -> Target:
     """
     if name in TARGETS:
         return TARGETS[name]
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), TARGETS, 1, 0.5)
-    guess = f" Did you mean {near[0]}?" if near else ""
-    raise UserError(f"There is no export to {name!r}.{guess} Known are {', '.join(TARGETS)}; `taskpgm export --list`.")
+    guess = did_you_mean(name.lower().replace("_", "-"), TARGETS)
+    raise UserError(
+        f"There is no export to {name!r}{guess or '.'} Known are {', '.join(TARGETS)}; `taskpgm export --list`."
+    )
 
 
 def export_plan(handover: Handover, to: str, out: Path, lossy: bool = False, force: bool = False) -> Export:

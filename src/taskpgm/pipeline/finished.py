@@ -4,7 +4,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from taskpgm.config import Config, parse_config
+from taskpgm.config import Config
+from taskpgm.config_file import parse_config
 from taskpgm.data.plan import RowPlan, plan_rows
 from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
