@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from taskpgm import files
+from taskpgm.errors import UserError
 from taskpgm.export.write import _replaced
-from taskpgm.files import KEY_FILE, SCRATCH, atomic_file, atomic_folder
+from taskpgm.files import KEY_FILE, SCRATCH, atomic_file, atomic_folder, files_below
 from taskpgm.pipeline.directory import RunDirectory
 
 
@@ -175,3 +177,20 @@ def test_a_file_of_the_same_size_and_time_is_another_one(how, tmp_path, monkeypa
         other.replace(path)
     os.utime(path, ns=(then, then))
     assert files.file_digest(path) != before
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
+    """Its files would be missing from what is trained on, or from a hash."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    look = Path.iterdir
+
+    def closed(folder):
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return look(folder)
+
+    monkeypatch.setattr(Path, "iterdir", closed)  # root may look into every folder
+    with pytest.raises(UserError, match=r"closed may not be looked into \(Permission denied\)"):
+        files_below(tmp_path)
+    assert files_below(tmp_path, hidden=(".", "cl")) == [tmp_path / "a.jsonl"]

@@ -145,6 +145,9 @@ def files_below(folder: Path, hidden: tuple[str, ...] = (".",), lost: bool = Fal
     Args:
         hidden: what the names of hidden folders begin with; those of hidden files, with a dot.
         lost: with links that lead nowhere.
+
+    Raises:
+        UserError: a folder may not be looked into.
     """
     found, seen = [], set(folder.resolve().parents)
     own, linked = [folder], list[Path]()
@@ -167,11 +170,14 @@ def is_lost(path: Path) -> bool:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, in order; nothing if it may not be looked into."""
+    """What is in a folder, in order."""
     try:
         return sorted(folder.iterdir())
-    except PermissionError:
-        return []
+    except PermissionError as error:
+        raise UserError(
+            f"The folder {folder} may not be looked into ({error.strerror}), so what it holds would be missing; let "
+            "it be read, or name what is meant by a pattern."
+        ) from error
 
 
 def files_digest(paths: Sequence[Path]) -> str:

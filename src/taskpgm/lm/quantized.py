@@ -49,6 +49,16 @@ def quantized_layers(model: Any) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if type(module).__name__ in KINDS}
 
 
+def check_scales(name: str, model: Any) -> None:
+    """Errors if a layer's weights have no scales, so that nobody knows what they mean."""
+    for layer, module in quantized_layers(model).items():
+        if not hasattr(module.weight, "quant_state" if type(module).__name__ == "Linear4bit" else "SCB"):
+            raise UserError(
+                f"config.json of model {name!r} says that its weights are quantised (quantization_config), but those "
+                f"of {layer!r} are not; remove that setting from config.json, or save the whole model again."
+            )
+
+
 def held_bytes(model: Any, quantization: str | None) -> float:
     """Bytes of a model's weights; of one that is not quantised yet, as they will be.
 
