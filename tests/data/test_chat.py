@@ -228,6 +228,14 @@ def test_a_greeting_is_learned_with_and_without_a_template(tmp_path):
     assert spoken(encoder(tmp_path, None, bos=True), row)[1] == "hi<|endoftext|>yes<|endoftext|>"
 
 
+def test_a_template_that_writes_the_days_date_gives_the_same_row_every_day(tmp_path):
+    dated = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML
+    at_day = encoder(tmp_path, dated.replace("strftime_now('%d %b %Y')", "'26 Jul 2024'")).encode([ROW])[0]
+    found = encoder(tmp_path, dated).encode([ROW])[0]
+    assert found.ids.tolist() == at_day.ids.tolist()
+    assert found.response.tolist() == at_day.response.tolist()
+
+
 def test_an_empty_answer_teaches_its_end(tmp_path):
     row = conversation(("user", "q"), ("assistant", ""), ("user", "yes?"), ("assistant", "yes"))
     assert spoken(encoder(tmp_path, CHATML), row)[1] == f"{END}yes{END}"

@@ -7,6 +7,7 @@ behind the end-of-turn token; neither is the model's to write, and both are take
 
 import importlib.util
 import re
+from datetime import datetime
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -140,6 +141,13 @@ BY_HAND = {
     "qwen3_5_nothink": QWEN, "qwen3_5_think": QWEN, "qwen3_6": QWEN,
 }  # fmt: skip
 SILENT = {"deepseek_r1_distill", "idefics3", "lfm2", "llama3", "llava_next", "phi3", "phi3_5", "qwen2_5_vl", "smolvlm"}
+
+
+@pytest.fixture(autouse=True)
+def on_that_day(monkeypatch):
+    """Templates that write the day's date write that of our rows."""
+    clock = type("Clock", (datetime,), {"now": classmethod(lambda cls: cls(2024, 7, 26, 13, 5))})
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock)
 
 
 @cache

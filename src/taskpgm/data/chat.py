@@ -22,7 +22,7 @@ from taskpgm.data.pool import Length, Refused
 from taskpgm.errors import UserError
 from taskpgm.files import digest
 
-LENGTHS_VERSION = 1  # lengths that were measured in another way are measured again
+LENGTHS_VERSION = 2  # lengths that were measured in another way are measured again
 BATCH = 512  # rows tokenised at a time: a guess, enough work for the tokenizer's threads
 
 

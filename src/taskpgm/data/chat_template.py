@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import date
 from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from taskpgm.data.messages import Conversation, Message
 from taskpgm.data.pool import Refused
 from taskpgm.errors import first_line
 
+DAY = date(2024, 7, 26)  # for templates that write today's: what Llama's own take where there is no clock
 FIRST, LAST = 0x40000, 0xDFFFF  # planes without characters: the stand-ins
 EDGE = 1024  # letters at either end of a text that have stand-ins, fewer if texts are many; those between need none
 NOTHING = 0x10FFFF  # what the stand-in of an empty answer stands for
@@ -29,12 +31,19 @@ BLANK = np.array([chr(i).isspace() or i < 32 for i in range(0x3001)] + [False]) 
 THOUGHT, TEXT, CALL, NAME = range(4)
 QUOTES = ('"', "'", "\\")  # escaped if a call is written as JSON, or as Python writes lists
 
+_NOW = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<form>.*?)(?P=quote)\s*\)""")
 _GENERATION = re.compile(r"{%[-+]?\s*generation\s*[-+]?%}")
 _CLOSER = re.compile(r"</[\w:]*think(?:ing)?>|\[/THINK\]|◁/think▷|<channel\|>")
 # Thoughts that a generation prompt opens, or opens and closes: the model's own words in the row, not its prompt.
 _OPENED = re.compile(r"(?:(?:[<\[◁]/?[\w:]*think(?:ing)?[>\]▷]|<\|channel>thought|<channel\|>)\s*)+$", re.IGNORECASE)
 _ESCAPED = re.compile(r"\\U000([4-9a-d][0-9a-f]{4})")  # a stand-in as Python shows it in a list
 _TAG = r"<[^<>\s]*>|\[[^\[\]\s]*\]"
+
+
+@cache
+def undated(template: str) -> str:
+    """The template with `DAY` in place of today, so that a row is the same on every day."""
+    return _NOW.sub(lambda found: json.dumps(DAY.strftime(found["form"])), template)
 
 
 class Rendered(NamedTuple):
@@ -119,7 +128,7 @@ class Template:
 
     def _source(self, row: Conversation) -> str:
         try:
-            return str(self._tokenizer.get_chat_template(tools=list(row.tools) or None))
+            return undated(str(self._tokenizer.get_chat_template(tools=list(row.tools) or None)))
         except ValueError as error:  # named templates without a default
             raise _RefusalError(first_line(error)) from error
 

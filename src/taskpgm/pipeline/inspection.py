@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from taskpgm.config import Config
+from taskpgm.data.chat_template import DAY
 from taskpgm.data.meter import Memory
 from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.data.remembered import LengthFile
@@ -17,10 +18,7 @@ from taskpgm.progress import QUIET, Progress
 if TYPE_CHECKING:
     from taskpgm.data.chat import ChatEncoder
 
-DATED = (
-    "the chat template writes the day's date into every row: what is trained and scored on another day differs in it; "
-    "give the model a template without strftime_now to have the same rows always"
-)
+DATED = f"the chat template writes the day's date; probes and evaluation read {DAY:%d %b %Y}, so rows stay the same"
 
 
 class Inspection(NamedTuple):
