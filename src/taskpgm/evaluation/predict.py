@@ -87,17 +87,15 @@ def predict_losses(
     ensemble, gain = energy("likelihood"), energy("gain")
     start = -float(result.scores.target_weights(wanted) @ mean_logp(result.scores)[0])
     found = []
-    progress = finished.engine.progress
     vectors = {name: np.array([shares.get(task, 0.0) for task in pool.names]) for name, shares in weights.items()}
-    with progress.stage("predicting", len(weights), "mixtures"):
-        losses = merged_losses(finished, vectors) if merged else {}
-        for name, p in vectors.items():
-            divergence = _kl_from_uniform(p)
-            of_ensemble = ensemble.loss(p) + DIVERGENCE * divergence
-            if result.energy.repetition:
-                of_ensemble += result.energy.repetition * repeated(p, result.energy.once)
-            of_gain = start + gain.loss(p) + usual_prior("gain", result.scores) * divergence
-            found.append(Prediction(name, dict(weights[name]), of_ensemble, of_gain, losses.get(name)))
+    losses = merged_losses(finished, vectors) if merged else {}
+    for name, p in vectors.items():
+        divergence = _kl_from_uniform(p)
+        of_ensemble = ensemble.loss(p) + DIVERGENCE * divergence
+        if result.energy.repetition:
+            of_ensemble += result.energy.repetition * repeated(p, result.energy.once)
+        of_gain = start + gain.loss(p) + usual_prior("gain", result.scores) * divergence
+        found.append(Prediction(name, dict(weights[name]), of_ensemble, of_gain, losses.get(name)))
     return found
 
 
@@ -115,7 +113,7 @@ def rank_correlations(predictions: Sequence[Prediction]) -> dict[str, Any]:
     return ranks
 
 
-def merged_probe(probes: Sequence["Probe"], weights: Sequence[float]) -> "Probe":
+def merged_probe(probes: Sequence["Probe"], weights: Sequence[float], name: str = "merged") -> "Probe":
     """One adapter whose update is Σ_i p_i B_i A_i: A stacked, B side by side and scaled by p_i (arXiv 2602.00747).
 
     The rank is the sum of the ranks of probes with a weight; alpha grows with it, so that alpha/r stays.
@@ -149,17 +147,15 @@ def merged_probe(probes: Sequence["Probe"], weights: Sequence[float]) -> "Probe"
         layers_to_transform=first.settings.layers_to_transform, task_type="CAUSAL_LM",
         fan_in_fan_out=first.settings.fan_in_fan_out,
     )  # fmt: skip
-    return Probe("merged", first.seed, settings, merged)
+    return Probe(name, first.seed, settings, merged)
 
 
 def merged_losses(finished: FinishedRun, weights: Mapping[str, Floats]) -> dict[str, float]:
     """Losses under the probes merged with each of these weights, on the contexts of the targets or else of the tasks:
     means over sets, then contexts, then positions (options: one each), of −log P_merged."""
     from taskpgm.data.chat import ChatEncoder
-    from taskpgm.evaluation.merged import Merging
     from taskpgm.probes.options import encode_options
-    from taskpgm.probes.scoring import encode_contexts
-    from taskpgm.workers.dispatch import Job
+    from taskpgm.probes.scoring import encode_contexts, score_sets
 
     engine, shares, probes = finished.engine, _shares(finished.config), finished.probes()
     encoder, pool = ChatEncoder(engine.tokenizer, finished.config.probes.max_length), finished.result.pool
@@ -167,9 +163,16 @@ def merged_losses(finished: FinishedRun, weights: Mapping[str, Floats]) -> dict[
     rows = encode_contexts(encoder, pool, finished.config.contexts.positions)
     rows |= {name: one.rows for name, one in options.items()}
     contexts = {name: of_set for name, of_set in rows.items() if name in shares}
-    adapters = {name: merged_probe(probes, p.tolist()) for name, p in weights.items()}
-    jobs = [Job(f"the merged probes of {name!r}", 1.0, (name, probe)) for name, probe in adapters.items()]
-    return dict(engine.workers.map(Merging(contexts, shares, options), jobs, engine.progress))
+    merged = {name: merged_probe(probes, p.tolist(), name) for name, p in weights.items()}
+    of = {probe.name: name for name, probe in merged.items()}
+    losses = dict.fromkeys(weights, 0.0)
+    every = {name: list(of) for name in contexts}
+    for one, blocks in score_sets(engine, contexts, list(merged.values()), every, progress=engine.progress):
+        ends = np.cumsum([row.response_tokens for row in contexts[one]])[:-1]
+        for (probe, _), block in blocks.items():
+            parts = [options[one].logp(block.logp)] if one in options else np.split(block.logp, ends)
+            losses[of[probe]] -= shares[one] * float(np.mean([part.mean() for part in parts]))
+    return losses
 
 
 def _kl_from_uniform(p: Floats) -> float:

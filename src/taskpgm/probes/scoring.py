@@ -315,15 +315,6 @@ class Scoring:
         return self.sizes.memory(lm)
 
 
-def set_logp(lm: LanguageModel, probe: Probe, contexts: Mapping[str, list[Encoded]]) -> dict[str, NDArray[np.float32]]:
-    """(T_set,) label log-probabilities of every set under one probe, made here."""
-    with installed(lm, [probe]) as use:
-        return {
-            name: _score(lm, use, [_Set(name, rows)], [probe], QUIET)[probe.name, name].logp
-            for name, rows in contexts.items()
-        }
-
-
 def _score(
     lm: LanguageModel, use: Use, parts: Sequence[_Set], probes: Sequence[Probe | None], progress: Progress
 ) -> Blocks:
