@@ -41,6 +41,8 @@ from taskpgm.system import wait_passively
 
 UNLIMITED = "This {} keeps no limit on tasks' losses: the usual one (energy.max_task_loss) is left out."
 KEPT = "Finished work is kept; the same command goes on from there."
+# What commands are for: panels of the help.
+START, PROOF, LOOK, HAND_OVER, STAGES = "Start", "Does it work?", "Look at it", "Hand it over", "Stage by stage"
 UNBROKEN = 100_000  # columns of what is no terminal: a line of a file is never broken
 
 app = typer.Typer(
@@ -103,13 +105,13 @@ def taskpgm_command(
 ) -> None:
     """How much of each task to fine-tune on: measured with probes, certified, sampled. Type first:
 
-    [cyan]taskpgm demo[/]                            a whole run in two minutes\n
+    [cyan]taskpgm demo[/]                            a whole run in minutes\n
     [cyan]taskpgm init data/*.jsonl > mix.yaml[/]    a configuration for your files\n
     [cyan]taskpgm run mix.yaml --out runs/first[/]   the mixture and train.jsonl
     """
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def init(
     files: Annotated[list[Path], typer.Argument(help="Data files or folders, one a task.", metavar="FILES...")],
 ) -> None:
@@ -123,7 +125,7 @@ def init(
         errors.print(note, style="yellow", markup=False, highlight=False)
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def check(
     config: ConfigFile,
     show: Annotated[
@@ -162,7 +164,7 @@ def check(
         screen.print(f"[green]ok[/] but for {'this machine' if found.runnable else 'the model'}")
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def run(
     config: ConfigFile,
     out: Out,
@@ -184,7 +186,7 @@ def run(
         _refine(out, config, Refining(runs=2))
 
 
-@app.command()
+@app.command(rich_help_panel=PROOF)
 @bundled
 def refine(out: Out, trials: Refining, config: OptionalConfig = None) -> None:
     """Spend a few trial runs, correct the mixture by what they measure, and confirm it on fresh seeds and rows.
@@ -226,7 +228,7 @@ def _refine_results(out: Path, config: Path | None, trials: Refining) -> tuple[d
     ]
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def demo(out: Out = Path("runs/demo"), everything: All = False) -> None:
     """The main job on an embedded model and generated tasks: no file, no network."""
     from taskpgm.cli.demo import write_demo
@@ -234,7 +236,7 @@ def demo(out: Out = Path("runs/demo"), everything: All = False) -> None:
     _run(write_demo(out), out, everything)
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 @bundled
 def estimate(
     config: ConfigFile,
@@ -256,7 +258,7 @@ def estimate(
         write_json(json_file, found.to_dict())
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def report(
     runs: Annotated[
         list[Path], typer.Argument(help="A run directory, or two to see side by side.", metavar="DIR [DIR]")
@@ -282,10 +284,10 @@ def report(
         screen.print(summary(written, figures), markup=False, highlight=False)
 
 
-@app.command()
+@app.command(rich_help_panel=PROOF)
 @bundled
 def compare(config: ConfigFile, out: Out, comparing: Comparing) -> None:
-    """Does it work? Train every mixture at the same budget, evaluate it on held-out rows, and say what differs."""
+    """Train every mixture at the same budget, evaluate it on held-out rows, and say what differs."""
     from taskpgm.cli.report import report_line
     from taskpgm.cli.tables import comparison_view
     from taskpgm.pipeline.run import compare_run
@@ -299,7 +301,7 @@ def compare(config: ConfigFile, out: Out, comparing: Comparing) -> None:
     _print(f"{out}/comparison.json", report_line(out))
 
 
-@app.command()
+@app.command(rich_help_panel=HAND_OVER)
 @bundled
 def train(
     run: Annotated[Path, typer.Argument(help="A finished run directory.", metavar="DIR")],
@@ -320,7 +322,7 @@ def train(
     screen.print(trained.loading, markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=PROOF)
 def predict(
     config: ConfigFile,
     out: Out,
@@ -343,7 +345,7 @@ def predict(
     _print(f"{out}/prediction.json")
 
 
-@app.command()
+@app.command(rich_help_panel=PROOF)
 def form(config: ConfigFile, out: Out) -> None:
     """How much of the predicted gain on targets with choices is the form of answers: scores their options.
 
@@ -358,7 +360,7 @@ def form(config: ConfigFile, out: Out) -> None:
     _print(f"{out}/form.json")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def probe(config: ConfigFile, out: Out) -> None:
     """Train the warm start and one adapter a task; finished ones are kept."""
     from taskpgm.pipeline.stages import make_pool, make_probes
@@ -369,7 +371,7 @@ def probe(config: ConfigFile, out: Out) -> None:
     _print(f"{facts['trained_tokens']} tokens trained in {facts['seconds']:.0f} s: {out}/adapters")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def score(config: ConfigFile, out: Out) -> None:
     """Score every probe on the shared contexts; finished blocks are kept."""
     from taskpgm.pipeline.stages import make_pool, make_scores
@@ -381,7 +383,7 @@ def score(config: ConfigFile, out: Out) -> None:
     _print(f"{facts['scored_tokens']} tokens scored in {facts['seconds']:.0f} s: {out}/scores.npz")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 @bundled
 def solve(
     out: Out,
@@ -445,7 +447,7 @@ def _trace(out: Path, energy: Any, values: list[float], bounds: Any, everything:
     _print(f"{len(path.values)} solutions along the knob: {out}/path.json")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 @bundled
 def select(out: Out, choice: Choice, matrix: Matrix, config: OptionalConfig = None, everything: All = False) -> None:
     """Choose at most k tasks, with a bound on what the best choice could reach, and solve the mixture on them.
@@ -478,7 +480,7 @@ def select(out: Out, choice: Choice, matrix: Matrix, config: OptionalConfig = No
     )
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 @bundled
 def explain(out: Out, matrix: Matrix, config: OptionalConfig = None, everything: All = False) -> None:
     """Why the mixture is what it is: interchangeable tasks, what each one is worth, marginal energies.
@@ -502,7 +504,7 @@ def explain(out: Out, matrix: Matrix, config: OptionalConfig = None, everything:
     _print(f"marginal energies of every task, and the rest: {out}/explanation.json")
 
 
-@app.command()
+@app.command(rich_help_panel=STAGES)
 def sample(config: ConfigFile, out: Out, everything: All = False) -> None:
     """Find the mixture from the scores and write the training set; takes no model."""
     from taskpgm.pipeline.run import sample_run
@@ -513,7 +515,7 @@ def sample(config: ConfigFile, out: Out, everything: All = False) -> None:
     _print(f"{result.plan.described}: {out}/train.jsonl")
 
 
-@app.command()
+@app.command(rich_help_panel=HAND_OVER)
 @bundled
 def export(
     exporting: Exporting,
