@@ -13,7 +13,7 @@ from rich.console import Console
 from support.heard import Heard
 
 from taskpgm.cli.bars import shown
-from taskpgm.progress import Lines, Progress, duration, plain_lines
+from taskpgm.progress import Lines, Progress, duration, many, plain_lines
 
 
 def test_a_stage_within_another_is_not_told():
@@ -39,10 +39,18 @@ def test_a_stage_that_breaks_is_told_as_such_and_the_next_one_is_heard():
     assert heard.done == {"first": 1, "second": 1}
 
 
+def test_one_of_a_thing_is_no_plural():
+    said = [many(count, noun) for count, noun in ((1, "row"), (0, "row"), (12_000, "pass"), (1, "pass"), (3, ""))]
+    assert said == ["1 row", "0 rows", "12,000 passes", "1 pass", "3"]
+    with Lines(stream := io.StringIO()).stage("reading", 1, "part"):
+        pass
+    assert stream.getvalue().startswith("reading: 1 part\n")
+
+
 def test_a_log_gets_a_line_at_the_start_and_the_end_and_now_and_then_between():
     stream = io.StringIO()
     lines = Lines(stream, between=0.05)
-    with lines.stage("training probes", 8, "steps"):
+    with lines.stage("training probes", 8, "step"):
         lines.advance(2)
         while stream.getvalue().count("\n") < 4:
             time.sleep(0.01)
@@ -65,14 +73,14 @@ def test_the_number_of_workers_stands_behind_the_name():
     stream = io.StringIO()
     lines = Lines(stream, between=0.05)
     lines.workers(7)  # no stage is open
-    with lines.stage("training probes", 8, "steps"):
+    with lines.stage("training probes", 8, "step"):
         lines.workers(2)
         while "2 workers" not in stream.getvalue():
             time.sleep(0.01)
         with lines.stage("inner"):
             lines.workers(9)
         lines.workers(1)
-    with lines.stage("divergences", 1, "sets"):
+    with lines.stage("divergences", 1, "set"):
         pass
     text = stream.getvalue()
     assert "training probes (2 workers): 0 of 8 steps after" in text.replace(":  ", ": ")
@@ -85,7 +93,7 @@ def test_the_number_of_workers_stands_behind_the_name():
 def test_a_log_says_how_far_a_stopped_stage_came():
     stream = io.StringIO()
     lines = Lines(stream)
-    with contextlib.suppress(KeyboardInterrupt), lines.stage("scoring", 3, "sets"):
+    with contextlib.suppress(KeyboardInterrupt), lines.stage("scoring", 3, "set"):
         lines.advance()
         raise KeyboardInterrupt
     assert stream.getvalue() == "scoring: 3 sets\nscoring: stopped at 1 of 3 sets after 0 s\n"
@@ -100,7 +108,7 @@ def test_sentences_that_nobody_shows_are_warnings():
 def test_a_terminal_gets_bars_and_a_file_gets_lines(terminal):
     stream = io.StringIO()
     with shown(Console(file=stream, force_terminal=terminal, width=80)) as progress:
-        with progress.stage("scoring", 3, "sets"):
+        with progress.stage("scoring", 3, "set"):
             progress.workers(64)
             progress.advance(3)
         with progress.stage("loading the model"):

@@ -30,7 +30,7 @@ class Progress:
         Args:
             what: the work, such as "training probes".
             total: 0 if nobody knows.
-            unit: what a piece is, in the plural, such as "steps".
+            unit: what a piece is, such as "step".
         """
         self._open += 1
         if self._open == 1:
@@ -101,7 +101,7 @@ class Lines(Progress):
         self.shared = ""
         self.started = time.monotonic()
         self.over = threading.Event()
-        self.say(f"{what}: {total} {unit}" if total else f"{what} …")
+        self.say(f"{what}: {many(total, unit)}" if total else f"{what} …")
         self.beat = threading.Thread(target=self._beat, daemon=True)
         self.beat.start()
 
@@ -111,7 +111,7 @@ class Lines(Progress):
 
     def spread(self, workers: int) -> None:
         """Shown with the next line."""
-        self.shared = f" ({several(workers)})"
+        self.shared = f" ({many(workers, 'worker')})"
 
     def end(self, finished: bool) -> None:
         """The last line."""
@@ -132,12 +132,13 @@ class Lines(Progress):
         return time.monotonic() - self.started
 
     def _far(self, at: str = "") -> str:
-        return f"{at} {self.done} of {self.total} {self.unit}".rstrip() if self.total else ""
+        return f"{at} {self.done} of {many(self.total, self.unit)}" if self.total else ""
 
 
-def several(workers: int) -> str:
-    """1 worker, 2 workers."""
-    return f"{workers} worker{'s' * (workers != 1)}"
+def many(count: int, noun: str) -> str:
+    """1 row, 2 rows, 10,000 rows, 3 passes; without a noun the count alone."""
+    ending = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending * (count != 1)}" if noun else f"{count:,}"
 
 
 def duration(seconds: float) -> str:

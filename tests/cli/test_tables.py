@@ -123,7 +123,7 @@ def shares(rows, tokens, unit="examples"):
 
 def test_shares_of_rows_and_tokens_that_differ_twofold_are_named():
     (line,) = token_lines(shares([0.21, 0.59, 0.2], [0.9, 0.06, 0.04]))
-    assert line.startswith("b has 59.0% of the rows and 6.0% of the response tokens (2 more tasks differ twofold)")
+    assert line.startswith("b has 59.0% of the rows and 6.0% of the response tokens (twofold apart too: 2 more tasks)")
     assert "budget.tokens" in line
     assert token_lines(shares([0.4, 0.3, 0.3], [0.55, 0.25, 0.2])) == []
     assert token_lines(shares([0.996, 0.003, 0.001], [0.995, 0.001, 0.004])) == []  # of next to nothing

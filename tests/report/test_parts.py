@@ -17,14 +17,15 @@ pytest.importorskip("torch")
 
 from taskpgm import UserError, load_run, plot
 from taskpgm.cli.main import app
+from taskpgm.cli.mixtures import relation_lines
 from taskpgm.cli.report import report_line
 from taskpgm.mixture.affinity import given_affinity
 from taskpgm.pipeline.run import balance_curve
-from taskpgm.report import build, choices, history, outcome, page, reasons, shares, sides
+from taskpgm.report import build, choices, history, outcome, page, reasons, relations, shares, sides, style
 from taskpgm.report.field import Field, correlation
-from taskpgm.report.gains import _overall
+from taskpgm.report.gains import _overall, _sentences
 from taskpgm.report.material import Material
-from taskpgm.report.parts import joined
+from taskpgm.report.parts import Table, joined
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +109,44 @@ def test_edges_are_beyond_two_standard_errors(folder):
     alike = {
         (i, j) for i in range(n) for j in range(i + 1, n) if correlation(affinity.S)[i, j] > max(2 * spread[i, j], 0)
     }
-    assert {(e.first, e.second) for e in edges if e.kind == "redundant"} == alike
+    assert {(e.first, e.second) for e in edges if e.kind == "alike"} == alike
     positive = sum(correlation(affinity.S)[i, j] > 0 for i in range(n) for j in range(i + 1, n))
     negative = sum(G[i, j] < 0 for i in range(n) for j in range(n) if i != j)
     assert len(edges) + unsure == positive + negative
+
+
+@pytest.mark.parametrize("near", [0.3, 0.9])
+def test_the_page_and_the_terminal_call_the_same_tasks_redundant(near):
+    """Features of four tasks, the first two alike by so much: pairs are counted one by one."""
+    A = np.random.default_rng(0).normal(size=(4, 400))
+    A[1] = near * A[0] + np.sqrt(1 - near**2) * A[1]
+    affinity = given_affinity(A @ A.T, tuple("abcd"))
+    centred = A - A.mean(axis=0)
+    count = sum(np.corrcoef(centred[[i, j]])[0, 1] >= 0.5 for i in range(4) for j in range(i))
+    said, line = relations._redundant(Field(affinity)), relation_lines(affinity)[0]
+    assert said.startswith(f"{count} redundant pair, of" if count else "No two tasks are redundant")
+    assert line.startswith("redundant: a and b" if count else "no two tasks are redundant")
+
+
+@pytest.mark.parametrize("span", [1.05, 1.4, 2, 3, 6, 30, 4000])
+@pytest.mark.parametrize("low", [1, 1.6, 2.1, 16, 95])
+def test_an_axis_in_powers_has_three_labels_or_is_a_plain_one(low, span):
+    axis = style.log_ticks(low, low * span)
+    inside = [value for value in axis.get("tickvals", ()) if low <= value <= low * span]
+    assert len(inside) >= 3 or axis == {}
+    assert axis or span < 5
+
+
+def test_words_of_a_table_stand_at_their_left_and_numbers_at_their_right():
+    table = Table("", ["set", "other", "rows", "change"], [["a", "b", "1,024", "+0.5"], ["c", "", "7", "-1 ± 2 %"]])
+    assert table.words == {0, 1}
+
+
+def test_names_beside_a_matrix_have_room():
+    for n in (14, 44, 45, 60, 89, 120):
+        field = Field(given_affinity(np.eye(n) + 0.1, tuple(f"t{i}" for i in range(n))))
+        figure = relations.matrix(field)
+        assert len(figure.layout.yaxis2.ticktext) * 13 < 0.84 * (figure.layout.height - 50 - 120)
 
 
 def test_correlation_is_that_of_features():
@@ -167,6 +202,18 @@ def test_few_that_help_are_said_to_be_few(folder):
     sets = material.affinity.sets[5:]
     assert _overall(material, gains, sets).startswith("Only 1 of 5 tasks helps the targets on the whole; task 0 helps")
     assert _overall(material, -gains, sets).startswith("4 of 5 tasks help the targets on the whole; task 4 helps")
+    harm = -np.abs(gains) - np.arange(5)[:, None]
+    assert _overall(material, harm, sets).startswith(
+        "No task helps the targets on the whole; task 0 hurts least, -1.000"
+    )
+
+
+def test_what_hurts_is_not_said_to_help(folder):
+    material = Material(load_run(folder))
+    gains = np.array([[0.2, -1.0], [-0.1, -2.0], [0.1, -3.0], [0.0, -0.5], [0.0, -2.5]])
+    _, first, second = _sentences(material, gains, None, material.affinity.sets[5:])
+    assert first == "target 0: helped most by task 0 (+0.20), hurt most by task 1 (-0.10), in nats a token."
+    assert second == "target 1: hurt most by task 2 (-3.00), in nats a token."
 
 
 def test_curves_that_are_flat_or_explode_are_named():

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Display
 
-from taskpgm.progress import Lines, Progress, several
+from taskpgm.progress import Lines, Progress, many
 
 COLUMNS = (
     TextColumn("{task.description}", markup=False),
@@ -40,11 +40,11 @@ class Bars(Progress):
         self.display.advance(self.bar, pieces)
         if self.total:
             done = int(self.display.tasks[self.bar].completed)
-            self.display.update(self.bar, pieces=f"{done}/{self.total} {self.unit}")
+            self.display.update(self.bar, pieces=f"{done:,}/{many(self.total, self.unit)}")
 
     def spread(self, workers: int) -> None:
         """The number behind the name."""
-        self.display.update(self.bar, description=f"{self.what} ({several(workers)})")
+        self.display.update(self.bar, description=f"{self.what} ({many(workers, 'worker')})")
 
     def end(self, finished: bool) -> None:
         """A bar of unknown length is full, and no clock runs on."""

@@ -14,15 +14,15 @@ from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.balance import BalanceCurve
 from taskpgm.mixture.doubts import few_contexts
 from taskpgm.mixture.expected import expected_sentence
-from taskpgm.mixture.explanation import Explanation, strongest_pairs
+from taskpgm.mixture.explanation import REDUNDANT, Explanation, strongest_pairs
 from taskpgm.mixture.limits import ALL
 from taskpgm.mixture.path import KnobPath
 from taskpgm.mixture.selection import Selection
+from taskpgm.progress import many
 
 COLUMN = {"size-proportional": "size"}
 MOST = 20  # rows of a table of tasks, as many as a terminal shows at once; with --all every one
 NATS = ("likelihood", "gain")  # energies in nats a token
-REDUNDANT = 0.5  # correlation worth a line; below, two tasks share less than a quarter of their variance
 OTHER_SHARE = {"row_share": "row share", "token_share": "tokens"}  # the share that the weight is not
 LEARNED = "expected: by the trainings of seven settings of one small model; "
 LEAST_PRICE = 1e-6  # of a hundredth of the budget; below, a bound binds by rounding
@@ -53,7 +53,7 @@ def headline(data: Mapping[str, Any]) -> str:
     """What to train on, and how sure it is that it is better than uniform."""
     tasks = sorted(data["tasks"], key=lambda task: -task["weight"])
     used = [task for task in tasks if task["weight"] > 0.0005]
-    size = f"{(rows := data['budget']['rows'])} row{'s' * (rows != 1)}" if "budget" in data else "the budget"
+    size = many(data["budget"]["rows"], "row") if "budget" in data else "the budget"
     if len(used) > 1 and used[0]["weight"] < 1.5 * used[-1]["weight"]:
         least, most = used[-1]["weight"], used[0]["weight"]
         what = f"Spread {size} nearly evenly over {len(used)} tasks, {least:.0%} to {most:.0%} each"
@@ -183,7 +183,9 @@ def bound_lines(data: Mapping[str, Any], most: int = 5) -> list[str]:
         f"binding: {what}, {share:.1%}; a hundredth of the budget {side} there would gain {0.01 * price:.2g}{unit}"
         for price, what, share, side in binding[:most]
     ]
-    return lines + ([f"{len(binding) - most} more bounds bind (mixture.json: prices)"] if len(binding) > most else [])
+    return lines + (
+        [f"and {many(len(binding) - most, 'more bound')} (mixture.json: prices)"] if len(binding) > most else []
+    )
 
 
 def limit_lines(data: Mapping[str, Any]) -> list[str]:
@@ -246,7 +248,7 @@ def relation_lines(affinity: Affinity, most: int = 3) -> list[str]:
     for pair in pairs["interferences"]:
         error = "" if pair["standard_error"] is None else f" ± {pair['standard_error']:.2f}"
         others = len(pair["others"])
-        more = f", and {others} more set{'s' * (others > 1)}" if others else ""
+        more = f", and {many(others, 'more set')}" if others else ""
         worse = f"{-pair['gain']:.2f}{error} nats a token worse"
         lines.append(f"interfering: {pair['task']} makes {pair['set']} {worse}{more}")
     if pairs["interferences"]:
@@ -272,7 +274,7 @@ def selection_view(selection: Selection, everything: bool = False) -> Renderable
         else f"at least {selection.certified:.1%} of the best set's value"
     )
     table = Listing(["task", "place", "gain", "of all tasks' value"], rows)
-    return Group(table, Text(f"{len(selection.chosen)} tasks: {found}"))
+    return Group(table, Text(f"{many(len(selection.chosen), 'task')}: {found}"))
 
 
 def explanation_view(explanation: Explanation, kind: str, everything: bool = False) -> RenderableType:
@@ -304,7 +306,7 @@ def explanation_view(explanation: Explanation, kind: str, everything: bool = Fal
     more = [Text(f"{len(dropped) - len(shown)} more tasks lose less (--all)")] if len(shown) < len(dropped) else []
     same = "energy without the task less energy with it, prior and price of repetition included"
     if len(groups) > 10 and not everything:
-        groups = [*groups[:10], Text(f"{len(groups) - 10} more groups of interchangeable tasks (--all)")]
+        groups = [*groups[:10], Text(f"and {many(len(groups) - 10, 'more group')} of interchangeable tasks (--all)")]
     return Group(*groups, table, *more, Text(same, style="dim"))
 
 

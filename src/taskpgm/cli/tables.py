@@ -14,9 +14,9 @@ from taskpgm.data.plan import tokens_apart
 from taskpgm.data.pool import TaskPool
 from taskpgm.data.ranking import Counts
 from taskpgm.data.rowfiles import Sample
-from taskpgm.evaluation.statistics import Comparison, Estimate, Quantity, Summary, verdict_sentence
+from taskpgm.evaluation.statistics import Comparison, Quantity, Summary, verdict_sentence
 from taskpgm.mixture.doubts import few_contexts, half_width, more_contexts
-from taskpgm.progress import duration
+from taskpgm.progress import duration, many
 from taskpgm.scores import LossBy
 
 if TYPE_CHECKING:
@@ -62,16 +62,10 @@ def _averages(comparison: Comparison, quantities: Sequence[Quantity]) -> Listing
     """Averages of these quantities, a mixture a row."""
     rows = []
     for summary in comparison.summaries:
-        averages = [_average(summary.averages[q], q.endswith("accuracy")) for q in quantities]
+        averages = [summary.averages[q].words(q) for q in quantities]
         seeds = sum(m.mixture == summary.mixture for m in comparison.measurements)
         rows.append([summary.mixture, *averages, str(seeds)])
     return Listing(["mixture", *(quantity.replace(" ", "\n") for quantity in quantities), "seeds"], rows)
-
-
-def _average(e: Estimate, percent: bool) -> str:
-    unit, digits = (100, 1) if percent else (1, 3)
-    half = "" if e.high is None else f" ± {(e.high - e.mean) * unit:.{digits}f}"
-    return f"{e.mean * unit:.{digits}f}{half}{' %' * percent}"
 
 
 def _worst(summary: Summary, comparison: Comparison) -> list[str]:
@@ -123,9 +117,9 @@ def pool_view(pool: TaskPool, config: Config, everything: bool = False) -> Rende
         c, about = s.counts, "~" * bool(s.estimate)
         tokens, responses = s.lengths
         notes = {
-            "duplicates": c.duplicates,
-            "copies of held-out rows, dropped": c.train_dropped + c.validation_dropped,
-            "copies within the task, dropped": c.repeats,
+            "duplicate" + "s" * (c.duplicates > 1): c.duplicates,
+            "dropped for copying held-out rows": c.train_dropped + c.validation_dropped,
+            "dropped for copying another row of the task": c.repeats,
             **({} if s.estimate else _unfit(c.too_long, c.refused, c.truncated)),
         }  # fmt: skip
         cells.append([
@@ -143,9 +137,9 @@ def pool_view(pool: TaskPool, config: Config, everything: bool = False) -> Rende
     table = Listing(header, cells, frozenset({"kind"}))
     names, shared = pool.sets, pool.overlap
     pairs = sorted(((int(shared[i, j]), names[j], names[i]) for i in range(len(names)) for j in range(i)), reverse=True)
-    lines += [f"{a} and {b} share {count} rows" for count, a, b in pairs[:5] if count]
+    lines += [f"{a} and {b} share {many(count, 'row')}" for count, a, b in pairs[:5] if count]
     lines += [
-        f"{one.share:.0%} of {one.set} ({one.rows} rows) stands in {one.task}, from which it was left out"
+        f"{one.share:.0%} of {one.set} ({many(one.rows, 'row')}) stands in {one.task}, from which it was left out"
         for one in pool.contamination()[:5]
         if one.set != one.task
     ]
@@ -262,8 +256,12 @@ def estimate_view(estimate: "RunEstimate") -> RenderableType:
 def _estimate_headline(estimate: "RunEstimate") -> str:
     """Time, what is paid for, memory and disk."""
     here = estimate.device in HERE and not estimate.elsewhere
-    many = f"{estimate.workers} worker{'s' * (estimate.workers > 1)}"
-    where = f"here with {many}" if here else f"with {many} of {estimate.devices / estimate.workers:g} {estimate.device}"
+    workers = many(estimate.workers, "worker")
+    where = (
+        f"here with {workers}"
+        if here
+        else f"with {workers} of {estimate.devices / estimate.workers:g} {estimate.device}"
+    )
     unit = "core hours" if estimate.device == "cpu" else "GPU hours"
     money = "" if estimate.money is None else f", {estimate.money:,.2f} at {estimate.price:g} an hour"
     return (

@@ -51,7 +51,7 @@ def write_template(files: Sequence[Path], progress: Progress = QUIET) -> tuple[s
     """
     paths = list(dict.fromkeys(files))
     drafts = []
-    with progress.stage("reading", len(paths), "files"):
+    with progress.stage("reading", len(paths), "file"):
         for name, path in zip(_names(paths), paths, strict=True):
             drafts.append(_draft(Source(name=name, path=str(path))))
             progress.advance()

@@ -74,7 +74,7 @@ class Gatherer:
         """What the parts of every source came to; of those that are wanted, by number."""
         items = self._items(wanted)
         found: dict[_Piece, _Read] = {}
-        with progress.stage("reading", len(items), "parts"):
+        with progress.stage("reading", len(items), "part"):
             for item, read in self._results(items, processes):
                 found |= zip(item.pieces, read, strict=True)
                 progress.advance()

@@ -26,7 +26,7 @@ class Meter:
         if len(wanted) <= CHUNK and not (shown and wanted):
             self._measure(files, entries, keys, wanted)
         else:
-            with self.progress.stage("tokenising", len(wanted), "rows"):
+            with self.progress.stage("tokenising", len(wanted), "row"):
                 self._measure(files, entries, keys, wanted)
         return [self._known[key] for key in keys]
 

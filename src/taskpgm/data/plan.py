@@ -19,6 +19,7 @@ from taskpgm.data.meter import CHUNK
 from taskpgm.data.pool import TaskPool, TaskSet
 from taskpgm.errors import UserError
 from taskpgm.mixture.energies import Budget
+from taskpgm.progress import many
 from taskpgm.types import Brief, Floats, Ints
 
 Unit = Literal["examples", "tokens"]
@@ -68,7 +69,7 @@ class RowPlan(Brief):
     def described(self) -> str:
         """How many rows, and how many of them are seen again, in words."""
         again = int((self.repeat > 0).sum())
-        return f"{len(self):,} rows" + (f", {again:,} of them seen before" if again else "")
+        return many(len(self), "row") + (f", {again:,} of them seen before" if again else "")
 
     def __getitem__(self, name: str) -> TaskPlan:
         """The plan of the task of that name."""
@@ -113,7 +114,7 @@ def tokens_apart(shares: Mapping[str, tuple[float, float]], unit: Unit) -> str |
         return None
     name = far[0][1]
     rows, tokens = shares[name]
-    others = f" ({len(far) - 1} more tasks differ twofold)" if len(far) > 1 else ""
+    others = f" (twofold apart too: {many(len(far) - 1, 'more task')})" if len(far) > 1 else ""
     if unit == "tokens":
         remedy = "shares are of tokens, which trainers average their loss over; with budget.examples they are of rows"
     else:

@@ -14,7 +14,7 @@ from taskpgm.data.gathering import Gathered, Gatherer, gather
 from taskpgm.data.meter import CHUNK, Meter
 from taskpgm.data.rowfiles import COST, UNFIT, UNKNOWN, Entries, Length, Refused, RowFiles, Sample, cost_of, grading_key
 from taskpgm.errors import UserError
-from taskpgm.progress import Progress
+from taskpgm.progress import Progress, many
 from taskpgm.system import usable_cores
 from taskpgm.types import Ints
 
@@ -219,7 +219,7 @@ class SplitSet:
         measured = sum(one.measured for one in (self.own, self.given) if one)
         among = f" of {measured} measured" if self.estimate else ""
         return [
-            f"{count}{among} row{'s' * (count > 1 or bool(among))}: the chat template leaves out {what}"
+            f"{f'{count}{among} rows' if among else many(count, 'row')}: the chat template leaves out {what}"
             for what, count in sorted(counts.items())
         ]
 
@@ -260,13 +260,13 @@ def _check_enough(name: str, kind: str, rows: int, counts: Counts, contexts: Con
     need = contexts.per_set + (kind == "task")
     if rows >= need:
         return
-    lost = [f"{counts.duplicates} duplicates"] * bool(counts.duplicates)
+    lost = [many(counts.duplicates, "duplicate")] * bool(counts.duplicates)
     lost += [f"{counts.too_long} longer than probes.max_length allows"] * bool(counts.too_long)
     lost += [f"{counts.refused} that the chat template cannot take"] * bool(counts.refused)
     read = f" ({counts.read + counts.validation_read} read, {', '.join(lost)})" if lost else ""
     needs = f"{contexts.per_set} contexts" + (" and one training row" if kind == "task" else "")
     raise UserError(
-        f"{kind.capitalize()} {name!r} has {rows} usable row{'s' * (rows != 1)}{read}, but {needs} need {need}; "
+        f"{kind.capitalize()} {name!r} has {many(rows, 'usable row')}{read}, but {needs} need {need}; "
         f"{'raise probes.max_length, ' * bool(counts.too_long)}lower {_setting(kind, contexts)} or add data."
     )
 

@@ -18,6 +18,7 @@ from taskpgm.config import Source
 from taskpgm.errors import UserError
 from taskpgm.files import files_below, is_lost
 from taskpgm.paths import is_pattern, literal_folders, local_path
+from taskpgm.progress import many
 
 Kind = Literal["json", "csv", "parquet", "arrow"]
 
@@ -195,7 +196,7 @@ def _of_matched(chosen: list[_Found], matched: list[Path], base: Path) -> tuple[
     taken = {file.path for file in chosen}
     left = [path.relative_to(base).as_posix() for path in matched if path not in taken]
     splits = sorted({split for file in chosen for split in _splits(file.names)})
-    note = f"the pattern reads {len(chosen)} file{'s' * (len(chosen) > 1)}: {named(file.shown for file in chosen)}"
+    note = f"the pattern reads {many(len(chosen), 'file')}: {named(file.shown for file in chosen)}"
     note += f"; going by their names they are of the splits {named(splits)}" if len(splits) > 1 else ""
     return (note + (f"; not {named(left)}" if left else ""),)
 

@@ -274,7 +274,7 @@ class Trainings:
             for path, run in todo.items()
         ]  # fmt: skip
         progress, pieces = self.run.engine.progress, sum(len(steps[path]) + len(self.sets) for path in todo)
-        with progress.stage(f"{what}, {len(todo)} trainings", pieces, "steps"):
+        with progress.stage(f"{what}, {len(todo)} trainings", pieces, "step"):
             for key, found, trained in self.run.engine.workers.map(work, jobs, progress):
                 yield Path(key), self.record(todo[Path(key)], found), trained
 

@@ -110,7 +110,7 @@ class Evaluator:
 
     def fill(self, first: int, progress: Progress, grade: bool = True) -> None:
         """Run what lies below layer `first` now, before processes part that would each do it."""
-        with progress.stage("shared layers to evaluate", len(self.sets), "sets"):
+        with progress.stage("shared layers to evaluate", len(self.sets), "set"):
             for name, kept in self.sets.items():
                 self._trunk(name, first).fill([one for _, one in kept], progress)
                 if grade and self.choosing[name]:

@@ -28,6 +28,7 @@ from taskpgm.mixture.refinement import usual_prior as prior_of
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.mixture.surrogate import Features, Prior, Surrogate, fit_surrogate
 from taskpgm.mixture.trials import Trials, describe_surface
+from taskpgm.progress import many
 from taskpgm.types import Brief, Floats
 
 # Of the loss: how far trainings of one mixture are apart, their seeds' common part left aside, and from the surrogate.
@@ -161,7 +162,7 @@ def confirmed_sentence(comparison: Comparison, options: Sequence[str] = ()) -> s
         what += "' options" if len(options) == len(comparison.targets) else f" (by options: {', '.join(options)})"
     how = f"{abs(found.relative):.1%} {'below' if loss < 0 else 'above'} uniform on the {what}".replace("%", " %")
     if found.relative_low is None or found.relative_high is None:
-        return f"measured with {seeds} fresh seed{'s' * (seeds > 1)} and fresh rows, without an interval: {how}"
+        return f"measured with {many(seeds, 'fresh seed')} and fresh rows, without an interval: {how}"
     low, high = sorted((-100 * found.relative_high, -100 * found.relative_low))
     told = low > 0 or high < 0
     verdict = "measured" if told else "cannot be told from uniform; measured"
@@ -280,7 +281,7 @@ def _check_halves(rows: Mapping[str, int]) -> None:
     for name, count in rows.items():
         if count < 2:
             raise UserError(
-                f"{name!r} has {count} row{'s' * (count != 1)} to evaluate, but refine chooses by one half of the rows "
+                f"{name!r} has {many(count, 'row')} to evaluate, but refine chooses by one half of the rows "
                 "and confirms by the other; raise contexts.validation, or give it more rows (with choices, if it is "
                 "scored by options)."
             )

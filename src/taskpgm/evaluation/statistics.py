@@ -47,6 +47,12 @@ class Estimate:
     high: float | None
     seeds: int
 
+    def words(self, quantity: str) -> str:
+        """The mean ± half of the interval: three digits of a loss, percents of an accuracy."""
+        unit, digits, sign = (100, 1, " %") if quantity.endswith("accuracy") else (1, 3, "")
+        half = "" if self.high is None else f" ± {(self.high - self.mean) * unit:.{digits}f}"
+        return f"{self.mean * unit:.{digits}f}{half}{sign}"
+
 
 @dataclass(frozen=True, repr=False)
 class Summary(Brief):

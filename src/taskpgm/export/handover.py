@@ -16,6 +16,7 @@ from taskpgm.data.pool import Row, TaskPool
 from taskpgm.export.carry import Form, Learned, Part, learned_in, messages, without
 from taskpgm.export.names import file_stems
 from taskpgm.files import write_jsonl
+from taskpgm.progress import many
 from taskpgm.types import Ints
 
 By = Literal["rows", "counts", "shares"]
@@ -98,6 +99,11 @@ class Handover:
         """Which answers of the rows are learned."""
         return learned_in(row for _, row in self.everything())
 
+    @property
+    def size(self) -> str:
+        """Rows and tasks of the plan, in words."""
+        return f"{many(len(self.plan), 'row')} of {many(len(self.tasks), 'task')}"
+
     @cached_property
     def has_tools(self) -> bool:
         """Whether a row has tools; if one has, all lines have the column."""
@@ -124,15 +130,12 @@ def trainers_model(path: str) -> str:
 
 def exact(handover: Handover) -> str:
     """The sentence of an export whose trainer reads every planned row once an epoch."""
-    return f"exact: the {len(handover.plan)} planned rows of {len(handover.tasks)} tasks, each once an epoch."
+    return f"exact: the planned {handover.size}, each once an epoch."
 
 
 def drawn_counts(handover: Handover) -> str:
     """The sentence of exports whose trainer draws so many rows of each file."""
-    return (
-        f"exact counts: {len(handover.plan)} rows of {len(handover.tasks)} tasks; which rows of a task, the trainer "
-        "draws from its training rows."
-    )
+    return f"exact counts: {handover.size}; which rows of a task, the trainer draws from its training rows."
 
 
 def write_task_files(handover: Handover, folder: Path, form: Form, tools_as_text: bool = False) -> None:

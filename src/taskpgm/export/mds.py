@@ -40,9 +40,6 @@ def write_mds(handover: Handover, folder: Path) -> Written:
     (folder / "loader.py").write_text(LOADER.format(rows=rows, seed=handover.seed), encoding="utf-8")
     sees = exact(handover)
     if handover.by == "counts":
-        sees = (
-            f"exact counts: {len(handover.plan)} rows of {len(handover.tasks)} tasks; streaming repeats "
-            "whole passes and draws the rest."
-        )
+        sees = f"exact counts: {handover.size}; streaming repeats whole passes and draws the rest."
     keeps = ("`choose` is exact; `proportion` would need an epoch size.", "`weight: 0` marks answers that are context.")
     return Written(sees, "```python\nfrom loader import dataset\n\ndataset()[0]\n```", keeps)

@@ -24,10 +24,7 @@ def write_ms_swift(handover: Handover, folder: Path) -> Written:
     })  # fmt: skip
     sees = exact(handover)
     if counts:
-        sees = (
-            f"exact counts: {len(handover.plan)} rows of {len(handover.tasks)} tasks, in whole passes over a task's "
-            "training rows and a random rest."
-        )
+        sees = f"exact counts: {handover.size}, in whole passes over a task's training rows and a random rest."
     keeps = (
         "`split_dataset_ratio: 0`: a share taken out of the files would change the mixture.",
         "`loss_scale: default` takes the loss of answers only; `loss: false` marks those that are context.",

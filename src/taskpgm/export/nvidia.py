@@ -84,7 +84,7 @@ def write_megatron(handover: Handover, folder: Path) -> Written:
         PREPARE.format(model=handover.model, quoted=shlex.quote(handover.model)), encoding="utf-8"
     )
     sees = (
-        f"exact counts of rows: {len(handover.plan)} in {len(handover.tasks)} tasks, if Megatron is given no size. "
+        f"exact counts: {handover.size}, if Megatron is given no size. "
         "With a number of samples of your own, its low-discrepancy order keeps the shares to within a sample a task."
     )
     keeps = (

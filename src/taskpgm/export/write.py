@@ -169,7 +169,7 @@ def _howto(handover: Handover, to: str, target: Target, written: Written, notes:
     ]
     fill = f"{FILL_IN} in a file stands for what only you know.\n\n" if to != "weights" else ""
     sections = [
-        f"# {target.title}: {len(handover.plan)} rows of {len(handover.tasks)} tasks\n",
+        f"# {target.title}: {handover.size}\n",
         f"The trainer will see: {written.sees}\n",
         "## Start\n\n" + fill + "Paths are relative to this folder; start there.\n\n" + written.start + "\n",
         "## What keeps the mixture true\n",

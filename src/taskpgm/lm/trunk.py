@@ -31,7 +31,7 @@ class Trunk:
         if self.first == 0 or not self.lm.plain_head:
             return
         new = list({id(row): row for row in rows if id(row) not in self.kept}.values())
-        with progress.stage("running the shared layers", len(new), "rows"):
+        with progress.stage("running the shared layers", len(new), "row"):
             for batch in batches([ends(row) for row in new], self.lm.token_budget, self.shared):
                 some = [new[i] for i in batch]
                 split_on_oom(some, lambda part: self.entering(pack(part, self.shared, self.lm.device)), progress)

@@ -21,6 +21,7 @@ from taskpgm.types import Brief, Floats
 
 # Tasks are interchangeable when swapping mass between them bends the energy by less than this part of the median pair.
 # A guess: on the 14 task pool's scale it joins near copies and nothing else.
+REDUNDANT = 0.5  # correlation worth a line; below, two tasks share less than a quarter of their variance
 INTERCHANGEABLE = 0.1
 
 
@@ -100,7 +101,7 @@ def explain(
     shared = np.flatnonzero(optimum.p > 1e-9)
     left = np.sort(shared[np.argsort(-optimum.p[shared], kind="stable")[:most]])
     dropped = []
-    with progress.stage("leaving out tasks in turn", len(left), "tasks"):
+    with progress.stage("leaving out tasks in turn", len(left), "task"):
         for i in left:
             dropped.append(leave_out(energy, mixture.bounds, optimum, int(i)))
             progress.advance()

@@ -72,7 +72,7 @@ def measure_divergences(
         weight_PB[np.arange(len(columns)), group] = weights
         weight += weight_PB.sum(0)
         jobs.append(Job(f"the divergences on {name!r}", len(columns), _Sampled(name, weight_PB, hidden, names)))
-    with progress.stage("divergences", len(sample), "sets"):
+    with progress.stage("divergences", len(sample), "set"):
         found = dict(engine.workers.map(Diverging(), jobs, progress))
     total = np.zeros((len(names), groups, n, n))
     for name in sample:  # in this order, whichever was done first

@@ -60,7 +60,7 @@ def score_sets(
     joined = joined or [[name] for name in contexts]
     sizes = sizes_of(rows_of(contexts, joined))
     passes = sum(len(_wanted_by_any(missing, g)) * sum(len(contexts[name]) for name in g) for g in joined)
-    with progress.stage("scoring", passes, "passes"):
+    with progress.stage("scoring", passes, "pass"):
         for chunk in _chunks(probes):
             wanted: dict[str, list[str]] = {
                 name: [p.name for p in chunk if p.name in missing[name]] for name in contexts

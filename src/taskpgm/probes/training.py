@@ -64,7 +64,7 @@ def train_probes(
     }
     jobs = [Job(f"probe {task!r}", tokens_of(of_task), (task, of_task)) for task, of_task in steps.items()]
     work = Training(config, seed, start, _largest(steps.values()))
-    with progress.stage("training probes", sum(map(len, steps.values())), "steps"):
+    with progress.stage("training probes", sum(map(len, steps.values())), "step"):
         yield from engine.workers.map(work, jobs, progress)
 
 
@@ -123,7 +123,7 @@ def train_warm_start(
     encoder = ChatEncoder(engine.tokenizer, config.probes.max_length)
     steps = encoded_steps(encoder, Joined(tasks), warm_start_schedule(tasks, config, seed))
     work = Training(config, seed, None, steps, alone=True)  # on all cores
-    with progress.stage("training the warm start", len(steps), "steps"):
+    with progress.stage("training the warm start", len(steps), "step"):
         (probe,) = engine.workers.map(work, [Job("the warm start", tokens_of(steps), (WARM, steps))], progress)
     return probe
 

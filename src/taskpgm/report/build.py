@@ -6,11 +6,12 @@ from typing import Any
 
 from taskpgm.errors import UserError
 from taskpgm.pipeline.finished import FinishedDirectory, load_run
+from taskpgm.progress import many
 from taskpgm.report import choices, gains, history, outcome, reasons, relations, rows, shares, sides, trials
 from taskpgm.report.field import Field
 from taskpgm.report.material import Material
 from taskpgm.report.page import write_page
-from taskpgm.report.parts import Section, joined, some
+from taskpgm.report.parts import Section, joined
 
 Make = Callable[[], Section]
 WIDTH = 1000  # pixels, of a figure as a file
@@ -42,9 +43,9 @@ def write_report(folder: Path, other: Path | None = None) -> Path:
 
 def _lead(run: FinishedDirectory) -> str:
     config, mixture = run.config, run.mixture
-    targets = f"served to {some(len(config.targets), 'target')}" if config.targets else "served to themselves"
+    targets = f"served to {many(len(config.targets), 'target')}" if config.targets else "served to themselves"
     return (
-        f"{some(len(mixture.tasks), 'task')}, {targets}; a budget of {config.budget.size:,} {config.budget.unit}; "
+        f"{many(len(mixture.tasks), 'task')}, {targets}; a budget of {config.budget.size:,} {config.budget.unit}; "
         f"{Path(config.model.path).name}. {LOSSES[config.energy.loss]} (energy.loss: {config.energy.loss})."
     )
 
@@ -129,4 +130,4 @@ def _drawn(figures: dict[str, Any], to: Path, kind: str) -> list[Path]:
 
 def summary(written: Sequence[Path], to: Path) -> str:
     """What was written, in a sentence."""
-    return f"{some(len(written), 'figure')} in {to}: {joined([str(path.relative_to(to)) for path in written], 60)}"
+    return f"{many(len(written), 'figure')} in {to}: {joined([str(path.relative_to(to)) for path in written], 60)}"

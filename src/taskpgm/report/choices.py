@@ -173,10 +173,8 @@ def _selection(material: Material) -> tuple[str, Picture | None]:
     order = selections[-1]
     full = order.full_value or 1.0
     reached = np.flatnonzero(order.values >= 0.95 * full)
-    first = f"{len(order.chosen)} tasks reach {order.values[-1] / full:.0%}"
-    if len(reached):
-        first = f"{reached[0] + 1} of {n} tasks reach 95 %"
-    line = f"{first} of what all reach; the first: {joined(order.chosen)}."
+    k, part = (int(reached[0]) + 1, "95 %") if len(reached) else (len(order.chosen), f"{order.values[-1] / full:.0%}")
+    line = f"{k} of {n} tasks can reach {part} of what all reach: {joined(order.chosen[:k])}."
     table = {"task": list(order.chosen), "value": order.values.tolist(), "part_of_all": (order.values / full).tolist()}
     return line, Picture(
         "selection",

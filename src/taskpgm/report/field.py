@@ -1,4 +1,4 @@
-"""`Field`: redundancy and interference between tasks, with errors, and their hierarchy."""
+"""`Field`: likeness and interference between tasks, with errors, and their hierarchy."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.jackknife import standard_error
 from taskpgm.types import Floats
 
-KINDS = ("redundant", "interfering")
+KINDS = ("alike", "interfering")
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Edge:
     def words(self, tasks: tuple[str, ...]) -> str:
         """What it says."""
         a, b, sure = tasks[self.first], tasks[self.second], "" if self.error is None else f" ± {self.error:.2f}"
-        if self.kind == "redundant":
-            return f"{a} and {b} are redundant, correlation {self.strength:.2f}{sure}"
+        if self.kind == "alike":
+            return f"{a} and {b} are alike, correlation {self.strength:.2f}{sure}"
         return f"{a} makes {b} {self.strength:.2f}{sure} nats a token worse"
 
 
 class Field:
-    """Redundancy and interference between tasks with errors, and their hierarchy."""
+    """Likeness and interference between tasks with errors, and their hierarchy."""
 
     def __init__(self, affinity: Affinity) -> None:
         self.affinity, self.tasks, self.n = affinity, affinity.tasks, len(affinity.tasks)
@@ -59,7 +59,7 @@ class Field:
         for i, j in zip(*np.triu_indices(self.n, 1), strict=True):
             value, error = float(self.correlation[i, j]), _at(self.error, i, j)
             if value > 2 * (error or 0.0):
-                found.append(Edge(int(i), int(j), "redundant", value, error))
+                found.append(Edge(int(i), int(j), "alike", value, error))
             elif value > 0:
                 unsure += 1
         G, G_error = self.affinity.matrices.get("G"), self.affinity.errors.get("G")

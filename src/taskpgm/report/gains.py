@@ -37,7 +37,7 @@ def _gains(material: Material) -> tuple[Floats, Floats | None, tuple[str, ...]]:
 
 
 def _sentences(material: Material, gains: Floats, error: Floats | None, sets: tuple[str, ...]) -> list[str]:
-    """The best and worst task of each target, those of the first five."""
+    """What helps and what hurts each target most, of the first five."""
 
     def words(i: int, j: int) -> str:
         sure = "" if error is None else f" ± {error[i, j]:.2f}"
@@ -52,8 +52,9 @@ def _sentences(material: Material, gains: Floats, error: Floats | None, sets: tu
     for j in range(min(len(sets), 5)):
         column = others[:, j]
         best, worst = int(np.nanargmax(column)), int(np.nanargmin(column))
-        least = f", least by {words(worst, j)}" if worst != best else ""
-        lines.append(f"{sets[j]}: helped {'most ' if least else ''}by {words(best, j)}{least} nats a token.")
+        found = [f"helped most by {words(best, j)}"] * bool(column[best] > 0)
+        found += [f"hurt most by {words(worst, j)}"] * bool(column[worst] < 0)
+        lines.append(f"{sets[j]}: {', '.join(found) or 'neither helped nor hurt'}, in nats a token.")
     if len(sets) > 5:
         lines.append(f"The figure has {joined(sets[5:], 3)} too.")
     return lines
@@ -64,6 +65,8 @@ def _overall(material: Material, gains: Floats, sets: tuple[str, ...]) -> str:
     mean = gains @ material.target_weights[-len(sets) :]
     best, helpful = int(mean.argmax()), int((mean > 0).sum())
     what = "the targets" if material.targets else "all tasks"
+    if not helpful:
+        return f"No task helps {what} on the whole; {material.tasks[best]} hurts least, {mean[best]:+.3f} nats a token."
     few, verb = "Only " if 2 * helpful < len(mean) else "", "helps" if helpful == 1 else "help"
     return (
         f"{few}{helpful} of {len(mean)} tasks {verb} {what} on the whole; {material.tasks[best]} helps most, "

@@ -263,14 +263,7 @@ def _differences_table(comparison: Comparison) -> Mapping[str, Sequence[Any]]:
 
 
 def _averages(comparison: Comparison) -> Table:
-    rows = []
-    for summary in comparison.summaries:
-        cells = []
-        for quantity in comparison.quantities:
-            e, unit = summary.averages[quantity], 100 if quantity.endswith("accuracy") else 1
-            half = "" if e.high is None else f" ± {unit * (e.high - e.mean):.3g}"
-            cells.append(f"{unit * e.mean:.4g}{half}{' %' * (unit > 1)}")
-        rows.append([summary.mixture, *cells])
+    rows = [[one.mixture, *(one.averages[q].words(q) for q in comparison.quantities)] for one in comparison.summaries]
     return Table(
         "Averages over sets, mean over seeds ± half of the interval", ["mixture", *comparison.quantities], rows
     )

@@ -21,10 +21,12 @@
     for (const axis of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
       found[axis + ".gridcolor"] = found[axis + ".zerolinecolor"] = of("--line");
       const full = div.fullLabels[axis];
-      if (full) found[axis + ".ticktext"] = div.clientWidth < 560 ? full.map(narrow) : full;
+      const every = full && axis[0] === "x" && layout[axis].type !== "log" ? Math.ceil(full.length * 1.15 * size / (0.6 * div.clientWidth)) : 1;
+      if (full) found[axis + ".ticktext"] = fitted(div, full).map((name, k) => k % every ? "" : name);
     }
     return found;
   };
+  const fitted = (div, names) => div.clientWidth < 560 ? names.map(narrow) : names;
   const narrow = (html) => {
     const name = raw(html);
     const cut = name.length > 13 ? "…" + name.slice(-12) : name;
@@ -35,7 +37,11 @@
   // Figures whose colours or size are no longer the page's, until they are seen again or printed.
   const stale = new Set();
   let near = null;
-  const relook = (div) => stale.delete(div) && Plotly.relayout(div, look(div, div.layout));
+  const relook = (div) => {
+    if (!stale.delete(div)) return;
+    Plotly.relayout(div, look(div, div.layout));
+    div.fullNames.forEach((names, k) => names && Plotly.restyle(div, { text: [fitted(div, names)] }, [k]));
+  };
   const age = () => drawn().forEach((div) => { stale.add(div); near.unobserve(div); near.observe(div); });
   const theme = (name) => { root.dataset.theme = name; if (near) age(); };
 
@@ -134,6 +140,8 @@
     controls(div, figure.querySelector(".controls"), layout, picture);
     div.fullLabels = {};
     for (const key of Object.keys(layout)) if (layout[key] && layout[key].ticktext) div.fullLabels[key] = layout[key].ticktext;
+    div.fullNames = data.map((trace) => (trace.mode || "").includes("text") ? trace.text : null);
+    data.forEach((trace, k) => { if (div.fullNames[k]) trace.text = fitted(div, div.fullNames[k]); });
     delete layout.template.layout.colorway;
     for (const [path, value] of Object.entries(look(div, layout))) put(layout, path.split("."), value);
     Plotly.newPlot(div, data, layout, { displayModeBar: false });

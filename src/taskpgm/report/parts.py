@@ -30,6 +30,11 @@ class Table:
     rows: Sequence[Sequence[str]]
     folded: bool = False
 
+    @property
+    def words(self) -> set[int]:
+        """Columns that hold more than numbers, which stand at their left."""
+        return {k for row in self.rows for k, cell in enumerate(row) if cell and cell[0] not in "0123456789+-−"}
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -60,8 +65,3 @@ def joined(names: Sequence[str], most: int = 3) -> str:
     if len(names) > most:
         return f"{', '.join(shown)} and {len(names) - most} more"
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}" if shown else ""
-
-
-def some(count: int, what: str) -> str:
-    """A count with its noun."""
-    return f"{count:,} {what}{'s' * (count != 1)}"

@@ -9,9 +9,11 @@ from plotly.subplots import make_subplots
 from scipy.cluster.hierarchy import dendrogram
 
 from taskpgm.mixture.affinity import Affinity
+from taskpgm.mixture.explanation import REDUNDANT
+from taskpgm.progress import many
 from taskpgm.report.field import KINDS, Edge, Field
 from taskpgm.report.material import Material
-from taskpgm.report.parts import Panel, Picture, Section, some
+from taskpgm.report.parts import Panel, Picture, Section
 from taskpgm.report.style import COLOURS, GREY, LESS_IS_RED, MORE, blank, buttons, compact, short, text
 from taskpgm.types import Floats
 
@@ -28,7 +30,7 @@ NAMES = {
     "jsd": "JSD (nats)",
     "given": "given",
 }
-STYLES = {"redundant": (COLOURS[0], "solid"), "interfering": (COLOURS[1], "dash")}
+STYLES = {"alike": (COLOURS[0], "solid"), "interfering": (COLOURS[1], "dash")}
 
 
 def section(material: Material, field: Field) -> Section:
@@ -40,7 +42,7 @@ def section(material: Material, field: Field) -> Section:
     pictures = [
         Picture(
             "graph",
-            "Tasks by share, coloured by cluster; solid: redundant, dashed: interfering",
+            "Tasks by share, coloured by cluster; solid: alike, dashed: interfering",
             graph(material, field),
             _edge_table(field),
         ),
@@ -55,18 +57,24 @@ def section(material: Material, field: Field) -> Section:
 
 
 def _sentences(field: Field, edges: list[Edge], unsure: int) -> list[str]:
+    beyond = "" if field.error is None else " beyond two standard errors"
     lines = []
     for kind in KINDS:
         own = [edge for edge in edges if edge.kind == kind]
-        found = f"{own[0].words(field.tasks)}" if own else f"no pair is {kind}"
-        beyond = "" if field.error is None else " beyond two standard errors"
-        lines.append(
-            f"{some(len(own), f'{kind} pair')}{beyond}; strongest: {found}."
-            if own
-            else f"{found.capitalize()}{beyond}."
-        )
-    hidden = f" {some(unsure, 'relation')} within two standard errors of nothing are not drawn." if unsure else ""
-    return [lines[0], lines[1] + hidden]
+        strongest = f"; strongest: {own[0].words(field.tasks)}" if own else ""
+        lines.append(f"{many(len(own), 'pair') if own else 'No pair'} {kind}{beyond}{strongest}.")
+    hidden = f" Not drawn: {many(unsure, 'relation')} within two standard errors of nothing." if unsure else ""
+    return [_redundant(field), lines[0], lines[1] + hidden]
+
+
+def _redundant(field: Field) -> str:
+    """How many pairs are alike enough to be called redundant, the strongest by name."""
+    pairs = np.triu(field.correlation, 1)
+    if not (count := int((pairs >= REDUNDANT).sum())):
+        return f"No two tasks are redundant: all correlations are below {REDUNDANT:g}."
+    i, j = np.unravel_index(int(pairs.argmax()), pairs.shape)
+    pair = f"{field.tasks[i]} and {field.tasks[j]}, {pairs[i, j]:.2f}"
+    return f"{many(count, 'redundant pair')}, of correlation {REDUNDANT:g} or more; strongest: {pair}."
 
 
 def graph(material: Material, field: Field) -> Any:
@@ -98,7 +106,7 @@ def _counts(field: Field) -> list[int]:
 
 
 def _layout(field: Field) -> dict[int, Floats]:
-    """Where each task stands: redundant tasks near each other."""
+    """Where each task stands: tasks that are alike near each other."""
     apart = {i: {j: 0.3 + 1 - float(field.correlation[i, j]) for j in range(field.n)} for i in range(field.n)}
     net = nx.complete_graph(field.n)
     if field.n <= LABELLED:  # a minimum over all pairs at once, which takes minutes of hundreds of tasks
@@ -106,7 +114,7 @@ def _layout(field: Field) -> dict[int, Floats]:
         return exact
     near = nx.Graph()
     near.add_nodes_from(range(field.n))
-    strongest = [e for e in field.edges[0] if e.kind == "redundant"][: 6 * field.n]
+    strongest = [e for e in field.edges[0] if e.kind == "alike"][: 6 * field.n]
     near.add_weighted_edges_from((e.first, e.second, e.strength) for e in strongest)
     found: dict[int, Floats] = nx.spring_layout(near, k=2.0 / np.sqrt(field.n), seed=0, iterations=80)
     return found
@@ -115,7 +123,7 @@ def _layout(field: Field) -> dict[int, Floats]:
 def _lines(edges: list[Edge], kind: str, step: int, place: dict[int, Floats], tasks: tuple[str, ...]) -> list[Scatter]:
     """Edges of one strength, and a point on each that says what it is, nearer to the task that suffers."""
     ends = [(place[edge.first], place[edge.second]) for edge in edges]
-    points = np.array([a + (0.5 if kind == "redundant" else 0.6) * (b - a) for a, b in ends])
+    points = np.array([a + (0.5 if kind == "alike" else 0.6) * (b - a) for a, b in ends])
     colour, dash = STYLES[kind]
     opacity = 0.85 - 0.06 * step
     lines = Scatter(
@@ -202,7 +210,7 @@ def _panels(material: Material, field: Field) -> list[Panel]:
         Panel(
             task,
             f"{task}, share {material.mixture.weights[i]:.1%}: neighbours",
-            near[i, "redundant"] + near[i, "interfering"] or ["No relation beyond two standard errors."],
+            near[i, "alike"] + near[i, "interfering"] or ["No relation beyond two standard errors."],
             examples[task].parts[:1] if task in examples else (),  # its own
         )
         for i, task in enumerate(field.tasks)
@@ -246,7 +254,7 @@ def matrix(field: Field) -> Any:
         updatemenus=[buttons(labels, seen)],
     )
     ticks = [short(field.tasks[i], 20) for i in order]
-    every = max(1, n // 45)
+    every = -(-n // 44)  # as many names as there is room for
     named = {
         "tickvals": [text(field.tasks[i]) for i in order][::every],
         "ticktext": ticks[::every],

@@ -7,8 +7,9 @@ from plotly.graph_objects import Bar, Box
 
 from taskpgm.data.pool import TaskPool, TaskSet
 from taskpgm.data.rows import costs_of
+from taskpgm.progress import many
 from taskpgm.report.material import Material
-from taskpgm.report.parts import Picture, Section, Table, joined, some
+from taskpgm.report.parts import Picture, Section, Table, joined
 from taskpgm.report.style import COLOURS, LINE, SHOWN, blank, log_ticks, name_axis, text
 
 USES = ("train", "contexts", "validation", "dropped")
@@ -50,7 +51,7 @@ def _dropped(s: TaskSet) -> int:
 
 def _sizes(pool: TaskPool) -> str:
     sizes = [len(s.train) for s in pool.tasks]
-    return f"{some(sum(sizes), 'training row')} in {some(len(sizes), 'task')}, {min(sizes):,} to {max(sizes):,} each."
+    return f"{many(sum(sizes), 'training row')} in {many(len(sizes), 'task')}, {min(sizes):,} to {max(sizes):,} each."
 
 
 def _losses(pool: TaskPool) -> str:
@@ -58,12 +59,12 @@ def _losses(pool: TaskPool) -> str:
         "dropped as equal to another row of its file": sum(s.counts.duplicates for s in pool.all),
         "dropped as too long": sum(s.counts.too_long for s in pool.all),
         "refused by the chat template": sum(s.counts.refused for s in pool.all),
-        "dropped as copies of held-out rows": sum(
+        "dropped for copying held-out rows": sum(
             s.counts.train_dropped + s.counts.validation_dropped for s in pool.all
         ),
-        "with the left end of their prompt cut": sum(s.counts.truncated for s in pool.all),
+        "with the left end of the prompt cut": sum(s.counts.truncated for s in pool.all),
     }
-    found = [f"{some(count, 'row')} {what}" for what, count in counts.items() if count]
+    found = [f"{many(count, 'row')} {what}" for what, count in counts.items() if count]
     return f"{'; '.join(found)}." if found else "No row was dropped or cut."
 
 
@@ -77,7 +78,7 @@ def _pairs(pool: TaskPool) -> list[tuple[int, str, str]]:
 def _contamination(pool: TaskPool) -> list[str]:
     """How much of what is held out stood in tasks' training rows, as copies in the sense of `data.duplicates`."""
     shared = len(_pairs(pool))
-    first = f"{some(shared, 'pair')} of sets share rows." if shared else "No two sets share a row."
+    first = f"{many(shared, 'pair')} of sets with rows in common." if shared else "No two sets share a row."
     names = {s.name for s in pool.targets} or {s.name for s in pool.tasks}
     found = [one for one in pool.contamination() if one.set in names and one.set != one.task]
     kind = "a target" if pool.targets else "a task"

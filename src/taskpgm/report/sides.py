@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from plotly.graph_objects import Scatter
 
+from taskpgm.progress import many
 from taskpgm.report import history
 from taskpgm.report.material import Material
-from taskpgm.report.parts import Picture, Section, Table, joined, some
+from taskpgm.report.parts import Picture, Section, Table, joined
 from taskpgm.report.style import COLOURS, GREY, LINE, PERCENT, SHOWN, blank, first_of, name_axis, text
 from taskpgm.types import Floats
 
@@ -97,7 +98,7 @@ def _gains(first: Material, second: Material, names: Names) -> Section:
     if len(both) < 3:
         return Section("both-gains-section", title, ["The runs have no tasks and sets in common."])
     x, y = (np.array([one[pair] for pair in both]) for one in found)
-    line = f"Over {some(len(both), 'pair')} of a task and a set the gains correlate by {np.corrcoef(x, y)[0, 1]:.2f}."
+    line = f"Over {many(len(both), 'pair')} of a task and a set the gains correlate by {np.corrcoef(x, y)[0, 1]:.2f}."
     made = blank(
         520,
         hovermode="closest",
@@ -136,7 +137,7 @@ def _settings(first: Material, second: Material, names: Names) -> Section:
     a, b = (_flat(material.run.manifest["settings"]) for material in (first, second))
     other = [[key, a.get(key, "–"), b.get(key, "–")] for key in {**a, **b} if a.get(key) != b.get(key)]
     costs = [history.cost(material.run.manifest.get("stages", {})) for material in (first, second)]
-    lines = [f"{some(len(other), 'setting')} differ." if other else "The settings are the same."]
+    lines = [f"{many(len(other), 'setting')} differ." if other else "The settings are the same."]
     lines += [f"{name}: {cost[0].lower()}{cost[1:]}" for name, cost in zip(names, costs, strict=True)]
     tables = [Table("Settings that differ", ["setting", *names], other)] if other else []
     return Section("both-settings", "What was set otherwise, and what did it cost?", lines, tables=tables)

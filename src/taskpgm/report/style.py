@@ -67,10 +67,13 @@ def name_axis(names: Any, **more: Any) -> dict[str, Any]:
 
 
 def log_ticks(low: float, high: float) -> dict[str, Any]:
-    """An axis in powers, with whole numbers at 1, 2 and 5 times each."""
+    """An axis in powers, with whole numbers at 1, 2 and 5 times each, or at all; a plain axis where few of them lie."""
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    values = [m * 10.0**k for k in decades for m in (1, 2, 5)]
-    return {"type": "log", "tickvals": values, "ticktext": [f"{value:.6g}" for value in values]}
+    for steps in ((1, 2, 5), range(1, 10)):
+        values = [m * 10.0**k for k in decades for m in steps]
+        if sum(low <= value <= high for value in values) >= 3:
+            return {"type": "log", "tickvals": values, "ticktext": [f"{value:.6g}" for value in values]}
+    return {}
 
 
 def compact(values: Floats, digits: int) -> Any:

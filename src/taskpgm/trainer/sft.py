@@ -84,7 +84,7 @@ def train_sft(
         _quiet(trainer)
         if not settings.shuffle:
             trainer._get_train_sampler = torch.utils.data.SequentialSampler
-        with progress.stage("training with TRL", settings.steps(len(rows)), "steps"):
+        with progress.stage("training with TRL", settings.steps(len(rows)), "step"):
             if start:
                 done = int(start.name.rpartition("-")[2])
                 progress.say(f"going on from step {done}")
