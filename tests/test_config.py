@@ -1,6 +1,7 @@
 """The configuration file: keys once, names as they are written, and what is wrong in words."""
 
 import json
+import traceback
 import unicodedata
 
 import pytest
@@ -15,6 +16,15 @@ from taskpgm.names import bad_in_name
 from taskpgm.yamls import read_yaml
 
 BUDGET = "budget: {examples: 9}\n"
+
+
+def test_a_notebook_shows_the_first_mistake_alone():
+    tasks = [{"name": f"{i}/{i}", "path": "x"} for i in range(9)]
+    with pytest.raises(UserError) as error:
+        parse_config({"tasks": tasks, "budget": {"examples": 9}})
+    shown = "".join(traceback.format_exception(error.value))
+    assert "0/0" in shown
+    assert "1/1" not in shown
 
 
 def names_of(tmp_path, text):

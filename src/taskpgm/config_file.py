@@ -58,7 +58,7 @@ def parse_config(data: dict[str, Any], where: str = "configuration") -> Config:
         return Config.model_validate(_without_empty(data))
     except pydantic.ValidationError as error:
         said = f"{where}: {_first_mistake(error)}"
-        raise UserError(said if said.endswith("?") else f"{said}.") from error
+        raise UserError(said if said.endswith("?") else f"{said}.") from None  # a notebook would print all mistakes
     except RecursionError as error:
         raise UserError(f"{where} holds itself by an alias; write out what is meant.") from error
 

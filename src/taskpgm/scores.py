@@ -140,13 +140,13 @@ class Scores(Brief):
         weights[: len(self.tasks)] = 1 / len(self.tasks)
         return weights
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write all arrays to one .npz file (not atomic; the store does that)."""
         extra: dict[str, Any] = {}
         if self.divergences is not None:
             d = self.divergences
             extra = {"jsd_total": d.total_SBNN, "jsd_weight": d.weight_B, "jsd_positions": np.array(d.positions)}
-        with path.open("wb") as file:
+        with Path(path).open("wb") as file:
             np.savez_compressed(
                 file, tasks=np.array(self.tasks), sets=np.array(self.sets),
                 logp=self.logp, context=self.context, position=self.position, seed=self.seed,
@@ -154,7 +154,7 @@ class Scores(Brief):
             )  # fmt: skip
 
     @classmethod
-    def load(cls, path: Path, loss: LossBy = "per_row") -> "Scores":
+    def load(cls, path: Path | str, loss: LossBy = "per_row") -> "Scores":
         """Scores written by `save`."""
         with np.load(path, allow_pickle=False) as z:
             jsd = Divergences(z["jsd_total"], z["jsd_weight"], int(z["jsd_positions"])) if "jsd_total" in z else None

@@ -10,6 +10,8 @@ import sys
 import pytest
 from support.models import CHATML, make_tokenizer
 from support.runs import TASKS, experiment, write_rows
+from typer.main import get_command
+from typer.testing import CliRunner
 
 from taskpgm import __version__, load_config, load_run
 from taskpgm.cli import main as cli
@@ -423,6 +425,14 @@ def test_the_demos_data_does_not_depend_on_the_hash_seed(tmp_path, monkeypatch):
         assert len(write_demo(tmp_path / seed).tasks) == 10
     for path in (tmp_path / "1" / "data").iterdir():
         assert path.read_bytes() == (tmp_path / "2" / "data" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("command", sorted(get_command(cli.app).commands))
+def test_help_is_whole_in_80_columns(command):
+    out = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "80"}).output
+    assert "--help" in out
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_importing_and_help_load_no_torch():

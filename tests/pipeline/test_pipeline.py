@@ -19,7 +19,7 @@ from support.heard import Heard
 from support.runs import TASKS, experiment, write_rows
 from transformers import AutoModelForCausalLM
 
-from taskpgm import Affinity, Scores, UserError, load_config, load_run, run
+from taskpgm import Affinity, Scores, TaskPool, UserError, load_config, load_run, run
 from taskpgm.config_file import parse_config
 from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.messages import conversation
@@ -493,7 +493,10 @@ def test_a_finished_directory_is_opened_without_its_yaml(finished, tmp_path):
     assert found.pool.sets == result.pool.sets
     np.testing.assert_array_equal(found.plan.row, result.plan.row)
     assert len(repr(found)) < 200
-    with pytest.raises(UserError, match=r"has no comparison.json; it is no run directory, or its run has not come so"):
+    assert len(repr(found.gains)) < 200
+    texts = (TaskPool.load(str(root / "out/pool")).sets, Scores.load(str(root / "out/scores.npz")).sets)
+    assert texts == (found.pool.sets, found.scores.sets)  # a path may be text
+    with pytest.raises(UserError, match=r"has no comparison.json; `taskpgm compare` writes it"):
         _ = found.comparison
     with pytest.raises(UserError, match=r"has no manifest.json"):
         load_run(tmp_path)

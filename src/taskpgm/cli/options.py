@@ -24,7 +24,7 @@ ConfigFile = Annotated[
 OptionalConfig = Annotated[
     Path | None,
     typer.Argument(
-        help="The experiment's YAML file; not needed with a file of your own (--affinity, --from).",
+        help="The experiment's YAML file; not needed with a matrix or results of your own.",
         metavar="[MIX.YAML]",
     ),
 ]
@@ -36,7 +36,8 @@ Mixtures = Annotated[
     str,
     typer.Option(
         help="The first is judged against the others: taskpgm, uniform, size, size:CAP, temperature:T, random, smart, "
-        "or a weights file (.json, .yaml)."
+        "or a weights file (.json, .yaml).",
+        metavar="LIST",
     ),
 ]
 
@@ -99,20 +100,28 @@ class Comparing:
     """What `compare` compares, and how."""
 
     mixtures: Mixtures = "taskpgm,uniform,size"
-    seeds: Annotated[int, typer.Option(help="Trainings of each mixture.", min=1)] = 3
+    seeds: Annotated[int, typer.Option(help="Trainings of each mixture.", min=1, metavar="N")] = 3
     budgets: Annotated[
-        str, typer.Option(help="Also train uniform at these multiples of the budget: 0.5,2,4; gives the equivalence.")
+        str,
+        typer.Option(
+            help="Also train uniform at these multiples of the budget: 0.5,2,4; gives the equivalence.", metavar="LIST"
+        ),
     ] = ""
-    trainer: Annotated[str, typer.Option(help="engine (this project's) or trl (SFTTrainer).")] = "engine"
-    method: Annotated[str, typer.Option(help="lora, or full to train every weight of the model.")] = "lora"
+    trainer: Annotated[str, typer.Option(help="engine (this project's) or trl (SFTTrainer).", metavar="NAME")] = (
+        "engine"
+    )
+    method: Annotated[str, typer.Option(help="lora, or full to train every weight of the model.", metavar="NAME")] = (
+        "lora"
+    )
     learning_rate: Annotated[
-        float | None, typer.Option(help="Peak of the schedule; as the probes', or 5e-5 for full.", min=0)
+        float | None,
+        typer.Option(help="Peak of the schedule; as the probes', or 5e-5 for full.", min=0, metavar="RATE"),
     ] = None
     accuracy: Annotated[bool, typer.Option(help="Mark answers too: options, verifiers, exact match.")] = True
-    rows: Annotated[int | None, typer.Option(help="Rows a set to evaluate at most.", min=1)] = None
+    rows: Annotated[int | None, typer.Option(help="Rows a set to evaluate at most.", min=1, metavar="N")] = None
     keep: Annotated[bool, typer.Option("--keep", help="Keep the adapters, or with --method full the models.")] = False
     harness: Annotated[
-        str, typer.Option(help="Also run these tasks of lm-evaluation-harness on every adapter: arc_easy,my_task.")
+        str, typer.Option(help="Also run these tasks of lm-evaluation-harness on every adapter.", metavar="TASKS")
     ] = ""
     include: Annotated[
         Path | None, typer.Option(help="Folder or file of the harness's local tasks.", metavar="PATH")
@@ -151,7 +160,8 @@ class Placing:
         int | None, typer.Option(help="As if so many worked side by side, like one of this machine.", min=1)
     ] = None
     device: Annotated[
-        str | None, typer.Option(help="As if each had this device, from a table: h100, h200, a100 …", metavar="NAME")
+        str | None,
+        typer.Option(help="As if each had this device, by name: h100, a100-80g, l4 and others.", metavar="NAME"),
     ] = None
     price: Annotated[float | None, typer.Option(help="Of a device for an hour; gives the money.", min=0)] = None
     quick: Annotated[

@@ -137,8 +137,9 @@ class TaskPool(Brief):
         sizes = [len(s.contexts) + len(s.validation) for s in self.all]
         return self.leaks.contamination(self.sets, sizes) if self.leaks else []
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write the rows, index.npz and pool.json into the folder (not atomic; the store does that)."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         store = Store(folder)
         arrays: dict[str, Any] = {}
@@ -158,7 +159,7 @@ class TaskPool(Brief):
     @classmethod
     def load(
         cls,
-        folder: Path,
+        folder: Path | str,
         lengths_of: LengthsOf | None = None,
         memory: Memory | None = None,
         progress: Progress = QUIET,
@@ -173,6 +174,7 @@ class TaskPool(Brief):
         Raises:
             UserError: it was written by another version, or is damaged.
         """
+        folder = Path(folder)
         described = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
         if not (folder / "index.npz").exists():
             raise UserError(

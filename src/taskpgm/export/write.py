@@ -16,6 +16,7 @@ from taskpgm.export.carry import NEEDED, Learned, Part, parts_of
 from taskpgm.export.handover import FILL_IN, Handover, Written
 from taskpgm.export.targets import TARGETS, Target
 from taskpgm.files import digest, is_held, replace_folder
+from taskpgm.progress import many
 
 SCRATCH = ".taskpgm-export-"  # what a folder is in until it is whole
 MARK = "HOWTO.md"  # what tells an earlier export from a folder of someone's own
@@ -137,7 +138,7 @@ def _carried(handover: Handover, to: str, target: Target, lossy: bool) -> tuple[
             raise UserError(
                 f"{to} has no place for {part}, which {count} rows have, some of task {examples[part]!r}; {remedy}."
             )
-        notes.append(f"{part} of {count} rows dropped: {to} has no place for them")
+        notes.append(f"{part} of {many(count, 'row')} dropped: {to} has no place for them")
     handover = replace(handover, dropped=frozenset(counts))
     if handover.learned not in target.learns:
         if not lossy:
@@ -155,7 +156,7 @@ def _cut(handover: Handover) -> str | None:
     if not cut:
         return None
     return (
-        f"{cut} rows have more than {handover.max_length} tokens: probes read their ends, but trainers cut ends off, "
+        f"{many(cut, 'row')} of more than {handover.max_length} tokens: probes read the end, but trainers cut it off, "
         "and answers with them, or leave such rows out; set the trainer's greatest length to that of your longest rows"
     )
 

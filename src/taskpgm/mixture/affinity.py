@@ -23,8 +23,8 @@ from taskpgm.types import Brief, Floats
 LN2 = float(np.log(2))
 
 
-@dataclass(frozen=True, eq=False)
-class Gains:
+@dataclass(frozen=True, eq=False, repr=False)
+class Gains(Brief):
     """Nats a token that each task's probe gains on each set over what it started from, with standard errors."""
 
     tasks: tuple[str, ...]
@@ -73,17 +73,17 @@ class Affinity(Brief):
         square = {name: M[:, :n] for name, M in self.matrices.items() if len(M) == n}
         return _pairs(self.tasks, self.tasks, {"S": self.S, **square}, {k: e[:, :n] for k, e in self.errors.items()})
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write all arrays to one .npz file (not atomic; the store does that)."""
         arrays: dict[str, Any] = {**self.matrices, **{f"{name}_se": error for name, error in self.errors.items()}}
-        with path.open("wb") as file:
+        with Path(path).open("wb") as file:
             np.savez_compressed(
                 file, tasks=np.array(self.tasks), sets=np.array(self.sets), kind=np.array(self.kind), S=self.S,
                 S_without=self.without, S_only=self.only, S_seeds=self.seeds, **arrays,
             )  # fmt: skip
 
     @classmethod
-    def load(cls, path: Path) -> "Affinity":
+    def load(cls, path: Path | str) -> "Affinity":
         """Affinity written by `save`."""
         with np.load(path, allow_pickle=False) as z:
             errors = {name.removesuffix("_se"): z[name] for name in z.files if name.endswith("_se")}

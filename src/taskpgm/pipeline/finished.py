@@ -22,6 +22,7 @@ from taskpgm.probes.cache import TRAINING, read_training
 from taskpgm.scores import Scores
 
 OF_MIXTURES = ("mixture.json", "selection.json", "train.jsonl")  # what a selection has of its own
+COMMANDS = {"comparison": "compare", "prediction": "predict", "form": "form", "explanation": "explain"}  # by their file
 
 
 class FinishedDirectory:
@@ -132,6 +133,8 @@ class FinishedDirectory:
     def _there(self, name: str) -> Path:
         own = self.path if name in OF_MIXTURES else self.run
         if not (own / name).exists():
+            if command := COMMANDS.get(name.removesuffix(".json")):
+                raise UserError(f"{own} has no {name}; `taskpgm {command}` writes it.")
             raise UserError(f"{own} has no {name}; it is no run directory, or its run has not come so far.")
         return own / name
 
