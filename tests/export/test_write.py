@@ -1,6 +1,7 @@
 """What cannot be carried is refused or dropped and counted; an export is whole or not there."""
 
 import json
+import re
 import resource
 from dataclasses import replace
 from pathlib import Path
