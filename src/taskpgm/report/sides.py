@@ -137,7 +137,7 @@ def _settings(first: Material, second: Material, names: Names) -> Section:
     a, b = (_flat(material.run.manifest["settings"]) for material in (first, second))
     other = [[key, a.get(key, "–"), b.get(key, "–")] for key in {**a, **b} if a.get(key) != b.get(key)]
     costs = [history.cost(material.run.manifest.get("stages", {})) for material in (first, second)]
-    lines = [f"{many(len(other), 'setting')} differ." if other else "The settings are the same."]
+    lines = [f"Set otherwise: {many(len(other), 'setting')}." if other else "The settings are the same."]
     lines += [f"{name}: {cost[0].lower()}{cost[1:]}" for name, cost in zip(names, costs, strict=True)]
     tables = [Table("Settings that differ", ["setting", *names], other)] if other else []
     return Section("both-settings", "What was set otherwise, and what did it cost?", lines, tables=tables)
