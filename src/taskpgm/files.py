@@ -119,8 +119,15 @@ def loaded(load: Callable[..., Made], path: Path, *more: Any, by: str = "run") -
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object."""
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    """A JSON object.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return found
 
 
 def digest(value: Any) -> str:

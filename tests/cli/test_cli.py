@@ -657,3 +657,32 @@ def test_check_says_that_a_format_does_not_hold_the_rows(call, tmp_path, monkeyp
     code, _, err = call("check", "mix.yaml")
     assert code == 2
     assert "export.format prompt_completion cannot hold 4 of the 4 training rows of task 'a', such as one with" in err
+
+
+def test_an_output_without_the_letters_shows_question_marks_and_init_writes_utf_8(tmp_path):
+    (tmp_path / "S.csv").write_text("Größe,b\n1,0\n0,1\n", encoding="utf-8")
+    write_rows(tmp_path / "Größe.jsonl", "sums", 30)
+
+    def said(encoding, *arguments):
+        found = subprocess.run(
+            [sys.executable, "-m", "taskpgm", *arguments],
+            cwd=tmp_path, capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        return found.stdout
+
+    solve = ("solve", "--affinity", "S.csv", "--t", "1", "--out", "out")
+    assert "Größe" in said("utf-8", *solve).decode()
+    assert "Gr??e" in said("ascii", *solve).decode("ascii")
+    assert "Größe.jsonl" in said("utf-8", "init", "Größe.jsonl").decode()
+    assert said("latin-1", "init", "Größe.jsonl") == said("utf-8", "init", "Größe.jsonl")
+
+
+def test_a_working_directory_that_is_gone_is_named(call, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(cli, "load_config", lambda path: cli.Path.cwd())
+    code, _, err = call("check", tmp_path / "mix.yaml")
+    assert code == 1
+    assert "The folder that this was started in is gone; change to one that is there." in err
+    assert "kept" not in err

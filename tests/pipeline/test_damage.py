@@ -32,10 +32,10 @@ def finished(tmp_path_factory, model_folders):
 
 def damage(path, how):
     whole = path.read_bytes()
-    path.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "garbage": b"garbage{"}[how])
+    path.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "garbage": b"garbage{", "list": b"[1, 2]"}[how])
 
 
-@pytest.mark.parametrize("how", ["empty", "half", "garbage"])
+@pytest.mark.parametrize("how", ["empty", "half", "garbage", "list"])
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_named(name, how, finished, tmp_path):
     _, whole = finished
@@ -61,10 +61,11 @@ def test_what_is_removed_is_made_again(name, finished, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # probes are kept
 
 
-def test_a_damaged_mixture_is_replaced_by_a_run(finished, tmp_path):
+@pytest.mark.parametrize("how", ["half", "list"])
+def test_a_damaged_mixture_is_replaced_by_a_run(how, finished, tmp_path):
     config, whole = finished
     shutil.copytree(whole, tmp_path / "run")
-    damage(tmp_path / "run" / "mixture.json", "half")
+    damage(tmp_path / "run" / "mixture.json", how)
     run(config, tmp_path / "run")
     assert (tmp_path / "run" / "mixture.json").read_bytes() == (whole / "mixture.json").read_bytes()
 

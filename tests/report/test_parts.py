@@ -240,6 +240,19 @@ def test_a_run_beside_another_says_what_differs(folder, tmp_path):
     assert "one beside two" in build.write_report(folder, other).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_page_is_written_where_asked_and_the_run_is_left_alone(others, folder, tmp_path):
+    runs = [folder, shutil.copytree(folder, tmp_path / "two")][: 1 + others]
+    usual = build.write_report(*runs)
+    expected = usual.read_bytes()
+    usual.unlink()
+    before = sorted(folder.rglob("*"))
+    arguments = [*map(str, runs), "--out", str(tmp_path / "new" / "page.html")]
+    assert CliRunner().invoke(app, ["report", *arguments]).exit_code == 0
+    assert (tmp_path / "new" / "page.html").read_bytes() == expected
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_a_mixture_of_other_settings_is_not_explained(folder, tmp_path):
     other = tmp_path / "old"
     shutil.copytree(folder, other)

@@ -157,9 +157,11 @@ def test_peft_loads_what_was_saved(finished, whole):
 
 def test_all_settings_are_said_and_a_second_start_does_nothing(finished, whole):
     said = Said()
+    (whole.folder.parent / "checkpoints" / "checkpoint-13").mkdir(parents=True)  # killed while they were removed
     again = train(finished, whole.folder.parent, TrainOptions(learning_rate=0.01, batch=4), said)
     assert said.sentences == [f"{whole.folder} is trained already"]
     assert (said.steps, again) == (0, whole)
+    assert not (whole.folder.parent / "checkpoints").exists()
     assert {"model", "method", "rows", "order", "loss", "epochs", "batch", "steps", "learning rate", "seed"} <= set(
         whole.settings
     )
@@ -194,6 +196,15 @@ def test_bad_input_is_one_sentence(finished, whole, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(UserError, match=r"needs trl, which is not installed; pip install 'taskpgm\[lm,trl\]'"):
         train(finished, tmp_path / "none", progress=Said())
+
+
+@pytest.mark.parametrize("numbers", [1, 100_000])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full disk at hand")
+def test_a_full_disk_at_a_checkpoint_is_an_error_of_the_machine(numbers, tmp_path):
+    from taskpgm.trainer.sft import _saving
+
+    with pytest.raises(OSError, match="No space left"), _saving(tmp_path):
+        torch.save(torch.zeros(numbers), "/dev/full")
 
 
 def test_a_loss_that_is_not_finite_is_one_sentence(finished, tmp_path):

@@ -3,6 +3,7 @@
 Long because every command declares and documents its own options.
 """
 
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -67,6 +68,7 @@ class StoppedError(Exception):
 def main() -> None:
     """Entry point: 0 when all is well, 2 for wrong input or settings, 1 for a failing machine, 130 when interrupted."""
     wait_passively()
+    _show_anything()
     try:
         app()
     except UserError as error:
@@ -83,12 +85,30 @@ def main() -> None:
         _fail("Error", f"{str(error) or type(error).__name__}. {_remedy(error)}", 1)
 
 
+def _show_anything() -> None:
+    """Have an output show ? for what its encoding lacks, instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def _remedy(error: Exception) -> str:
     """What a user can do about a failing machine."""
+    if isinstance(error, FileNotFoundError) and _is_removed():
+        return "The folder that this was started in is gone; change to one that is there."
     if isinstance(error, PermissionError) or "Read-only file system" in str(error):
         return "Name another place, or make this one writable."
     full = "No space left" in str(error)  # not always with an errno: safetensors has its own error
     return f"Free some space on that disk. {KEPT}" if full else KEPT
+
+
+def _is_removed() -> bool:
+    """Whether the working directory is no more."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _version(asked: bool) -> None:
@@ -120,7 +140,7 @@ def init(
 
     with shown(errors) as progress:
         text, notes = write_template(files, progress)
-    print(text, end="")
+    typer.echo(text.encode(), nl=False)  # UTF-8, as configurations are read, wherever it goes
     for note in notes:
         errors.print(note, style="yellow", markup=False, highlight=False)
 
@@ -267,6 +287,9 @@ def report(
         Path | None, typer.Option(help="Also write every figure there, for papers.", metavar="FOLDER")
     ] = None,
     kind: Annotated[Literal["svg", "png"] | None, typer.Option("--format", help="Of the figures' files; svg.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page; report.html in the run directory if left out.", metavar="FILE")
+    ] = None,
 ) -> None:
     """One self-contained page of a finished run: what to train on, how sure, how tasks relate, why, and how it ran."""
     from taskpgm.cli.report import check_installed
@@ -278,7 +301,7 @@ def report(
     check_installed()
     from taskpgm.report.build import summary, write_figures, write_report
 
-    screen.print(str(write_report(*runs)), markup=False, highlight=False, soft_wrap=True)
+    screen.print(str(write_report(runs[0], *runs[1:], path=out)), markup=False, highlight=False, soft_wrap=True)
     if figures:
         written = write_figures(runs[0], figures, kind or "svg", *runs[1:])
         screen.print(summary(written, figures), markup=False, highlight=False)

@@ -7,6 +7,7 @@ OUT/adapter/         PEFT's files, at the end; or OUT/model/, transformers' file
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,7 @@ def _train(
         )
     folder = directory / ("model" if options.full else "adapter")
     if record and "losses" in record and folder.is_dir():
+        shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # left by a kill after the record
         progress.say(f"{folder} is trained already")
         return _trained(folder, options, record)
     import_trl()  # what is missing is said before the model is loaded
@@ -234,8 +236,6 @@ def _finish(
     record: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The record of a training that is done; its model is saved, its checkpoints are gone."""
-    import shutil
-
     from taskpgm.trainer.sft import save_sft, train_sft
 
     clock = Clock()

@@ -21,19 +21,24 @@ LOSSES = {
 }
 
 
-def write_report(folder: Path, other: Path | None = None) -> Path:
-    """Path of the page that was written into the first run's folder.
+def write_report(folder: Path, other: Path | None = None, *, path: Path | None = None) -> Path:
+    """Path of the page that was written.
+
+    Args:
+        folder: a run.
+        other: another one, to be shown beside it.
+        path: where to write; into the first run's folder if left out.
 
     Raises:
         UserError: a folder that is no finished run.
     """
     run = load_run(folder)
     if other is None:
-        path = folder / "report.html"
+        path = path or folder / "report.html"
         write_page(path, f"Mixture of {folder.resolve().name}", _lead(run), sections(Material(run)))
         return path
     names = sides.names_of(folder, other)
-    path = folder / f"report-beside-{other.resolve().name}.html"
+    path = path or folder / f"report-beside-{other.resolve().name}.html"
     lead = f"{folder} beside {other}"
     write_page(
         path, f"{names[0]} beside {names[1]}", lead, sides.sections(Material(run), Material(load_run(other)), names)

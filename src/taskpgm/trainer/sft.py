@@ -27,6 +27,7 @@ from taskpgm.trainer.trl import as_before, columns, import_trl
 
 WARM_UP = 20  # a twentieth of the steps, as probes have it
 CHECKPOINTS = 10  # of a whole training
+UNWRITTEN = ("PytorchStreamWriter", "inline_container", "iostream error")  # torch.save, by where in a file it failed
 STATE = "trainer_state.json"  # what transformers writes last into a checkpoint
 
 
@@ -222,7 +223,7 @@ def _saving(folder: Path) -> Iterator[None]:
     except SafetensorError as error:
         raise OSError(f"{folder}: {error}") from error
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):
+        if not any(sign in str(error) for sign in UNWRITTEN):
             raise
         raise OSError(f"{folder}: {error}. No space left?") from error
     finally:
