@@ -678,7 +678,52 @@ def test_spread_is_allowed_and_positive_wherever_any_mixture_is(seed, n):
     assert ((bounds.members @ spread) <= bounds.group_hi + 1e-9).all()
     for i in range(n):
         most, _ = cvxpy_minimum(field_energy(names(n), np.eye(n)[i], np.zeros((n, n))), bounds)
-        assert bounds.usable[i] == (most[i] > 1e-6)
+        assert (spread[i] > 1e-12) == (most[i] > 1e-6)
+
+
+@given(seed=seeds, width=st.sampled_from([1e-5, 1e-7, 1e-9]))
+@settings(max_examples=30, deadline=None)
+def test_a_share_of_next_to_nothing_is_found_beside_groups(seed, width):
+    """A task that supplies hardly a row, where a group leaves little room: F is constant, so the prior alone decides."""
+    rng = np.random.default_rng(seed)
+    n, held = 4, float(rng.uniform(0.3, 0.7))
+    hi = np.array([1.0, 1.0, 1.0, width])
+    bounds = Bounds(names(n), np.array([1 - held - 20 * width, 0, 0, 0]), hi, (Group("g", ("t1",), held, held),))
+    assert (bounds.spread[2:] > 0).all()
+    mixture = solve_mixture(replace(random_likelihood(rng, n, flat=True), prior=1.0), bounds)
+    # The two that are free share 20 widths beside t0, which sits at its least share: alike, but for the cap.
+    np.testing.assert_allclose(mixture.weights, [1 - held - 20 * width, held, 19 * width, width], rtol=1e-4, atol=1e-8)
+
+
+@given(seed=seeds, n=st.integers(2, 6), kind=st.sampled_from(["likelihood", "gain", "affinity"]))
+@settings(max_examples=60, deadline=None)
+def test_multipliers_add_up_where_shares_are_fixed(seed, n, kind):
+    """∇E + ν + Σ μ_g − lower + upper = 0, with as little as a single mixture allowed."""
+    rng = np.random.default_rng(seed)
+    scores = synthetic_scores(rng, n=n, contexts=4)
+    affinity = measure_affinity(scores, AffinityConfig(kind="ratio"))
+    energy = build_energy(scores, affinity, EnergyConfig(kind=kind))
+    inside = rng.dirichlet(np.ones(n))
+    lo, hi = inside.copy(), inside.copy()
+    for i in rng.permutation(n)[: rng.integers(0, 3)]:
+        lo[i], hi[i] = 0.0, 1.0
+    members = tuple(name for name in names(n) if rng.random() < 0.5)
+    total = inside[[name in members for name in names(n)]].sum()
+    groups = (Group("g", members, total, total),) if members and rng.random() < 0.5 else ()
+    bounds = Bounds(names(n), lo, hi, groups)
+    mixture = solve_mixture(energy, bounds)
+    c, p = mixture.certificate, mixture.weights
+    residual = energy.gradient(p) + c.nu + c.group @ bounds.members - c.lower + c.upper
+    scale = max(1.0, float(np.abs(energy.gradient(p)).max()))
+    np.testing.assert_allclose(residual, 0, atol=1e-5 * scale)
+    assert (np.r_[c.lower, c.upper] >= 0).all()
+    np.testing.assert_allclose([*(c.lower * (p - lo)), *(c.upper * (hi - p))], 0, atol=1e-7 * scale)
+
+
+def random_likelihood(rng, n, flat=False):
+    """Of one position a task, at which all tasks say the same if it is `flat`."""
+    scores = synthetic_scores(rng, n=n, contexts=2, truth=np.full((n + 1, n), -1.0), noise=0.0 if flat else 0.3)
+    return build_energy(scores, None, EnergyConfig(kind="likelihood"))
 
 
 def test_a_task_left_out_does_not_set_the_scale():

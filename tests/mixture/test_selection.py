@@ -14,8 +14,9 @@ from support.numerics import cvxpy_minimum, names, random_field, synthetic_score
 from taskpgm.config import EnergyConfig
 from taskpgm.errors import UserError
 from taskpgm.mixture.affinity import given_affinity
-from taskpgm.mixture.bounds import make_bounds, simplex
+from taskpgm.mixture.bounds import Bounds, make_bounds, simplex
 from taskpgm.mixture.energies import build_energy
+from taskpgm.mixture.energy import field_energy
 from taskpgm.mixture.maximiser import maximise
 from taskpgm.mixture.selection import price, select_tasks
 from taskpgm.mixture.solve import solve_mixture
@@ -209,6 +210,41 @@ def test_bounds_take_part():
         select_tasks(energy, bounds, k=3)  # three tasks of 0.3 cannot hold the budget
     small = dict.fromkeys(names(8), 0.05) | {"t6": 0.5, "t7": 0.5}
     assert set(select_tasks(energy, make_bounds(names(8), supply=small), k=2).chosen) == {"t6", "t7"}
+
+
+def test_greedy_promises_nothing_where_bounds_decide():
+    """Of K = 1 every task is worth p_i²/2. Greedy takes t0, beside which only t3, worth nothing, holds the budget."""
+    energy = field_energy(names(4), np.array([0.34, 0.33, 0.33, 0.0]), np.eye(4))
+    bounds = make_bounds(names(4), supply={"t0": 0.2, "t1": 0.5, "t2": 0.5, "t3": 0.8})
+    greedy, best = select_tasks(energy, bounds, k=2), select_tasks(energy, bounds, k=2, exhaustive=True)
+    assert set(greedy.chosen) == {"t0", "t3"}
+    assert set(best.chosen) == {"t1", "t2"}
+    assert greedy.certified <= greedy.values[-1] / best.values[-1]
+    assert select_tasks(energy, k=2).guarantee == pytest.approx(1 - math.exp(-1))
+
+
+@given(seed=seeds, n=st.integers(2, 7))
+@settings(max_examples=150, deadline=None)
+def test_selections_within_bounds_against_all_subsets_that_hold_the_budget(seed, n):
+    rng = np.random.default_rng(seed)
+    energy, k = random_field(rng, n), int(rng.integers(1, n + 1))
+    hi = np.minimum(rng.uniform(0.1, 1.2, n), 1.0)
+    lo = np.where(rng.random(n) < 0.15, 0.5 * hi / n, 0.0)
+    if np.sort(hi)[::-1].sum() < 1:
+        return
+    bounds, all_tasks = Bounds(names(n), lo, hi), range(n)
+    pricing, forced = price(energy, bounds), set(np.flatnonzero(lo > 0))
+    able = [A for A in itertools.combinations(all_tasks, k) if hi[list(A)].sum() >= 1 and forced <= set(A)]
+    try:
+        greedy, best = (select_tasks(energy, bounds, k, exhaustive) for exhaustive in (False, True))
+    except UserError:
+        assert not able
+        return
+    optimum = max(value_of(pricing, A) for A in able)
+    assert best.values[-1] == pytest.approx(optimum, rel=1e-7, abs=1e-12)
+    assert hi[[int(name[1:]) for name in best.chosen]].sum() >= 1 - 1e-9
+    # What is known of greedy is known against any k tasks, those included that cannot hold the budget.
+    assert greedy.values[-1] >= greedy.certified * brute_force(pricing, k) - 1e-9 * abs(optimum)
 
 
 def test_wrong_k_gets_one_sentence():

@@ -5,7 +5,6 @@ Feasible set: {p : 1ᵀp = 1, lo ≤ p ≤ hi, lo_g ≤ Σ_{i∈g} p_i ≤ hi_g 
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,11 +79,6 @@ class Bounds(Brief):
         return Bounds(tasks, self.lo[kept], self.hi[kept], groups)
 
     @property
-    def usable(self) -> NDArray[np.bool_]:
-        """(n,) whether a task has a positive share in any mixture that is allowed."""
-        return self.spread > SLACK
-
-    @property
     def spread(self) -> Floats:
         """(n,) a mixture that is allowed and positive wherever any is.
 
@@ -95,28 +89,30 @@ class Bounds(Brief):
         part = (1 - self.lo.sum()) / width.sum() if width.sum() > 0 else 0.0
         if not self.groups or self._meets_groups(self.lo + part * width):
             return np.asarray(self.lo + part * width)
-        even = self._program(np.r_[np.zeros(n), -1.0], np.c_[-np.eye(n), width], -self.lo)
+        even = self._program(np.r_[np.zeros(n), -1.0], np.c_[-np.eye(n), np.ones(n)])
         if even[n] > 1e-9:
-            return even[:n]
+            return self.lo + width * even[:n]
         unit = -np.eye(n + 1)[:n]
-        return np.asarray(
-            np.mean([self._program(cost, np.zeros((1, n + 1)), np.zeros(1)) for cost in unit], axis=0)[:n]
-        )
+        return np.asarray(self.lo + width * np.mean([self._program(cost) for cost in unit], axis=0)[:n])
 
     def _meets_groups(self, p: Floats) -> bool:
         sums = self.members @ p
         return bool((sums >= self.group_lo).all() and (sums <= self.group_hi).all())
 
-    def _program(self, cost: Floats, rows: Floats, limits: Floats) -> Floats:
-        """(n+1,) minimiser (p, s) of cost · (p, s) over the feasible p and 0 ≤ s ≤ 1 with rows (p, s) ≤ limits."""
-        members = np.c_[self.members, np.zeros(len(self.groups))]
+    def _program(self, cost: Floats, rows: Floats | None = None) -> Floats:
+        """(n+1,) minimiser (q, s) of cost · (q, s) over 0 ≤ q, s ≤ 1 with lo + width · q feasible and rows (q, s) ≤ 0.
+
+        Parts of widths, not shares, so that the program's tolerance is small beside the smallest share too.
+        """
+        width, n = self.hi - self.lo, len(self.tasks)
+        at_least = self.members @ self.lo
+        members = np.c_[self.members * width, np.zeros(len(self.groups))]
+        rows = np.zeros((0, n + 1)) if rows is None else rows
         A_ub = np.vstack([members, -members, rows])
-        b_ub = np.r_[self.group_hi, -self.group_lo, limits]
-        box: Any = np.column_stack([np.r_[self.lo, 0.0], np.r_[self.hi, 1.0]])
-        sums = np.r_[np.ones(len(self.tasks)), 0.0][None]
-        program = linprog(cost, A_ub, b_ub, A_eq=sums, b_eq=np.ones(1), bounds=box)
+        b_ub = np.r_[self.group_hi - at_least, at_least - self.group_lo, np.zeros(len(rows))]
+        program = linprog(cost, A_ub, b_ub, np.r_[width, 0.0][None], np.array([1 - self.lo.sum()]), bounds=(0, 1))
         assert program.x is not None, program.message
-        return np.clip(program.x, box[:, 0], box[:, 1])
+        return np.clip(program.x, 0, 1)
 
     def check(self) -> None:
         """UserError naming an irreducible set of bounds in conflict, and by how much, if no mixture is allowed."""

@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from taskpgm.mixture.bounds import Bounds
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.linalg import mean_curvature
-from taskpgm.mixture.qp import FREE, Active
+from taskpgm.mixture.qp import Active
 from taskpgm.types import Brief, Floats
 
 RELATIVE_GAP = 1e-9  # of quadratic energies: far below any error of the data, above rounding
@@ -64,7 +64,7 @@ class Optimum(Brief):
 def certify(energy: Energy, bounds: Bounds, optimum: Optimum) -> Certificate:
     """Certificate of `optimum`, from the energy's gradient there; the solver's own multipliers are not used."""
     p, g = optimum.p, energy.gradient(optimum.p)
-    y, members = multipliers(g, optimum, bounds), bounds.members
+    y, members = multipliers(g, p, bounds), bounds.members
     residual = g + y[0] + y[1:] @ members
     at_lo = p <= bounds.lo + FEASIBILITY
     at_hi = (p >= bounds.hi - FEASIBILITY) & (bounds.hi < 1)
@@ -94,13 +94,15 @@ def _curvature(energy: Energy, p: Floats, kept: NDArray[np.bool_]) -> float:
     return energy.curvature_at(p) if kept.all() else energy.restrict_to(kept).curvature_at(p[kept])
 
 
-def multipliers(g: Floats, optimum: Optimum, bounds: Bounds) -> Floats:
+def multipliers(g: Floats, p: Floats, bounds: Bounds) -> Floats:
     """(1 + groups,) ν and the multipliers of groups, y with g + Eᵀy ≈ 0 on the free tasks (least squares).
 
     If no task is free, or the free ones do not settle y, they come from the dual of the linear program of the gap.
     """
-    free = optimum.active.variables == FREE
-    on = optimum.active.rows != FREE
+    sums, slack = bounds.members @ p, FEASIBILITY
+    free = (p > bounds.lo + slack) & ((p < bounds.hi - slack) | (bounds.hi >= 1))
+    above, below = sums >= bounds.group_hi - slack, sums <= bounds.group_lo + slack
+    on = (above & (bounds.group_hi < 1)) | (below & (bounds.group_lo > 0))
     E = np.vstack([np.ones((1, len(g))), bounds.members[on]])
     y = np.zeros(1 + len(on))
     if free.any() and np.linalg.matrix_rank(E[:, free]) == len(E):
@@ -139,15 +141,23 @@ def quadratic_scale(energy: Energy, p: Floats) -> float:
 
 
 def _linear_minimum(g: Floats, bounds: Bounds) -> tuple[float, Floats]:
-    """(min_s gᵀs over the feasible set, (1 + groups,) multipliers ν and those of the groups there)."""
+    """(min_s gᵀs over the feasible set, (1 + groups,) multipliers ν and those of the groups there).
+
+    That nothing exceeds one, or falls below zero in sum, is no bound of its own, so that it never has a multiplier.
+    """
     scale = float(np.abs(g).max()) or 1.0
     members, groups = bounds.members, len(bounds.groups)
     A_ub, b_ub = None, None
     if groups:
-        A_ub, b_ub = np.vstack([members, -members]), np.r_[bounds.group_hi, -bounds.group_lo]
-    box: Any = np.column_stack([bounds.lo, bounds.hi])
+        least = np.where(bounds.group_lo > 0, bounds.group_lo, -1.0)
+        A_ub, b_ub = np.vstack([members, -members]), np.r_[_beyond(bounds.group_hi), -least]
+    box: Any = np.column_stack([bounds.lo, _beyond(bounds.hi)])
     program: Any = linprog(g / scale, A_ub, b_ub, A_eq=np.ones((1, len(g))), b_eq=np.ones(1), bounds=box)
     if program.status != 0:
         raise NotCertifiedError(f"The linear program of the duality gap failed: {program.message}")
     upper, lower = program.ineqlin.marginals[:groups], program.ineqlin.marginals[groups:]
     return float(program.fun) * scale, scale * np.r_[-program.eqlin.marginals, lower - upper]
+
+
+def _beyond(hi: Floats) -> Floats:
+    return np.where(hi >= 1, 2.0, hi)

@@ -147,7 +147,7 @@ def _with_tiny(energy: Energy, limits: Constraints, p: Floats, active: Active, t
     g = energy.gradient(p)
     rows = np.vstack([np.ones(len(p)), limits.rows[active.rows != FREE]])
     multipliers = np.linalg.lstsq(rows[:, inside].T, g[inside], rcond=None)[0]
-    grown = p * np.exp(np.minimum((rows.T @ multipliers - g) / energy.prior, 3.0))
+    grown = np.minimum(p * np.exp(np.minimum((rows.T @ multipliers - g) / energy.prior, 700.0)), 20 * _TINY)
     found = np.where(tiny, np.clip(grown, np.maximum(limits.lo, 1e-300), limits.hi), p)
     found[np.argmax(np.where(inside, p, 0.0))] += p.sum() - found.sum()
     return found

@@ -6,7 +6,8 @@ Mass is priced at ν, the multiplier of 1ᵀp = 1 at the mixture p* of all tasks
 
 f is monotone and weakly submodular with ratio γ ≥ λ_min of K scaled to unit diagonal (Das and Kempe 2011; Elenberg et
 al. 2018, arXiv 1612.00804; the objective of ProtoDash, arXiv 1707.01212), so greedy's set A_k has
-f(A_k) ≥ (1 − e^−γ) f(A*). Bounds on shares do not enter f: they return when the mixture on the chosen tasks is solved.
+f(A_k) ≥ (1 − e^−γ) f(A*), unless bounds decide which tasks come: those with a least share, and large ones where others
+could not hold the budget. Bounds do not enter f: they return when the mixture on the chosen tasks is solved.
 
 Legend: P the chosen tasks with v > 0, c = b − Kv the gain per unit of mass.
 """
@@ -44,6 +45,7 @@ class Selection(Brief):
     upper_bound: float  # f(A*) of the best k tasks is at most this
     exhaustive: bool  # whether every set was considered; `chosen` is then optimal, ordered by weight
     resolved: int  # candidates that needed an exact non-negative re-solve
+    bounded: bool = False  # whether bounds on shares kept greedy from taking what gains most
 
     @property
     def gains(self) -> Floats:
@@ -52,8 +54,9 @@ class Selection(Brief):
 
     @property
     def guarantee(self) -> float:
-        """1 − e^−γ: the part of f(A*) that greedy is known to reach before looking; 1 for an exhaustive search."""
-        return 1.0 if self.exhaustive else 1 - math.exp(-self.gamma)
+        """1 − e^−γ: the part of f(A*) that greedy is known to reach before looking; 1 for an exhaustive search, 0 if
+        bounds on shares decided."""
+        return 1.0 if self.exhaustive else 0.0 if self.bounded else 1 - math.exp(-self.gamma)
 
     @property
     def certified(self) -> float:
@@ -75,6 +78,7 @@ class Selection(Brief):
             "level": self.level,
             "shift": self.shift,
             "exhaustive": self.exhaustive,
+            "bounded": self.bounded,
             "resolved": self.resolved,
         }
 
@@ -106,9 +110,9 @@ def select_tasks(
     pricing = price(energy, bounds)
     allowed = np.flatnonzero(bounds.hi > 0)
     if exhaustive:
-        order, values, resolved = _branch_and_bound(pricing, k, forced, allowed), None, 0
+        order, values, resolved, bounded = _branch_and_bound(pricing, k, forced, bounds.hi), None, 0, False
     else:
-        order, values, resolved = _greedy(pricing, min(k, len(allowed)), forced, bounds)
+        order, values, resolved, bounded = _greedy(pricing, min(k, len(allowed)), forced, bounds)
     if values is None:
         values = np.array([maximise(pricing, order[: i + 1])[1] for i in range(len(order))])
     full = 0.5 * float(pricing.b @ pricing.p)
@@ -116,7 +120,7 @@ def select_tasks(
     chosen = tuple(energy.tasks[i] for i in order)
     bounds.with_others_at_zero(chosen)
     return Selection(
-        chosen, values, full, pricing.gamma, pricing.level, pricing.shift, upper, bool(exhaustive), resolved
+        chosen, values, full, pricing.gamma, pricing.level, pricing.shift, upper, bool(exhaustive), resolved, bounded
     )
 
 
@@ -136,7 +140,7 @@ def price(energy: Energy, bounds: Bounds | None = None) -> Pricing:
     if shift:
         K = K + shift * np.eye(len(K))
         optimum = minimise(field_energy(energy.tasks, psi, K), free)
-    nu = multipliers(K @ optimum.p - psi, optimum, free)[0]
+    nu = multipliers(K @ optimum.p - psi, optimum.p, free)[0]
     diagonal = np.sqrt(np.where(np.diag(K) > 0, np.diag(K), 1.0))
     gamma = max(float(np.linalg.eigvalsh(K / diagonal / diagonal[:, None])[0]), 0.0)
     return Pricing(psi - nu, K, optimum.p, level, shift, gamma)
@@ -173,14 +177,15 @@ def _check(n: int, k: int, forced: Ints, exhaustive: bool | None) -> None:
         raise UserError(f"An exhaustive search over {n} tasks is too long; it takes {EXHAUSTIVE_UP_TO} at most.")
 
 
-def _greedy(pricing: Pricing, k: int, forced: Ints, bounds: Bounds) -> tuple[list[int], Floats, int]:
-    """(order, f after each, exact re-solves): always the candidate of largest exact gain, the first of equals.
+def _greedy(pricing: Pricing, k: int, forced: Ints, bounds: Bounds) -> tuple[list[int], Floats, int, bool]:
+    """(order, f after each, exact re-solves, whether bounds decided): always the candidate of largest exact gain, the
+    first of equals.
 
     Only candidates with which k tasks can still hold the whole budget count; it ends early when nothing gains any more.
     """
     order: list[int] = []
     values: list[float] = []
-    resolved = 0
+    resolved, bounded = 0, len(forced) > 0
     v, value = np.zeros(len(pricing.b)), 0.0
     for step in range(k):
         if step < len(forced):
@@ -188,6 +193,7 @@ def _greedy(pricing: Pricing, k: int, forced: Ints, bounds: Bounds) -> tuple[lis
             v, value = maximise(pricing, [*order, best], v)
         else:
             candidates = _able(bounds.hi, order, k)
+            bounded |= len(candidates) + len(order) < int((bounds.hi > 0).sum())
             best, new_v, new_value, count = _best_candidate(pricing, order, candidates, v, value)
             resolved += count
             if new_value <= value and bounds.hi[order].sum() >= 1 - SLACK:
@@ -195,7 +201,7 @@ def _greedy(pricing: Pricing, k: int, forced: Ints, bounds: Bounds) -> tuple[lis
             v, value = new_v, new_value
         order.append(best)
         values.append(value)
-    return order, np.array(values), resolved
+    return order, np.array(values), resolved, bounded
 
 
 def _able(hi: Floats, order: list[int], k: int) -> Ints:
@@ -299,25 +305,36 @@ def _upper_bound(pricing: Pricing, order: list[int], value: float, k: int, full:
     return max(min(bound, full), value)
 
 
-def _branch_and_bound(pricing: Pricing, k: int, forced: Ints, allowed: Ints) -> list[int]:
-    """The best k tasks, by weight: f of the tasks not yet excluded bounds every set among them.
+def _branch_and_bound(pricing: Pricing, k: int, forced: Ints, hi: Floats) -> list[int]:
+    """The best k tasks that can hold the budget, by weight: f of the tasks not yet excluded bounds every set of them.
 
-    A branch is settled when its maximiser has at most k tasks; else its heaviest undecided task goes out, or stays in.
+    A branch is settled when its maximiser, with others to hold what it cannot, has at most k tasks; else its heaviest
+    undecided task goes out, or stays in. It is left when no k tasks hold the budget.
     """
     best_value, best_order = -np.inf, [int(i) for i in forced]
 
     def visit(pool: frozenset[int], kept: frozenset[int]) -> None:
         nonlocal best_value, best_order
+        if not _filled(hi, kept, pool, k):
+            return
         v, value = maximise(pricing, kept if len(kept) == k else pool)
         if value <= best_value + 1e-14 * abs(best_value):
             return
         used = kept | {int(i) for i in np.flatnonzero(v > 0)}
-        if len(used) <= k:
-            best_value, best_order = value, sorted(used, key=lambda i: (-v[i], i))
+        if filled := _filled(hi, used, pool, k):
+            best_value, best_order = value, sorted(filled, key=lambda i: (-v[i], i))
             return
         heaviest = max(used - kept, key=lambda i: (v[i], -i))
         visit(pool, kept | {heaviest})
         visit(pool - {heaviest}, kept)
 
-    visit(frozenset(int(i) for i in allowed), frozenset(int(i) for i in forced))
+    visit(frozenset(np.flatnonzero(hi > 0).tolist()), frozenset(int(i) for i in forced))
     return best_order
+
+
+def _filled(hi: Floats, used: frozenset[int], pool: frozenset[int], k: int) -> frozenset[int]:
+    """These tasks and the largest others of the pool that it takes to hold the budget; none if that is more than k."""
+    others = sorted(pool - used, key=lambda i: (-hi[i], i))
+    while len(used) < k and others and hi[list(used)].sum() < 1 - SLACK:
+        used |= {others.pop(0)}
+    return used if len(used) <= k and hi[list(used)].sum() >= 1 - SLACK else frozenset()
