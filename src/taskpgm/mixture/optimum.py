@@ -158,7 +158,7 @@ def _line_search(energy: Energy, p: Floats, d: Floats, g: Floats, value: float) 
     slope = float(g @ d)
     step = 1.0
     # Below rounding of the energy, decrease cannot be seen any more; Newton's full step is then the better judge.
-    blind = 1e-13 * max(1.0, abs(value))
+    blind = 1e-13 * max(1.0, abs(value), energy.prior)
     while step > 1e-10:
         trial = p + step * d
         trial_value = energy.value(trial)

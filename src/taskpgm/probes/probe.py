@@ -103,7 +103,7 @@ def load_probe(folder: Path, task: str, seed: int = 0) -> Probe:
     _check_settings(settings, given, who)
     _check_weights(weights, who)
     settings.init_lora_weights = True  # how it began is past
-    for name in STARTED_BY:
+    for name in STARTED_BY & vars(settings).keys():  # older versions of PEFT lack some
         setattr(settings, name, getattr(type(settings)(), name))
     record = read_training(folder) if (folder / TRAINING).is_file() else {}
     return Probe(task, seed, settings, weights, tuple(record.get("losses", ())), record.get("trained_tokens", 0))
