@@ -112,10 +112,14 @@ def loaded(load: Callable[..., Made], path: Path, *more: Any, by: str = "run") -
     except UserError:
         raise
     except (ValueError, LookupError, TypeError, EOFError, FileNotFoundError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{path} is damaged ({first_line(error) or type(error).__name__}); remove it, then `taskpgm {by}` makes "
-            "what is missing again and keeps the rest."
-        ) from error
+        raise damaged(path, first_line(error) or type(error).__name__, by) from error
+
+
+def damaged(path: Path, why: str, by: str = "run") -> UserError:
+    """What is to be done about a file or folder of a run that cannot be used."""
+    return UserError(
+        f"{path} is damaged ({why}); remove it, then `taskpgm {by}` makes what is missing again and keeps the rest."
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

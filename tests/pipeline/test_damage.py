@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 from support.runs import experiment
 
 from taskpgm import load_config, load_run, run
@@ -83,3 +84,24 @@ def test_a_damaged_record_of_a_probe_is_named_and_the_remedy_helps(how, finished
     shutil.rmtree(out / "adapters" / "sums")
     run(config, out)
     assert load_probe(out / "adapters" / "sums", "sums").losses
+
+
+def not_finite(file):
+    weights = load_file(file)
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("how", [lambda file: damage(file, "half"), not_finite, lambda file: file.unlink()])
+def test_damaged_weights_of_a_probe_are_named_and_the_remedy_helps(how, finished, tmp_path):
+    config, whole = finished
+    out = shutil.copytree(whole, tmp_path / "run")
+    how(out / "adapters" / "sums" / "adapter_model.safetensors")
+    shutil.rmtree(out / "blocks")
+    (out / "scores.npz").unlink()
+    with pytest.raises(UserError, match=r"adapters/sums is damaged \(.*\); remove it, then `taskpgm run`"):
+        run(config, out)
+    shutil.rmtree(out / "adapters" / "sums")
+    run(config, out)
+    for name in ("adapters/sums/adapter_model.safetensors", "mixture.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()

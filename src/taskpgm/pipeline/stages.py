@@ -152,7 +152,7 @@ def _make_warm_start(session: Session, pool: TaskPool, seed: int) -> None:
 
 def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], seed: int) -> None:
     """Adapters of these tasks: those that are brought are checked, the others trained."""
-    from taskpgm.probes.probe import check_adapter, load_probe
+    from taskpgm.probes.probe import check_adapter, load_own_probe, load_probe
     from taskpgm.probes.training import train_probes
 
     config, artifacts, engine = session.config, session.artifacts, session.engine
@@ -171,7 +171,7 @@ def _make_probes(session: Session, pool: TaskPool, tasks: Sequence[TaskConfig], 
             save(task, probe)
     trained = {task.name: task for task in tasks if not task.adapter}
     if trained:
-        start = load_probe(adapter_folder(artifacts, WARM, seed), WARM, seed) if has_warm_start(config) else None
+        start = load_own_probe(adapter_folder(artifacts, WARM, seed), WARM, seed) if has_warm_start(config) else None
         rows = {name: pool[name].train for name in trained}
         ended: dict[str, str] = {}
         for probe in train_probes(engine, rows, config, seed, start, session.progress):
@@ -202,10 +202,10 @@ def _adapter_folders(session: Session) -> list[Path]:
 
 def load_probes(session: Session, seed: int = 0) -> "list[Probe]":
     """The finished probes of one probe seed, in the order of the tasks."""
-    from taskpgm.probes.probe import load_probe
+    from taskpgm.probes.probe import load_own_probe
 
     tasks = session.config.tasks
-    return [load_probe(adapter_folder(session.artifacts, task.name, seed), task.name, seed) for task in tasks]
+    return [load_own_probe(adapter_folder(session.artifacts, task.name, seed), task.name, seed) for task in tasks]
 
 
 # Scores
@@ -218,7 +218,7 @@ def make_scores(session: Session, pool: TaskPool) -> Scores:
         UserError: a probe is missing or out of date.
     """
     from taskpgm.probes import scoring
-    from taskpgm.probes.probe import load_probe
+    from taskpgm.probes.probe import load_own_probe
 
     config, artifacts = session.config, session.artifacts
     _check_probes(session, pool)
@@ -233,7 +233,7 @@ def make_scores(session: Session, pool: TaskPool) -> Scores:
     probes = [probe for seed in range(config.probes.seeds) for probe in load_probes(session, seed)]
     if has_warm_start(config):
         seeds = range(config.probes.seeds)
-        probes += [load_probe(adapter_folder(artifacts, WARM, seed), WARM, seed) for seed in seeds]
+        probes += [load_own_probe(adapter_folder(artifacts, WARM, seed), WARM, seed) for seed in seeds]
     adapters = {p.name: artifacts.key(adapter_folder(artifacts, p.task, p.seed)) for p in probes} | {BASE: BASE}
     cache = BlockCache(block_keys(config, session.engine.fingerprint, pool, adapters), artifacts / "blocks")
     made = scoring.make_scores(session.engine, pool, probes, config, cache)

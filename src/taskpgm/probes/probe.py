@@ -14,6 +14,7 @@ from torch import Tensor
 
 from taskpgm.config import Config
 from taskpgm.errors import UserError, first_line
+from taskpgm.files import damaged
 from taskpgm.lm.batching import out_of_memory
 from taskpgm.lm.lora import HARMLESS, changed_settings, low_rank, patched
 from taskpgm.lm.model import LanguageModel
@@ -107,6 +108,19 @@ def load_probe(folder: Path, task: str, seed: int = 0) -> Probe:
         setattr(settings, name, getattr(type(settings)(), name))
     record = read_training(folder) if (folder / TRAINING).is_file() else {}
     return Probe(task, seed, settings, weights, tuple(record.get("losses", ())), record.get("trained_tokens", 0))
+
+
+def load_own_probe(folder: Path, task: str, seed: int = 0) -> Probe:
+    """The same of a probe that a run has made, or taken over.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return load_probe(folder, task, seed)
+    except UserError as error:
+        why = first_line(error.__cause__) if error.__cause__ else str(error).partition("; ")[0]
+        raise damaged(folder, why) from error
 
 
 @contextlib.contextmanager
