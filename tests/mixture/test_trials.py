@@ -108,7 +108,7 @@ def test_a_column_that_spoils_sums_of_one_or_a_hundred_is_no_task(tmp_path, time
     "rows", [[(0.333, 0.333, 0.333), (0.5, 0.25, 0.25), (0.14, 0.14, 0.71)], [(50, 30, 20), (20, 30, 50), (0, 30, 70)]]
 )
 def test_rounded_weights_and_counts_of_rows_are_weights(tmp_path, rows):
-    (tmp_path / "r.csv").write_text(table([("a", "b", "c", "loss"), *((*row, 2) for row in rows)]))
+    (tmp_path / "r.csv").write_text(table([("a", "b", "c", "loss"), *((*row, k) for k, row in enumerate(rows))]))
     np.testing.assert_allclose(
         read_trials(tmp_path / "r.csv", parse_metrics("loss")).mixtures, [np.divide(row, sum(row)) for row in rows]
     )
@@ -121,6 +121,14 @@ def test_runs_of_one_mixture_alone_tell_nothing(tmp_path):
     (tmp_path / "r.csv").write_text(table([("a", "b", "loss"), (0.4, 0.6, 2), (0.4004, 0.6, 2.1), (0.4, 0.6, 2.05)]))
     with pytest.raises(UserError, match="all 3 runs have the same mixture"):
         read_trials(tmp_path / "r.csv", parse_metrics("loss"))
+
+
+@pytest.mark.parametrize("third", ["0.3", "0.30000000000000004"])
+def test_runs_that_are_all_alike_good_tell_nothing(tmp_path, third):
+    """A mixture far from uniform was chosen: a metric without spread has no scale either."""
+    (tmp_path / "r.csv").write_text(f"a,b,accuracy\n0.2,0.8,0.3\n0.5,0.5,0.3\n0.6,0.4,{third}\n")
+    with pytest.raises(UserError, match="accuracy is the same in all 3 runs"):
+        read_trials(tmp_path / "r.csv", parse_metrics("accuracy:max"))
 
 
 def test_text_in_another_encoding_is_told(tmp_path):

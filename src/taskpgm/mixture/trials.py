@@ -16,7 +16,7 @@ from taskpgm.types import Brief, Floats
 
 LEAST_RUNS = 3  # fewer tell nothing without a known noise
 EVEN = 0.02  # by how much the sums of weights may differ, rounded as people write them
-EXACT = 1e-9  # by how much they differ where they are not rounded
+EXACT = 1e-9  # by how much they differ where they are not rounded, and losses that are one
 APART = 1e-3  # mixtures whose shares differ by less are the same
 LARGEST = 1e100  # squares of what is larger overflow
 NO_TASK = " A column that is no task and no metric has to go; one that names the runs is called name."
@@ -78,7 +78,7 @@ def read_trials(path: Path, metrics: Sequence[Metric], tasks: Sequence[str] = ()
 
     Raises:
         UserError: unreadable, a column that is missing or of no use, a cell that is no number, negative weights, sums
-            that differ from row to row, too few rows, or one mixture in all of them.
+            that differ from row to row, too few rows, or one mixture or one loss in all of them.
     """
     try:
         (_, header), *rows = read_sheet(path) or [(1, [])]
@@ -95,6 +95,11 @@ def read_trials(path: Path, metrics: Sequence[Metric], tasks: Sequence[str] = ()
     lines = [line for line, _ in records]
     if not tasks:
         _check_tasks(path, names, weights)
+    if np.ptp(losses) <= EXACT * np.abs(losses).max():
+        raise UserError(
+            f"{path}: {', '.join(columns)} is the same in all {len(rows)} runs, which tells no mixture from another; "
+            "name a finer metric with --metric, such as a loss."
+        )
     labels = tuple(row.get("name") or f"row {line}" for line, row in records)
     return Trials(names, labels, tuple(_scaled(path, lines, weights)), tuple(losses))
 
