@@ -62,6 +62,12 @@ def test_what_is_removed_is_made_again(name, finished, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # probes are kept
 
 
+def test_a_manifest_without_settings_is_named(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="manifest.json is damaged.*remove it"):
+        load_run(tmp_path).config  # noqa: B018
+
+
 @pytest.mark.parametrize("how", ["half", "list"])
 def test_a_damaged_mixture_is_replaced_by_a_run(how, finished, tmp_path):
     config, whole = finished

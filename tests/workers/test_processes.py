@@ -60,6 +60,21 @@ def test_an_error_of_the_work_is_raised_and_the_others_are_stopped():
     assert not BESIDE.of_process
 
 
+def test_a_process_that_hangs_is_ended():
+    def do(item, progress):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    job = Job("job", 1.0, 0)
+    crew = Forked(do, [job], 1)
+    (worker,) = crew.ready(1)
+    crew.give(worker, 0)
+    pid = crew.processes[worker].pid
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+    crew.end()  # a process that is stopped hears no SIGTERM
+    assert not multiprocessing.active_children()
+
+
 def test_a_killed_process_is_told_with_a_remedy():
     def do(item, progress):
         os.kill(os.getpid(), signal.SIGKILL)

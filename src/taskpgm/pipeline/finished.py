@@ -45,7 +45,7 @@ class FinishedDirectory:
     @cached_property
     def config(self) -> Config:
         """The experiment, as the manifest has it."""
-        return parse_config(self.manifest["settings"], str(self.run / "manifest.json"))
+        return loaded(lambda path: parse_config(self.manifest["settings"], str(path)), self.run / "manifest.json")
 
     @cached_property
     def pool(self) -> TaskPool:

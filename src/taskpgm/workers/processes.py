@@ -79,9 +79,9 @@ class _Crew(ABC):
         return platform.node() or "this machine"
 
     def drop(self, worker: Connection) -> None:
-        """End a process."""
+        """End a process, one that hangs too."""
         if process := self.processes.pop(worker, None):
-            process.terminate()
+            process.kill()
             process.join()
             BESIDE.ended(process.pid)
 
