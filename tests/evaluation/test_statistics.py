@@ -128,6 +128,7 @@ def test_only_shared_seeds_are_paired():
     (on_targets,) = (d for d in c.differences if d.quantity == "targets")
     assert on_targets.estimate.mean == pytest.approx(-0.5)
     assert on_targets.estimate.seeds == 3
+    assert on_targets.relative == pytest.approx(-0.5 / (2 + 10 * 2))  # of uniform's mean over seeds 1, 2 and 3
     assert c["ours"].averages["targets"].seeds == 4
     assert c.excess("ours", "a").mean == pytest.approx(-0.5)
     with pytest.raises(UserError, match="'ours' and 'size' share no seed"):
@@ -325,7 +326,8 @@ def test_equivalence_outside_what_was_measured():
     assert (some.low, some.high) == (pytest.approx(576), math.inf)
     assert some.times(288) == ">2.5x (1 of 3 seeds outside what was measured)"
     assert found(1.0, 9, law(288)).times(288).startswith("unknown: 1 of 3 seeds below and 1 beyond")
-    assert found(law(144), law(1152), law(288)).beyond == 0  # the ends themselves were measured
+    at_the_ends = found(law(144), law(1152), law(288))  # which were measured themselves
+    assert (at_the_ends.below, at_the_ends.beyond) == (0, 0)
     assert budget_equivalence(curve, {0: law(576)}).times(288) == "2x"
     assert re.fullmatch(r"2x \(1\.\d+x to 2\.\d+x\)", found(law(500), law(576), law(650)).times(288))
 

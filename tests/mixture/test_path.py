@@ -38,6 +38,9 @@ def test_path_of_t_starts_at_minimum_variance_and_passes_uniform():
     np.testing.assert_allclose(path.weights[0], w0 / w0.sum(), atol=1e-9)
     np.testing.assert_allclose(path.weights[1], 1 / 6, atol=1e-9)
     assert path.weights[3].max() > path.weights[2].max() > path.weights[1].max()
+    large = trace_path(build_energy(None, given_affinity(1e9 * S), EnergyConfig(kind="affinity", t=2)), [0, 1, 2, 50])
+    np.testing.assert_allclose(large.weights, path.weights, atol=1e-9)
+    assert large.relative_gap.max() <= 1e-9  # of an energy of any size
 
 
 def test_minimum_variance_of_a_singular_affinity_has_energy_zero():
