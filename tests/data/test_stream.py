@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from taskpgm.data.columns import LAYOUTS, Layout, Way
 from taskpgm.data.drawing import Joined, taken, which_fit
 from taskpgm.data.making import conversation_of, quick_data, text_of_data
 from taskpgm.data.messages import Conversation
-from taskpgm.data.plan import RowPlan, plan_rows, uniform_mixture
+from taskpgm.data.plan import RowPlan, _nearest_drawn, _planned, plan_rows, uniform_mixture
 from taskpgm.data.pool import Length, Measured, Row, TaskPool, load_tasks, row_key
 from taskpgm.data.remembered import LengthFile
 from taskpgm.data.rows import Rows
@@ -337,6 +338,17 @@ def test_a_plan_of_measured_where_drawn_rows(tmp_path: Path, small_parts: None, 
     assert len(set(rows)) == len(rows)  # no row twice in a pass
     other, again = sampled(tmp_path, np.random.default_rng(1).permutation(300).tolist(), **budget)
     assert planned_rows(again, plan_rows(again, uniform_mixture(again), other)) == rows
+
+
+@pytest.mark.parametrize("epochs", [0.25, 0.5, 1.0, 1.7])
+def test_rows_that_are_shorter_than_estimated_are_no_reason_for_another_pass(
+    tmp_path: Path, small_parts: None, epochs: float
+) -> None:
+    config, pool = sampled(tmp_path, tokens=1, max_epochs=epochs)
+    count, tokens = _nearest_drawn(pool["a"], 1e9, config)
+    assert count == math.floor(epochs * pool["a"].rows + 1e-6)
+    drawn = planned_rows(pool, _planned(pool, {"a": 1.0}, {"a": count}, config))
+    assert tokens == sum(one.response_tokens for row, _ in drawn if (one := lengths_of([row])[0]))
 
 
 def test_a_plan_is_the_same_whatever_was_measured_before(tmp_path: Path, small_parts: None) -> None:

@@ -20,6 +20,7 @@ from taskpgm.mixture.refinement import (
     choose,
     default_coefficients,
     fitted_prior,
+    hoped_for,
     left_out,
     likely_noise,
     next_trial,
@@ -33,6 +34,7 @@ from taskpgm.mixture.surrogate import (
     evidence,
     fit_surrogate,
 )
+from taskpgm.mixture.trials import Trials, describe_surface
 
 KAPPA = 0.2
 
@@ -183,6 +185,43 @@ def test_next_trials_differ_and_stay_within_bounds():
     again = fit_surrogate(of, mixtures, losses, 0.01, usual_prior(of, KAPPA))
     np.testing.assert_array_equal(tried[0], next_trial(again, bounds, 0))
     np.testing.assert_allclose(nearest_to_uniform(bounds), [0.8 / 3, 0.8 / 3, 0.2, 0.8 / 3], atol=1e-7)
+
+
+def test_what_is_said_of_a_surrogate_is_what_its_draws_say_one_by_one():
+    of = replace(features(), once=np.array([0.1, 0.2, 0.3, 0.5]), repetition=0.05)
+    prior, bounds, u = usual_prior(of, KAPPA), simplex(of.tasks), of.uniform
+    mixtures, losses, _ = trained(of, 5)
+    fit = fit_surrogate(of, mixtures, losses, 0.01, prior)
+
+    def by_draw(p):
+        again = [max(0.0, x - o) ** 2 / o for x, o in zip(p, of.once, strict=True)]
+        return np.array([of(p) @ draw for draw in fit.draws]) + 0.05 * sum(again)
+
+    p, q = mixtures[1], mixtures[2]
+    assert fit.error(p) == pytest.approx(by_draw(p).std())
+    assert fit.error(p, q) == pytest.approx((by_draw(p) - by_draw(q)).std())
+    assert fit.improvement(p, q) == pytest.approx(np.maximum(by_draw(q) - by_draw(p), 0).mean())
+    choice = choose(fit, bounds)
+    assert not choice.uniform
+    assert choice.error == pytest.approx((by_draw(choice.p) - by_draw(u)).std())
+    assert choice.gain == pytest.approx((by_draw(u) - by_draw(choice.p)).mean())
+    tried = [fit.optimum(bounds, draw).p for draw in fit.draws[-8:]]
+    hoped = max(np.maximum(by_draw(choice.p) - by_draw(one), 0).mean() for one in tried)
+    assert hoped_for(fit, bounds) == pytest.approx((hoped, choice.error))
+
+    found = describe_surface(Trials(of.tasks, tuple("abcde"), mixtures, losses), fit, prior, choice, u)
+    for k, trial in enumerate(found["trials"]):
+        others = [i for i in range(5) if i != k]
+        refit = fit_surrogate(of, [mixtures[i] for i in others], [losses[i] for i in others], 0.01, prior)
+        assert trial["predicted by the others"] == pytest.approx(refit.loss(mixtures[k]))
+    for i, task in enumerate(of.tasks):
+        more = np.array([x + 0.01 if j == i else x - 0.01 * x / (1 - choice.p[i]) for j, x in enumerate(choice.p)])
+        change = by_draw(more) - by_draw(choice.p)
+        assert found["one hundredth more"][task] == pytest.approx({"change": change.mean(), "error": change.std()})
+    line = found["from uniform to choice"]
+    assert [point["error"] for point in line] == pytest.approx(
+        [(by_draw(u + k / 10 * (choice.p - u)) - by_draw(u)).std() for k in range(11)], abs=1e-12
+    )
 
 
 def test_evidence_is_the_density_of_differences():
