@@ -15,8 +15,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from taskpgm.chat.encoder import Encoded
 from taskpgm.config_file import parse_config
-from taskpgm.data.chat import Encoded
 from taskpgm.lm.loading import load_model
 from taskpgm.probes import training
 from taskpgm.system import Clock, release_memory, resident_memory

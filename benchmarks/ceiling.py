@@ -25,7 +25,6 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from stacked import StackedTrainings
 
 from taskpgm.config_file import load_config
-from taskpgm.data.plan import supply_bounds
 from taskpgm.evaluation.baselines import within_supply
 from taskpgm.evaluation.compare import Trainings, training_run
 from taskpgm.evaluation.settings import CompareOptions
@@ -33,6 +32,7 @@ from taskpgm.files import write_json
 from taskpgm.pipeline.run import solved
 from taskpgm.pipeline.session import open_session
 from taskpgm.pipeline.stages import finished_run
+from taskpgm.pool.plan import supply_bounds
 
 CONCENTRATIONS = (0.7, 1.5, 4.0, 12.0)  # of each task: from sparse to close to uniform
 FRESH_SEEDS = range(1, 6)

@@ -40,15 +40,15 @@ import torch
 import yaml
 from rich.console import Console
 
+from taskpgm.chat.encoder import ChatEncoder, Encoded, tokens_of
 from taskpgm.cli.demo import write_demo
 from taskpgm.config import Config
 from taskpgm.config_file import load_config, parse_config
-from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
-from taskpgm.data.pool import load_tasks
 from taskpgm.lm.batching import padded
 from taskpgm.lm.checkpoint import load_tokenizer, model_folder
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
+from taskpgm.pool.task_pool import load_tasks
 from taskpgm.probes.cache import BASE
 from taskpgm.probes.demand import context_tokens, model_shape, run_tokens
 from taskpgm.probes.divergence import jsd_matrix

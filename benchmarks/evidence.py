@@ -32,7 +32,6 @@ from stacked import StackedTrainings
 
 from taskpgm.config import AffinityConfig, EnergyConfig
 from taskpgm.config_file import load_config
-from taskpgm.data.plan import plan_rows, supply_bounds
 from taskpgm.evaluation import refine
 from taskpgm.evaluation.baselines import within_supply
 from taskpgm.evaluation.compare import TrainingRun, Trainings, _seeded, mixture_weights
@@ -44,6 +43,7 @@ from taskpgm.mixture.solve import solve_mixture
 from taskpgm.pipeline.run import run_session, solved
 from taskpgm.pipeline.session import open_session
 from taskpgm.pipeline.stages import allowed_shares, finished_run, solve
+from taskpgm.pool.plan import plan_rows, supply_bounds
 
 SETTINGS = "demo,skewed,nlp,fresh,confirm,further,lookups,codes,words"
 BASELINES = ("uniform", "size", "taskpgm", "temperature:2", "random")

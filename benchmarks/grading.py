@@ -12,16 +12,16 @@ import random
 
 import numpy as np
 
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.cli.demo import generate
 from taskpgm.config import ModelConfig
 from taskpgm.config_file import parse_config
-from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.messages import conversation
-from taskpgm.data.pool import Row
 from taskpgm.evaluation.full_finetuning import under
 from taskpgm.evaluation.likelihood import Questions
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
+from taskpgm.pool.task_pool import Row
 from taskpgm.probes.training import train_probes
 from taskpgm.progress import QUIET
 from taskpgm.system import Clock, environment

@@ -18,16 +18,16 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.cli.demo import write_demo
 from taskpgm.config_file import load_config, parse_config
-from taskpgm.data.chat import ChatEncoder
-from taskpgm.data.pool import load_tasks
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
 from taskpgm.mixture.affinity import measure_affinity
 from taskpgm.mixture.energies import build_energy
 from taskpgm.mixture.solve import solve_mixture
 from taskpgm.pipeline.run import allowed_shares
+from taskpgm.pool.task_pool import load_tasks
 from taskpgm.probes.scoring import score_contexts
 from taskpgm.probes.training import train_probes, train_warm_start
 

@@ -23,15 +23,15 @@ from outcome import cell
 from scipy.special import logsumexp
 from settings import LONG, NLP_ROWS, sampled, write
 
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.config_file import load_config
-from taskpgm.data.chat import ChatEncoder
-from taskpgm.data.drawing import first
 from taskpgm.evaluation.compare import Trainings, mixture_weights, training_run
 from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.files import digest
 from taskpgm.pipeline.run import solved
 from taskpgm.pipeline.session import open_session
 from taskpgm.pipeline.stages import finished_run, solve
+from taskpgm.pool.drawing import first
 from taskpgm.probes.cache import BlockCache
 from taskpgm.probes.options import options_of
 from taskpgm.probes.probe import load_probe

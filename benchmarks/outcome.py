@@ -20,7 +20,6 @@ from scipy import optimize, stats
 from scipy.special import rel_entr
 
 from taskpgm.config_file import load_config
-from taskpgm.data.plan import budget_of, supply_bounds
 from taskpgm.evaluation.baselines import within_supply
 from taskpgm.evaluation.compare import _seeded
 from taskpgm.mixture.affinity import mean_logp
@@ -29,6 +28,7 @@ from taskpgm.mixture.energy import repeated
 from taskpgm.mixture.expected import LEVEL, expected_change
 from taskpgm.mixture.surrogate import Features
 from taskpgm.pipeline.session import open_session
+from taskpgm.pool.plan import budget_of, supply_bounds
 
 BUDGETED = f"prior{PRIOR}"  # what was trained at other budgets
 RANDOM = {"uniform", "size", "temperature:2", "random"}  # baselines, of which some are drawn again for every seed

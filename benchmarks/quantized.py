@@ -17,13 +17,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.config import Config
 from taskpgm.config_file import load_config
-from taskpgm.data.chat import ChatEncoder
-from taskpgm.data.pool import load_tasks
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.quantized import held_bytes
+from taskpgm.pool.task_pool import load_tasks
 from taskpgm.probes.scoring import score_contexts
 from taskpgm.probes.training import train_probes
 from taskpgm.system import Clock

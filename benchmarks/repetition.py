@@ -20,12 +20,12 @@ from settings import Setting, write_setting
 
 from taskpgm.cli import demo
 from taskpgm.config_file import load_config
-from taskpgm.data.plan import plan_rows
 from taskpgm.evaluation.compare import TrainingRun, Trainings, _seeded
 from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.pipeline.run import run_session
 from taskpgm.pipeline.session import open_session
 from taskpgm.pipeline.stages import finished_run
+from taskpgm.pool.plan import plan_rows
 
 ROWS = 560  # a task: more than a tenth of the largest budget
 TIMES = (1, 4)

@@ -166,10 +166,10 @@ def _machine() -> str:
 def draw(run: Path, count: int) -> None:
     """What `sample` does once it has a mixture: a plan of so many rows, half of either task's supply, and its file."""
     from taskpgm.config_file import parse_config
-    from taskpgm.data.plan import plan_rows, size_mixture
-    from taskpgm.data.pool import TaskPool
     from taskpgm.export.train_file import choose_format, write_train_jsonl
     from taskpgm.pipeline.inspection import late_lengths
+    from taskpgm.pool.plan import plan_rows, size_mixture
+    from taskpgm.pool.task_pool import TaskPool
 
     settings = json.loads((run / "manifest.json").read_text())["settings"]
     config = parse_config(settings | {"budget": {"examples": count}})

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from taskpgm.chat.encoder import ChatEncoder, Encoded, tokens_of
 from taskpgm.config_file import load_config
-from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
 from taskpgm.evaluation.compare import Trainings, mixture_weights, plan_steps, training_run
 from taskpgm.evaluation.loss import SetEvaluation, losses_of
 from taskpgm.evaluation.settings import CompareOptions

@@ -48,8 +48,8 @@ def serve(args):
     """Does the work once for every line that comes, and prints the seconds of its stages."""
     from taskpgm import load_run
     from taskpgm.config import WorkersConfig
-    from taskpgm.data.pool import TaskPool
     from taskpgm.lm.engine import Engine
+    from taskpgm.pool.task_pool import TaskPool
     from taskpgm.probes.scoring import score_contexts
     from taskpgm.probes.training import train_probes
 

@@ -11,6 +11,8 @@ LAYERS = (
     "top",
     "mixture",
     "data",
+    "pool",
+    "chat",
     "export",
     "workers",
     "lm",

@@ -16,7 +16,7 @@ __version__ = "0.2.0"
 _HOME = {
     "Config": "config", "load_config": "config_file", "parse_config": "config_file", "UserError": "errors",
     "run": "pipeline.run", "load_run": "pipeline.finished", "plot": "report", "Result": "evaluation.result",
-    "TaskPool": "data.pool", "load_tasks": "data.pool", "RowPlan": "data.plan", "plan_rows": "data.plan",
+    "TaskPool": "pool.task_pool", "load_tasks": "pool.task_pool", "RowPlan": "pool.plan", "plan_rows": "pool.plan",
     "load_model": "lm.loading", "train_probes": "probes.training", "score_contexts": "probes.scoring",
     "Scores": "scores", "Progress": "progress",
     "Affinity": "mixture.affinity", "measure_affinity": "mixture.affinity", "read_affinity": "mixture.affinity",

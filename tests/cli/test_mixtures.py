@@ -10,7 +10,6 @@ from support.numerics import names, synthetic_scores
 
 from taskpgm.cli.mixtures import bound_lines, explanation_view, headline, mixture_view, path_view, relation_lines
 from taskpgm.config import AffinityConfig, EnergyConfig
-from taskpgm.data.plan import rows_again
 from taskpgm.mixture.affinity import given_affinity, measure_affinity
 from taskpgm.mixture.bounds import Group, make_bounds
 from taskpgm.mixture.energies import build_energy
@@ -19,6 +18,7 @@ from taskpgm.mixture.explanation import explain
 from taskpgm.mixture.path import trace_path
 from taskpgm.mixture.selection import select_tasks
 from taskpgm.mixture.solve import solve_mixture
+from taskpgm.pool.plan import rows_again
 
 
 def shown(view, width=80):

@@ -17,8 +17,8 @@ from taskpgm.config import FIELDS
 from taskpgm.data.column_names import REFUSED
 from taskpgm.data.conversations import Reading, read_source
 from taskpgm.data.messages import Conversation, Message, conversation
-from taskpgm.data.pool import TaskPool, load_tasks, row_key
 from taskpgm.errors import UserError
+from taskpgm.pool.task_pool import TaskPool, load_tasks, row_key
 
 
 def reading(path: object, **settings: Any) -> Reading:

@@ -13,7 +13,6 @@ from scipy import stats
 from support.pools import make_config, make_pool
 
 from taskpgm.config import AffinityConfig
-from taskpgm.data.plan import plan_rows, size_mixture, supply_bounds, uniform_mixture
 from taskpgm.errors import UserError
 from taskpgm.evaluation.baselines import (
     GRAPH_CUT,
@@ -24,6 +23,7 @@ from taskpgm.evaluation.baselines import (
     within_supply,
 )
 from taskpgm.mixture.affinity import given_affinity, measure_affinity
+from taskpgm.pool.plan import plan_rows, size_mixture, supply_bounds, uniform_mixture
 
 common = settings(max_examples=150, deadline=None)
 POOL = make_pool({"a": [1] * 60, "b": [5] * 30, "c": [2] * 10})

@@ -12,8 +12,7 @@ from support.models import make_model
 from support.runs import CHOICES, choosing, experiment
 
 from taskpgm import UserError, load_config, parse_config
-from taskpgm.data.chat import ChatEncoder
-from taskpgm.data.plan import plan_rows, uniform_mixture
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.evaluation.compare import (
     CompareOptions,
     Trainings,
@@ -34,6 +33,7 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.pipeline.run import compare_mixtures, compare_run, run_session
 from taskpgm.pipeline.session import open_session
 from taskpgm.pipeline.stages import finished_run, make_pool
+from taskpgm.pool.plan import plan_rows, uniform_mixture
 from taskpgm.probes.probe import load_probe
 from taskpgm.probes.training import Trainer
 from taskpgm.workers.processes import possible

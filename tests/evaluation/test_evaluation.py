@@ -11,15 +11,15 @@ from support.models import ARCHITECTURES, CHATML
 from support.probing import config_for, loaded
 from transformers import AutoModelForCausalLM
 
-from taskpgm.data.chat import ChatEncoder
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.data.messages import conversation
-from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
 from taskpgm.evaluation.answers import same_answer, written_answers
 from taskpgm.evaluation.full_finetuning import under
 from taskpgm.evaluation.likelihood import Questions
 from taskpgm.evaluation.loss import Evaluator
 from taskpgm.lm.engine import Engine
+from taskpgm.pool.task_pool import Row
 from taskpgm.probes.training import train_probes
 from taskpgm.progress import QUIET
 

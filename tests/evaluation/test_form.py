@@ -8,7 +8,7 @@ import pytest
 from support.runs import choosing
 
 from taskpgm import UserError, form_of_gain
-from taskpgm.data.chat import ChatEncoder
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.evaluation.form import form_sentence, measure_form, questions
 from taskpgm.evaluation.likelihood import Questions
 from taskpgm.pipeline.form import form_run

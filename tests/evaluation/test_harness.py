@@ -6,11 +6,11 @@ import pytest
 from support.probing import config_for, loaded
 
 from taskpgm.data.messages import conversation
-from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
 from taskpgm.evaluation.harness import run_harness
 from taskpgm.evaluation.loss import Evaluator
 from taskpgm.lm.engine import Engine
+from taskpgm.pool.task_pool import Row
 from taskpgm.probes.training import train_probes
 
 pytest.importorskip("lm_eval")

@@ -15,10 +15,10 @@ from support.pools import make_config, make_pool, make_task
 from taskpgm.config import ModelConfig, TaskConfig
 from taskpgm.data.conversations import read_source
 from taskpgm.data.messages import Conversation, Message, conversation
-from taskpgm.data.plan import RowPlan, plan_rows
-from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.export.train_file import Format, check_format, choose_format, trainer_units, write_train_jsonl
+from taskpgm.pool.plan import RowPlan, plan_rows
+from taskpgm.pool.task_pool import TaskPool
 
 PAIRS: list[Conversation] = [conversation(("user", f"q{i}\n\u2028ü"), ("assistant", f"a{i} 😀")) for i in range(6)]
 CHATS: list[Conversation] = [
@@ -273,7 +273,7 @@ def test_trls_tokens_and_mask_of_prompt_completion_are_our_encoders(
 ) -> None:
     from support.models import CHATML
 
-    from taskpgm.data.chat import ChatEncoder
+    from taskpgm.chat.encoder import ChatEncoder
     from taskpgm.lm.checkpoint import load_tokenizer
 
     rows = [*PAIRS, Conversation((Message("system", "s"), *PAIRS[2].messages))]

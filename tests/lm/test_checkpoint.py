@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from support.models import ARCHITECTURES, make_model, make_tokenizer, write_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.config import ModelConfig
-from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.messages import conversation
 from taskpgm.errors import UserError
 from taskpgm.lm.checkpoint import limits_of, load_tokenizer, read_model, read_skeleton

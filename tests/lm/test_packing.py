@@ -11,8 +11,8 @@ from support.models import ARCHITECTURES, make_model
 from support.packed import packed_logp, plain_logp, row, some_rows
 from transformers import AutoModelForCausalLM
 
+from taskpgm.chat.encoder import Encoded
 from taskpgm.config import ModelConfig
-from taskpgm.data.chat import Encoded
 from taskpgm.lm import packing
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model

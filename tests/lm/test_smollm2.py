@@ -8,9 +8,9 @@ import torch
 from support.probing import all_blocks, labels_of, plain_loop
 
 from taskpgm import load_config, run
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.cli.demo import generate
 from taskpgm.config import ModelConfig
-from taskpgm.data.chat import ChatEncoder
 from taskpgm.lm.checkpoint import load_tokenizer, model_folder
 from taskpgm.lm.devices import multiplies
 from taskpgm.lm.loading import load_model

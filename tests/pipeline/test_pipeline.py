@@ -20,10 +20,9 @@ from support.runs import TASKS, experiment, write_rows
 from transformers import AutoModelForCausalLM
 
 from taskpgm import Affinity, Scores, TaskPool, UserError, load_config, load_run, run
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.config_file import parse_config
-from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.messages import conversation
-from taskpgm.data.pool import load_tasks
 from taskpgm.evaluation.full_finetuning import under
 from taskpgm.evaluation.likelihood import response_logp
 from taskpgm.files import SCRATCH
@@ -34,6 +33,7 @@ from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.run import explain_run, sample_run, select_run, solve_run
 from taskpgm.pipeline.session import open_session
 from taskpgm.pipeline.stages import make_pool, make_scores
+from taskpgm.pool.task_pool import load_tasks
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.joining import join
 from taskpgm.probes.probe import load_probe

@@ -10,9 +10,8 @@ from support.models import make_model
 from support.runs import choosing, experiment
 
 from taskpgm import UserError, load_config
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.config import BALANCE, OPTIONS_PRIOR
-from taskpgm.data.chat import ChatEncoder
-from taskpgm.data.plan import budget_of, plan_rows
 from taskpgm.evaluation.compare import Trainings, evaluation_rows, run_comparison, training_run
 from taskpgm.evaluation.full_finetuning import under
 from taskpgm.evaluation.likelihood import Questions
@@ -36,6 +35,7 @@ from taskpgm.pipeline.refine import refine_results, refine_run
 from taskpgm.pipeline.run import run_session
 from taskpgm.pipeline.session import open_session
 from taskpgm.pipeline.stages import finished_run
+from taskpgm.pool.plan import budget_of, plan_rows
 from taskpgm.probes.probe import load_probe
 from taskpgm.probes.training import Trainer
 

@@ -16,14 +16,14 @@ from support.runs import experiment
 from torch.utils.flop_counter import FlopCounterMode
 
 from taskpgm import load_config, run
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.config_file import parse_config
-from taskpgm.data.chat import ChatEncoder
-from taskpgm.data.pool import load_tasks
 from taskpgm.errors import UserError
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model, skeleton
 from taskpgm.pipeline.session import open_session
 from taskpgm.pipeline.stages import make_pool, recorded_pool
+from taskpgm.pool.task_pool import load_tasks
 from taskpgm.probes.cache import BASE, WARM
 from taskpgm.probes.cost import Place, estimate_run, gpu_part, makespan, spread
 from taskpgm.probes.demand import (

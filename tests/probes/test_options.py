@@ -9,7 +9,7 @@ from scipy.special import softmax
 from support.runs import choosing
 
 from taskpgm import UserError, load_run
-from taskpgm.data.chat import ChatEncoder
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.evaluation.likelihood import Questions
 from taskpgm.evaluation.loss import Evaluator
 from taskpgm.evaluation.predict import predict_losses
@@ -82,7 +82,7 @@ def test_form_that_all_options_share_counts_for_nothing():
 
 
 def _row(tokens):
-    from taskpgm.data.chat import Encoded
+    from taskpgm.chat.encoder import Encoded
 
     return Encoded(np.arange(tokens + 1, dtype=np.int32), np.arange(tokens + 1) > 0, False)
 

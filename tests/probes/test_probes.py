@@ -17,9 +17,9 @@ from support.models import ARCHITECTURES, OTHERS, devices, run_short_of_memory
 from support.probing import config_for, loaded
 from transformers import AutoModelForCausalLM
 
+from taskpgm.chat.encoder import Encoded
 from taskpgm.config import ModelConfig
 from taskpgm.config_file import parse_config
-from taskpgm.data.chat import Encoded
 from taskpgm.errors import UserError
 from taskpgm.lm.checkpoint import read_skeleton
 from taskpgm.lm.engine import Engine

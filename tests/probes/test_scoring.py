@@ -12,7 +12,7 @@ from support.heard import Heard
 from support.models import ARCHITECTURES, devices, run_short_of_memory
 from support.probing import all_blocks, labels_of, plain_loop, setup
 
-from taskpgm.data.chat import Encoded
+from taskpgm.chat.encoder import Encoded
 from taskpgm.lm.engine import Engine
 from taskpgm.probes.diverging import measure_divergences, sample_positions
 from taskpgm.probes.probe import Probe

@@ -11,8 +11,8 @@ from taskpgm.config import Config
 from taskpgm.config_file import parse_config
 from taskpgm.data.conversations import read_source
 from taskpgm.data.messages import Conversation, conversation
-from taskpgm.data.pool import Length, TaskPool, load_tasks
 from taskpgm.errors import UserError
+from taskpgm.pool.task_pool import Length, TaskPool, load_tasks
 
 LONGEST = 30
 

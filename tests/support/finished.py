@@ -10,11 +10,11 @@ import numpy as np
 from support.numerics import synthetic_scores
 from taskpgm.config_file import parse_config
 from taskpgm.data.messages import conversation
-from taskpgm.data.pool import Counts, Row, TaskPool, TaskSet, row_key
 from taskpgm.evaluation.statistics import Measurement, compare_measurements
 from taskpgm.files import write_json
 from taskpgm.pipeline.keys import mixture_parts, score_parts
 from taskpgm.pipeline.stages import counted, solve
+from taskpgm.pool.task_pool import Counts, Row, TaskPool, TaskSet, row_key
 
 HOSTILE = "<script>window.ran=1<img src=x onerror='window.ran=1'>"
 HOSTILE_ROW = "<img src=x onerror=\"window.ran=2\"><a href='https://example.org/'>x</a>"

@@ -8,9 +8,9 @@ import numpy as np
 
 from support.pools import make_config, make_task
 from taskpgm.data.messages import Conversation, Message, conversation
-from taskpgm.data.plan import plan_rows
-from taskpgm.data.pool import TaskPool
 from taskpgm.export.handover import By, Handover
+from taskpgm.pool.plan import plan_rows
+from taskpgm.pool.task_pool import TaskPool
 
 COUNTS = {"gsm 8k": 10, "数学: 題 (易)": 30, "Ärger, #2": 12, "left out": 0}
 SIZES = {"gsm 8k": 4, "数学: 題 (易)": 30, "Ärger, #2": 50, "left out": 7}

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from taskpgm.data.chat import Encoded
+from taskpgm.chat.encoder import Encoded
 from taskpgm.lm.packing import pack
 from taskpgm.probes.divergence import label_logp
 

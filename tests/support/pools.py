@@ -8,7 +8,7 @@ import numpy as np
 from taskpgm.config import Config
 from taskpgm.config_file import parse_config
 from taskpgm.data.messages import Conversation, conversation
-from taskpgm.data.pool import Counts, Row, TaskPool, TaskSet, row_key
+from taskpgm.pool.task_pool import Counts, Row, TaskPool, TaskSet, row_key
 
 
 def make_task(name: str, lengths: Sequence[int], rows: Sequence[Conversation] = ()) -> TaskSet:

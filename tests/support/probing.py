@@ -4,13 +4,13 @@ import numpy as np
 import torch
 from peft import PeftModel
 
+from taskpgm.chat.encoder import ChatEncoder, Encoded
 from taskpgm.config import ModelConfig
 from taskpgm.config_file import parse_config
-from taskpgm.data.chat import ChatEncoder, Encoded
 from taskpgm.data.messages import conversation
-from taskpgm.data.pool import Row
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
+from taskpgm.pool.task_pool import Row
 from taskpgm.probes.scoring import BASE, score_sets
 from taskpgm.probes.training import train_probes
 

@@ -16,14 +16,14 @@ import numpy as np
 from accelerate import dispatch_model
 
 from support.probing import ROWS, all_blocks, config_for, setup
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.config import ModelConfig
-from taskpgm.data.chat import ChatEncoder
-from taskpgm.data.pool import Row
 from taskpgm.evaluation.answers import written_answers
 from taskpgm.evaluation.likelihood import Questions
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.loading import load_model
 from taskpgm.lm.structure import why_whole
+from taskpgm.pool.task_pool import Row
 from taskpgm.probes import training
 from taskpgm.probes.diverging import measure_divergences, sample_positions
 from taskpgm.probes.probe import installed

@@ -14,8 +14,8 @@ from support.runs import experiment
 from typer.testing import CliRunner
 
 from taskpgm import TrainOptions, UserError, load_config, load_run, run, train
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.cli.main import app
-from taskpgm.data.chat import ChatEncoder
 from taskpgm.progress import Progress
 
 pytest.importorskip("trl")

@@ -97,7 +97,7 @@ def test_axolotl_reads_calls_tools_and_thoughts(tmp_path: Path, monkeypatch: pyt
 def check_tokens(handover: Handover, to: str, tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoTokenizer
 
-    from taskpgm.data.chat import ChatEncoder
+    from taskpgm.chat.encoder import ChatEncoder
 
     export_plan(handover, to, tmp_path / "out")
     ours: Counter[Any] = Counter()

@@ -8,7 +8,6 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from taskpgm.cli.listing import Listing, some
-from taskpgm.data.plan import rows_again, tokens_apart
 from taskpgm.evaluation.form import Form, form_sentence
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.balance import BalanceCurve
@@ -18,6 +17,7 @@ from taskpgm.mixture.explanation import REDUNDANT, Explanation, strongest_pairs
 from taskpgm.mixture.limits import ALL
 from taskpgm.mixture.path import KnobPath
 from taskpgm.mixture.selection import Selection
+from taskpgm.pool.plan import rows_again, tokens_apart
 from taskpgm.progress import many
 
 COLUMN = {"size-proportional": "size"}

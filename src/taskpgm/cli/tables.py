@@ -9,18 +9,18 @@ from rich.text import Text
 
 from taskpgm.cli.listing import Listing, some
 from taskpgm.config import Config
-from taskpgm.data.drawing import first, is_open
-from taskpgm.data.plan import tokens_apart
-from taskpgm.data.pool import TaskPool
-from taskpgm.data.ranking import Counts
-from taskpgm.data.rowfiles import Sample
 from taskpgm.evaluation.statistics import Comparison, Quantity, Summary, verdict_sentence
 from taskpgm.mixture.doubts import few_contexts, half_width, more_contexts
+from taskpgm.pool.drawing import first, is_open
+from taskpgm.pool.plan import tokens_apart
+from taskpgm.pool.ranking import Counts
+from taskpgm.pool.rowfiles import Sample
+from taskpgm.pool.task_pool import TaskPool
 from taskpgm.progress import duration, many
 from taskpgm.scores import LossBy
 
 if TYPE_CHECKING:
-    from taskpgm.data.chat import ChatEncoder, Encoded
+    from taskpgm.chat.encoder import ChatEncoder, Encoded
     from taskpgm.evaluation.predict import Prediction
     from taskpgm.probes.cost import RunEstimate
 

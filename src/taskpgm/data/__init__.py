@@ -1,1 +1,1 @@
-"""Rows: from files to conversations, to tokens and masks, to a pool that is split, to a training set."""
+"""Rows as files hold them: from files to conversations."""

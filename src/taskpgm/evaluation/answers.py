@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from taskpgm.data.chat import ChatEncoder, Encoded
+from taskpgm.chat.encoder import ChatEncoder, Encoded
 from taskpgm.data.messages import Conversation
-from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
 from taskpgm.evaluation.likelihood import Questions, left_padded
 from taskpgm.lm.batching import batches
 from taskpgm.lm.model import LanguageModel
+from taskpgm.pool.task_pool import Row
 
 GradedBy = Literal["choices", "verifier", "exact"]
 EXACT_TOKENS = 32  # longest reference compared as a whole: longer answers are seldom said in the same words

@@ -21,13 +21,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from taskpgm.config import Config
-from taskpgm.data.plan import uniform_mixture
-from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.bounds import make_bounds
 from taskpgm.mixture.linalg import normalised
 from taskpgm.paths import local_path
+from taskpgm.pool.plan import uniform_mixture
+from taskpgm.pool.task_pool import TaskPool
 from taskpgm.types import Floats
 from taskpgm.yamls import read_yaml
 

@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taskpgm.config import Config
-from taskpgm.data.drawing import first, peek
-from taskpgm.data.plan import RowPlan, plan_rows, supply_bounds
-from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.baselines import baseline_mixture, bent_by_supply, within_supply
 from taskpgm.evaluation.equivalence import Equivalence, budget_equivalence
@@ -24,9 +21,12 @@ from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.evaluation.settings import OURS, CompareOptions
 from taskpgm.evaluation.statistics import Comparison, Measurement, compare_measurements
 from taskpgm.files import atomic_folder, digest, loaded, path_digest, read_json, write_json
+from taskpgm.pool.drawing import first, peek
+from taskpgm.pool.plan import RowPlan, plan_rows, supply_bounds
+from taskpgm.pool.task_pool import TaskPool
 
 if TYPE_CHECKING:
-    from taskpgm.data.chat import Encoded
+    from taskpgm.chat.encoder import Encoded
     from taskpgm.evaluation.full_finetuning import Finetuned
     from taskpgm.probes.probe import Probe
 
@@ -301,7 +301,7 @@ class Trainings:
 
     def _encode(self, runs: Sequence[TrainingRun]) -> None:
         """Tokenise the rows of these runs that no run before them had."""
-        from taskpgm.data.chat import ChatEncoder
+        from taskpgm.chat.encoder import ChatEncoder
 
         encoder = ChatEncoder(self.run.engine.tokenizer, self.run.config.probes.max_length)
         used = sorted({key for run in runs for key in _planned(run.plan)} - self.rows.keys())

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from taskpgm.config import Config
-from taskpgm.data.pool import Row, TaskPool
+from taskpgm.pool.task_pool import Row, TaskPool
 from taskpgm.types import Brief, Floats
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taskpgm.chat.encoder import Encoded, tokens_of
 from taskpgm.config import Config
-from taskpgm.data.chat import Encoded, tokens_of
 from taskpgm.errors import UserError
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.quantized import check_all_trainable

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taskpgm.data.chat import ChatEncoder, Encoded
-from taskpgm.data.pool import Row
+from taskpgm.chat.encoder import ChatEncoder, Encoded
 from taskpgm.lm.batching import batches
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends, pack
 from taskpgm.lm.trunk import Trunk
+from taskpgm.pool.task_pool import Row
 from taskpgm.probes.divergence import label_logp
 from taskpgm.progress import Progress
 

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from taskpgm.chat.encoder import ChatEncoder, Encoded
 from taskpgm.config import Config
-from taskpgm.data.chat import ChatEncoder, Encoded
-from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
 from taskpgm.evaluation.answers import GradedBy, Grades, grade_chosen, grade_written, rows_to_choose
 from taskpgm.evaluation.full_finetuning import Finetuned, under
 from taskpgm.evaluation.likelihood import Questions, response_logp
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.trunk import Trunk
+from taskpgm.pool.task_pool import Row
 from taskpgm.probes.probe import Probe
 from taskpgm.progress import QUIET, Progress
 from taskpgm.types import Brief

@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from taskpgm.chat.encoder import Encoded
 from taskpgm.config import Config
-from taskpgm.data.chat import Encoded
-from taskpgm.data.pool import Row
 from taskpgm.evaluation import trl
 from taskpgm.evaluation.full_finetuning import Finetuned, train_full
 from taskpgm.evaluation.harness import run_harness
@@ -16,6 +15,7 @@ from taskpgm.evaluation.settings import CompareOptions
 from taskpgm.lm.memory import training_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.trunk import Trunk
+from taskpgm.pool.task_pool import Row
 from taskpgm.probes.probe import Probe
 from taskpgm.probes.training import Trainer
 from taskpgm.progress import Progress

@@ -153,7 +153,7 @@ def merged_probe(probes: Sequence["Probe"], weights: Sequence[float], name: str 
 def merged_losses(finished: FinishedRun, weights: Mapping[str, Floats]) -> dict[str, float]:
     """Losses under the probes merged with each of these weights, on the contexts of the targets or else of the tasks:
     means over sets, then contexts, then positions (options: one each), of −log P_merged."""
-    from taskpgm.data.chat import ChatEncoder
+    from taskpgm.chat.encoder import ChatEncoder
     from taskpgm.probes.options import encode_options
     from taskpgm.probes.scoring import encode_contexts, score_sets
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 
 from taskpgm.config import Config, EnergyConfig
-from taskpgm.data.plan import RowPlan, budget_of, plan_rows
 from taskpgm.errors import UserError
 from taskpgm.evaluation.answers import rows_to_choose
 from taskpgm.evaluation.compare import Trainings, training_run
@@ -28,6 +27,7 @@ from taskpgm.mixture.refinement import usual_prior as prior_of
 from taskpgm.mixture.solve import Mixture, solve_mixture
 from taskpgm.mixture.surrogate import Features, Prior, Surrogate, fit_surrogate
 from taskpgm.mixture.trials import Trials, describe_surface
+from taskpgm.pool.plan import RowPlan, budget_of, plan_rows
 from taskpgm.progress import many
 from taskpgm.types import Brief, Floats
 

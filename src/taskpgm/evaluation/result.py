@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskpgm.config import Config
-from taskpgm.data.plan import RowPlan
-from taskpgm.data.pool import TaskPool
 from taskpgm.lm.engine import Engine
 from taskpgm.mixture.affinity import Affinity
 from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.selection import Selection
 from taskpgm.mixture.solve import Mixture
+from taskpgm.pool.plan import RowPlan
+from taskpgm.pool.task_pool import TaskPool
 from taskpgm.scores import Scores
 from taskpgm.types import Brief
 

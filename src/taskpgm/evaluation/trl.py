@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from taskpgm.chat.encoder import Encoded, tokens_of
 from taskpgm.config import Config
-from taskpgm.data.chat import Encoded, tokens_of
 from taskpgm.errors import UserError
 from taskpgm.evaluation.full_finetuning import Finetuned
 from taskpgm.lm.model import LanguageModel

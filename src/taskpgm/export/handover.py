@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import yaml
 
-from taskpgm.data.drawing import peek, which_fit
 from taskpgm.data.messages import Conversation
-from taskpgm.data.plan import RowPlan, TaskPlan
-from taskpgm.data.pool import Row, TaskPool
 from taskpgm.export.carry import Form, Learned, Part, learned_in, messages, without
 from taskpgm.export.names import file_stems
 from taskpgm.files import write_jsonl
+from taskpgm.pool.drawing import peek, which_fit
+from taskpgm.pool.plan import RowPlan, TaskPlan
+from taskpgm.pool.task_pool import Row, TaskPool
 from taskpgm.progress import many
 from taskpgm.types import Ints
 

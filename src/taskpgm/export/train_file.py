@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from taskpgm.data.chat_template import separated
-from taskpgm.data.drawing import one_of_each_shape, peek, shapes_of
+from taskpgm.chat.template import separated
 from taskpgm.data.messages import Conversation
-from taskpgm.data.plan import RowPlan
-from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.files import write_jsonl
+from taskpgm.pool.drawing import one_of_each_shape, peek, shapes_of
+from taskpgm.pool.plan import RowPlan
+from taskpgm.pool.task_pool import TaskPool
 from taskpgm.types import Ints
 
 Format = Literal["messages", "prompt_completion", "text"]  # text: prompt and completion for models without a template

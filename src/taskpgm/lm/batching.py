@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskpgm.data.chat import Encoded
+from taskpgm.chat.encoder import Encoded
 from taskpgm.errors import UserError, first_line
 from taskpgm.lm.devices import empty_cache
 from taskpgm.progress import Progress

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from taskpgm.chat.encoder import Limits
 from taskpgm.config import ModelConfig
-from taskpgm.data.chat import Limits
 from taskpgm.errors import UserError, first_line
 from taskpgm.files import cache_folder, file_digest
 from taskpgm.lm.quiet import transformers_quiet

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from taskpgm.data.chat import Encoded, tokens_of
+from taskpgm.chat.encoder import Encoded, tokens_of
 from taskpgm.lm.forwards import replaced
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskpgm.data.chat import Encoded, Limits
+from taskpgm.chat.encoder import Encoded, Limits
 from taskpgm.lm.batching import logit_rows, padded
 from taskpgm.lm.checkpoint import limits_of
 from taskpgm.lm.devices import free_memory

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskpgm.data.chat import Encoded
+from taskpgm.chat.encoder import Encoded
 
 ATTENTION = "taskpgm_packed"  # the name under which transformers finds `packed_attention`
 SHORTEST_PREFIX = 4  # sharing fewer tokens than this is not worth a second attention call

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taskpgm.data.chat import Encoded
+from taskpgm.chat.encoder import Encoded
 from taskpgm.errors import UserError, first_line
 from taskpgm.lm.batching import out_of_memory
 from taskpgm.lm.model import LanguageModel

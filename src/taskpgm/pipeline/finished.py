@@ -6,8 +6,6 @@ from typing import Any
 
 from taskpgm.config import Config
 from taskpgm.config_file import parse_config
-from taskpgm.data.plan import RowPlan, plan_rows
-from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.export.handover import By, Handover, trainers_model
 from taskpgm.export.write import Export, export_plan
@@ -18,6 +16,8 @@ from taskpgm.mixture.solve import Mixture
 from taskpgm.pipeline.directory import differing
 from taskpgm.pipeline.inspection import late_lengths
 from taskpgm.pipeline.keys import mixture_parts, other_scores
+from taskpgm.pool.plan import RowPlan, plan_rows
+from taskpgm.pool.task_pool import TaskPool
 from taskpgm.probes.cache import TRAINING, read_training
 from taskpgm.scores import Scores
 

@@ -34,7 +34,7 @@ def form_of_gain(config: Config, out: Path | str, progress: Progress | None = No
 
 def form_run(session: Session) -> Form:
     """The same on a directory that is open, written to `form.json`; options that were scored are not scored again."""
-    from taskpgm.data.chat import ChatEncoder
+    from taskpgm.chat.encoder import ChatEncoder
     from taskpgm.probes.options import options_of
 
     config, result = session.config, solved(session)

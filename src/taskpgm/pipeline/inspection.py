@@ -5,18 +5,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from taskpgm.chat.template import DAY
 from taskpgm.config import Config
-from taskpgm.data.chat_template import DAY
-from taskpgm.data.meter import Memory
-from taskpgm.data.pool import TaskPool, load_tasks
-from taskpgm.data.remembered import LengthFile
-from taskpgm.data.rowfiles import LengthsOf
 from taskpgm.errors import NO_RAY, UserError
 from taskpgm.lm.checkpoint import limits_of, read_skeleton
+from taskpgm.pool.meter import Memory
+from taskpgm.pool.remembered import LengthFile
+from taskpgm.pool.rowfiles import LengthsOf
+from taskpgm.pool.task_pool import TaskPool, load_tasks
 from taskpgm.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from taskpgm.data.chat import ChatEncoder
+    from taskpgm.chat.encoder import ChatEncoder
 
 DATED = f"the chat template writes the day's date; probes and evaluation read {DAY:%d %b %Y}, so rows stay the same"
 
@@ -42,7 +42,7 @@ def inspect(config: Config, progress: Progress = QUIET, folder: Path | None = No
     Raises:
         UserError: what a run would raise for its model, its adapters, the layers that these are on, or its data.
     """
-    from taskpgm.data.chat import ChatEncoder
+    from taskpgm.chat.encoder import ChatEncoder
     from taskpgm.lm.checkpoint import load_tokenizer
     from taskpgm.lm.loading import decoder_layers
     from taskpgm.lm.model import LanguageModel
@@ -83,7 +83,7 @@ def late_lengths(config: Config) -> tuple[LengthsOf, Memory]:
 
     @cache
     def encoder() -> "ChatEncoder":
-        from taskpgm.data.chat import ChatEncoder
+        from taskpgm.chat.encoder import ChatEncoder
         from taskpgm.lm.checkpoint import load_tokenizer
 
         skeleton = read_skeleton(config.model)

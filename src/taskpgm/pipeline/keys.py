@@ -6,11 +6,11 @@ from typing import Any
 
 from taskpgm.config import Config, Source, TaskConfig
 from taskpgm.data.conversations import READING_VERSION, title_of
-from taskpgm.data.pool import TaskPool
 from taskpgm.data.splits import asked_of, files_of
 from taskpgm.errors import UserError
 from taskpgm.files import Parts, digest, files_digest, path_digest
 from taskpgm.pipeline.directory import differing
+from taskpgm.pool.task_pool import TaskPool
 from taskpgm.probes.joining import joined_sets
 from taskpgm.probes.options import option_keys
 

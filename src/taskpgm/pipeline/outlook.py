@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.files import digest, loaded
 from taskpgm.pipeline.directory import stale_because
@@ -18,6 +17,7 @@ from taskpgm.pipeline.stages import (
     training_set_is_there,
 )
 from taskpgm.pipeline.starts import adapter_folder, parts_of_probe, parts_of_warm_start
+from taskpgm.pool.task_pool import TaskPool
 from taskpgm.probes.cache import BASE, WARM, BlockCache
 
 

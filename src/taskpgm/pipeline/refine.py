@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from taskpgm.config import Config
-from taskpgm.data.plan import plan_rows
 from taskpgm.evaluation.refine import Refinement, RefineOptions, run_features, run_kappa, run_limits, run_refinement
 from taskpgm.files import write_json
 from taskpgm.mixture.bounds import Bounds, simplex
@@ -21,6 +20,7 @@ from taskpgm.pipeline.directory import RunDirectory
 from taskpgm.pipeline.run import run_session, solved
 from taskpgm.pipeline.session import Session, open_session
 from taskpgm.pipeline.stages import finished_run, keep_apart
+from taskpgm.pool.plan import plan_rows
 from taskpgm.progress import Progress
 
 FOLDER, SURFACE = "refined", "response_surface.json"

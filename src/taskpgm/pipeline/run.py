@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from taskpgm.config import Config, EnergyConfig
-from taskpgm.data.plan import copies
-from taskpgm.data.pool import TaskPool
 from taskpgm.evaluation.compare import check_options, run_comparison
 from taskpgm.evaluation.predict import Prediction, run_prediction
 from taskpgm.evaluation.result import Result
@@ -43,6 +41,8 @@ from taskpgm.pipeline.stages import (
     recorded_scores,
     solve,
 )
+from taskpgm.pool.plan import copies
+from taskpgm.pool.task_pool import TaskPool
 from taskpgm.progress import Progress
 from taskpgm.scores import Scores
 from taskpgm.system import Clock

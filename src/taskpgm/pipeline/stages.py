@@ -18,16 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskpgm.config import Config, TaskConfig
-from taskpgm.data.plan import (
-    RowPlan,
-    budget_of,
-    distinct_mixture,
-    plan_rows,
-    size_mixture,
-    supply_bounds,
-    uniform_mixture,
-)
-from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.evaluation.result import FinishedRun, Result
 from taskpgm.export.train_file import Format, check_format, choose_format, trainer_units, write_train_jsonl
@@ -48,6 +38,16 @@ from taskpgm.pipeline.inspection import inspect, late_lengths
 from taskpgm.pipeline.keys import block_keys, data_parts, has_warm_start, mixture_parts, other_scores, score_parts
 from taskpgm.pipeline.session import Session
 from taskpgm.pipeline.starts import adapter_folder, ended_sentence, kept_sentence, parts_of_probe, parts_of_warm_start
+from taskpgm.pool.plan import (
+    RowPlan,
+    budget_of,
+    distinct_mixture,
+    plan_rows,
+    size_mixture,
+    supply_bounds,
+    uniform_mixture,
+)
+from taskpgm.pool.task_pool import TaskPool
 from taskpgm.probes.cache import BASE, WARM, BlockCache, read_training
 from taskpgm.probes.options import check_options
 from taskpgm.scores import Scores

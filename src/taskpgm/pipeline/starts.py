@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from taskpgm.config import TaskConfig
-from taskpgm.data.pool import TaskPool
 from taskpgm.files import Parts
 from taskpgm.pipeline.artifacts import Artifacts
 from taskpgm.pipeline.keys import ROWS_OF, has_warm_start, is_frozen, probe_parts, warm_parts
 from taskpgm.pipeline.session import Session
+from taskpgm.pool.task_pool import TaskPool
 from taskpgm.probes.cache import WARM
 
 

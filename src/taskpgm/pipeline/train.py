@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskpgm.config import Config
-from taskpgm.data.drawing import peek
 from taskpgm.errors import UserError
 from taskpgm.files import atomic_folder, digest, write_json
 from taskpgm.lm.engine import Engine
 from taskpgm.pipeline.directory import RunDirectory, differing
 from taskpgm.pipeline.finished import FinishedDirectory, load_run
+from taskpgm.pool.drawing import peek
 from taskpgm.progress import Progress, plain_lines
 from taskpgm.system import Clock, environment
 
 if TYPE_CHECKING:
-    from taskpgm.data.chat import Encoded
+    from taskpgm.chat.encoder import Encoded
     from taskpgm.trainer.sft import SftSettings
 
 RECORD, CHECKPOINTS = "training.json", "checkpoints"
@@ -192,7 +192,7 @@ def _parts(
 
 def _encoded(finished: FinishedDirectory, engine: Engine, rows: list[tuple[int, int]]) -> "list[Encoded]":
     """The rows as tokens, in order; one that is repeated is encoded once."""
-    from taskpgm.data.chat import ChatEncoder
+    from taskpgm.chat.encoder import ChatEncoder
 
     encoder = ChatEncoder(engine.tokenizer, finished.config.probes.max_length, engine.lm.limits)
     distinct = list(dict.fromkeys(rows))

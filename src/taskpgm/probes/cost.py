@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.config import Config
-from taskpgm.data.chat import ChatEncoder
-from taskpgm.data.pool import TaskPool, load_tasks
-from taskpgm.data.remembered import LengthFile
 from taskpgm.errors import UserError
 from taskpgm.lm.devices import local_devices
 from taskpgm.lm.loading import load_model, skeleton
 from taskpgm.lm.model import LanguageModel
+from taskpgm.pool.remembered import LengthFile
+from taskpgm.pool.task_pool import TaskPool, load_tasks
 from taskpgm.probes.demand import Demand, count_demand, counted_memory
 from taskpgm.probes.options import check_options
 from taskpgm.probes.probe import check_adapters

@@ -17,16 +17,16 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
+from taskpgm.chat.encoder import ChatEncoder, Encoded
 from taskpgm.config import Config
-from taskpgm.data.chat import ChatEncoder, Encoded
-from taskpgm.data.drawing import Joined
-from taskpgm.data.pool import Row, TaskPool
 from taskpgm.lm.batching import batches
 from taskpgm.lm.lora import sizes
 from taskpgm.lm.memory import training_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends
 from taskpgm.lm.quantized import held_bytes
+from taskpgm.pool.drawing import Joined
+from taskpgm.pool.task_pool import Row, TaskPool
 from taskpgm.probes.adapted import adapted_layers
 from taskpgm.probes.cache import BASE, WARM
 from taskpgm.probes.joining import joined_sets

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from taskpgm.data.chat import Encoded
+from taskpgm.chat.encoder import Encoded
 from taskpgm.errors import UserError
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.model import LanguageModel

@@ -7,8 +7,8 @@ not on what is missing or on workers, and what a block of scores is made of name
 from collections.abc import Mapping
 
 from taskpgm.config import Config
-from taskpgm.data.pool import TaskPool
 from taskpgm.files import digest
+from taskpgm.pool.task_pool import TaskPool
 
 SMALL, JOINED = 512, 2048  # sets of fewer tokens than SMALL are joined, up to JOINED
 CUT = 16  # after one of so many sets, by a hash of its name, a group ends

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from taskpgm.chat.encoder import ChatEncoder, Encoded
 from taskpgm.config import Config
-from taskpgm.data.chat import ChatEncoder, Encoded
-from taskpgm.data.pool import Row, TaskPool
 from taskpgm.errors import UserError
 from taskpgm.files import digest
+from taskpgm.pool.task_pool import Row, TaskPool
 from taskpgm.types import Floats
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from taskpgm.chat.encoder import ChatEncoder, Encoded
 from taskpgm.config import Config
-from taskpgm.data.chat import ChatEncoder, Encoded
-from taskpgm.data.drawing import Costs, check_some_fit, fits_last, fitting, peek, response_tokens
-from taskpgm.data.pool import Row
 from taskpgm.errors import UserError
+from taskpgm.pool.drawing import Costs, check_some_fit, fits_last, fitting, peek, response_tokens
+from taskpgm.pool.task_pool import Row
 from taskpgm.types import Ints, derive_seed
 
 FLAT = 0.02  # a fall of the loss, from a quarter of the steps to the next, that is too little to go on for: a guess

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from taskpgm.chat.encoder import ChatEncoder, Encoded
 from taskpgm.config import Config
-from taskpgm.data.chat import ChatEncoder, Encoded
-from taskpgm.data.pool import TaskPool
 from taskpgm.errors import UserError
 from taskpgm.lm.batching import batches, split_on_oom
 from taskpgm.lm.engine import Engine, as_engine
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import Packed, ends, pack
+from taskpgm.pool.task_pool import TaskPool
 from taskpgm.probes.cache import BASE, WARM, Block, BlockCache, Blocks
 from taskpgm.probes.divergence import label_logp
 from taskpgm.probes.diverging import Hidden, check_divergences_possible, measure_divergences, sample_positions

@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taskpgm.chat.encoder import ChatEncoder, Encoded, tokens_of
 from taskpgm.config import Config
-from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
-from taskpgm.data.drawing import Joined
-from taskpgm.data.pool import Row
 from taskpgm.errors import UserError, first_line
 from taskpgm.lm.batching import batches, out_of_memory
 from taskpgm.lm.engine import Engine, as_engine
@@ -28,6 +26,8 @@ from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends, pack
 from taskpgm.lm.quiet import import_peft, peft_quiet
 from taskpgm.lm.trunk import Trunk
+from taskpgm.pool.drawing import Joined
+from taskpgm.pool.task_pool import Row
 from taskpgm.probes.adapted import lora_settings
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.probe import Probe, adapter_seed

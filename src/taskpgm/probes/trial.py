@@ -13,14 +13,14 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from taskpgm.chat.encoder import ChatEncoder, Encoded, tokens_of
 from taskpgm.config import Config
-from taskpgm.data.chat import ChatEncoder, Encoded, tokens_of
-from taskpgm.data.pool import TaskPool
 from taskpgm.lm.devices import peak_memory
 from taskpgm.lm.engine import Engine
 from taskpgm.lm.memory import training_memory
 from taskpgm.lm.model import LanguageModel
 from taskpgm.lm.packing import ends
+from taskpgm.pool.task_pool import TaskPool
 from taskpgm.probes.cache import WARM
 from taskpgm.probes.demand import (
     Demand,

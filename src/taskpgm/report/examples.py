@@ -12,7 +12,7 @@ from taskpgm.pipeline.finished import FinishedDirectory
 from taskpgm.types import Floats
 
 if TYPE_CHECKING:
-    from taskpgm.data.chat import ChatEncoder
+    from taskpgm.chat.encoder import ChatEncoder
 
 EACH = 2  # rows of either kind
 AROUND = 4  # tokens on either side of the one that changed most
@@ -102,7 +102,7 @@ def _encoder(run: FinishedDirectory) -> "tuple[ChatEncoder | None, str]":
     if len(run.mixture.tasks) > FEW:
         return None, ""
     try:
-        from taskpgm.data.chat import ChatEncoder
+        from taskpgm.chat.encoder import ChatEncoder
         from taskpgm.lm.checkpoint import load_tokenizer
 
         config = run.config

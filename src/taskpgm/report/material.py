@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from taskpgm.data.plan import copies
 from taskpgm.errors import UserError
 from taskpgm.evaluation.statistics import Comparison, Measurement, compare_measurements
 from taskpgm.mixture.bounds import Bounds
@@ -14,6 +13,7 @@ from taskpgm.mixture.energy import Energy
 from taskpgm.mixture.explanation import Explanation, explain
 from taskpgm.pipeline.finished import FinishedDirectory
 from taskpgm.pipeline.stages import choose_energy
+from taskpgm.pool.plan import copies
 from taskpgm.report.examples import Examples, of_tasks
 from taskpgm.types import Floats
 

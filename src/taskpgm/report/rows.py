@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from plotly.graph_objects import Bar, Box
 
-from taskpgm.data.pool import TaskPool, TaskSet
-from taskpgm.data.rows import costs_of
+from taskpgm.pool.rows import costs_of
+from taskpgm.pool.task_pool import TaskPool, TaskSet
 from taskpgm.progress import many
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table, joined

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from plotly.graph_objects import Scatter
 
-from taskpgm.data.plan import rows_again, tokens_apart
 from taskpgm.evaluation.form import form_sentence
 from taskpgm.mixture.expected import expected_sentence
+from taskpgm.pool.plan import rows_again, tokens_apart
 from taskpgm.report.material import Material
 from taskpgm.report.parts import Picture, Section, Table, joined
 from taskpgm.report.style import LINE, OWN, PERCENT, SHOWN, blank, first_of, name_axis, text

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from taskpgm.chat.encoder import Encoded
 from taskpgm.config import LoraConfig, ModelConfig
-from taskpgm.data.chat import Encoded
 from taskpgm.errors import UserError
 from taskpgm.lm.checkpoint import model_folder, read_skeleton
 from taskpgm.lm.engine import Engine

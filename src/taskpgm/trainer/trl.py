@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from taskpgm.data.chat import Encoded
+from taskpgm.chat.encoder import Encoded
 from taskpgm.errors import UserError
 from taskpgm.lm.quiet import peft_quiet
 

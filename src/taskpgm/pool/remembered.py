@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskpgm.data.meter import Memory
-from taskpgm.data.rowfiles import UNFIT, Length, Measured
 from taskpgm.files import cache_folder
+from taskpgm.pool.meter import Memory
+from taskpgm.pool.rowfiles import UNFIT, Length, Measured
 
 LENGTH = np.dtype([
     ("high", "<u8"), ("low", "<u8"), ("tokens", "<i4"), ("response", "<i4"), ("truncated", "<i4"), ("mark", "<u4")

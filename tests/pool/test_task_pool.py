@@ -14,8 +14,8 @@ from support.heard import Heard
 
 from taskpgm.config import Config
 from taskpgm.data.messages import Conversation, conversation
-from taskpgm.data.pool import Length, TaskPool, load_tasks, row_key
 from taskpgm.errors import UserError
+from taskpgm.pool.task_pool import Length, TaskPool, load_tasks, row_key
 
 # Formats
 
@@ -236,7 +236,7 @@ def test_loading_plain_files_needs_neither_datasets_nor_torch(tmp_path: Path) ->
     code = (
         "import sys, taskpgm.export.train_file\n"
         "from taskpgm.config_file import parse_config\n"
-        "from taskpgm.data.pool import Length, load_tasks\n"
+        "from taskpgm.pool.task_pool import Length, load_tasks\n"
         f"load_tasks(parse_config({data!r}), lambda rows: [Length(2, 1, False) for _ in rows])\n"
         "assert not {'torch', 'datasets', 'pyarrow'} & set(sys.modules)\n"
     )

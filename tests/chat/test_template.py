@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from taskpgm.data.chat import ChatEncoder
-from taskpgm.data.chat_template import Rendered, Template
-from taskpgm.data.known_text import KnownText
+from taskpgm.chat.encoder import ChatEncoder
+from taskpgm.chat.known_text import KnownText
+from taskpgm.chat.template import Rendered, Template
 from taskpgm.data.messages import Conversation, Message, conversation
-from taskpgm.data.pool import Length, Refused
+from taskpgm.pool.task_pool import Length, Refused
 
 SPEC = importlib.util.find_spec("trl")
 if SPEC is None or SPEC.origin is None:

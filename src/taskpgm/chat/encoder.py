@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from taskpgm.data.chat_template import Rendered, Template, separated
-from taskpgm.data.known_text import KnownText
+from taskpgm.chat.known_text import KnownText
+from taskpgm.chat.template import Rendered, Template, separated
 from taskpgm.data.messages import Conversation, Message
-from taskpgm.data.pool import Length, Refused
 from taskpgm.errors import UserError
 from taskpgm.files import digest
+from taskpgm.pool.task_pool import Length, Refused
 
 LENGTHS_VERSION = 2  # lengths that were measured in another way are measured again
 BATCH = 512  # rows tokenised at a time: a guess, enough work for the tokenizer's threads

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from taskpgm.data.alike import coarse
 from taskpgm.data.conversations import PartReading, SourceStream
 from taskpgm.data.forked import mapped
 from taskpgm.data.grading import Grading
 from taskpgm.data.making import ENCODER
 from taskpgm.data.parts import PART
-from taskpgm.data.rowfiles import ENTRY, Entries, RowFiles, shape_of
 from taskpgm.errors import UserError
+from taskpgm.pool.alike import coarse
+from taskpgm.pool.rowfiles import ENTRY, Entries, RowFiles, shape_of
 from taskpgm.progress import Progress
 
 ENOUGH = 8 << 20  # bytes of files that are worth a second process: a guess, half a second of work

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from taskpgm.data.alike import normal
-from taskpgm.data.copies import Copied, Leaks, Mask, Members
 from taskpgm.data.forked import mapped
 from taskpgm.data.messages import Conversation
-from taskpgm.data.meter import CHUNK
-from taskpgm.data.rowfiles import Entries, RowFiles
 from taskpgm.errors import UserError
+from taskpgm.pool.alike import normal
+from taskpgm.pool.copies import Copied, Leaks, Mask, Members
+from taskpgm.pool.meter import CHUNK
+from taskpgm.pool.rowfiles import Entries, RowFiles
 
 RUN = 3  # words
 ALIKE = 0.8  # share of their runs of words that near copies have in common, by Jaccard

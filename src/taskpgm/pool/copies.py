@@ -1,7 +1,7 @@
 """Rows of several sets that are copies of each other, in the sense of `data.duplicates`.
 
 Equal rows have the same number, so that millions are compared without being read again; near copies are sought one by
-one, by `taskpgm.data.near`.
+one, by `taskpgm.pool.near`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from taskpgm.data.alike import normal_data
-from taskpgm.data.rowfiles import Entries, RowFiles
+from taskpgm.pool.alike import normal_data
+from taskpgm.pool.rowfiles import Entries, RowFiles
 from taskpgm.types import Ints
 
 Sense = Literal["exact", "normalised", "near"]

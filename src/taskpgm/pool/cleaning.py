@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 
 from taskpgm.config import Config
-from taskpgm.data.copies import Leaks, Mask, Members, equal_copies, first_of_equal
-from taskpgm.data.near import NearSeeker
-from taskpgm.data.ranking import SplitSet
-from taskpgm.data.rowfiles import RowFiles
 from taskpgm.errors import UserError
+from taskpgm.pool.copies import Leaks, Mask, Members, equal_copies, first_of_equal
+from taskpgm.pool.near import NearSeeker
+from taskpgm.pool.ranking import SplitSet
+from taskpgm.pool.rowfiles import RowFiles
 from taskpgm.system import usable_cores
 
 

@@ -6,10 +6,10 @@ from typing import overload
 
 import numpy as np
 
-from taskpgm.data.meter import CHUNK
-from taskpgm.data.rowfiles import COST, UNFIT, Row
-from taskpgm.data.rows import Rows
 from taskpgm.errors import UserError
+from taskpgm.pool.meter import CHUNK
+from taskpgm.pool.rowfiles import COST, UNFIT, Row
+from taskpgm.pool.rows import Rows
 from taskpgm.types import Ints
 
 BEFORE = 64  # rows measured beside one that is drawn alone: a guess, enough for a batch

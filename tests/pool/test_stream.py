@@ -14,18 +14,19 @@ from hypothesis import strategies as st
 from support.files import LONGEST, configure, lengths_of, pairs, read, write
 
 from taskpgm.config import Config
-from taskpgm.data import gathering, parts, ranking, texts
-from taskpgm.data.alike import coarse, normal_data
+from taskpgm.data import parts, texts
 from taskpgm.data.columns import LAYOUTS, Layout, Way
-from taskpgm.data.drawing import Joined, taken, which_fit
 from taskpgm.data.making import conversation_of, quick_data, text_of_data
 from taskpgm.data.messages import Conversation
-from taskpgm.data.plan import RowPlan, _nearest_drawn, _planned, plan_rows, uniform_mixture
-from taskpgm.data.pool import Length, Measured, Row, TaskPool, load_tasks, row_key
-from taskpgm.data.remembered import LengthFile
-from taskpgm.data.rows import Rows
 from taskpgm.errors import UserError
 from taskpgm.export.train_file import write_train_jsonl
+from taskpgm.pool import gathering, ranking
+from taskpgm.pool.alike import coarse, normal_data
+from taskpgm.pool.drawing import Joined, taken, which_fit
+from taskpgm.pool.plan import RowPlan, _nearest_drawn, _planned, plan_rows, uniform_mixture
+from taskpgm.pool.remembered import LengthFile
+from taskpgm.pool.rows import Rows
+from taskpgm.pool.task_pool import Length, Measured, Row, TaskPool, load_tasks, row_key
 
 common = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

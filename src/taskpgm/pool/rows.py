@@ -13,9 +13,9 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from taskpgm.data.meter import CHUNK, Meter
-from taskpgm.data.rowfiles import COST, ENTRY, MADE, UNKNOWN, Entries, Refused, Row, RowFiles, cost_of, shape_of
 from taskpgm.errors import UserError
+from taskpgm.pool.meter import CHUNK, Meter
+from taskpgm.pool.rowfiles import COST, ENTRY, MADE, UNKNOWN, Entries, Refused, Row, RowFiles, cost_of, shape_of
 from taskpgm.types import Ints
 
 

@@ -9,9 +9,9 @@ answers stand where the frame has them. If not, the row is traced like any other
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from taskpgm.data.chat_template import FIRST, Rendered, Template
+from taskpgm.chat.template import FIRST, Rendered, Template
 from taskpgm.data.messages import Conversation
-from taskpgm.data.pool import Refused
+from taskpgm.pool.task_pool import Refused
 
 Form = tuple[tuple[str, bool], ...]  # role, and whether it is learned, of every turn
 

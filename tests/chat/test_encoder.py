@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from support.models import CHATML, make_tokenizer
 from transformers import AutoTokenizer
 
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.config import ModelConfig
-from taskpgm.data.chat import ChatEncoder
 from taskpgm.data.messages import Conversation, Message, conversation
-from taskpgm.data.pool import Length, Refused
 from taskpgm.errors import UserError
 from taskpgm.lm.checkpoint import load_tokenizer
+from taskpgm.pool.task_pool import Length, Refused
 
 GENERATION = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant\n{% generation %}"

@@ -7,13 +7,13 @@ import pytest
 from rich.console import Console
 from support.models import CHATML, make_tokenizer
 
+from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.cli import main as cli
 from taskpgm.cli.tables import pool_view, rows_view
 from taskpgm.config_file import parse_config
-from taskpgm.data.chat import ChatEncoder
-from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.errors import UserError
 from taskpgm.lm.checkpoint import load_tokenizer
+from taskpgm.pool.task_pool import TaskPool, load_tasks
 
 ALTERNATING = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"

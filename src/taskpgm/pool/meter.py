@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from taskpgm.data.rowfiles import Entries, LengthsOf, Measured, RowFiles
+from taskpgm.pool.rowfiles import Entries, LengthsOf, Measured, RowFiles
 from taskpgm.progress import QUIET, Progress
 
 CHUNK = 512  # rows measured at a time: often enough for a progress bar

@@ -15,22 +15,22 @@ from typing import Any, Literal
 import numpy as np
 
 from taskpgm.config import Config, Source
-from taskpgm.data.cleaning import without_leaks
 from taskpgm.data.columns import Layout
 from taskpgm.data.conversations import title_of
-from taskpgm.data.copies import Contamination, Leaks, numbered, shared
-from taskpgm.data.drawing import response_tokens
 from taskpgm.data.messages import Conversation
-from taskpgm.data.meter import Memory, Meter
-from taskpgm.data.ranking import Counts as Counts
-from taskpgm.data.ranking import Estimate, SplitSet, gather_sources, measure_heads, split_rows
-from taskpgm.data.rowfiles import Length as Length
-from taskpgm.data.rowfiles import LengthsOf, RowFiles, Sample, keys_of
-from taskpgm.data.rowfiles import Measured as Measured
-from taskpgm.data.rowfiles import Refused as Refused
-from taskpgm.data.rowfiles import Row as Row
-from taskpgm.data.rows import Rows, Store, costs_of
 from taskpgm.errors import UserError
+from taskpgm.pool.cleaning import without_leaks
+from taskpgm.pool.copies import Contamination, Leaks, numbered, shared
+from taskpgm.pool.drawing import response_tokens
+from taskpgm.pool.meter import Memory, Meter
+from taskpgm.pool.ranking import Counts as Counts
+from taskpgm.pool.ranking import Estimate, SplitSet, gather_sources, measure_heads, split_rows
+from taskpgm.pool.rowfiles import Length as Length
+from taskpgm.pool.rowfiles import LengthsOf, RowFiles, Sample, keys_of
+from taskpgm.pool.rowfiles import Measured as Measured
+from taskpgm.pool.rowfiles import Refused as Refused
+from taskpgm.pool.rowfiles import Row as Row
+from taskpgm.pool.rows import Rows, Store, costs_of
 from taskpgm.progress import QUIET, Progress
 from taskpgm.types import Brief, Ints
 

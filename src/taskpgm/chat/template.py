@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskpgm.data.messages import Conversation, Message
-from taskpgm.data.pool import Refused
 from taskpgm.errors import first_line
+from taskpgm.pool.task_pool import Refused
 
 DAY = date(2024, 7, 26)  # for templates that write today's: what Llama's own take where there is no clock
 FIRST, LAST = 0x40000, 0xDFFFF  # planes without characters: the stand-ins

@@ -9,11 +9,11 @@ import numpy as np
 
 from taskpgm.config import Config, ContextConfig, Source, TargetConfig
 from taskpgm.data.conversations import SourceStream, title_of
-from taskpgm.data.copies import Members
-from taskpgm.data.gathering import Gathered, Gatherer, gather
-from taskpgm.data.meter import CHUNK, Meter
-from taskpgm.data.rowfiles import COST, UNFIT, UNKNOWN, Entries, Length, Refused, RowFiles, Sample, cost_of, grading_key
 from taskpgm.errors import UserError
+from taskpgm.pool.copies import Members
+from taskpgm.pool.gathering import Gathered, Gatherer, gather
+from taskpgm.pool.meter import CHUNK, Meter
+from taskpgm.pool.rowfiles import COST, UNFIT, UNKNOWN, Entries, Length, Refused, RowFiles, Sample, cost_of, grading_key
 from taskpgm.progress import Progress, many
 from taskpgm.system import usable_cores
 from taskpgm.types import Ints

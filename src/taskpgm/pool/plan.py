@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
 from taskpgm.config import Config
-from taskpgm.data.drawing import blocks, response_tokens, taken
-from taskpgm.data.meter import CHUNK
-from taskpgm.data.pool import TaskPool, TaskSet
 from taskpgm.errors import UserError
 from taskpgm.mixture.energies import Budget
+from taskpgm.pool.drawing import blocks, response_tokens, taken
+from taskpgm.pool.meter import CHUNK
+from taskpgm.pool.task_pool import TaskPool, TaskSet
 from taskpgm.progress import many
 from taskpgm.types import Brief, Floats, Ints
 

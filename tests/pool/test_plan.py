@@ -11,7 +11,8 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 from support.pools import make_config, make_pool
 
-from taskpgm.data.plan import (
+from taskpgm.errors import UserError
+from taskpgm.pool.plan import (
     RowPlan,
     copies,
     distinct_mixture,
@@ -21,8 +22,7 @@ from taskpgm.data.plan import (
     supply_bounds,
     uniform_mixture,
 )
-from taskpgm.data.pool import TaskPool
-from taskpgm.errors import UserError
+from taskpgm.pool.task_pool import TaskPool
 
 common = settings(max_examples=150, deadline=None)
 Case = tuple[dict[str, float], int, dict[str, int], dict[str, float], dict[str, float]]

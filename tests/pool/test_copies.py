@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from support.files import configure, lengths_of, load, one_sentence, pairs, write
 
 from taskpgm.config import Config
-from taskpgm.data.alike import PLAIN, folded, normal, normal_data
-from taskpgm.data.near import ALIKE, FIGURES
-from taskpgm.data.pool import TaskPool, load_tasks
 from taskpgm.errors import UserError
+from taskpgm.pool.alike import PLAIN, folded, normal, normal_data
+from taskpgm.pool.near import ALIKE, FIGURES
+from taskpgm.pool.task_pool import TaskPool, load_tasks
 
 SAME = [
     ("Roger had 29 dollars. How much now?", "roger had 29 dollars .  How much now ?"),

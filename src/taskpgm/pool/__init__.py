@@ -1,0 +1,1 @@
+"""The rows of a run: split, on disk, drawn for a mixture."""
