@@ -48,7 +48,7 @@ def test_parts_are_carried_or_refused(tmp_path: Path, to: str, row: Conversation
 
 def test_lossy_drops_and_counts(tmp_path: Path) -> None:
     export = export_plan(handover_of(THINKING), "openai", tmp_path / "out", lossy=True)
-    assert export.notes == ("thoughts of 1 rows dropped: openai has no place for them",)
+    assert export.notes == ("thoughts of 1 row dropped: openai has no place for them",)
     assert first(tmp_path / "out") == [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "so."}]
     assert export.notes[0] in (tmp_path / "out/HOWTO.md").read_text()
 

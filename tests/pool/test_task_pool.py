@@ -276,7 +276,7 @@ def test_too_few_rows(tmp_path: Path) -> None:
     two, three = write(tmp_path / "two.jsonl", pairs(1, 2, 2)), write(tmp_path / "three.jsonl", pairs(1, 2, 3))
     with pytest.raises(
         UserError,
-        match=r"Task 'a' has 2 usable rows \(3 read, 1 duplicates\), but 2 contexts and one training row need 3",
+        match=r"Task 'a' has 2 usable rows \(3 read, 1 duplicate\), but 2 contexts and one training row need 3",
     ):
         load(configure({"a": two}))
     assert len(load(configure({"a": three}))["a"].train) == 1
