@@ -86,6 +86,12 @@ def test_what_all_options_share_is_form_and_the_rest_is_choice():
         {"t": (options, [np.vstack([logp, more])]), "s": (options, [np.vstack([logp, moved])])}, {"t": 3.0}, only, u
     )
     assert both.right == pytest.approx(0.75 * shared.right + 0.25 * chosen.right)
+    assert both.error == pytest.approx(np.hypot(0.75 * shared.error, 0.25 * chosen.error))
+    seeds = measure_form({"t": (options, [np.vstack([logp, more]), np.vstack([logp, moved])])}, {}, only, u)
+    assert (seeds.right, seeds.form) == pytest.approx(
+        ((shared.right + chosen.right) / 2, (shared.form + chosen.form) / 2)
+    )
+    assert seeds.error == pytest.approx(chosen.error / 2)  # what is shared changes no choice
     single = Options(options.rows[:2], [2], [1])
     assert measure_form({"t": (single, [np.vstack([logp, more])[:, :3]])}, {}, only, u).error is None
     assert "-0." not in form_sentence({"right": -0.02, "form": -0.01, "choice": -0.01, "error": 0.002})
