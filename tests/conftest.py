@@ -9,7 +9,16 @@ from support.models import ARCHITECTURES, OTHERS, make_model, write_model
 
 from taskpgm.files import cache_folder
 
-TORCH = ("chat", "workers", "lm", "probes", "trainer", "evaluation", "pipeline", "cli")  # folders whose tests need taskpgm[lm]
+TORCH = (
+    "chat",
+    "workers",
+    "lm",
+    "probes",
+    "trainer",
+    "evaluation",
+    "pipeline",
+    "cli",
+)  # folders whose tests need taskpgm[lm]
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -12,7 +12,7 @@ from taskpgm import UserError, load_run
 from taskpgm.chat.encoder import ChatEncoder
 from taskpgm.evaluation.likelihood import Questions
 from taskpgm.evaluation.loss import Evaluator
-from taskpgm.evaluation.predict import predict_losses
+from taskpgm.evaluation.predict import predict_losses, run_prediction
 from taskpgm.pipeline.run import run_session
 from taskpgm.pipeline.session import open_session
 from taskpgm.pipeline.stages import finished_run, load_probes, make_pool
@@ -69,6 +69,20 @@ def test_merged_probes_are_judged_by_options_too(scored):
     for i, task in enumerate(result.pool.names):  # a merge of one probe is that probe
         columns = result.scores.context_set[result.scores.context] == result.scores.sets.index("target")
         assert found[f"only {task}"].merged == pytest.approx(-result.scores.logp[1 + i, columns].mean(), abs=1e-4)
+
+
+def test_predictions_of_options_are_held_against_measured_options(scored):
+    session, result, _ = scored
+    finished = finished_run(session, result)
+    weights = result.mixture.shares
+    record = {"setting": "s", "rows": session.config.budget.size, "mixture": "taskpgm", "seed": 0, "weights": weights}
+    (finished.folder / "compare").mkdir(exist_ok=True)
+    for seed, losses in enumerate([{"token_loss": 9.0, "option_loss": 0.5}, {"token_loss": 9.0, "option_loss": None}]):
+        path = finished.folder / "compare" / f"{seed}.json"
+        path.write_text(json.dumps(record | {"seed": seed, "sets": {"target": losses}}))
+    (finished.folder / "comparison.json").write_text(json.dumps({"setting": "s"}))
+    (found,), _ = run_prediction(finished, ("taskpgm",), merged=False)
+    assert found.measured == 0.5
 
 
 def test_form_that_all_options_share_counts_for_nothing():

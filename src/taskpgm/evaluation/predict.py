@@ -186,6 +186,11 @@ def _shares(config: Config) -> dict[str, float]:
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 
+def _measured_loss(of_set: Mapping[str, Any], by_options: bool) -> Any:
+    """What a set's predictions are predictions of; None if it was not measured."""
+    return of_set.get("option_loss" if by_options else "token_loss")
+
+
 def _trained_mixtures(
     finished: FinishedRun, shares: Mapping[str, float], now: Mapping[str, Mapping[str, float]]
 ) -> dict[str, tuple[dict[str, float], float]]:
@@ -197,6 +202,7 @@ def _trained_mixtures(
     setting = loaded(read_json, last, by="compare").get("setting") if last.exists() else None
     if setting is None:
         return {}
+    options = finished.config.option_targets
     taken = {name: digest(dict(weights)) for name, weights in now.items()}
     losses: dict[tuple[str, str], list[float]] = {}
     weights: dict[tuple[str, str], dict[str, float]] = {}
@@ -207,8 +213,10 @@ def _trained_mixtures(
         name = f"random, seed {record['seed']}" if record["mixture"] == "random" else record["mixture"]
         name = "uniform" if name.startswith(SCALED) else name
         key = (name, digest(record["weights"]))
-        macro = sum(share * record["sets"][name]["token_loss"] for name, share in shares.items())
-        losses.setdefault(key, []).append(macro)
+        measured = {one: _measured_loss(record["sets"][one], one in options) for one in shares}
+        if None in measured.values():
+            continue
+        losses.setdefault(key, []).append(sum(share * measured[one] for one, share in shares.items()))
         weights[key] = record["weights"]
     found: dict[str, tuple[dict[str, float], float]] = {}
     for (name, of_weights), values in losses.items():
