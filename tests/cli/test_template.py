@@ -108,7 +108,7 @@ def test_rows_are_counted_as_a_run_counts_them_and_progress_is_told(tmp_path):
     path = write(tmp_path / "late.jsonl", *late, *late)
     text, _ = write_template([path, write(tmp_path / "a.jsonl", *rows("prompt", "completion"))], Told())
     assert "late.jsonl}  # 71 rows" in text
-    assert said == [("reading", 2, "files"), 1, 1]
+    assert said == [("reading", 2, "file"), 1, 1]
 
 
 def test_preferences_say_which_column_to_name(tmp_path):
