@@ -122,6 +122,14 @@ def test_tasks_that_a_selection_leaves_out_are_named_and_not_at_a_bound():
     assert "max_share" not in text
 
 
+def test_the_one_task_that_is_chosen_is_at_no_cap_of_its_own():
+    energy = build_energy(synthetic_scores(np.random.default_rng(0), 3), None, EnergyConfig())
+    data = solve_mixture(energy, chosen=("t1",), references={"uniform": None}).to_dict()
+    out = shown(mixture_view(data))
+    assert "at the whole budget" in out
+    assert "max_share" not in out
+
+
 def test_relations_name_other_tasks_each_time():
     _, _, affinity = solved(n=5, targets=2)
     lines = relation_lines(affinity)

@@ -275,3 +275,8 @@ def test_scores_without_targets_are_those_of_the_tasks_only():
     np.testing.assert_array_equal(own.logp, scores.logp[:, kept])
     np.testing.assert_array_equal(own.context_set[own.context], [scores.context_set[scores.context[t]] for t in kept])
     np.testing.assert_allclose(measure_affinity(own, AffinityConfig()).S, measure_affinity(scores, AffinityConfig()).S)
+
+
+def test_a_matrix_that_is_not_there_is_named_without_an_errno(tmp_path):
+    with pytest.raises(UserError, match=r"S\.csv: No such file or directory; check it\.$"):
+        read_affinity(tmp_path / "S.csv")

@@ -592,7 +592,7 @@ def _run(config: Config, out: Path, everything: bool) -> None:
     if not made:
         _print("up to date: nothing had to be made again")
     if config.energy.kind == "likelihood" and questions(result.pool, config) and not (out / "form.json").exists():
-        _print(f"targets with choices: `taskpgm form … --out {out}` says how much of their gain is the form of answers")
+        _print(f"targets with choices: `taskpgm form MIX.YAML --out {out}` says how much of their gain is form")
     _print(f"{result.plan.described}: {out}/train.jsonl")
     _print(report_line(out))
 

@@ -132,7 +132,8 @@ def _interval(task: Mapping[str, Any], groups: int) -> str:
         often, of = task["off_bound_frequency"], ""
         if often is not None and often > 0:
             of = f" in {round((1 - often) * groups)} of {groups}"
-        return f"at {floor if low else task.get('max_share_from', 'max_share')}{of}"
+        cap = task.get("max_share_from", "max_share") if task["max_share"] < 1 else "the whole budget"
+        return f"at {floor if low else cap}{of}"
     return "" if task["interval"] is None else f"{100 * task['interval'][0]:.1f}–{task['interval'][1]:.1%}"
 
 

@@ -229,9 +229,11 @@ def read_affinity(path: Path | str, names: tuple[str, ...] | None = None) -> Aff
         matrix, found = _READERS[path.suffix.lower()](path)
     except KeyError:
         raise UserError(f"Cannot tell what {path} is; give an affinity as .csv, .npy or .npz.") from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"Cannot read an affinity matrix from {path}: {error.strerror or error}; check it.") from error
+    except ValueError as error:
         raise UserError(f"Cannot read an affinity matrix from {path}: {' '.join(str(error).split())}.") from error
     return given_affinity(matrix, names or found, str(path))
 
