@@ -311,6 +311,13 @@ def test_figures_are_written_as_png(folder, tmp_path, monkeypatch):
     assert size == [2000, 2 * some[0].pictures[0].figure.layout.height]
 
 
+def test_figures_as_files_have_no_controls():
+    import plotly.graph_objects as go
+
+    figure = go.Figure(layout={"sliders": [{"active": 1}], "updatemenus": [{"active": 0}]})
+    assert not {"sliders", "updatemenus"} & build._still(figure).to_dict()["layout"].keys()
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium: apt-get install chromium")
 def test_figures_are_written_as_svg(folder, tmp_path):
     pytest.importorskip("kaleido")

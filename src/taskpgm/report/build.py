@@ -103,7 +103,7 @@ def _figures(parts: Sequence[Section]) -> dict[str, Any]:
 
 def _still(figure: Any) -> Any:
     """The figure as it stands, without its controls."""
-    figure.update_layout(updatemenus=[], sliders=[])
+    figure.layout.updatemenus, figure.layout.sliders = [], []  # update_layout keeps those that are there
     return figure
 
 
