@@ -79,7 +79,7 @@ def test_the_table_of_the_page_is_the_code(call: Callable[..., tuple[int, str]])
 
 def test_errors_are_sentences(place: Path, call: Callable[..., tuple[int, str]]) -> None:
     for arguments, hint in (
-        (("runs/first", "--to", "axolotll", "--out", "e"), "Did you mean axolotl"),
+        (("runs/first", "--to", "axolotll", "--out", "e"), "did you mean 'axolotl'"),
         (("runs/first", "--to", "trl"), "Give a run directory, --to and --out"),
         (("runs/none", "--to", "trl", "--out", "e"), "no run directory"),
         (("runs/first", "--to", "trl", "--by", "half", "--out", "e"), "rows, counts or shares"),
