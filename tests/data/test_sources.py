@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -292,6 +293,17 @@ def test_a_link_that_leads_nowhere_is_no_file_that_was_left_out(tmp_path: Path) 
     link(tmp_path / "set" / "train-00001-of-00002.jsonl", tmp_path / "set" / "train-00001-of-00002.jsonl")
     for path in (tmp_path / "set", tmp_path / "set" / "train*.jsonl"):
         assert "is a link to what is not there" in str(read_error(path))
+
+
+def test_a_name_that_is_no_text_is_refused_before_a_run_has_to_write_it(tmp_path: Path) -> None:
+    """As old archives leave them, in Latin-1."""
+    name = tmp_path / os.fsdecode("Größe.jsonl".encode("latin-1"))
+    try:
+        name.write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    for path in (name, tmp_path, tmp_path / "*.jsonl"):
+        assert "is no UTF-8" in str(read_error(path))
 
 
 def test_only_data_is_read_from_a_folder(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ do not tell, the user is asked: nobody trains on a test set because it lay besid
 
 import glob
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -80,8 +81,28 @@ def files_of(asked: Asked) -> Files | None:
     """Files that are read, all that the rows depend on; None if nothing local has that name, so a hub id might.
 
     Raises:
-        UserError: no file of the split, or no telling which ones they are.
+        UserError: no file of the split, no telling which ones they are, or a name that cannot be written down.
     """
+    found = _files_of(asked)
+    for path in found.paths if found else ():
+        if not _is_text(str(path)):
+            shown = os.fsencode(path).decode(errors="replace")
+            raise UserError(
+                f"{asked.who}: the name of {shown} is no UTF-8, which a run could not write down; rename it."
+            )
+    return found
+
+
+def _is_text(name: str) -> bool:
+    """Whether the name is UTF-8; Python has stand-ins for bytes that are not."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _files_of(asked: Asked) -> Files | None:
     local = local_path(asked.path)
     if local.is_file():
         return Files([local], local.parent, _unused(asked, "a file"))
