@@ -76,7 +76,7 @@ def read_model(config: ModelConfig, **options: Any) -> Any:
     places = getattr(model, "hf_device_map", {}).values()
     if len(set(places)) > 1 and {"cpu", "disk"} & set(places):
         raise _no_room(config)
-    _check_model(config.path, folder, model)
+    _check_model(config.path, model)
     _check_weights(config.path, model, sorted(found["missing_keys"]), sorted(found["mismatched_keys"]))
     return model
 
@@ -113,7 +113,7 @@ def _of_settings(config: ModelConfig, folder: Path) -> Any:
             )
     except Exception as error:  # of code that is not ours, on files that are not
         raise _no_model(config, error) from error
-    _check_model(config.path, folder, model)
+    _check_model(config.path, model)
     return model
 
 
@@ -136,15 +136,10 @@ def quantization_of(config: ModelConfig) -> str | None:
 
 def _quantized_files(folder: Path) -> dict[str, Any]:
     """How a model is quantised in its files, as config.json says; empty if it is not."""
-    return dict(_settings(folder).get("quantization_config") or {})
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """What config.json holds; empty if it cannot be read, for transformers says what is wrong."""
     try:
-        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
+        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {})
+    except (OSError, ValueError, AttributeError):
+        return {}  # transformers says what is wrong
 
 
 def limits_of(model: Any) -> Limits:
@@ -249,10 +244,10 @@ def _no_room(config: ModelConfig) -> UserError:
     )
 
 
-def _check_model(name: str, folder: Path, model: Any) -> None:
+def _check_model(name: str, model: Any) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
-    for saved in _settings(folder).get("architectures") or ():
+    for saved in model.config.architectures or ():
         if str(saved).endswith(OTHER_HEADS):
             raise UserError(
                 f"Model {name!r} was saved as {saved} (architectures in config.json), which gives no next token; name "
